@@ -1,0 +1,248 @@
+//! The guard and the validation. The only caller of [`Engine::compile`].
+//!
+//! From the moment the engine has made a compiled plugin until the runtime is published, a [`Guard`] owns it. Whatever
+//! fails in between (see [`FailurePoint`]) closes it before the error is returned; a panic, or a caller that has left,
+//! closes it in the guard's drop. Success disarms the guard and hands ownership on.
+//!
+//! A compile cannot be interrupted. It runs on a task of its own which holds its place, its permit and its slot among
+//! `build_concurrency` until it has really ended; when its time is up, only the wait for it ends.
+
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
+
+use crate::{
+    background,
+    config::Wasi,
+    engine::{self, CompileRequest, CompiledPlugin, Engine, HostFunction, Instance, InstanceLimits},
+    error::Error,
+    metrics::Metrics,
+    registry::{Admission, Place},
+    runtime::{Executable, Policy, Runtime},
+    source::{Interface, Plugin},
+};
+
+/// What a plugin may import from `extism:host/env`: Extism's kernel and its host functions.
+const ENVIRONMENT: &[&str] = &[
+    "alloc",
+    "config_get",
+    "error_get",
+    "error_set",
+    "extism_context",
+    "free",
+    "get_log_level",
+    "http_headers",
+    "http_request",
+    "http_status_code",
+    "input_length",
+    "input_load_u64",
+    "input_load_u8",
+    "input_offset",
+    "input_set",
+    "length",
+    "length_unsafe",
+    "load_u64",
+    "load_u8",
+    "log_debug",
+    "log_error",
+    "log_info",
+    "log_trace",
+    "log_warn",
+    "memory",
+    "memory_bytes",
+    "output_length",
+    "output_offset",
+    "output_set",
+    "reset",
+    "store_u64",
+    "store_u8",
+    "var_get",
+    "var_set",
+];
+
+/// A plugin that has passed all that can be checked without an engine, and how to run it.
+#[derive(Debug, Clone)]
+pub(crate) struct Blueprint {
+    pub(crate) plugin: Plugin,
+    pub(crate) entry_point: String,
+    pub(crate) wasi: bool,
+    pub(crate) config: Arc<BTreeMap<String, String>>,
+    pub(crate) allowed_hosts: Arc<[String]>,
+    pub(crate) host_functions: Arc<[HostFunction]>,
+    pub(crate) limits: InstanceLimits,
+    pub(crate) policy: Policy,
+}
+
+/// Refuses imports that nothing will provide, before they cost anyone a place or a compile.
+///
+/// # Errors
+///
+/// `invalid_plugin`, naming the first such import.
+pub(crate) fn check_imports(interface: &Interface, wasi: Wasi, functions: &[HostFunction]) -> Result<(), Error> {
+    for import in interface.imports() {
+        let (module, name) = (import.module.as_str(), import.name.as_str());
+        let provided = match module {
+            "extism:host/env" => ENVIRONMENT.contains(&name),
+            // Its functions are many and the engine knows them.
+            "wasi_snapshot_preview1" => wasi == Wasi::Auto,
+            _ => false,
+        };
+        let by_host = || functions.iter().any(|function| function.module() == module && function.name() == name);
+        if !provided && !by_host() {
+            return Err(Error::invalid_plugin(match module {
+                "wasi_snapshot_preview1" => format!("it imports {module}::{name}, and WASI is off"),
+                _ => format!("it imports {module}::{name}, which this host does not provide"),
+            }));
+        }
+    }
+    Ok(())
+}
+
+/// Compiles and validates, a bounded number at a time.
+pub(crate) struct Compiler {
+    engine: Arc<dyn Engine>,
+    slots: Arc<Semaphore>,
+    metrics: Metrics,
+}
+
+impl Compiler {
+    pub(crate) fn new(engine: Arc<dyn Engine>, concurrency: usize, metrics: Metrics) -> Self {
+        Self { engine, slots: Arc::new(Semaphore::new(concurrency)), metrics }
+    }
+
+    /// Compiles a plugin into a runtime, or closes whatever was opened for it.
+    ///
+    /// Cancel safe: a compile in progress runs to its end and is closed.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_plugin`, `entry_point_missing`, `build_timeout`, or `internal` for a panic.
+    pub(crate) async fn build(&self, blueprint: Blueprint, admission: Admission<Runtime>) -> Result<Runtime, Error> {
+        let internal = |error| Error::internal("the build did not finish", error);
+        let slot = self.slots.clone().acquire_owned().await.map_err(|error| internal(error.to_string()))?;
+        let after = blueprint.limits.build_timeout;
+        let (engine, metrics) = (self.engine.clone(), self.metrics.clone());
+        let work = tokio::spawn(async move {
+            let built = attempt(&*engine, blueprint, admission, metrics).await;
+            drop(slot);
+            built
+        });
+        match timeout(after, work).await {
+            Ok(Ok(built)) => built,
+            Ok(Err(panic)) => Err(internal(panic.to_string())),
+            Err(_) => Err(Error::BuildTimeout { after }),
+        }
+    }
+}
+
+/// Where a build can fail once there is something to close.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FailurePoint {
+    /// The probe instance cannot be made: links, data segments, `start` and initialisers are tried here.
+    Probe,
+    /// The compiled plugin does not have the entry point that its bytes promised.
+    EntryPoint,
+}
+
+async fn attempt(
+    engine: &dyn Engine,
+    blueprint: Blueprint,
+    admission: Admission<Runtime>,
+    metrics: Metrics,
+) -> Result<Runtime, Error> {
+    let Admission { place, permit } = admission;
+    let Blueprint { plugin, entry_point, wasi, config, allowed_hosts, host_functions, limits, policy } = blueprint;
+    let request = CompileRequest {
+        wasm: plugin.bytes().clone(),
+        wasi,
+        config,
+        allowed_hosts,
+        host_functions,
+        limits,
+        permit: engine::Permit::new(place.clone()),
+    };
+    let started = Instant::now();
+    let compiled = engine.compile(request).await?;
+    metrics.compiled(started.elapsed());
+    let mut guard = Guard::new(compiled, place);
+
+    let started = Instant::now();
+    let probe = match guard.compiled().instantiate(engine::Permit::new(permit)).await {
+        Ok(probe) => probe,
+        Err(error) => return Err(guard.close(FailurePoint::Probe, error).await),
+    };
+    metrics.probed(started.elapsed());
+    guard.keep(probe);
+
+    if !guard.compiled().has_entry_point(&entry_point) {
+        let available = plugin.interface().entry_points().to_vec();
+        let error = Error::EntryPointMissing { entry_point: Some(entry_point), available };
+        return Err(guard.close(FailurePoint::EntryPoint, error).await);
+    }
+    Ok(guard.disarm(|compiled, probe, place| {
+        let executable = Executable { compiled, entry_point, digest: plugin.digest() };
+        Runtime::new(executable, probe, policy, metrics, place)
+    }))
+}
+
+/// Owns what the engine has opened until a runtime does.
+struct Guard {
+    /// `None` once disarmed or closed.
+    opened: Option<Opened>,
+}
+
+/// In the order in which it is given back.
+struct Opened {
+    probe: Option<Box<dyn Instance>>,
+    compiled: Box<dyn CompiledPlugin>,
+    place: Place<Runtime>,
+}
+
+impl Guard {
+    fn new(compiled: Box<dyn CompiledPlugin>, place: Place<Runtime>) -> Self {
+        place.opened();
+        Self { opened: Some(Opened { probe: None, compiled, place }) }
+    }
+
+    fn compiled(&self) -> &dyn CompiledPlugin {
+        match &self.opened {
+            Some(opened) => &*opened.compiled,
+            None => unreachable!("a guard is consumed when it is disarmed or closed"),
+        }
+    }
+
+    fn keep(&mut self, probe: Box<dyn Instance>) {
+        if let Some(opened) = &mut self.opened {
+            opened.probe = Some(probe);
+        }
+    }
+
+    /// Closes what was opened, waits until that is done, and hands the error on.
+    async fn close(mut self, point: FailurePoint, error: Error) -> Error {
+        tracing::debug!(?point, error = %error.chain(), "closing what a failed build had opened");
+        if let Some(opened) = self.opened.take() {
+            // Dropping compiled code unmaps it, which takes a while.
+            let _ = spawn_blocking(move || drop(opened)).await;
+        }
+        error
+    }
+
+    /// Hands ownership on.
+    fn disarm(
+        mut self,
+        assemble: impl FnOnce(Box<dyn CompiledPlugin>, Box<dyn Instance>, Place<Runtime>) -> Runtime,
+    ) -> Runtime {
+        match self.opened.take() {
+            Some(Opened { probe: Some(probe), compiled, place }) => assemble(compiled, probe, place),
+            _ => unreachable!("a guard is disarmed once, after its probe was kept"),
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(opened) = self.opened.take() {
+            background::drop_elsewhere(opened);
+        }
+    }
+}

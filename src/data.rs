@@ -1,0 +1,245 @@
+//! What an evaluation is given: static, per-call and composite data, merged into the guest's input bytes.
+//!
+//! # The merge rule
+//!
+//! Later wins. Two JSON objects are merged key by key, and so on inside: a key that both have, with an object on both
+//! sides, is merged in turn; otherwise the later value replaces the earlier. Anything else (arrays, text, raw bytes) is
+//! never mixed: the later replaces the earlier whole. [`Data::Empty`] gives way to whatever stands beside it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::Error;
+
+/// Data for one evaluation, or a part of it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Data {
+    /// None; the guest's input is empty.
+    #[default]
+    Empty,
+    /// Handed to the guest as they are. Never merged, even if they hold JSON.
+    Bytes(Bytes),
+    /// Merged by the [rule](self) and handed to the guest as compact JSON.
+    Json(Value),
+}
+
+impl Data {
+    /// Anything that serde can turn into JSON.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_request` if it cannot, as for a map whose keys are not strings.
+    pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<Self, Error> {
+        serde_json::to_value(value)
+            .map(Data::Json)
+            .map_err(|error| Error::invalid_request(format!("the data cannot be written as JSON: {error}")))
+    }
+
+    /// Merges `later` over this, by the [rule](self).
+    #[must_use]
+    pub fn merge(self, later: Data) -> Data {
+        match (self, later) {
+            (earlier, Data::Empty) => earlier,
+            (Data::Json(mut earlier), Data::Json(later)) => {
+                merge_json(&mut earlier, later);
+                Data::Json(earlier)
+            }
+            (_, later) => later,
+        }
+    }
+
+    /// The guest's input.
+    ///
+    /// # Errors
+    ///
+    /// `payload_too_large` if it is over `limit` bytes.
+    pub(crate) fn into_input(self, limit: u64) -> Result<Bytes, Error> {
+        let input = match self {
+            Data::Empty => Bytes::new(),
+            Data::Bytes(bytes) => bytes,
+            Data::Json(value) => Bytes::from(value.to_string()),
+        };
+        if input.len() as u64 > limit {
+            return Err(Error::PayloadTooLarge { what: "input", limit });
+        }
+        Ok(input)
+    }
+}
+
+/// A loop over what is left to merge rather than recursion: a caller's nesting must not decide this thread's stack.
+fn merge_json(earlier: &mut Value, later: Value) {
+    let mut left = vec![(earlier, later)];
+    while let Some((earlier, later)) = left.pop() {
+        match (earlier, later) {
+            (Value::Object(earlier), Value::Object(later)) => {
+                let mut shared = Vec::new();
+                for (key, value) in later {
+                    if earlier.contains_key(&key) {
+                        shared.push((key, value));
+                    } else {
+                        earlier.insert(key, value);
+                    }
+                }
+                let mut shared: serde_json::Map<String, Value> = shared.into_iter().collect();
+                for (key, slot) in earlier.iter_mut() {
+                    if let Some(value) = shared.remove(key) {
+                        left.push((slot, value));
+                    }
+                }
+            }
+            (slot, later) => *slot = later,
+        }
+    }
+}
+
+impl From<Bytes> for Data {
+    fn from(bytes: Bytes) -> Self {
+        Data::Bytes(bytes)
+    }
+}
+
+impl From<Vec<u8>> for Data {
+    fn from(bytes: Vec<u8>) -> Self {
+        Data::Bytes(bytes.into())
+    }
+}
+
+impl From<&[u8]> for Data {
+    fn from(bytes: &[u8]) -> Self {
+        Data::Bytes(Bytes::copy_from_slice(bytes))
+    }
+}
+
+impl<const N: usize> From<&[u8; N]> for Data {
+    fn from(bytes: &[u8; N]) -> Self {
+        Data::Bytes(Bytes::copy_from_slice(bytes))
+    }
+}
+
+impl From<String> for Data {
+    fn from(text: String) -> Self {
+        Data::Bytes(text.into())
+    }
+}
+
+impl From<&str> for Data {
+    fn from(text: &str) -> Self {
+        Data::Bytes(Bytes::copy_from_slice(text.as_bytes()))
+    }
+}
+
+impl From<Value> for Data {
+    fn from(value: Value) -> Self {
+        Data::Json(value)
+    }
+}
+
+impl From<()> for Data {
+    fn from((): ()) -> Self {
+        Data::Empty
+    }
+}
+
+/// Gives an evaluator data of its own, into which each call's data is merged.
+///
+/// Called once an evaluation, on the caller's task, before anything is leased; it must not block.
+pub trait DataProvider: Send + Sync + 'static {
+    /// The data for one evaluation.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the evaluation should fail with.
+    fn provide(&self) -> Result<Data, Error>;
+}
+
+/// The same data for every call: `Static(data)`.
+#[derive(Debug, Clone)]
+pub struct Static(pub Data);
+
+impl DataProvider for Static {
+    fn provide(&self) -> Result<Data, Error> {
+        Ok(self.0.clone())
+    }
+}
+
+/// Data made anew for every call by a closure: `PerCall(|| Ok(…))`.
+#[derive(Debug, Clone)]
+pub struct PerCall<F>(pub F);
+
+impl<F: Fn() -> Result<Data, Error> + Send + Sync + 'static> DataProvider for PerCall<F> {
+    fn provide(&self) -> Result<Data, Error> {
+        (self.0)()
+    }
+}
+
+/// Several providers, merged in their order by the [rule](self): later wins.
+#[derive(Clone, Default)]
+pub struct Composite(Vec<Arc<dyn DataProvider>>);
+
+impl Composite {
+    /// No providers yet: [`Data::Empty`].
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a provider whose data wins over those before it.
+    #[must_use]
+    pub fn with(mut self, provider: impl DataProvider) -> Self {
+        self.0.push(Arc::new(provider));
+        self
+    }
+}
+
+impl DataProvider for Composite {
+    fn provide(&self) -> Result<Data, Error> {
+        self.0.iter().try_fold(Data::Empty, |earlier, provider| Ok(earlier.merge(provider.provide()?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn later_wins_and_objects_are_merged_inside() {
+        let earlier = Data::from(json!({"a": 1, "deep": {"x": 1, "y": [1, 2]}, "gone": null}));
+        let later = Data::from(json!({"b": 2, "deep": {"y": [3], "z": {}}, "gone": "here"}));
+        let merged = json!({"a": 1, "b": 2, "deep": {"x": 1, "y": [3], "z": {}}, "gone": "here"});
+        assert_eq!(earlier.merge(later), Data::Json(merged));
+    }
+
+    #[test]
+    fn what_is_not_an_object_on_both_sides_is_replaced_whole() {
+        let object = Data::from(json!({"a": 1}));
+        assert_eq!(object.clone().merge(Data::from("{}")), Data::from("{}"));
+        assert_eq!(Data::from("x").merge(object.clone()), object);
+        assert_eq!(Data::from(json!([1])).merge(Data::from(json!([2]))), Data::from(json!([2])));
+    }
+
+    #[test]
+    fn empty_gives_way_on_either_side() {
+        let object = Data::from(json!({"a": 1}));
+        assert_eq!(object.clone().merge(Data::Empty), object);
+        assert_eq!(Data::Empty.merge(object.clone()), object);
+    }
+
+    #[test]
+    fn a_composite_asks_its_providers_in_order() {
+        let composite = Composite::new()
+            .with(Static(json!({"who": "static", "kept": true}).into()))
+            .with(PerCall(|| Ok(json!({"who": "call"}).into())));
+        assert_eq!(composite.provide().unwrap(), json!({"who": "call", "kept": true}).into());
+    }
+
+    #[test]
+    fn input_over_its_limit_is_refused() {
+        assert_eq!(Data::from("1234").into_input(4).unwrap(), "1234");
+        assert_eq!(Data::from("12345").into_input(4).unwrap_err().kind(), "payload_too_large");
+    }
+}

@@ -1,0 +1,104 @@
+//! extism's errors are strings: they are read here, once, and nowhere else.
+
+use std::time::Duration;
+
+use wasmtime::Trap;
+
+use crate::{engine::InstanceLimits, error::Error};
+
+/// The most of a guest's own message that is kept, in bytes.
+const MAX_MESSAGE: usize = 4096;
+
+/// Why a call failed, and whether its instance can be called again.
+pub(super) struct Failure {
+    pub(super) error: Error,
+    pub(super) is_sound: bool,
+}
+
+impl Failure {
+    pub(super) fn sound(error: Error) -> Self {
+        Self { error, is_sound: true }
+    }
+
+    fn unsound(error: Error) -> Self {
+        Self { error, is_sound: false }
+    }
+}
+
+/// A failure to compile, link or initialise. Its text is fit for the plugin's author.
+pub(super) fn invalid(error: &extism::Error) -> Error {
+    let reason = match error.downcast_ref::<Trap>() {
+        Some(trap) => format!("its initialisation trapped: {trap}"),
+        None => match root(error).as_str() {
+            "oom" => "it needs more memory than its limit to start".to_owned(),
+            "plugin ran out of fuel" => "its initialisation ran out of fuel".to_owned(),
+            root => first_line(root),
+        },
+    };
+    Error::InvalidPlugin { reason, cause: Some(std::sync::Arc::from(Box::from(format!("{error:#}")))) }
+}
+
+/// A failure of a call that ended after `elapsed`.
+///
+/// A guest can claim any of these strings as its error message. So it is believed only about itself, and whatever is
+/// in doubt is not sound.
+pub(super) fn classify(error: &extism::Error, elapsed: Duration, limits: &InstanceLimits) -> Failure {
+    let root = root(error);
+    if let Some(trap) = error.downcast_ref::<Trap>() {
+        return Failure::unsound(match trap {
+            Trap::Interrupt => Error::ExecTimeout { after: limits.exec_timeout },
+            Trap::OutOfFuel => Error::OutOfFuel,
+            // A guest that sets an error and then traps on purpose, as AssemblyScript's `abort` does, has reported it.
+            _ if root != trap.to_string() => Error::GuestError { message: shorten(&root) },
+            trap => Error::GuestTrap { reason: trap.to_string() },
+        });
+    }
+    if let Some(code) = root.strip_prefix("Exited with i32 exit status ").and_then(|code| code.parse().ok()) {
+        return Failure::unsound(Error::GuestExit { code });
+    }
+    // extism hands on a returning guest's message bare; what ended the guest comes wrapped in its backtrace.
+    let returned = error.chain().len() == 1;
+    match root.as_str() {
+        // extism says so of a deadline and of a cancel; nobody is left to hear of a cancel.
+        "timeout" if elapsed >= limits.exec_timeout => {
+            Failure::unsound(Error::ExecTimeout { after: limits.exec_timeout })
+        }
+        "oom" => Failure::unsound(Error::OutOfMemory),
+        "plugin ran out of fuel" => Failure::unsound(Error::OutOfFuel),
+        text if text.ends_with("out of memory") => Failure::unsound(Error::OutOfMemory),
+        text => {
+            let message = match text.strip_prefix("Returned non-zero exit code: ") {
+                Some(code) => format!("it returned {code}"),
+                None => shorten(text),
+            };
+            Failure { error: Error::GuestError { message }, is_sound: returned && text != "timeout" }
+        }
+    }
+}
+
+fn root(error: &extism::Error) -> String {
+    error.root_cause().to_string()
+}
+
+fn first_line(text: &str) -> String {
+    shorten(text.lines().next().unwrap_or(text))
+}
+
+fn shorten(text: &str) -> String {
+    let mut end = text.len().min(MAX_MESSAGE);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        assert_eq!(shorten(&"é".repeat(4000)).len(), 4096);
+        assert_eq!(shorten(&format!("x{}", "é".repeat(4000))).len(), 4095);
+    }
+}

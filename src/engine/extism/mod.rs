@@ -1,0 +1,287 @@
+//! The `extism` crate as an engine.
+//!
+//! What it takes to keep the two rules of [an engine](super) on it:
+//!
+//! - **An interrupt hits a whole wasmtime engine**, and with it every instance made from one `CompiledPlugin`. So an
+//!   instance in use has a `CompiledPlugin` of its own, a [`Seat`]. Seats are compiled when a runtime first needs one
+//!   more and used again by later instances; an in-memory [cache](cache) of compiled functions makes all but the first
+//!   cheap. Considered and not taken: one `CompiledPlugin` for all (a cancelled call kills its siblings), and
+//!   extism's disk cache (starts a thread for each `CompiledPlugin`, fails without a home folder).
+//! - **A call blocks its thread**, so it runs on one of tokio's blocking threads. Dropping the call's future sends a
+//!   cancel, which extism loses when the call has not really begun: see [`stop`].
+//! - **Initialisers cannot be interrupted.** They hold their permit until they end.
+//! - **Nothing that a customer uploads reaches extism's own manifest parser**: the bytes were read as WebAssembly
+//!   before, and the manifest is made here.
+
+mod cache;
+mod errors;
+mod functions;
+mod stop;
+
+use std::{
+    any::Any,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use extism::{Manifest, Plugin, PluginBuilder, Wasm};
+use tokio::time::Instant;
+
+use self::{cache::CodeCache, stop::StopOnDrop};
+use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Instance, InstanceLimits, Permit, host::GuestScope};
+use crate::error::Error;
+
+/// Compiled functions that are kept for all plugins of one engine, in bytes.
+const CODE_CACHE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Bytes of variables that one instance may keep (extism's own default).
+const MAX_VAR_BYTES: u64 = 1024 * 1024;
+
+/// Runs plugins through the `extism` crate.
+pub struct ExtismEngine {
+    cache: Arc<CodeCache>,
+}
+
+impl ExtismEngine {
+    /// An engine with an empty code cache. Starts no thread and compiles nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { cache: Arc::new(CodeCache::new(CODE_CACHE_BYTES)) }
+    }
+}
+
+impl Default for ExtismEngine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for ExtismEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ExtismEngine")
+    }
+}
+
+impl Engine for ExtismEngine {
+    fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>> {
+        let cache = self.cache.clone();
+        Box::pin(blocking("compiling did not finish", move || {
+            let recipe = Recipe::new(request, cache)?;
+            let first = recipe.compile()?;
+            let compiled = Compiled { shared: Arc::new(Shared { seats: Mutex::new(vec![first]), recipe }) };
+            Ok(Box::new(compiled) as Box<dyn CompiledPlugin>)
+        }))
+    }
+}
+
+/// Everything needed to make one more `CompiledPlugin` of the same plugin. The permit goes last.
+struct Recipe {
+    manifest: Manifest,
+    wasi: bool,
+    functions: Vec<extism::Function>,
+    limits: InstanceLimits,
+    cache: Arc<CodeCache>,
+    _permit: Permit,
+}
+
+impl Recipe {
+    fn new(request: CompileRequest, cache: Arc<CodeCache>) -> Result<Self, Error> {
+        let limits = request.limits;
+        let pages = u32::try_from(limits.memory / 65_536).unwrap_or(u32::MAX);
+        let mut manifest = Manifest::new([Wasm::data(request.wasm.to_vec())])
+            .with_timeout(limits.exec_timeout)
+            .with_memory_max(pages)
+            .with_allowed_hosts(request.allowed_hosts.iter().cloned())
+            .with_config(request.config.iter().map(|(key, value)| (key.clone(), value.clone())));
+        manifest.memory.max_var_bytes = Some(MAX_VAR_BYTES);
+        manifest.memory.max_http_response_bytes = Some(limits.output_size);
+        let functions = request.host_functions.iter().map(functions::translate).collect::<Result<_, _>>()?;
+        Ok(Self { manifest, wasi: request.wasi, functions, limits, cache, _permit: request.permit })
+    }
+
+    fn compile(&self) -> Result<extism::CompiledPlugin, Error> {
+        let mut config = wasmtime::Config::new();
+        let cached = config.enable_incremental_compilation(self.cache.clone());
+        if let Err(error) = cached {
+            return Err(Error::internal("the code cache cannot be used", error.to_string()));
+        }
+        let mut builder = PluginBuilder::new(&self.manifest)
+            .with_wasi(self.wasi)
+            .with_functions(self.functions.iter().cloned())
+            .with_cache_disabled()
+            .with_wasmtime_config(config);
+        if let Some(fuel) = self.limits.fuel {
+            builder = builder.with_fuel_limit(fuel);
+        }
+        builder.compile().map_err(|error| errors::invalid(&error))
+    }
+}
+
+/// What a compiled plugin and its instances share. `seats` are the `CompiledPlugin`s that no instance is using.
+struct Shared {
+    seats: Mutex<Vec<extism::CompiledPlugin>>,
+    recipe: Recipe,
+}
+
+impl Shared {
+    fn seats(&self) -> std::sync::MutexGuard<'_, Vec<extism::CompiledPlugin>> {
+        // Nothing panics under this lock; a poisoned one still holds a sound list.
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_seat(self: &Arc<Self>) -> Result<Seat, Error> {
+        let free = self.seats().pop();
+        let compiled = match free {
+            Some(compiled) => compiled,
+            None => self.recipe.compile()?,
+        };
+        Ok(Seat { compiled: Some(compiled), shared: self.clone() })
+    }
+}
+
+/// A `CompiledPlugin` that one instance uses alone. Goes back to the others when dropped.
+struct Seat {
+    compiled: Option<extism::CompiledPlugin>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some(compiled) = self.compiled.take() {
+            self.shared.seats().push(compiled);
+        }
+    }
+}
+
+/// The engine's compiled plugin; reach it through [`CompiledPlugin::as_any`].
+pub struct Compiled {
+    shared: Arc<Shared>,
+}
+
+impl Compiled {
+    /// The manifest that the plugin was compiled with.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.shared.recipe.manifest
+    }
+}
+
+impl CompiledPlugin for Compiled {
+    fn has_entry_point(&self, name: &str) -> bool {
+        // extism knows a plugin's exports only once it has an instance; the bytes were inspected before.
+        !name.is_empty()
+    }
+
+    fn instantiate(&self, permit: Permit) -> BoxFuture<'_, Result<Box<dyn Instance>, Error>> {
+        let shared = self.shared.clone();
+        Box::pin(blocking("initialising did not finish", move || {
+            let seat = shared.take_seat()?;
+            let Some(compiled) = &seat.compiled else {
+                return Err(Error::Internal { reason: "a seat without a plugin", cause: None });
+            };
+            let _scope = GuestScope::enter();
+            let plugin = Plugin::new_from_compiled(compiled).map_err(|error| errors::invalid(&error))?;
+            Ok(Box::new(ExtismInstance { guest: Some(Box::new(Guest { plugin, seat, _permit: permit })) })
+                as Box<dyn Instance>)
+        }))
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// One guest with all that it holds, in the order in which it is given back.
+struct Guest {
+    plugin: Plugin,
+    seat: Seat,
+    _permit: Permit,
+}
+
+impl Guest {
+    fn call(&mut self, entry_point: &str, input: &[u8]) -> Result<Bytes, errors::Failure> {
+        let limits = &self.seat.shared.recipe.limits;
+        let started = std::time::Instant::now();
+        let _scope = GuestScope::enter();
+        let output: &[u8] = self
+            .plugin
+            .call(entry_point, input)
+            .map_err(|error| errors::classify(&error, started.elapsed(), limits))?;
+        // The length is the guest's word: it is looked at before any byte is.
+        if output.len() as u64 > limits.output_size {
+            return Err(errors::Failure::sound(Error::OutputTooLarge { limit: limits.output_size }));
+        }
+        Ok(Bytes::copy_from_slice(output))
+    }
+}
+
+struct ExtismInstance {
+    /// `None` while a call has it, and for good after a call that left it unsound.
+    guest: Option<Box<Guest>>,
+}
+
+impl Instance for ExtismInstance {
+    fn call<'a>(
+        &'a mut self,
+        entry_point: &'a str,
+        input: Bytes,
+        _deadline: Instant,
+    ) -> BoxFuture<'a, Result<Bytes, Error>> {
+        Box::pin(async move {
+            let Some(mut guest) = self.guest.take() else {
+                return Err(Error::Internal { reason: "an unsound instance was called", cause: None });
+            };
+            let entry_point = entry_point.to_owned();
+            let stop = StopOnDrop::new(guest.plugin.cancel_handle());
+            let running = stop.running();
+            let (guest, result) = blocking("an evaluation did not finish", move || {
+                // Declared before the guest is touched, so dropped after it has returned.
+                let running = running;
+                if running.is_cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                let called = catch_unwind(AssertUnwindSafe(|| guest.call(&entry_point, &input)));
+                drop(running);
+                match called {
+                    Ok(Ok(output)) => Ok((Some(guest), Ok(output))),
+                    Ok(Err(failure)) => Ok((failure.is_sound.then_some(guest), Err(failure.error))),
+                    Err(panic) => {
+                        let error = Error::internal("a host function panicked", functions::panic_text(&*panic));
+                        Ok((None, Err(error)))
+                    }
+                }
+            })
+            .await?;
+            stop.disarm();
+            self.guest = guest;
+            result
+        })
+    }
+
+    fn is_sound(&self) -> bool {
+        self.guest.is_some()
+    }
+}
+
+impl Drop for ExtismInstance {
+    fn drop(&mut self) {
+        // Unmapping a guest's memory takes a while: not on a thread that drives other tasks, when there is another.
+        if let (Some(guest), Ok(runtime)) = (self.guest.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(guest));
+        }
+    }
+}
+
+/// Runs blocking work where it may block. A panic in it is an `internal` error here; when this future is dropped, the
+/// work runs to its end and its result is dropped on its own thread.
+async fn blocking<T: Send + 'static>(
+    unfinished: &'static str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::internal(unfinished, error)),
+    }
+}

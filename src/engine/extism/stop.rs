@@ -1,0 +1,122 @@
+//! Stopping a guest whose caller has left.
+//!
+//! extism loses a cancel that comes before the call has really begun, so one cancel is not enough: it is repeated
+//! until the call has returned. One thread does that for the whole process, started at the first cancel that was not
+//! obeyed at once. Considered and not taken: a tokio task (none runs when its runtime is shutting down, which is when
+//! many calls are dropped), and a thread for each call.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+use extism::CancelHandle;
+
+/// How long to wait before a cancel is repeated.
+const REPEAT: Duration = Duration::from_millis(1);
+
+#[derive(Default)]
+struct State {
+    cancelled: AtomicBool,
+    returned: AtomicBool,
+}
+
+/// Stops a call when dropped, unless disarmed before.
+pub(super) struct StopOnDrop {
+    handle: Option<CancelHandle>,
+    state: Arc<State>,
+}
+
+/// Held by the thread of the call for as long as its guest may be running.
+pub(super) struct Running(Arc<State>);
+
+impl StopOnDrop {
+    pub(super) fn new(handle: CancelHandle) -> Self {
+        Self { handle: Some(handle), state: Arc::default() }
+    }
+
+    pub(super) fn running(&self) -> Running {
+        Running(self.state.clone())
+    }
+
+    /// The call has returned: nothing is left to stop.
+    pub(super) fn disarm(mut self) {
+        self.handle = None;
+    }
+}
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        let Some(handle) = self.handle.take() else { return };
+        // Before the first cancel: a call that has not begun sees this and never does.
+        self.state.cancelled.store(true, Ordering::SeqCst);
+        let stubborn = Stubborn { handle, state: self.state.clone() };
+        if !stubborn.cancel() {
+            repeat(stubborn);
+        }
+    }
+}
+
+impl Running {
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.0.cancelled.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.returned.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A call that has not returned yet.
+struct Stubborn {
+    handle: CancelHandle,
+    state: Arc<State>,
+}
+
+impl Stubborn {
+    /// Cancels the call unless it has returned; true when it has.
+    fn cancel(&self) -> bool {
+        if self.state.returned.load(Ordering::SeqCst) {
+            return true;
+        }
+        // Fails only when extism's timer thread is gone, and then so is the process.
+        let _ = self.handle.cancel();
+        false
+    }
+}
+
+fn repeat(stubborn: Stubborn) {
+    static REPEATER: OnceLock<Option<mpsc::Sender<Stubborn>>> = OnceLock::new();
+    let repeater = REPEATER.get_or_init(|| {
+        let (sender, receiver) = mpsc::channel();
+        let thread = thread::Builder::new().name("evalpool-stop".into()).spawn(move || run(&receiver));
+        thread.is_ok().then_some(sender)
+    });
+    // Without a thread to spare, the guest runs until extism's own timer ends it.
+    if let Some(repeater) = repeater {
+        let _ = repeater.send(stubborn);
+    }
+}
+
+fn run(receiver: &mpsc::Receiver<Stubborn>) {
+    let mut calls: Vec<Stubborn> = Vec::new();
+    loop {
+        let next = if calls.is_empty() {
+            receiver.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
+        } else {
+            receiver.recv_timeout(REPEAT)
+        };
+        match next {
+            Ok(call) => calls.push(call),
+            Err(mpsc::RecvTimeoutError::Timeout) => calls.retain(|call| !call.cancel()),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}

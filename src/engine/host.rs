@@ -1,0 +1,206 @@
+//! Host functions in our own terms, so that one declaration serves every engine.
+
+use std::{any::Any, cell::Cell, fmt, sync::Arc};
+
+/// The type of a parameter or result of a host function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "WebAssembly's own names")]
+pub enum ValType {
+    I32,
+    I64,
+    F32,
+    F64,
+}
+
+/// A parameter or result of a host function.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[expect(missing_docs, reason = "WebAssembly's own names")]
+pub enum Val {
+    I32(i32),
+    I64(i64),
+    F32(f32),
+    F64(f64),
+}
+
+impl Val {
+    /// Its type.
+    #[must_use]
+    pub fn ty(self) -> ValType {
+        match self {
+            Val::I32(_) => ValType::I32,
+            Val::I64(_) => ValType::I64,
+            Val::F32(_) => ValType::F32,
+            Val::F64(_) => ValType::F64,
+        }
+    }
+}
+
+/// Why a host function failed. The guest's call ends with it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct HostFunctionError(String);
+
+impl HostFunctionError {
+    /// A failure with a message, which the caller of the evaluation sees.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+/// Blocks of the guest's Extism memory, by the offset that PDKs pass as a pointer.
+pub trait GuestMemory {
+    /// Copies the block at `offset` out of the guest. Offset 0 is the empty block.
+    ///
+    /// # Errors
+    ///
+    /// When no block begins there.
+    fn read(&mut self, offset: u64) -> Result<Vec<u8>, HostFunctionError>;
+
+    /// Allocates a block in the guest, fills it and gives its offset.
+    ///
+    /// # Errors
+    ///
+    /// When the guest's memory is exhausted.
+    fn write(&mut self, bytes: &[u8]) -> Result<u64, HostFunctionError>;
+}
+
+pub(super) type HostClosure = dyn Fn(&mut dyn GuestMemory, &[Val]) -> Result<Vec<Val>, HostFunctionError> + Send + Sync;
+
+/// A function of the host that plugins may import.
+///
+/// It runs on the thread of the guest that called it, and nothing can interrupt it while it blocks: keep it short. If
+/// it panics, the evaluation ends as `internal` and its instance is discarded. If it evaluates on its own pool, that
+/// evaluation never waits: it is `saturated` unless an instance is free at once.
+#[derive(Clone)]
+pub struct HostFunction {
+    pub(super) kind: Kind,
+}
+
+#[derive(Clone)]
+pub(super) enum Kind {
+    Portable(Portable),
+    /// An engine's own function type, passed to that engine as it is.
+    #[cfg_attr(not(feature = "extism"), expect(dead_code, reason = "only extism has functions of its own"))]
+    Native {
+        module: String,
+        name: String,
+        function: Arc<dyn Any + Send + Sync>,
+    },
+}
+
+#[derive(Clone)]
+pub(super) struct Portable {
+    pub(super) module: String,
+    pub(super) name: String,
+    pub(super) params: Vec<ValType>,
+    pub(super) results: Vec<ValType>,
+    pub(super) call: Arc<HostClosure>,
+}
+
+impl HostFunction {
+    /// A function in `extism:host/user`, where PDKs import from unless told otherwise.
+    ///
+    /// The closure must give exactly `results`; anything else ends the call as `internal`.
+    pub fn new<F>(
+        name: impl Into<String>,
+        params: impl Into<Vec<ValType>>,
+        results: impl Into<Vec<ValType>>,
+        call: F,
+    ) -> Self
+    where
+        F: Fn(&mut dyn GuestMemory, &[Val]) -> Result<Vec<Val>, HostFunctionError> + Send + Sync + 'static,
+    {
+        Self {
+            kind: Kind::Portable(Portable {
+                module: "extism:host/user".into(),
+                name: name.into(),
+                params: params.into(),
+                results: results.into(),
+                call: Arc::new(call),
+            }),
+        }
+    }
+
+    /// The usual shape: a block of bytes in, a block of bytes out.
+    ///
+    /// ```
+    /// use evalpool::HostFunction;
+    ///
+    /// let reverse = HostFunction::bytes("reverse", |input| Ok(input.iter().rev().copied().collect()));
+    /// assert_eq!(reverse.name(), "reverse");
+    /// ```
+    pub fn bytes<F>(name: impl Into<String>, call: F) -> Self
+    where
+        F: Fn(&[u8]) -> Result<Vec<u8>, HostFunctionError> + Send + Sync + 'static,
+    {
+        Self::new(name, [ValType::I64], [ValType::I64], move |memory, args| {
+            let offset = match args {
+                [Val::I64(offset)] => offset.cast_unsigned(),
+                _ => 0,
+            };
+            let input = memory.read(offset)?;
+            let output = call(&input)?;
+            Ok(vec![Val::I64(memory.write(&output)?.cast_signed())])
+        })
+    }
+
+    /// The same function in another module than `extism:host/user`.
+    #[must_use]
+    pub fn in_module(mut self, module: impl Into<String>) -> Self {
+        match &mut self.kind {
+            Kind::Portable(function) => function.module = module.into(),
+            Kind::Native { module: current, .. } => *current = module.into(),
+        }
+        self
+    }
+
+    /// The module that plugins import it from.
+    #[must_use]
+    pub fn module(&self) -> &str {
+        match &self.kind {
+            Kind::Portable(function) => &function.module,
+            Kind::Native { module, .. } => module,
+        }
+    }
+
+    /// The name that plugins import it by.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match &self.kind {
+            Kind::Portable(function) => &function.name,
+            Kind::Native { name, .. } => name,
+        }
+    }
+}
+
+impl fmt::Debug for HostFunction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HostFunction({}::{})", self.module(), self.name())
+    }
+}
+
+thread_local! {
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is running a guest or a host function for one. Whoever would wait here could wait for itself.
+pub(crate) fn inside_host_function() -> bool {
+    INSIDE.get()
+}
+
+/// Marks this thread as running a guest until it is dropped.
+pub(super) struct GuestScope {
+    outer: bool,
+}
+
+impl GuestScope {
+    pub(super) fn enter() -> Self {
+        Self { outer: INSIDE.replace(true) }
+    }
+}
+
+impl Drop for GuestScope {
+    fn drop(&mut self) {
+        INSIDE.set(self.outer);
+    }
+}

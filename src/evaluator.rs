@@ -1,0 +1,389 @@
+//! The handle that users hold: it conducts one evaluation from data to response. Caches nothing.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    background,
+    data::Data,
+    engine::{CompiledPlugin, inside_host_function},
+    error::Error,
+    metrics::{CloseReason, Metrics},
+    pool::{Core, Version},
+    registry::{Generation, Gone, Refused},
+    response::{EvaluatorId, Response, Timings},
+    runtime::{Active, Ended},
+    source::Digest,
+};
+
+/// A handle on one evaluator. Cheap to clone: clones are the same evaluator.
+///
+/// When the last clone of an evaluator that is not registered with its pool is dropped, its runtime closes in the
+/// background.
+#[derive(Clone)]
+pub struct Evaluator {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    core: Arc<Core>,
+    id: EvaluatorId,
+    name: String,
+    /// `None` once closed.
+    version: Mutex<Option<Arc<Version>>>,
+    evaluations: AtomicU64,
+    /// Milliseconds since the Unix epoch; 0 for never.
+    last_used: AtomicU64,
+}
+
+/// What an evaluator's runtime is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// There is none: the next call builds it.
+    Cold,
+    /// It is being built, or about to be.
+    Building,
+    /// It serves.
+    Live,
+    /// It lets its last calls finish.
+    Draining,
+}
+
+/// An evaluator at one moment, as the pool lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EvaluatorInfo {
+    /// Its name.
+    pub name: String,
+    /// Which evaluator of that name.
+    pub id: EvaluatorId,
+    /// The digest of its plugin; `None` while nobody has read the bytes.
+    pub digest: Option<Digest>,
+    /// The export that is called; `None` while it is to be chosen from bytes that nobody has read.
+    pub entry_point: Option<String>,
+    /// The plugin's bytes; `None` while nobody has read them.
+    pub size_bytes: Option<u64>,
+    /// What its runtime is doing.
+    pub state: State,
+    /// Instances of its runtime.
+    pub instances: usize,
+    /// Evaluations that it was asked for.
+    pub evaluations: u64,
+    /// When it was last asked, in milliseconds since the Unix epoch.
+    pub last_used: Option<u64>,
+}
+
+/// How a close ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseReport {
+    /// All calls in flight had ended by themselves.
+    Drained,
+    /// Some were interrupted after their grace.
+    Forced,
+    /// Some runtimes are still there: a host function blocks, or a caller neither polls nor drops its evaluation. They
+    /// close, and give their places back, when that ends.
+    Unfinished {
+        /// How many.
+        remaining: usize,
+    },
+}
+
+impl CloseReport {
+    /// How much longer than its grace a close may take before it is reported as unfinished.
+    const SLACK: Duration = Duration::from_secs(5);
+
+    pub(crate) async fn after(mut gone: Gone, grace: Duration) -> Self {
+        match timeout(grace + Self::SLACK, gone.wait()).await {
+            Ok(false) => CloseReport::Drained,
+            Ok(true) => CloseReport::Forced,
+            Err(_) => CloseReport::Unfinished { remaining: gone.remaining() },
+        }
+    }
+}
+
+impl Evaluator {
+    pub(crate) fn new(core: Arc<Core>, id: u64, name: &str, version: Arc<Version>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                core,
+                id: EvaluatorId(id),
+                name: name.to_owned(),
+                version: Mutex::new(Some(version)),
+                evaluations: AtomicU64::new(0),
+                last_used: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// The name it was made with.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// What tells it from other evaluators of that name.
+    #[must_use]
+    pub fn id(&self) -> EvaluatorId {
+        self.inner.id
+    }
+
+    /// Runs the plugin once: merges the data, leases the runtime (building it if it is cold), runs the guest.
+    ///
+    /// Waits in three places, each bounded: for a place or an instance (`limits.wait_timeout`), for the build
+    /// (`limits.build_timeout`), for the guest (`limits.exec_timeout`). Must be polled on a tokio runtime with its
+    /// timer enabled; elsewhere use [`evaluate_blocking`](Self::evaluate_blocking).
+    ///
+    /// **Dropping the future** gives up its place in every queue, stops the guest promptly, and discards the instance
+    /// that the guest was using. It does not undo what the guest had already done through host functions.
+    ///
+    /// # Errors
+    ///
+    /// Before the guest runs: `closed`, `shutting_down`, `saturated`, `wait_timeout`, `payload_too_large`,
+    /// `invalid_request`, and whatever a build fails with. From the guest: `guest_trap`, `guest_error`, `guest_exit`,
+    /// `out_of_memory`, `out_of_fuel`, `output_too_large`, `exec_timeout`. `internal` for a panic in a host function.
+    pub async fn evaluate(&self, data: impl Into<Data>) -> Result<Response, Error> {
+        self.evaluate_unless(data.into(), inside_host_function()).await
+    }
+
+    async fn evaluate_unless(&self, data: Data, inside: bool) -> Result<Response, Error> {
+        let inner = &*self.inner;
+        inner.evaluations.fetch_add(1, Ordering::Relaxed);
+        inner.last_used.store(unix_millis(), Ordering::Relaxed);
+        let mut outcome = Outcome { metrics: &inner.core.metrics, is_known: false };
+        let result = self.conduct(data, inside).await;
+        outcome.is_known = true;
+        inner.core.metrics.evaluated(result.as_ref().map(drop));
+        result
+    }
+
+    async fn conduct(&self, data: Data, inside: bool) -> Result<Response, Error> {
+        if Handle::try_current().is_err() {
+            return Err(Error::invalid_request("evaluate needs a tokio runtime; use evaluate_blocking without one"));
+        }
+        let core = &self.inner.core;
+        let began = Instant::now();
+        loop {
+            let version = self.version()?;
+            let input = match &version.spec.data {
+                Some(provider) => provider.provide()?.merge(data.clone()),
+                None => data.clone(),
+            };
+            let input = input.into_input(core.limits.input_size)?;
+            let leased = match version.lease_unless(core, inside).await {
+                Ok(leased) => leased,
+                // Replaced while it waited: the new plugin answers.
+                Err(Error::Closed { .. }) if self.is_replaced(&version) => continue,
+                Err(Error::Closed { .. }) => return Err(self.closed()),
+                Err(error) => return Err(error),
+            };
+            let build = leased.build;
+            let mut active = Active::new(leased.lease).await?;
+            let wait = began.elapsed().saturating_sub(build);
+            core.metrics.waited(wait);
+            let digest = active.runtime().map_or(Digest::of(&[]), |runtime| runtime.executable().digest);
+            let started = Instant::now();
+            let ended = active.call(input).await;
+            let exec = started.elapsed();
+            core.metrics.executed(exec);
+            drop(active);
+            return match ended {
+                Ended::Output(output) => {
+                    Ok(Response { evaluator: self.inner.id, digest, output, timings: Timings { wait, build, exec } })
+                }
+                Ended::Failed(error) => Err(error),
+                Ended::Stopped if core.registry.is_shut_down() => Err(Error::ShuttingDown),
+                Ended::Stopped => Err(self.closed()),
+            };
+        }
+    }
+
+    /// The same for callers without tokio. Blocks this thread until the evaluation has ended, for at most the sum of
+    /// its three bounds; the evaluation runs on a small tokio runtime of this crate's own.
+    ///
+    /// Do not call it from a task: it blocks the thread that drives the task.
+    ///
+    /// # Errors
+    ///
+    /// As [`evaluate`](Self::evaluate).
+    pub fn evaluate_blocking(&self, data: impl Into<Data>) -> Result<Response, Error> {
+        let (data, inside, this) = (data.into(), inside_host_function(), self.clone());
+        block(async move { this.evaluate_unless(data, inside).await })?
+    }
+
+    /// Refuses new work, lets calls in flight finish for `pool.grace`, interrupts the rest, and returns when the
+    /// runtime is gone. A registered evaluator stays listed until it is [removed](crate::EvaluatorPool::remove).
+    ///
+    /// Idempotent, and safe to call from many tasks: each waits for the end. Dropping the future does not stop the
+    /// closing.
+    pub async fn close(&self) -> CloseReport {
+        let grace = self.inner.core.pool.grace;
+        self.inner.close(None);
+        let id = self.inner.id.0;
+        CloseReport::after(self.inner.core.registry.gone(|generation| generation.evaluator == id), grace).await
+    }
+
+    /// Drains and closes the runtime, if there is one, and returns when it is gone. The evaluator stays usable: its
+    /// next call builds the runtime anew.
+    ///
+    /// Dropping the future does not stop the closing.
+    pub async fn unload(&self) -> CloseReport {
+        let core = &self.inner.core;
+        if let Ok(version) = self.version() {
+            let gone = core.registry.unload(version.generation);
+            return CloseReport::after(gone, core.pool.grace).await;
+        }
+        self.close().await
+    }
+
+    /// Whether it was closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.inner.lock().is_none()
+    }
+
+    /// Lets `look` see the compiled plugin, in the engine's own terms, building the runtime if need be. The lease ends
+    /// when `look` returns; it must not block.
+    ///
+    /// # Errors
+    ///
+    /// As [`evaluate`](Self::evaluate), before the guest runs.
+    pub async fn with_compiled<T>(&self, look: impl FnOnce(&dyn CompiledPlugin) -> T) -> Result<T, Error> {
+        let version = self.version()?;
+        let leased = match version.lease(&self.inner.core).await {
+            Err(Error::Closed { .. }) => return Err(self.closed()),
+            leased => leased?,
+        };
+        let runtime =
+            leased.lease.resident().ok_or(Error::Internal { reason: "a lease without a runtime", cause: None })?;
+        Ok(look(&*runtime.executable().compiled))
+    }
+
+    fn version(&self) -> Result<Arc<Version>, Error> {
+        self.inner.lock().clone().ok_or_else(|| self.closed())
+    }
+
+    fn is_replaced(&self, version: &Version) -> bool {
+        self.generation().is_some_and(|current| current != version.generation)
+    }
+
+    fn closed(&self) -> Error {
+        Error::Closed { name: self.inner.name.clone() }
+    }
+
+    pub(crate) fn generation(&self) -> Option<Generation> {
+        self.inner.lock().as_ref().map(|version| version.generation)
+    }
+
+    /// Swaps the version and gives the old one; `None` when the evaluator is closed.
+    pub(crate) fn replace(&self, version: Arc<Version>) -> Option<Arc<Version>> {
+        self.inner.lock().as_mut().map(|current| std::mem::replace(current, version))
+    }
+
+    pub(crate) fn info(&self, state: State, instances: usize) -> EvaluatorInfo {
+        let inner = &*self.inner;
+        let last_used = inner.last_used.load(Ordering::Relaxed);
+        let version = inner.lock().clone();
+        let facts = version.as_ref().and_then(|version| version.facts());
+        let spec = version.as_ref().map(|version| &version.spec);
+        EvaluatorInfo {
+            name: inner.name.clone(),
+            id: inner.id,
+            digest: facts.map(|facts| facts.digest).or_else(|| spec?.digest),
+            entry_point: facts.map(|facts| facts.entry_point.clone()).or_else(|| spec?.entry_point.clone()),
+            size_bytes: facts.map(|facts| facts.size),
+            state,
+            instances,
+            evaluations: inner.evaluations.load(Ordering::Relaxed),
+            last_used: (last_used > 0).then_some(last_used),
+        }
+    }
+}
+
+impl EvaluatorInfo {
+    pub(crate) fn of_version(name: &str, id: u64, version: &Version) -> Self {
+        let facts = version.facts();
+        Self {
+            name: name.to_owned(),
+            id: EvaluatorId(id),
+            digest: facts.map(|facts| facts.digest),
+            entry_point: facts.map(|facts| facts.entry_point.clone()),
+            size_bytes: facts.map(|facts| facts.size),
+            state: State::Live,
+            instances: 1,
+            evaluations: 0,
+            last_used: None,
+        }
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Version>>> {
+        // Only ever replaced whole.
+        self.version.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first close takes the version out; what the spec holds, host functions among it, goes with it.
+    fn close(&self, grace: Option<Duration>) {
+        let version = self.lock().take();
+        if let Some(version) = version {
+            let refused = Refused::Error(Error::Closed { name: self.name.clone() });
+            version.retire(&self.core, CloseReason::Closed, grace, &refused);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close(None);
+    }
+}
+
+impl fmt::Debug for Evaluator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Evaluator").field("id", &self.inner.id).field("name", &self.inner.name).finish_non_exhaustive()
+    }
+}
+
+/// Counts an evaluation whose caller left before its outcome was known.
+struct Outcome<'a> {
+    metrics: &'a Metrics,
+    is_known: bool,
+}
+
+impl Drop for Outcome<'_> {
+    fn drop(&mut self) {
+        if !self.is_known {
+            self.metrics.evaluated(Err(&Error::Cancelled));
+        }
+    }
+}
+
+/// Runs a future on this crate's own runtime and waits for it here.
+fn block<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> Result<T, Error> {
+    let failed = |reason| Error::Internal { reason, cause: None };
+    let runtime = background::own().ok_or(failed("no thread could be started"))?;
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    runtime.spawn(async move {
+        // Fails only when the thread that waits is gone.
+        let _ = sender.send(future.await);
+    });
+    receiver.recv().map_err(|_| failed("a blocking evaluation panicked"))
+}
+
+fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,101 @@
+//! A capacity-bounded pool that runs other people's [Extism](https://extism.org) plugins inside high-throughput
+//! services.
+//!
+//! A service lets its customers bring code, as WebAssembly plugins. It holds thousands of them, needs a few hundred at
+//! any moment, and must never grow without bound, never hang on one of them, and never let one hurt another. An
+//! [`EvaluatorPool`] owns the compiled plugins, evicts and closes the least recently used, and answers.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use evalpool::{EvaluatorPool, Source, Spec};
+//! use serde_json::json;
+//!
+//! let pool = EvaluatorPool::builder().capacity(64).build()?;
+//! let greet = pool.evaluator("greet", Spec::new(Source::file("greet.wasm")))?;
+//! let response = greet.evaluate(json!({"name": "Ada"})).await?;
+//! assert_eq!(response.json()?, json!({"greeting": "Hello, Ada!"}));
+//! pool.close().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! |---|---|
+//! | [source](Source) | where plugin bytes come from: memory, base64, file |
+//! | plugin | the bytes, with their SHA-256 [digest](Digest), size-capped and known to be WebAssembly |
+//! | [spec](Spec) | a plugin's source plus how to run it |
+//! | [engine](engine) | what compiles and runs plugins, behind a trait |
+//! | runtime | one live compiled plugin with its instances: what costs memory, is counted, evicted and closed |
+//! | instance | one sandboxed guest: memory, globals, variables. Serves one call at a time |
+//! | registry | the capacity-bounded LRU that owns every runtime |
+//! | lease | the right to use a runtime; while one is held, the runtime is not closed under it |
+//! | [evaluator](Evaluator) | the handle that users hold: evaluate, close |
+//! | [response](Response) | the outcome of one evaluation |
+//!
+//! # The way of one evaluation
+//!
+//! ```text
+//! evaluator.evaluate(input)
+//!   → data       static and per-call data merged into the input bytes
+//!   → registry   hit: lease at once · miss: one build for all that wait on the name
+//!       → source     bytes, size-capped, digest checked, read as WebAssembly
+//!       → place      one of `capacity`; when none is free, the least recently used idle runtime is evicted
+//!       → compiler   guard → engine.compile → probe instance → entry point exists → disarm guard
+//!   → runtime    an instance from its deadpool pool
+//!   → engine     runs the guest; dropping this future stops it
+//!   → response   output bytes, timings; the instance goes back, or is discarded
+//!   → lease      dropped
+//! ```
+//!
+//! # Rooms
+//!
+//! Imports point down this list only; `background`, `config`, `error` and `metrics` are leaves. A test keeps that true.
+//!
+//! | room | what it does, and what it must not |
+//! |---|---|
+//! | `service` | (feature `service`) HTTP, the stored plugins, the commands of the program |
+//! | [`EvaluatorPool`] | what evaluators share, registration, replacement, builds. Runs no guest |
+//! | [`Evaluator`] | conducts one call, deadline to outcome. Caches nothing |
+//! | [`data`] | static, per-call and composite input data → bytes |
+//! | `response` | plain outcome types. No I/O, no locks |
+//! | [`Spec`] | a plugin's source and how to run it. No I/O |
+//! | `compiler` | the guard and the validation. The only caller of an engine's `compile` |
+//! | `runtime` | one compiled plugin and its pool of instances, its close. Knows no names, no LRU |
+//! | [`engine`] | the trait and the engines. The only place that names their types |
+//! | `source` | bytes, base64, file → plugin. The only place that fetches. No engine types |
+//! | `registry` | what lives: LRU order, hard bound, single-flight builds, negative cache. Knows no plugins |
+//! | [`config`] | every setting. The only reader of files and environment |
+//! | [`metrics`] | the catalogue. Installs no exporter |
+//! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
+
+mod background;
+mod compiler;
+pub mod config;
+pub mod data;
+pub mod engine;
+mod error;
+mod evaluator;
+pub mod metrics;
+mod pool;
+mod registry;
+mod response;
+mod runtime;
+#[cfg(feature = "service")]
+#[doc(hidden)]
+pub mod service;
+mod source;
+mod spec;
+
+pub use crate::{
+    config::{Isolation, Settings, SettingsError, Wasi},
+    data::Data,
+    engine::{HostFunction, HostFunctionError},
+    error::{Cause, Error, ErrorKind},
+    evaluator::{CloseReport, Evaluator, EvaluatorInfo, State},
+    pool::{EvaluatorPool, PoolBuilder, Prepared},
+    response::{EvaluatorId, Response, Timings},
+    source::{Digest, Import, Interface, ParseDigestError, Plugin, Source},
+    spec::Spec,
+};

@@ -1,0 +1,352 @@
+//! The pool: what its evaluators share, the evaluators registered by name, and their replacement.
+//!
+//! # Registered is not live
+//!
+//! An evaluator made with [`EvaluatorPool::evaluator`] belongs to its handles: when the last one is dropped, its
+//! runtime closes. One made with [`register`](EvaluatorPool::register) or [`prepare`](EvaluatorPool::prepare) belongs
+//! to the pool until it is [removed](EvaluatorPool::remove). Either is *cold* until its first call, and again after an
+//! eviction.
+//!
+//! # Replacing
+//!
+//! [`prepare`](EvaluatorPool::prepare) builds a plugin without publishing it; [`Prepared::publish`] swaps it in. What
+//! stores plugins does so in between: should storing fail, dropping the [`Prepared`] closes what was built and the old
+//! plugin stays. Considered and not taken: a `replace` that takes a closure for the storing (a user callback in the
+//! middle of the swap), and building under the old name (a failed upload would cost the evaluator its good plugin).
+
+mod build;
+mod builder;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::Semaphore;
+
+pub(crate) use self::build::Version;
+pub use self::builder::PoolBuilder;
+use crate::{
+    background,
+    compiler::Compiler,
+    config::{EngineSettings, LimitSettings, PoolSettings, Settings, SettingsError},
+    error::Error,
+    evaluator::{CloseReport, Evaluator, EvaluatorInfo, State},
+    metrics::{CloseReason, Metrics},
+    registry::{Refused, Registry, SnapshotState},
+    runtime::Runtime,
+    spec::Spec,
+};
+
+/// A capacity-bounded pool of evaluators. Cheap to clone: clones are the same pool.
+///
+/// When the last clone is dropped, evaluators that are registered and have no handle left are closed in the
+/// background. To wait for the end, [`close`](Self::close) it.
+#[derive(Clone)]
+pub struct EvaluatorPool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    core: Arc<Core>,
+    names: Mutex<BTreeMap<String, Evaluator>>,
+}
+
+/// What the evaluators of a pool share.
+pub(crate) struct Core {
+    pub(crate) registry: Registry<Runtime>,
+    pub(crate) compiler: Compiler,
+    pub(crate) metrics: Metrics,
+    pub(crate) pool: PoolSettings,
+    pub(crate) limits: LimitSettings,
+    pub(crate) engine: EngineSettings,
+    /// KiB of plugins that may be in memory before they have a place.
+    pub(crate) fetching: Arc<Semaphore>,
+    /// The most that one fetch is charged, in the same unit.
+    pub(crate) fetching_total: u32,
+    sweeping: std::sync::Once,
+    next: AtomicU64,
+}
+
+impl Core {
+    pub(crate) fn unique(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Starts the idle sweep at the first use from within a tokio runtime. It ends with the pool.
+    pub(crate) fn ensure_sweeping(self: &Arc<Self>) {
+        self.sweeping.call_once(|| {
+            let core = Arc::downgrade(self);
+            let ttl = self.pool.idle_ttl;
+            let pause = (ttl / 8).clamp(Duration::from_millis(10), Duration::from_secs(30));
+            background::spawn(async move {
+                loop {
+                    tokio::time::sleep(pause).await;
+                    let Some(core) = core.upgrade() else { return };
+                    // Up to a tenth later, by generation: what became idle together is not closed together.
+                    core.registry.sweep(|generation| {
+                        let lot = generation.version.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 54;
+                        ttl + ttl.mul_f64(lot as f64 / 10_240.0)
+                    });
+                }
+            });
+        });
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.registry.shut_down(None);
+    }
+}
+
+impl EvaluatorPool {
+    /// A pool whose settings are the defaults until said otherwise.
+    pub fn builder() -> PoolBuilder {
+        PoolBuilder::new(Settings::default())
+    }
+
+    /// A pool as the settings say.
+    ///
+    /// # Errors
+    ///
+    /// The first setting that is out of its range.
+    pub fn from_settings(settings: &Settings) -> Result<Self, SettingsError> {
+        PoolBuilder::new(settings.clone()).build()
+    }
+
+    fn new(core: Core) -> Self {
+        Self { shared: Arc::new(Shared { core: Arc::new(core), names: Mutex::default() }) }
+    }
+
+    fn names(&self) -> MutexGuard<'_, BTreeMap<String, Evaluator>> {
+        // Only map operations happen under this lock.
+        self.shared.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        &self.shared.core
+    }
+
+    /// An evaluator that belongs to its handles. The name is for people and errors; it need not be unique.
+    ///
+    /// Nothing is fetched or compiled before the first call.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_name`.
+    pub fn evaluator(&self, name: &str, spec: Spec) -> Result<Evaluator, Error> {
+        check_name(name)?;
+        let id = self.core().unique();
+        Ok(Evaluator::new(self.core().clone(), id, name, Version::new(self.core(), id, spec)))
+    }
+
+    /// An evaluator that belongs to the pool until it is removed, in place of any other of that name.
+    ///
+    /// Nothing is fetched or compiled before the first call: to have the plugin validated first, and an old one kept
+    /// if the new one is bad, use [`prepare`](Self::prepare).
+    ///
+    /// # Errors
+    ///
+    /// `invalid_name`.
+    pub fn register(&self, name: &str, spec: Spec) -> Result<Evaluator, Error> {
+        check_name(name)?;
+        Ok(self.prepared(name, spec).publish().0)
+    }
+
+    /// Fetches, compiles and validates a plugin under the guard, without publishing it.
+    ///
+    /// Cancel safe: dropping the future closes whatever was built.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_name`, or why the plugin was refused; whatever is registered under the name stays as it is.
+    pub async fn prepare(&self, name: &str, spec: Spec) -> Result<Prepared, Error> {
+        check_name(name)?;
+        let prepared = self.prepared(name, spec);
+        // The lease is for the build's sake: it ends here, and the runtime stays, idle.
+        prepared.version()?.lease(self.core()).await?;
+        Ok(prepared)
+    }
+
+    fn prepared(&self, name: &str, spec: Spec) -> Prepared {
+        // A version belongs to the evaluator that will have it, so that closing that one waits for this as well.
+        let id = self.get(name).map_or_else(|| self.core().unique(), |evaluator| evaluator.id().0);
+        let version = Version::new(self.core(), id, spec);
+        Prepared { pool: self.clone(), name: name.to_owned(), id, version: Some(version) }
+    }
+
+    /// The evaluator registered under a name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Evaluator> {
+        self.names().get(name).cloned()
+    }
+
+    /// Forgets the evaluator registered under a name and closes it. False when there is none.
+    ///
+    /// Dropping the future does not stop the closing.
+    pub async fn remove(&self, name: &str) -> bool {
+        let removed = {
+            let mut names = self.names();
+            let removed = names.remove(name);
+            self.core().metrics.set_registered(names.len());
+            removed
+        };
+        match removed {
+            Some(evaluator) => {
+                evaluator.close().await;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// What is registered, in the order of names, from the one after `after`, at most `limit`.
+    #[must_use]
+    pub fn list(&self, after: Option<&str>, limit: usize) -> Vec<EvaluatorInfo> {
+        use std::ops::Bound;
+
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let evaluators: Vec<Evaluator> = self
+            .names()
+            .range::<str, _>((from, Bound::Unbounded))
+            .take(limit)
+            .map(|(_, evaluator)| evaluator.clone())
+            .collect();
+        let runtimes: BTreeMap<_, _> =
+            self.core().registry.snapshot().into_iter().map(|runtime| (runtime.generation, runtime)).collect();
+        evaluators
+            .iter()
+            .map(|evaluator| {
+                let runtime = evaluator.generation().and_then(|generation| runtimes.get(&generation));
+                let state = match runtime.map(|runtime| runtime.state) {
+                    None => State::Cold,
+                    Some(SnapshotState::Building) => State::Building,
+                    Some(SnapshotState::Live) => State::Live,
+                    Some(SnapshotState::Draining) => State::Draining,
+                };
+                evaluator.info(state, runtime.map_or(0, |runtime| runtime.instances))
+            })
+            .collect()
+    }
+
+    /// How many runtimes exist: being built, live and draining. Never more than the capacity.
+    #[must_use]
+    pub fn runtimes(&self) -> usize {
+        let counts = self.core().registry.counts();
+        counts.building + counts.live + counts.draining
+    }
+
+    /// Refuses new work, lets what is in flight finish for `pool.grace`, interrupts the rest, and returns when every
+    /// runtime is gone. Evaluations afterwards are `shutting_down`.
+    ///
+    /// Idempotent, and safe to call from many tasks: each waits for the end. Dropping the future does not stop the
+    /// closing.
+    pub async fn close(&self) -> CloseReport {
+        let core = self.core();
+        core.registry.shut_down(None);
+        CloseReport::after(core.registry.gone(|_| true), core.pool.grace).await
+    }
+}
+
+impl fmt::Debug for EvaluatorPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EvaluatorPool").field("counts", &self.core().registry.counts()).finish_non_exhaustive()
+    }
+}
+
+/// A plugin that is built and validated, and not yet anybody's. Dropping it closes what was built.
+#[must_use = "dropping it closes what was built; call `publish`"]
+pub struct Prepared {
+    pool: EvaluatorPool,
+    name: String,
+    id: u64,
+    /// `None` once published.
+    version: Option<Arc<Version>>,
+}
+
+impl Prepared {
+    fn version(&self) -> Result<&Arc<Version>, Error> {
+        self.version.as_ref().ok_or(Error::Internal { reason: "a prepared plugin was published twice", cause: None })
+    }
+
+    /// What it will be registered as.
+    #[must_use]
+    pub fn info(&self) -> Option<EvaluatorInfo> {
+        Some(EvaluatorInfo::of_version(&self.name, self.id, self.version.as_ref()?))
+    }
+
+    /// Registers it, in place of the evaluator of that name if there is one. The swap is atomic: calls in flight finish
+    /// on the old plugin, which then closes; later ones use the new. True when a plugin was replaced.
+    #[expect(clippy::must_use_candidate, reason = "called for what it does")]
+    pub fn publish(mut self) -> (Evaluator, bool) {
+        let Some(version) = self.version.take() else { unreachable!("publish consumes it") };
+        let core = self.pool.core();
+        let (evaluator, old) = {
+            let mut names = self.pool.names();
+            // Swapped under the names' lock, so that two publications agree on which was last.
+            let replaced = names
+                .get(&self.name)
+                .and_then(|evaluator| evaluator.replace(version.clone()).map(|old| (evaluator.clone(), old)));
+            if let Some((evaluator, old)) = replaced {
+                (evaluator, Some(old))
+            } else {
+                let evaluator = Evaluator::new(core.clone(), self.id, &self.name, version);
+                names.insert(self.name.clone(), evaluator.clone());
+                core.metrics.set_registered(names.len());
+                (evaluator, None)
+            }
+        };
+        let replaced = old.is_some();
+        if let Some(old) = old {
+            old.retire(core, CloseReason::Replaced, None, &Refused::Error(Error::Closed { name: self.name.clone() }));
+        }
+        (evaluator, replaced)
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if let Some(version) = self.version.take() {
+            let refused = Refused::Error(Error::Closed { name: self.name.clone() });
+            version.retire(self.pool.core(), CloseReason::Invalid, None, &refused);
+        }
+    }
+}
+
+/// The rule for names: 1 to 128 of `A-Z a-z 0-9 . _ - /`, no `..`.
+fn check_name(name: &str) -> Result<(), Error> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+    let reason = if name.is_empty() {
+        "it is empty"
+    } else if name.len() > 128 {
+        "it is longer than 128 characters"
+    } else if !name.bytes().all(allowed) {
+        "only A-Z a-z 0-9 . _ - / are allowed"
+    } else if name.contains("..") {
+        "it must not hold .."
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidName { name: name.chars().take(128).collect(), reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_held_to_their_rule() {
+        for name in ["a", "A-z_0.9/b", ".", "/", &"x".repeat(128)] {
+            assert!(check_name(name).is_ok(), "{name:?}");
+        }
+        for name in ["", "a..b", "a b", "ä", "a\0", "a%2Fb", &"x".repeat(129)] {
+            assert_eq!(check_name(name).unwrap_err().kind(), "invalid_name", "{name:?}");
+        }
+    }
+}

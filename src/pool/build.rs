@@ -1,0 +1,158 @@
+//! One version of an evaluator, and how its runtime is built: source → checks → place → compiler → registry.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::Core;
+use crate::{
+    background,
+    compiler::{self, Blueprint},
+    engine::InstanceLimits,
+    error::Error,
+    metrics::CloseReason,
+    registry::{BuildTicket, Generation, Leased, Refused},
+    runtime::{Policy, Runtime},
+    source::{Digest, Plugin},
+    spec::Spec,
+};
+
+/// A spec under a generation of its own.
+pub(crate) struct Version {
+    pub(crate) generation: Generation,
+    pub(crate) spec: Spec,
+    /// Known from the first successful look at the bytes.
+    facts: OnceLock<Facts>,
+    /// Set before the generation is taken out of the registry, and looked at after a build of it was begun: so either
+    /// the builder sees it or the registry sees the build.
+    retired: AtomicBool,
+}
+
+/// What is known of a plugin once its bytes were read.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts {
+    pub(crate) digest: Digest,
+    pub(crate) entry_point: String,
+    pub(crate) size: u64,
+}
+
+impl Version {
+    pub(super) fn new(core: &Core, evaluator: u64, spec: Spec) -> Arc<Self> {
+        let generation = Generation { evaluator, version: core.unique() };
+        Arc::new(Self { generation, spec, facts: OnceLock::new(), retired: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn facts(&self) -> Option<&Facts> {
+        self.facts.get()
+    }
+
+    /// A lease on the version's runtime, building it if need be.
+    pub(crate) async fn lease(self: &Arc<Self>, core: &Arc<Core>) -> Result<Leased<Runtime>, Error> {
+        self.lease_unless(core, false).await
+    }
+
+    /// The same; `inside` a host function it does not wait.
+    pub(crate) async fn lease_unless(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        inside: bool,
+    ) -> Result<Leased<Runtime>, Error> {
+        core.ensure_sweeping();
+        let deadline = Instant::now() + core.limits.wait_timeout;
+        let start = |ticket| background::spawn(build(core.clone(), self.clone(), ticket));
+        core.registry.lease(self.generation, deadline, core.limits.build_timeout, !inside, start).await
+    }
+
+    /// Takes the version out of service for good.
+    pub(crate) fn retire(&self, core: &Core, reason: CloseReason, grace: Option<Duration>, refused: &Refused) {
+        self.retired.store(true, Ordering::SeqCst);
+        core.registry.retire(self.generation, reason, grace, refused);
+    }
+
+    fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::SeqCst)
+    }
+}
+
+async fn build(core: Arc<Core>, version: Arc<Version>, ticket: BuildTicket<Runtime>) {
+    if version.is_retired() {
+        return ticket.fail(&Error::Closed { name: String::new() });
+    }
+    match attempt(&core, &version, &ticket).await {
+        Ok(Some(runtime)) => {
+            // Retired while it was built: nobody else has it, so dropping it closes it.
+            if let Err(unwanted) = ticket.publish(runtime) {
+                background::drop_elsewhere(unwanted);
+            }
+        }
+        // Nobody waits any more and nothing was begun.
+        Ok(None) => ticket.abandon(),
+        Err(error) => {
+            tracing::debug!(evaluator = version.generation.evaluator, error = %error.chain(), "a build failed");
+            ticket.fail(&error);
+        }
+    }
+}
+
+async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) -> Result<Option<Runtime>, Error> {
+    let spec = &version.spec;
+    let kib = |bytes: u64| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(core.fetching_total);
+    let cost = kib(spec.source.cost(core.limits.plugin_size));
+    // Held until the build ends: what is fetched is in memory for as long.
+    let mut fetched =
+        core.fetching.acquire_many(cost).await.map_err(|error| Error::internal("fetching is over", error))?;
+    let started = Instant::now();
+    let plugin = spec.source.load(core.limits.plugin_size, spec.digest).await?;
+    core.metrics.fetched(started.elapsed());
+    // What was charged above the real size is given back.
+    drop(fetched.split(cost.saturating_sub(kib(plugin.bytes().len() as u64)) as usize));
+    let blueprint = blueprint(core, spec, plugin)?;
+    let facts = Facts {
+        digest: blueprint.plugin.digest(),
+        entry_point: blueprint.entry_point.clone(),
+        size: blueprint.plugin.bytes().len() as u64,
+    };
+    // A file may have changed since the last build; what was seen first is what was validated and is shown.
+    let _ = version.facts.set(facts);
+    let Some(admission) = ticket.admit().await else { return Ok(None) };
+    core.compiler.build(blueprint, admission).await.map(Some)
+}
+
+fn blueprint(core: &Core, spec: &Spec, plugin: Plugin) -> Result<Blueprint, Error> {
+    let entry_point = plugin.interface().resolve(spec.entry_point.as_deref())?;
+    let wasi = spec.wasi.unwrap_or(core.engine.wasi);
+    compiler::check_imports(plugin.interface(), wasi, &spec.host_functions)?;
+    let limits = InstanceLimits {
+        memory: spec.memory.unwrap_or(core.limits.memory),
+        table_elements: core.limits.table_elements,
+        output_size: core.limits.output_size,
+        exec_timeout: spec.exec_timeout.unwrap_or(core.limits.exec_timeout),
+        build_timeout: core.limits.build_timeout,
+        fuel: spec.fuel.unwrap_or(core.limits.fuel),
+    };
+    let policy = Policy {
+        isolation: spec.isolation.unwrap_or(core.engine.isolation),
+        max_uses: core.pool.max_uses,
+        max_instances: core.pool.max_instances_per_evaluator,
+        grace: core.pool.grace,
+        exec_timeout: limits.exec_timeout,
+        build_timeout: limits.build_timeout,
+    };
+    let hosts = spec.allowed_hosts.clone();
+    Ok(Blueprint {
+        entry_point,
+        wasi: plugin.interface().wants_wasi(),
+        config: spec.config.clone(),
+        allowed_hosts: hosts.unwrap_or_else(|| core.engine.allowed_hosts.iter().cloned().collect()),
+        host_functions: spec.host_functions.clone(),
+        limits,
+        policy,
+        plugin,
+    })
+}

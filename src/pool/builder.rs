@@ -1,0 +1,156 @@
+//! Puts a pool together.
+
+use std::{
+    fmt,
+    sync::{Arc, Once, atomic::AtomicU64},
+    time::Duration,
+};
+
+use tokio::sync::Semaphore;
+
+use super::{Core, EvaluatorPool};
+use crate::{
+    compiler::Compiler,
+    config::{EngineKind, Isolation, LimitSettings, Settings, SettingsError},
+    engine::Engine,
+    metrics::Metrics,
+    registry::{Limits, Registry},
+};
+
+/// Fetched plugins that may wait for a place, in bytes, or one plugin of the largest size if that is more.
+const FETCHING: u64 = 128 * 1024 * 1024;
+
+/// Sets up an [`EvaluatorPool`]. Every setting has a default: see [`Settings`].
+#[derive(Clone)]
+#[must_use]
+pub struct PoolBuilder {
+    settings: Settings,
+    engine: Option<Arc<dyn Engine>>,
+}
+
+impl PoolBuilder {
+    pub(super) fn new(settings: Settings) -> Self {
+        Self { settings, engine: None }
+    }
+
+    /// Runtimes that may exist at once. Raises `max_instances` to as many, if it is less. Default 256.
+    pub fn capacity(mut self, runtimes: usize) -> Self {
+        self.settings.pool.capacity = runtimes;
+        self.settings.pool.max_instances = self.settings.pool.max_instances.max(runtimes);
+        self
+    }
+
+    /// Instances that may exist at once, over all runtimes; at least the capacity. Default 1024.
+    pub fn max_instances(mut self, instances: usize) -> Self {
+        self.settings.pool.max_instances = instances;
+        self
+    }
+
+    /// Instances of one runtime. Default: cores × 2.
+    pub fn max_instances_per_evaluator(mut self, instances: usize) -> Self {
+        self.settings.pool.max_instances_per_evaluator = instances;
+        self
+    }
+
+    /// Callers that may wait for a runtime or an instance. Default 4096.
+    pub fn max_waiting(mut self, callers: usize) -> Self {
+        self.settings.pool.max_waiting = callers;
+        self
+    }
+
+    /// How long an unused runtime is kept. Default 10 minutes.
+    pub fn idle_ttl(mut self, ttl: Duration) -> Self {
+        self.settings.pool.idle_ttl = ttl;
+        self
+    }
+
+    /// How long calls in flight may go on after a close before they are interrupted. Default 10 seconds.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.settings.pool.grace = grace;
+        self
+    }
+
+    /// Whether instances are used again, unless a spec says otherwise. Default [`Isolation::Fresh`].
+    pub fn isolation(mut self, isolation: Isolation) -> Self {
+        self.settings.engine.isolation = isolation;
+        self
+    }
+
+    /// What one plugin and one evaluation may use, unless a spec says otherwise.
+    pub fn limits(mut self, limits: LimitSettings) -> Self {
+        self.settings.limits = limits;
+        self
+    }
+
+    /// All settings at once, in place of what was set before.
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// The engine, in place of the one that `engine.kind` names.
+    pub fn engine(mut self, engine: impl Engine) -> Self {
+        self.engine = Some(Arc::new(engine));
+        self
+    }
+
+    /// Makes the pool. Compiles nothing and starts no thread. Takes its metric handles from the recorder that is
+    /// installed now.
+    ///
+    /// # Errors
+    ///
+    /// The first setting that is out of its range.
+    pub fn build(self) -> Result<EvaluatorPool, SettingsError> {
+        let Settings { pool, limits, engine, .. } = {
+            self.settings.validate()?;
+            self.settings
+        };
+        let metrics = Metrics::new();
+        let chosen = match self.engine {
+            Some(chosen) => chosen,
+            None => make_engine(engine.kind)?,
+        };
+        let registry = Registry::new(
+            Limits {
+                capacity: pool.capacity,
+                max_instances: pool.max_instances,
+                max_instances_per_runtime: pool.max_instances_per_evaluator,
+                max_waiting: pool.max_waiting,
+                negative_ttl: pool.negative_ttl,
+            },
+            metrics.clone(),
+        );
+        let fetching_total = u32::try_from(FETCHING.max(limits.plugin_size).div_ceil(1024)).unwrap_or(u32::MAX);
+        Ok(EvaluatorPool::new(Core {
+            registry,
+            compiler: Compiler::new(chosen, pool.build_concurrency, metrics.clone()),
+            metrics,
+            fetching: Arc::new(Semaphore::new(fetching_total as usize)),
+            fetching_total,
+            pool,
+            limits,
+            engine,
+            sweeping: Once::new(),
+            next: AtomicU64::new(1),
+        }))
+    }
+}
+
+#[cfg(feature = "extism")]
+#[expect(clippy::unnecessary_wraps, reason = "fails in builds without an engine")]
+fn make_engine(kind: EngineKind) -> Result<Arc<dyn Engine>, SettingsError> {
+    match kind {
+        EngineKind::Extism => Ok(Arc::new(crate::engine::extism::ExtismEngine::new())),
+    }
+}
+
+#[cfg(not(feature = "extism"))]
+fn make_engine(kind: EngineKind) -> Result<Arc<dyn Engine>, SettingsError> {
+    Err(SettingsError::engine_not_built(kind))
+}
+
+impl fmt::Debug for PoolBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolBuilder").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}

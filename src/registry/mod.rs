@@ -1,0 +1,594 @@
+//! The capacity-bounded LRU that owns every runtime: hard bound, single-flight builds, admission, negative cache.
+//!
+//! The rules are in [`state`], a plain state machine. This is its shell: one lock around it, the guards that make
+//! every accounting step happen exactly once, and the effects, which are executed after the lock is released. What
+//! the registry keeps is any [`Resident`]; it knows neither plugins nor engines.
+//!
+//! # The guards
+//!
+//! | guard | stands for | when the last of it is dropped |
+//! |---|---|---|
+//! | [`Lease`] | the right to use a runtime and one instance of it | the instance or its permit was given back before |
+//! | [`Permit`] | one instance, from before it is made | the next in line gets it |
+//! | [`Place`] | one runtime, from before its compile | its close is counted, the first in the queue gets it |
+//! | [`BuildTicket`] | the one build of a generation | unless published, those who wait are told |
+//!
+//! A permit holds its place. Whoever makes engine objects keeps the guards beside them, so that the counts are of what
+//! exists, whoever has stopped waiting for it.
+
+mod state;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, timeout_at},
+};
+
+use self::state::{Age, Effect, Effects, Grant, Requested, State};
+pub(crate) use self::state::{BuildId, PlaceId};
+use crate::{
+    error::Error,
+    metrics::{CloseReason, Counts, Lookup, Metrics},
+};
+
+/// One version of an evaluator: what is built, kept, evicted and closed. Never used again for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Generation {
+    pub(crate) evaluator: u64,
+    pub(crate) version: u64,
+}
+
+/// The registry's bounds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) capacity: usize,
+    pub(crate) max_instances: usize,
+    pub(crate) max_instances_per_runtime: usize,
+    pub(crate) max_waiting: usize,
+    pub(crate) negative_ttl: Duration,
+}
+
+/// What the registry keeps. All methods are called without the registry's lock, and must not block.
+pub(crate) trait Resident: Clone + Send + Sync + 'static {
+    /// Its place, which it keeps for as long as it exists.
+    fn place(&self) -> &Place<Self>;
+
+    /// It is out of the registry: drop what is idle, let what is leased drain, then close. `leased` says whether there
+    /// is anything to wait for; if so, [`drained`](Self::drained) follows.
+    /// `grace` is how long that may take before guests are interrupted; `None` leaves it to the runtime.
+    fn retire(&self, leased: bool, grace: Option<Duration>);
+
+    /// The last lease came back.
+    fn drained(&self);
+
+    /// Drop one idle instance.
+    fn reap(&self);
+}
+
+/// Why a caller that waited got no lease.
+#[derive(Debug, Clone)]
+pub(crate) enum Refused {
+    Error(Error),
+    /// The runtime was evicted in the meantime: ask again.
+    Retry,
+}
+
+/// What a runtime is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SnapshotState {
+    Building,
+    Live,
+    Draining,
+}
+
+/// One runtime at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    pub(crate) generation: Generation,
+    pub(crate) state: SnapshotState,
+    pub(crate) instances: usize,
+    pub(crate) leases: usize,
+    pub(crate) uses: u64,
+    pub(crate) opened: Option<Instant>,
+    pub(crate) last_used: Option<Instant>,
+}
+
+/// The registry. Cheap to clone.
+pub(crate) struct Registry<R: Resident> {
+    inner: Arc<Inner<R>>,
+}
+
+impl<R: Resident> Clone for Registry<R> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone() }
+    }
+}
+
+struct Inner<R: Resident> {
+    /// Held for map and queue operations only: never across an await, and effects are executed after it.
+    state: Mutex<State<R>>,
+    metrics: Metrics,
+    /// The version of the state that the gauges show. Orders what would else be a race between two setters.
+    published: Mutex<u64>,
+}
+
+/// How a lease came about.
+#[derive(Debug)]
+pub(crate) struct Leased<R: Resident> {
+    pub(crate) lease: Lease<R>,
+    /// How long the build took that the caller waited for; zero for a hit.
+    pub(crate) build: Duration,
+}
+
+impl<R: Resident> Registry<R> {
+    pub(crate) fn new(limits: Limits, metrics: Metrics) -> Self {
+        metrics.set_capacity(limits.capacity);
+        metrics.set_counts(Counts::default());
+        Self { inner: Arc::new(Inner { state: Mutex::new(State::new(limits)), metrics, published: Mutex::new(0) }) }
+    }
+
+    /// A lease on a generation's runtime, with an instance or the permit to make one. `start` is called if nobody is
+    /// building the runtime; it must see to it that the ticket is worked on, and not block.
+    ///
+    /// Cancel safe: dropping the future gives up the caller's place in whatever queue it is in.
+    ///
+    /// # Errors
+    ///
+    /// `saturated`, `wait_timeout` when `deadline` passes in a queue (a build in progress is waited for beyond it, for
+    /// at most `build_timeout` more), `shutting_down`, or the error of the build.
+    pub(crate) async fn lease(
+        &self,
+        generation: Generation,
+        deadline: Instant,
+        build_timeout: Duration,
+        may_wait: bool,
+        start: impl Fn(BuildTicket<R>),
+    ) -> Result<Leased<R>, Error> {
+        let began = Instant::now();
+        let age = self.inner.lock().age();
+        loop {
+            let requested =
+                self.inner.apply(|state, effects| state.request(generation, age, Instant::now(), may_wait, effects));
+            let count = |result| self.inner.metrics.lookup(result);
+            let answer = match requested {
+                Requested::Granted(grant) => {
+                    count(Lookup::Hit);
+                    return Ok(Leased { build: Duration::ZERO, lease: Lease::new(self.inner.clone(), grant) });
+                }
+                Requested::Refused(error) => {
+                    count(Lookup::Refused);
+                    return Err(error);
+                }
+                Requested::Queued(answer) => {
+                    count(Lookup::Hit);
+                    answer
+                }
+                Requested::Joined(answer) => {
+                    count(Lookup::Coalesced);
+                    answer
+                }
+                Requested::Start(id, answer) => {
+                    count(Lookup::Miss);
+                    // The guard first: should `start` panic, this caller must not stay in the queue.
+                    let waiter = Waiter { registry: self.inner.clone(), generation, age, answer };
+                    start(BuildTicket { registry: self.inner.clone(), generation, id, done: false });
+                    match self.wait(waiter, began, deadline, build_timeout).await? {
+                        Some(leased) => return Ok(leased),
+                        None => continue,
+                    }
+                }
+            };
+            let waiter = Waiter { registry: self.inner.clone(), generation, age, answer };
+            if let Some(leased) = self.wait(waiter, began, deadline, build_timeout).await? {
+                return Ok(leased);
+            }
+        }
+    }
+
+    /// `None`: ask again.
+    async fn wait(
+        &self,
+        mut waiter: Waiter<R>,
+        began: Instant,
+        deadline: Instant,
+        build_timeout: Duration,
+    ) -> Result<Option<Leased<R>>, Error> {
+        let mut answer = timeout_at(deadline, &mut waiter.answer).await;
+        if answer.is_err() && self.inner.lock().is_placed(waiter.generation) {
+            answer = timeout_at(Instant::now() + build_timeout, &mut waiter.answer).await;
+        }
+        match answer {
+            Ok(Ok(Ok(lease))) => Ok(Some(Leased { build: lease.build.unwrap_or_default(), lease })),
+            Ok(Ok(Err(Refused::Error(error)))) => Err(error),
+            Ok(Ok(Err(Refused::Retry))) => Ok(None),
+            Ok(Err(_)) => Err(Error::Internal { reason: "a waiting caller was forgotten", cause: None }),
+            Err(_) => Err(Error::WaitTimeout { after: began.elapsed() }),
+        }
+    }
+
+    /// Takes a generation out, whatever it is doing. Those who wait for it are refused with `refused`.
+    pub(crate) fn retire(
+        &self,
+        generation: Generation,
+        reason: CloseReason,
+        grace: Option<Duration>,
+        refused: &Refused,
+    ) {
+        self.inner.apply(|state, effects| {
+            state.retire(generation, reason, grace, refused, Instant::now(), effects);
+        });
+    }
+
+    /// Retires a generation that stays in use: those who wait for it ask again. Gives what ends when its places, as of
+    /// now, are released.
+    pub(crate) fn unload(&self, generation: Generation) -> Gone {
+        self.inner.apply(|state, effects| {
+            let gone = Gone(state.gone(|held| held == generation));
+            state.retire(generation, CloseReason::Closed, None, &Refused::Retry, Instant::now(), effects);
+            gone
+        })
+    }
+
+    pub(crate) fn is_shut_down(&self) -> bool {
+        self.inner.lock().is_shut_down()
+    }
+
+    /// Refuses everything from now on and retires all there is.
+    pub(crate) fn shut_down(&self, grace: Option<Duration>) {
+        self.inner.apply(|state, effects| state.shut_down(grace, Instant::now(), effects));
+    }
+
+    /// What ends when the places that such generations hold now are released.
+    pub(crate) fn gone(&self, which: impl Fn(Generation) -> bool) -> Gone {
+        Gone(self.inner.lock().gone(which))
+    }
+
+    /// Evicts what has not been used for longer than `ttl(generation)`.
+    pub(crate) fn sweep(&self, ttl: impl Fn(Generation) -> Duration) {
+        self.inner.apply(|state, effects| state.sweep(Instant::now(), ttl, effects));
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.inner.lock().counts()
+    }
+
+    pub(crate) fn snapshot(&self) -> Vec<Snapshot> {
+        self.inner.lock().snapshot()
+    }
+}
+
+impl<R: Resident> Inner<R> {
+    fn lock(&self) -> MutexGuard<'_, State<R>> {
+        // The state's methods do not panic half-way; if one had, going on beats refusing every customer for ever.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The one way to change the state: under the lock, then the gauges, then the effects.
+    fn apply<T>(self: &Arc<Self>, change: impl FnOnce(&mut State<R>, &mut Effects<R>) -> T) -> T {
+        let mut effects = Effects::new();
+        let (result, version, counts) = {
+            let mut state = self.lock();
+            let result = change(&mut state, &mut effects);
+            state.version += 1;
+            (result, state.version, state.counts())
+        };
+        self.publish(version, counts);
+        for effect in effects {
+            self.execute(effect);
+        }
+        result
+    }
+
+    fn publish(&self, version: u64, counts: Counts) {
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        if *published < version {
+            *published = version;
+            self.metrics.set_counts(counts);
+        }
+    }
+
+    fn execute(self: &Arc<Self>, effect: Effect<R>) {
+        match effect {
+            // A receiver that is gone gives the lease back, and dropping that passes it on.
+            Effect::Answer { to, answer } => drop(to.send(answer.map(|grant| Lease::new(self.clone(), grant)))),
+            Effect::Admit { to, generation, place, gone } => {
+                let place = Place::new(self.clone(), generation, place, gone);
+                let permit = Permit { place: place.clone() };
+                drop(to.send(Admission { place, permit }));
+            }
+            Effect::Retire { resident, reason, unused, leased, grace } => {
+                if let Some(unused) = unused {
+                    self.metrics.evicted(reason, unused);
+                }
+                resident.place().closing(reason);
+                resident.retire(leased, grace);
+            }
+            Effect::Drained { resident } => resident.drained(),
+            Effect::Reap { resident } => resident.reap(),
+        }
+    }
+}
+
+/// A caller's position in a queue. Dropping it leaves the queue; an answer that was on its way is passed on.
+struct Waiter<R: Resident> {
+    registry: Arc<Inner<R>>,
+    generation: Generation,
+    age: Age,
+    answer: oneshot::Receiver<Result<Lease<R>, Refused>>,
+}
+
+impl<R: Resident> Drop for Waiter<R> {
+    fn drop(&mut self) {
+        if self.answer.is_terminated() {
+            return;
+        }
+        self.registry.apply(|state, effects| state.leave(self.generation, self.age, Instant::now(), effects));
+    }
+}
+
+/// The right to use a runtime: while it is held, the runtime is not closed under it.
+pub(crate) struct Lease<R: Resident> {
+    registry: Arc<Inner<R>>,
+    /// `None` only inside `drop`.
+    resident: Option<R>,
+    generation: Generation,
+    place: PlaceId,
+    holds: Holds<R>,
+    build: Option<Duration>,
+}
+
+/// What a lease has of its one instance.
+enum Holds<R: Resident> {
+    /// It is in the runtime's pool, set aside.
+    Idle,
+    /// It is still to be made.
+    Permit(Permit<R>),
+    /// The holder has taken either.
+    Taken,
+}
+
+/// What a lease gives its holder to work with.
+pub(crate) enum Claim<R: Resident> {
+    /// Take an instance out of the runtime's pool.
+    Idle,
+    /// Make one.
+    Make(Permit<R>),
+}
+
+impl<R: Resident> Lease<R> {
+    fn new(registry: Arc<Inner<R>>, grant: Grant<R>) -> Self {
+        let Grant { resident, generation, place, idle, build } = grant;
+        let holds = if idle { Holds::Idle } else { Holds::Permit(Permit { place: resident.place().clone() }) };
+        Self { registry, resident: Some(resident), generation, place, holds, build }
+    }
+
+    pub(crate) fn resident(&self) -> Option<&R> {
+        self.resident.as_ref()
+    }
+
+    /// What to work with; `None` the second time.
+    pub(crate) fn claim(&mut self) -> Option<Claim<R>> {
+        match std::mem::replace(&mut self.holds, Holds::Taken) {
+            Holds::Idle => Some(Claim::Idle),
+            Holds::Permit(permit) => Some(Claim::Make(permit)),
+            Holds::Taken => None,
+        }
+    }
+
+    /// Ends the lease; its instance is in the runtime's pool again.
+    pub(crate) fn give_back(mut self) {
+        self.holds = Holds::Idle;
+    }
+}
+
+impl<R: Resident> Drop for Lease<R> {
+    fn drop(&mut self) {
+        // This clone first: whoever closes the runtime must hold the last one, to drop it where it may take long.
+        drop(self.resident.take());
+        // A permit that was not used goes back before the lease, so that the next in line finds it.
+        let back = matches!(std::mem::replace(&mut self.holds, Holds::Taken), Holds::Idle);
+        self.registry.apply(|state, effects| {
+            state.lease_returned(self.generation, self.place, back, Instant::now(), effects);
+        });
+    }
+}
+
+impl<R: Resident> fmt::Debug for Lease<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
+/// What a builder gets when its turn comes: both at once, for a builder that held one and waited for the other could
+/// deadlock with its like.
+pub(crate) struct Admission<R: Resident> {
+    pub(crate) place: Place<R>,
+    pub(crate) permit: Permit<R>,
+}
+
+/// One runtime's right to exist, from before its compile until after its last engine object. Shared by everything
+/// that keeps the runtime alive; the last clone to go gives the place back.
+pub(crate) struct Place<R: Resident> {
+    inner: Arc<PlaceInner<R>>,
+}
+
+impl<R: Resident> Clone for Place<R> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone() }
+    }
+}
+
+struct PlaceInner<R: Resident> {
+    registry: Arc<Inner<R>>,
+    generation: Generation,
+    id: PlaceId,
+    record: Mutex<Record>,
+    /// Says whether the close was forced; its end says that all is gone.
+    gone: watch::Sender<bool>,
+}
+
+/// What is known of a close before it has happened.
+#[derive(Debug, Default)]
+struct Record {
+    /// The engine has made a compiled plugin.
+    opened: bool,
+    forced: bool,
+    closing: Option<(CloseReason, Instant)>,
+}
+
+impl<R: Resident> Place<R> {
+    fn new(registry: Arc<Inner<R>>, generation: Generation, id: PlaceId, gone: watch::Sender<bool>) -> Self {
+        Self { inner: Arc::new(PlaceInner { registry, generation, id, record: Mutex::default(), gone }) }
+    }
+
+    /// The engine has made a compiled plugin: from here on there is something to close.
+    pub(crate) fn opened(&self) {
+        self.inner.record().opened = true;
+    }
+
+    /// The decision to close, and why. The first one counts.
+    pub(crate) fn closing(&self, reason: CloseReason) {
+        self.inner.record().closing.get_or_insert((reason, Instant::now()));
+    }
+
+    /// Guests had to be interrupted.
+    pub(crate) fn forced(&self) {
+        self.inner.record().forced = true;
+    }
+
+    /// Takes a permit for a spare instance, if nobody else wants it. [`spare_ended`](Self::spare_ended) must follow.
+    pub(crate) fn reserve_spare(&self) -> Option<Permit<R>> {
+        let PlaceInner { registry, generation, id, .. } = &*self.inner;
+        let reserved = registry.apply(|state, _| state.reserve_spare(*generation, *id));
+        reserved.then(|| Permit { place: self.clone() })
+    }
+
+    /// The making of a spare instance ended. `ready`: it is in the runtime's pool.
+    pub(crate) fn spare_ended(&self, ready: bool) {
+        let PlaceInner { registry, generation, id, .. } = &*self.inner;
+        registry.apply(|state, effects| state.spare_ended(*generation, *id, ready, Instant::now(), effects));
+    }
+}
+
+impl<R: Resident> PlaceInner<R> {
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<R: Resident> Drop for PlaceInner<R> {
+    fn drop(&mut self) {
+        let record = std::mem::take(&mut *self.record());
+        if record.opened {
+            let (reason, since) = record.closing.unwrap_or_else(|| (CloseReason::Invalid, Instant::now()));
+            self.registry.metrics.closed(reason, record.forced, since.elapsed());
+        }
+        self.gone.send_replace(record.forced);
+        // Counted first, given on second; `gone` ends last, when this has returned and the fields are dropped.
+        self.registry.apply(|state, effects| state.place_released(self.id, Instant::now(), effects));
+    }
+}
+
+/// One instance's right to exist, from before it is made until after it is dropped. Keeps its runtime's place.
+pub(crate) struct Permit<R: Resident> {
+    place: Place<R>,
+}
+
+impl<R: Resident> Drop for Permit<R> {
+    fn drop(&mut self) {
+        let PlaceInner { registry, generation, id, .. } = &*self.place.inner;
+        registry.apply(|state, effects| state.permit_released(*generation, *id, Instant::now(), effects));
+    }
+}
+
+/// Ends when places are released.
+#[must_use]
+pub(crate) struct Gone(Vec<watch::Receiver<bool>>);
+
+impl Gone {
+    /// How many places are still held.
+    pub(crate) fn remaining(&self) -> usize {
+        self.0.iter().filter(|gone| gone.has_changed().is_ok()).count()
+    }
+
+    /// Waits until all are released; tells whether any close was forced. Cancel safe.
+    pub(crate) async fn wait(&mut self) -> bool {
+        let mut forced = false;
+        for gone in &mut self.0 {
+            while gone.changed().await.is_ok() {}
+            forced |= *gone.borrow();
+        }
+        forced
+    }
+}
+
+/// The one build of a generation. Dropping it without an outcome, as when its task panics or its tokio goes, reports
+/// that to those who wait; the next caller tries again.
+pub(crate) struct BuildTicket<R: Resident> {
+    registry: Arc<Inner<R>>,
+    generation: Generation,
+    id: BuildId,
+    done: bool,
+}
+
+impl<R: Resident> BuildTicket<R> {
+    /// Waits for a place and a permit. `None` when nobody wants the build any more.
+    pub(crate) async fn admit(&self) -> Option<Admission<R>> {
+        let (to, admission) = oneshot::channel();
+        let wanted =
+            self.registry.apply(|state, effects| state.enqueue(self.generation, self.id, to, Instant::now(), effects));
+        if !wanted {
+            return None;
+        }
+        admission.await.ok()
+    }
+
+    /// The build succeeded, with one idle instance in its pool.
+    ///
+    /// # Errors
+    ///
+    /// Gives the runtime back when its generation was retired meanwhile: the caller must close it.
+    pub(crate) fn publish(mut self, resident: R) -> Result<(), R> {
+        let place = resident.place().inner.id;
+        let published = self
+            .registry
+            .apply(|state, effects| state.publish(self.generation, place, resident, Instant::now(), effects));
+        self.done = true;
+        self.registry.metrics.build_ended(match &published {
+            Ok(()) => Ok(()),
+            Err(_) => Err(&Error::Cancelled),
+        });
+        published
+    }
+
+    /// The build failed; call it once what it had made is closed.
+    pub(crate) fn fail(mut self, error: &Error) {
+        self.done = true;
+        self.report(error);
+    }
+
+    /// The build ended before it had begun, because nobody wants it any more.
+    pub(crate) fn abandon(mut self) {
+        self.done = true;
+    }
+
+    fn report(&self, error: &Error) {
+        self.registry.metrics.build_ended(Err(error));
+        self.registry.apply(|state, effects| {
+            state.build_failed(self.generation, self.id, error, Instant::now(), effects);
+        });
+    }
+}
+
+impl<R: Resident> Drop for BuildTicket<R> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.report(&Error::Internal { reason: "the build ended without an outcome; try again", cause: None });
+        }
+    }
+}

@@ -1,0 +1,837 @@
+//! The registry's rules as a plain state machine: no clock, no lock, no task, no foreign code.
+//!
+//! Every method takes what happened and pushes what must now be done onto `effects`, for the shell to do after it has
+//! let go of the lock. Considered and not taken: an actor task that owns the state (two thread hops for each
+//! evaluation, and nobody left to answer when its tokio goes), and a concurrent cache crate with a semaphore beside it
+//! (the bound then counts what is cached, not what exists: builds in flight and runtimes still closing escape it).
+//!
+//! # Who waits for what, and in which order
+//!
+//! A caller waits either on a build of its generation or on a live runtime of it; never in two places. Behind them
+//! two queues are ordered by age: `build_queue`, builds that need a place and a permit at once (a builder that held one
+//! and waited for the other could deadlock), and `contenders`, live runtimes whose eldest waiter needs a permit. A
+//! runtime's own idle instance goes to its own eldest waiter, unless permits are used up and an elder contends
+//! elsewhere: then the idle instance is reaped for the elder.
+//!
+//! # Invariants, after every method
+//!
+//! - `places.len() ≤ capacity` and `instances ≤ max_instances`.
+//! - No build waits for a place while an unleased runtime could be evicted for it.
+//! - Nobody contends for a permit while an idle instance could be reaped for it.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    time::Duration,
+};
+
+use lru::LruCache;
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
+
+use super::{Generation, Limits, Refused, Snapshot, SnapshotState};
+use crate::{
+    error::Error,
+    metrics::{CloseReason, Counts},
+};
+
+/// How many failed builds are remembered at most.
+const MAX_FAILURES: usize = 4096;
+
+/// The order in which callers came. Unique.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Age(u64);
+
+/// One right to have a runtime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct PlaceId(u64);
+
+/// One attempt at building a generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BuildId(u64);
+
+/// What a lease consists of, before the shell has made a guard of it.
+pub(super) struct Grant<R> {
+    pub(super) resident: R,
+    pub(super) generation: Generation,
+    pub(super) place: PlaceId,
+    /// The runtime has an idle instance set aside for this lease; otherwise the lease has a permit to make one.
+    pub(super) idle: bool,
+    /// How long the build took that this caller waited for.
+    pub(super) build: Option<Duration>,
+}
+
+pub(super) type Answer<R> = Result<Grant<R>, Refused>;
+type AnswerSender<R> = oneshot::Sender<Result<super::Lease<R>, Refused>>;
+pub(super) type AnswerReceiver<R> = oneshot::Receiver<Result<super::Lease<R>, Refused>>;
+pub(super) type AdmissionSender<R> = oneshot::Sender<super::Admission<R>>;
+
+/// What the shell has to do once the lock is released.
+pub(super) enum Effect<R: super::Resident> {
+    Answer {
+        to: AnswerSender<R>,
+        answer: Answer<R>,
+    },
+    Admit {
+        to: AdmissionSender<R>,
+        generation: Generation,
+        place: PlaceId,
+        gone: watch::Sender<bool>,
+    },
+    /// The runtime is out of the registry: it drains, then closes. `unused` is set for an eviction.
+    Retire {
+        resident: R,
+        reason: CloseReason,
+        unused: Option<Duration>,
+        leased: bool,
+        grace: Option<Duration>,
+    },
+    /// The last lease of a retired runtime came back.
+    Drained {
+        resident: R,
+    },
+    /// One idle instance of this runtime is to be dropped.
+    Reap {
+        resident: R,
+    },
+}
+
+pub(super) type Effects<R> = Vec<Effect<R>>;
+
+/// How a request for a lease went.
+pub(super) enum Requested<R: super::Resident> {
+    Granted(Grant<R>),
+    Refused(Error),
+    /// Joined a build in progress.
+    Joined(AnswerReceiver<R>),
+    /// Waits for an instance of a live runtime.
+    Queued(AnswerReceiver<R>),
+    /// Nobody was building it: the caller must start the build, and waits for it like any other.
+    Start(BuildId, AnswerReceiver<R>),
+}
+
+struct Waiter<R: super::Resident> {
+    age: Age,
+    to: AnswerSender<R>,
+}
+
+/// A runtime that serves. `idle ≤ instances`; a lease stands for one instance that is neither.
+struct Live<R: super::Resident> {
+    resident: R,
+    place: PlaceId,
+    leases: usize,
+    /// Permits out for it, whatever their instance is doing.
+    instances: usize,
+    /// Instances in its pool that are set aside for nobody.
+    idle: usize,
+    /// Idle instances that are being dropped for somebody's permit.
+    reaping: usize,
+    /// A spare instance is being made for it.
+    sparing: bool,
+    waiters: VecDeque<Waiter<R>>,
+    /// A newcomer will have its place: new leases queue until it has been evicted or is needed no more.
+    claimed: bool,
+    /// Its key among the contenders.
+    contending: Option<Age>,
+    opened: Instant,
+    last_used: Instant,
+    uses: u64,
+}
+
+enum Phase<R: super::Resident> {
+    /// Its bytes are being fetched; it holds nothing.
+    Fetching,
+    /// In `build_queue` under this age.
+    Queued { age: Age, to: AdmissionSender<R> },
+    /// It holds a place and the permit of its probe instance.
+    Placed { place: PlaceId, since: Instant },
+}
+
+struct Build<R: super::Resident> {
+    id: BuildId,
+    phase: Phase<R>,
+    waiters: VecDeque<Waiter<R>>,
+}
+
+/// A runtime on its way out, or a build whose outcome nobody wants any more.
+struct Draining<R> {
+    generation: Generation,
+    resident: Option<R>,
+    leases: usize,
+    reaping: usize,
+}
+
+struct Failure {
+    error: Error,
+    until: Instant,
+}
+
+pub(super) struct State<R: super::Resident> {
+    limits: Limits,
+    shut_down: bool,
+    /// Unbounded: the bound is on places, and a victim is never dropped under the lock.
+    live: LruCache<Generation, Live<R>>,
+    builds: HashMap<Generation, Build<R>>,
+    draining: HashMap<PlaceId, Draining<R>>,
+    places: HashMap<PlaceId, (Generation, watch::Receiver<bool>)>,
+    /// Draining with no lease left: their places come back soon.
+    closing: usize,
+    /// Permits out.
+    instances: usize,
+    /// The sum of `idle` over live runtimes.
+    idle: usize,
+    /// The sum of `reaping` over live and draining runtimes.
+    reaping: usize,
+    build_queue: BTreeMap<Age, Generation>,
+    contenders: BTreeMap<Age, Generation>,
+    claimed: Vec<Generation>,
+    failures: LruCache<Generation, Failure>,
+    waiting_capacity: usize,
+    waiting_instance: usize,
+    waiting_build: usize,
+    next: u64,
+    /// Grows with every change; orders what is published.
+    pub(super) version: u64,
+}
+
+impl<R: super::Resident> State<R> {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            shut_down: false,
+            live: LruCache::unbounded(),
+            builds: HashMap::new(),
+            draining: HashMap::new(),
+            places: HashMap::new(),
+            closing: 0,
+            instances: 0,
+            idle: 0,
+            reaping: 0,
+            build_queue: BTreeMap::new(),
+            contenders: BTreeMap::new(),
+            claimed: Vec::new(),
+            failures: LruCache::unbounded(),
+            waiting_capacity: 0,
+            waiting_instance: 0,
+            waiting_build: 0,
+            next: 0,
+            version: 0,
+        }
+    }
+
+    fn unique(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// An age for a caller that has just come.
+    pub(super) fn age(&mut self) -> Age {
+        Age(self.unique())
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        let live = self.live.len();
+        let draining = self.draining.len();
+        Counts {
+            building: self.places.len() - live - draining,
+            live,
+            draining,
+            idle: self.idle,
+            busy: self.instances - self.idle,
+            waiting_capacity: self.waiting_capacity,
+            waiting_instance: self.waiting_instance,
+            waiting_build: self.waiting_build,
+        }
+    }
+
+    /// A caller wants a lease on `generation`. One that may not wait is refused instead.
+    pub(super) fn request(
+        &mut self,
+        generation: Generation,
+        age: Age,
+        now: Instant,
+        may_wait: bool,
+        effects: &mut Effects<R>,
+    ) -> Requested<R> {
+        if self.shut_down {
+            return Requested::Refused(Error::ShuttingDown);
+        }
+        let full = self.waiting_capacity + self.waiting_instance >= self.limits.max_waiting;
+        let refused = |reason| Requested::Refused(Error::Saturated { reason });
+        if let Some(live) = self.live.get_mut(&generation) {
+            live.last_used = now;
+            if !live.claimed && live.waiters.is_empty() {
+                if live.idle > 0 {
+                    live.idle -= 1;
+                    self.idle -= 1;
+                    return Requested::Granted(live.grant(generation, true, None));
+                }
+                let free = self.instances < self.limits.max_instances;
+                // Permits go by age: while anyone contends for one, this caller queues behind.
+                if free && self.contenders.is_empty() && live.instances < self.limits.max_instances_per_runtime {
+                    live.instances += 1;
+                    self.instances += 1;
+                    return Requested::Granted(live.grant(generation, false, None));
+                }
+            }
+            if !may_wait {
+                return refused("a call from inside a host function does not wait, and no instance is free");
+            }
+            if full {
+                return refused("no instance is free and as many callers wait as may");
+            }
+            let (to, answer) = oneshot::channel();
+            live.waiters.push_back(Waiter { age, to });
+            self.waiting_instance += 1;
+            self.contend(generation);
+            self.pump(now, effects);
+            return Requested::Queued(answer);
+        }
+        if !may_wait {
+            return refused("a call from inside a host function does not wait, and its evaluator is cold");
+        }
+        if let Some(build) = self.builds.get_mut(&generation) {
+            let queued = matches!(build.phase, Phase::Queued { .. });
+            if queued && full {
+                return refused("no runtime is free and as many callers wait as may");
+            }
+            let (to, answer) = oneshot::channel();
+            build.waiters.push_back(Waiter { age, to });
+            *(if queued { &mut self.waiting_capacity } else { &mut self.waiting_build }) += 1;
+            return Requested::Joined(answer);
+        }
+        if let Some(error) = self.remembered(generation, now) {
+            return Requested::Refused(error);
+        }
+        if full && !self.place_in_sight() {
+            return refused("no runtime is free and as many callers wait as may");
+        }
+        let id = BuildId(self.unique());
+        let (to, answer) = oneshot::channel();
+        let waiters = VecDeque::from([Waiter { age, to }]);
+        self.builds.insert(generation, Build { id, phase: Phase::Fetching, waiters });
+        self.waiting_build += 1;
+        Requested::Start(id, answer)
+    }
+
+    /// Whether one more build would get a place without waiting for a lease to end.
+    fn place_in_sight(&self) -> bool {
+        let unplaced = self.builds.values().filter(|build| !matches!(build.phase, Phase::Placed { .. })).count();
+        let evictable = self.live.iter().filter(|(_, live)| live.evictable()).count();
+        self.limits.capacity - self.places.len() + self.closing + evictable > unplaced
+    }
+
+    fn remembered(&mut self, generation: Generation, now: Instant) -> Option<Error> {
+        let failure = self.failures.get(&generation)?;
+        if now < failure.until {
+            return Some(failure.error.clone());
+        }
+        self.failures.pop(&generation);
+        None
+    }
+
+    /// A caller that waited has left, or was answered just now.
+    pub(super) fn leave(&mut self, generation: Generation, age: Age, now: Instant, effects: &mut Effects<R>) {
+        if let Some(build) = self.builds.get_mut(&generation) {
+            let before = build.waiters.len();
+            build.waiters.retain(|waiter| waiter.age != age);
+            let left = before - build.waiters.len();
+            match &build.phase {
+                Phase::Queued { age, .. } => {
+                    self.waiting_capacity -= left;
+                    // Nobody wants it and it has cost nothing yet: its builder sees its channel close, and ends.
+                    if build.waiters.is_empty() {
+                        self.build_queue.remove(age);
+                        self.builds.remove(&generation);
+                        self.pump(now, effects);
+                    }
+                }
+                _ => self.waiting_build -= left,
+            }
+        } else if let Some(live) = self.live.peek_mut(&generation) {
+            let before = live.waiters.len();
+            live.waiters.retain(|waiter| waiter.age != age);
+            self.waiting_instance -= before - live.waiters.len();
+            self.contend(generation);
+            self.pump(now, effects);
+        }
+    }
+
+    /// Whether a caller's build has its place, so that it ends by itself within its own budget.
+    pub(super) fn is_placed(&self, generation: Generation) -> bool {
+        self.builds.get(&generation).is_some_and(|build| matches!(build.phase, Phase::Placed { .. }))
+    }
+
+    /// A build's plugin is fetched and now needs a place and a permit. False when nobody wants it any more.
+    pub(super) fn enqueue(
+        &mut self,
+        generation: Generation,
+        id: BuildId,
+        to: AdmissionSender<R>,
+        now: Instant,
+        effects: &mut Effects<R>,
+    ) -> bool {
+        let Some(build) = self.builds.get_mut(&generation).filter(|build| build.id == id) else { return false };
+        let Some(eldest) = build.waiters.front().map(|waiter| waiter.age) else {
+            self.builds.remove(&generation);
+            return false;
+        };
+        build.phase = Phase::Queued { age: eldest, to };
+        self.waiting_build -= build.waiters.len();
+        self.waiting_capacity += build.waiters.len();
+        self.build_queue.insert(eldest, generation);
+        self.pump(now, effects);
+        true
+    }
+
+    /// A build succeeded: its runtime, with one idle instance, joins the registry and serves those who wait for it.
+    ///
+    /// # Errors
+    ///
+    /// Gives the runtime back when it was retired meanwhile.
+    pub(super) fn publish(
+        &mut self,
+        generation: Generation,
+        place: PlaceId,
+        resident: R,
+        now: Instant,
+        effects: &mut Effects<R>,
+    ) -> Result<(), R> {
+        let build = match self.builds.remove(&generation) {
+            Some(build) if matches!(build.phase, Phase::Placed { place: held, .. } if held == place) => build,
+            other => {
+                if let Some(build) = other {
+                    self.builds.insert(generation, build);
+                }
+                return Err(resident);
+            }
+        };
+        let Phase::Placed { since, .. } = build.phase else { return Err(resident) };
+        self.waiting_build -= build.waiters.len();
+        self.waiting_instance += build.waiters.len();
+        self.idle += 1;
+        let live = Live {
+            resident,
+            place,
+            leases: 0,
+            instances: 1,
+            idle: 1,
+            reaping: 0,
+            sparing: false,
+            waiters: build.waiters,
+            claimed: false,
+            contending: None,
+            opened: now,
+            last_used: now,
+            uses: 0,
+        };
+        self.live.push(generation, live);
+        self.serve(generation, Some(now - since), effects);
+        self.pump(now, effects);
+        Ok(())
+    }
+
+    /// A build failed. All who waited learn why; a failure that would come again is remembered.
+    pub(super) fn build_failed(
+        &mut self,
+        generation: Generation,
+        id: BuildId,
+        error: &Error,
+        now: Instant,
+        effects: &mut Effects<R>,
+    ) {
+        if self.builds.get(&generation).is_none_or(|build| build.id != id) {
+            return;
+        }
+        let Some(build) = self.builds.remove(&generation) else { return };
+        self.drop_build(generation, build, &Refused::Error(error.clone()), effects);
+        if matches!(error, Error::InvalidPlugin { .. } | Error::EntryPointMissing { .. })
+            && !self.limits.negative_ttl.is_zero()
+        {
+            self.failures.push(generation, Failure { error: error.clone(), until: now + self.limits.negative_ttl });
+            if self.failures.len() > MAX_FAILURES {
+                self.failures.pop_lru();
+            }
+        }
+        self.pump(now, effects);
+    }
+
+    /// A lease ended. `back`: its instance is in the runtime's pool again.
+    pub(super) fn lease_returned(
+        &mut self,
+        generation: Generation,
+        place: PlaceId,
+        back: bool,
+        now: Instant,
+        effects: &mut Effects<R>,
+    ) {
+        if let Some(live) = self.live.get_mut(&generation).filter(|live| live.place == place) {
+            live.leases -= 1;
+            live.last_used = now;
+            if back {
+                live.idle += 1;
+                self.idle += 1;
+            }
+            self.serve(generation, None, effects);
+            self.pump(now, effects);
+            // The pump may have reaped elsewhere what was held back here for an elder.
+            self.serve(generation, None, effects);
+        } else if let Some(draining) = self.draining.get_mut(&place) {
+            draining.leases -= 1;
+            if draining.leases == 0 {
+                self.closing += 1;
+                effects.extend(draining.resident.take().map(|resident| Effect::Drained { resident }));
+                self.pump(now, effects);
+            }
+        }
+    }
+
+    /// An instance, or the wish to make one, is gone for good.
+    pub(super) fn permit_released(
+        &mut self,
+        generation: Generation,
+        place: PlaceId,
+        now: Instant,
+        effects: &mut Effects<R>,
+    ) {
+        self.instances -= 1;
+        if let Some(live) = self.live.peek_mut(&generation).filter(|live| live.place == place) {
+            live.instances -= 1;
+            let reaped = live.reaping.min(1);
+            live.reaping -= reaped;
+            self.reaping -= reaped;
+            self.contend(generation);
+        } else if let Some(draining) = self.draining.get_mut(&place) {
+            let reaped = draining.reaping.min(1);
+            draining.reaping -= reaped;
+            self.reaping -= reaped;
+        }
+        self.pump(now, effects);
+    }
+
+    /// The last engine object of a runtime is gone.
+    pub(super) fn place_released(&mut self, place: PlaceId, now: Instant, effects: &mut Effects<R>) {
+        self.places.remove(&place);
+        if let Some(draining) = self.draining.remove(&place) {
+            self.closing -= usize::from(draining.leases == 0);
+            self.reaping -= draining.reaping;
+        }
+        self.pump(now, effects);
+    }
+
+    /// Takes a permit for a spare instance that nobody waits for, if one can be had without taking it from anybody.
+    pub(super) fn reserve_spare(&mut self, generation: Generation, place: PlaceId) -> bool {
+        let free =
+            self.instances < self.limits.max_instances && self.contenders.is_empty() && self.build_queue.is_empty();
+        let live = self.live.peek_mut(&generation).filter(|live| live.place == place);
+        match live {
+            Some(live)
+                if free
+                    && !live.claimed
+                    && !live.sparing
+                    && live.idle == 0
+                    && live.instances < self.limits.max_instances_per_runtime =>
+            {
+                live.sparing = true;
+                live.instances += 1;
+                self.instances += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The making of a spare instance ended. `ready`: it is in its runtime's pool.
+    pub(super) fn spare_ended(
+        &mut self,
+        generation: Generation,
+        place: PlaceId,
+        ready: bool,
+        now: Instant,
+        effects: &mut Effects<R>,
+    ) {
+        let Some(live) = self.live.peek_mut(&generation).filter(|live| live.place == place) else { return };
+        live.sparing = false;
+        if ready {
+            live.idle += 1;
+            self.idle += 1;
+            self.serve(generation, None, effects);
+            self.pump(now, effects);
+            self.serve(generation, None, effects);
+        }
+    }
+
+    /// Takes a generation out, whatever it is doing: a live runtime drains, a build's outcome is not wanted. Those who
+    /// wait get `refused`.
+    pub(super) fn retire(
+        &mut self,
+        generation: Generation,
+        reason: CloseReason,
+        grace: Option<Duration>,
+        refused: &Refused,
+        now: Instant,
+        effects: &mut Effects<R>,
+    ) {
+        self.retire_live(generation, reason, grace, refused, now, effects);
+        if let Some(build) = self.builds.remove(&generation) {
+            self.drop_build(generation, build, refused, effects);
+        }
+        self.pump(now, effects);
+    }
+
+    /// A build that will not be published: those who wait are refused, and its place, if it still has one, drains.
+    fn drop_build(&mut self, generation: Generation, build: Build<R>, refused: &Refused, effects: &mut Effects<R>) {
+        match build.phase {
+            Phase::Fetching => self.waiting_build -= build.waiters.len(),
+            Phase::Queued { age, .. } => {
+                self.build_queue.remove(&age);
+                self.waiting_capacity -= build.waiters.len();
+            }
+            Phase::Placed { place, .. } => {
+                self.waiting_build -= build.waiters.len();
+                if self.places.contains_key(&place) {
+                    self.closing += 1;
+                    self.draining.insert(place, Draining { generation, resident: None, leases: 0, reaping: 0 });
+                }
+            }
+        }
+        refuse(build.waiters, refused, effects);
+    }
+
+    fn retire_live(
+        &mut self,
+        generation: Generation,
+        reason: CloseReason,
+        grace: Option<Duration>,
+        refused: &Refused,
+        now: Instant,
+        effects: &mut Effects<R>,
+    ) {
+        let Some(live) = self.live.pop(&generation) else { return };
+        self.idle -= live.idle;
+        self.waiting_instance -= live.waiters.len();
+        if let Some(age) = live.contending {
+            self.contenders.remove(&age);
+        }
+        if live.claimed {
+            self.claimed.retain(|claimed| *claimed != generation);
+        }
+        let leased = live.leases > 0;
+        self.closing += usize::from(!leased);
+        let resident = leased.then(|| live.resident.clone());
+        let draining = Draining { generation, resident, leases: live.leases, reaping: live.reaping };
+        self.draining.insert(live.place, draining);
+        let evicted = matches!(reason, CloseReason::Capacity | CloseReason::Idle);
+        let unused = evicted.then(|| now - live.last_used);
+        effects.push(Effect::Retire { resident: live.resident, reason, unused, leased, grace });
+        refuse(live.waiters, refused, effects);
+    }
+
+    /// Evicts what has not been used for longer than `ttl(generation)`.
+    pub(super) fn sweep(&mut self, now: Instant, ttl: impl Fn(Generation) -> Duration, effects: &mut Effects<R>) {
+        let expired: Vec<Generation> = self
+            .live
+            .iter()
+            .filter(|(generation, live)| live.evictable() && now - live.last_used >= ttl(**generation))
+            .map(|(generation, _)| *generation)
+            .collect();
+        for generation in expired {
+            self.retire_live(generation, CloseReason::Idle, None, &Refused::Retry, now, effects);
+        }
+    }
+
+    /// Refuses everything from now on and retires all there is.
+    pub(super) fn shut_down(&mut self, grace: Option<Duration>, now: Instant, effects: &mut Effects<R>) {
+        self.shut_down = true;
+        let live = self.live.iter().map(|(generation, _)| *generation);
+        let all: Vec<Generation> = live.chain(self.builds.keys().copied()).collect();
+        for generation in all {
+            let refused = Refused::Error(Error::ShuttingDown);
+            self.retire(generation, CloseReason::Shutdown, grace, &refused, now, effects);
+        }
+        self.failures.clear();
+    }
+
+    pub(super) fn is_shut_down(&self) -> bool {
+        self.shut_down
+    }
+
+    /// What ends when the places of such generations are released.
+    pub(super) fn gone(&self, which: impl Fn(Generation) -> bool) -> Vec<watch::Receiver<bool>> {
+        self.places.values().filter(|(held, _)| which(*held)).map(|(_, gone)| gone.clone()).collect()
+    }
+
+    pub(super) fn snapshot(&self) -> Vec<Snapshot> {
+        let live = self.live.iter().map(|(generation, live)| Snapshot {
+            generation: *generation,
+            state: SnapshotState::Live,
+            instances: live.instances,
+            leases: live.leases,
+            uses: live.uses,
+            opened: Some(live.opened),
+            last_used: Some(live.last_used),
+        });
+        let bare = |generation, state, leases| Snapshot {
+            generation,
+            state,
+            instances: leases,
+            leases,
+            uses: 0,
+            opened: None,
+            last_used: None,
+        };
+        let builds = self.builds.keys().map(|generation| bare(*generation, SnapshotState::Building, 0));
+        let draining =
+            self.draining.values().map(|draining| bare(draining.generation, SnapshotState::Draining, draining.leases));
+        live.chain(builds).chain(draining).collect()
+    }
+
+    /// Gives a runtime's idle instances to its own waiters, eldest first.
+    fn serve(&mut self, generation: Generation, build: Option<Duration>, effects: &mut Effects<R>) {
+        let elder = self.contenders.first_key_value().map(|(age, _)| *age);
+        let owed = self.instances >= self.limits.max_instances && self.reaping < self.contenders.len();
+        let Some(live) = self.live.peek_mut(&generation) else { return };
+        while !live.claimed && live.idle > 0 {
+            let Some(waiter) = live.waiters.front() else { break };
+            if owed && elder.is_some_and(|elder| elder < waiter.age && live.contending != Some(elder)) {
+                break;
+            }
+            let Some(waiter) = live.waiters.pop_front() else { break };
+            live.idle -= 1;
+            self.idle -= 1;
+            self.waiting_instance -= 1;
+            effects.push(Effect::Answer { to: waiter.to, answer: Ok(live.grant(generation, true, build)) });
+        }
+        self.contend(generation);
+    }
+
+    /// Puts a runtime among the contenders if its eldest waiter can only be served with one more permit, and takes it
+    /// out otherwise.
+    fn contend(&mut self, generation: Generation) {
+        let Some(live) = self.live.peek_mut(&generation) else { return };
+        let eldest = live.waiters.front().map(|waiter| waiter.age);
+        let wants = eldest
+            .filter(|_| !live.claimed && live.idle == 0 && live.instances < self.limits.max_instances_per_runtime);
+        if live.contending == wants {
+            return;
+        }
+        if let Some(age) = live.contending.take() {
+            self.contenders.remove(&age);
+        }
+        if let Some(age) = wants {
+            self.contenders.insert(age, generation);
+            live.contending = Some(age);
+        }
+    }
+
+    /// Hands out what is free, eldest first, then sees to it that what is missing comes free.
+    fn pump(&mut self, now: Instant, effects: &mut Effects<R>) {
+        while self.instances < self.limits.max_instances {
+            let place_free = self.places.len() < self.limits.capacity;
+            let build = self.build_queue.first_key_value().filter(|_| place_free).map(|(age, _)| *age);
+            let contender = self.contenders.first_key_value().map(|(age, _)| *age);
+            match (build, contender) {
+                (Some(build), contender) if contender.is_none_or(|contender| build < contender) => {
+                    self.admit(build, now, effects);
+                }
+                (_, Some(contender)) => self.grant_permit(contender, effects),
+                _ => break,
+            }
+        }
+        self.reap(effects);
+        self.evict(now, effects);
+    }
+
+    fn admit(&mut self, age: Age, now: Instant, effects: &mut Effects<R>) {
+        let place = PlaceId(self.unique());
+        let Some(generation) = self.build_queue.remove(&age) else { return };
+        let Some(build) = self.builds.get_mut(&generation) else { return };
+        let Phase::Queued { to, .. } = std::mem::replace(&mut build.phase, Phase::Placed { place, since: now }) else {
+            return;
+        };
+        self.waiting_capacity -= build.waiters.len();
+        self.waiting_build += build.waiters.len();
+        let (gone, receiver) = watch::channel(false);
+        self.places.insert(place, (generation, receiver));
+        self.instances += 1;
+        effects.push(Effect::Admit { to, generation, place, gone });
+    }
+
+    fn grant_permit(&mut self, age: Age, effects: &mut Effects<R>) {
+        let Some(generation) = self.contenders.remove(&age) else { return };
+        let Some(live) = self.live.peek_mut(&generation) else { return };
+        live.contending = None;
+        if let Some(waiter) = live.waiters.pop_front() {
+            live.instances += 1;
+            self.instances += 1;
+            self.waiting_instance -= 1;
+            effects.push(Effect::Answer { to: waiter.to, answer: Ok(live.grant(generation, false, None)) });
+        }
+        self.contend(generation);
+    }
+
+    /// Drops idle instances, least recently used runtimes first, for those who wait for a permit.
+    fn reap(&mut self, effects: &mut Effects<R>) {
+        if self.instances < self.limits.max_instances {
+            return;
+        }
+        let placeable = self.build_queue.len().min(self.limits.capacity - self.places.len());
+        let short = self.contenders.len() + placeable;
+        while self.reaping < short && self.idle > 0 {
+            let Some((_, live)) = self.live.iter_mut().rev().find(|(_, live)| live.idle > 0) else { return };
+            live.idle -= 1;
+            live.reaping += 1;
+            self.idle -= 1;
+            self.reaping += 1;
+            effects.push(Effect::Reap { resident: live.resident.clone() });
+        }
+    }
+
+    /// Evicts unleased runtimes, least recently used first, for builds that wait for a place. When there are not
+    /// enough of them, claims leased ones.
+    fn evict(&mut self, now: Instant, effects: &mut Effects<R>) {
+        let coming = self.limits.capacity - self.places.len() + self.closing;
+        let mut short = self.build_queue.len().saturating_sub(coming);
+        while short > 0 {
+            let victim = self.live.iter().rev().find(|(_, live)| live.evictable()).map(|(generation, _)| *generation);
+            let Some(victim) = victim else { break };
+            self.retire_live(victim, CloseReason::Capacity, None, &Refused::Retry, now, effects);
+            short -= 1;
+        }
+        while self.claimed.len() > short {
+            let Some(generation) = self.claimed.pop() else { break };
+            if let Some(live) = self.live.peek_mut(&generation) {
+                live.claimed = false;
+            }
+            self.serve(generation, None, effects);
+        }
+        while self.claimed.len() < short {
+            let leased = self.live.iter_mut().rev().find(|(_, live)| !live.claimed && live.leases > 0);
+            let Some((generation, live)) = leased else { break };
+            let generation = *generation;
+            live.claimed = true;
+            self.claimed.push(generation);
+            self.contend(generation);
+        }
+    }
+}
+
+impl<R: super::Resident> Live<R> {
+    /// Unleased, and nobody waits for it but those whom a claim holds back.
+    fn evictable(&self) -> bool {
+        self.leases == 0 && (self.waiters.is_empty() || self.claimed)
+    }
+
+    fn grant(&mut self, generation: Generation, idle: bool, build: Option<Duration>) -> Grant<R> {
+        self.leases += 1;
+        self.uses += 1;
+        Grant { resident: self.resident.clone(), generation, place: self.place, idle, build }
+    }
+}
+
+fn refuse<R: super::Resident>(waiters: VecDeque<Waiter<R>>, refused: &Refused, effects: &mut Effects<R>) {
+    for waiter in waiters {
+        effects.push(Effect::Answer { to: waiter.to, answer: Err(refused.clone()) });
+    }
+}

@@ -1,0 +1,125 @@
+//! A lease with its instance: one evaluation's hold on a runtime, and what becomes of the instance afterwards.
+
+use std::panic::AssertUnwindSafe;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio::time::{Instant, timeout_at};
+
+use super::{Instance, Runtime};
+use crate::{
+    background,
+    config::Isolation,
+    error::Error,
+    metrics::Discard,
+    registry::{Claim, Lease},
+};
+
+/// How a guest's call ended.
+pub(crate) enum Ended {
+    Output(Bytes),
+    Failed(Error),
+    /// The runtime's grace was over and the guest was interrupted.
+    Stopped,
+}
+
+/// A leased runtime and one of its instances.
+///
+/// Dropped during a call, it stops the guest and discards the instance. Dropped before one, it gives the instance
+/// back unused.
+pub(crate) struct Active {
+    /// `None` only inside `drop`.
+    lease: Option<Lease<Runtime>>,
+    /// What the lease is on, for as long as this lives.
+    runtime: Option<Runtime>,
+    instance: Option<Instance>,
+    /// Why the instance cannot be used again; `None` while it can.
+    discard: Option<Discard>,
+}
+
+impl Active {
+    /// Takes the instance that comes with a lease, or makes it.
+    ///
+    /// Cancel safe: the lease ends, and an instance that is being made gives its permit back when it is dropped.
+    pub(crate) async fn new(mut lease: Lease<Runtime>) -> Result<Self, Error> {
+        let internal = |reason| Error::Internal { reason, cause: None };
+        let runtime = lease.resident().cloned().ok_or(internal("a lease without a runtime"))?;
+        let instance = match lease.claim() {
+            Some(Claim::Idle) => {
+                runtime.inner.idle.try_remove().map_err(|_| internal("an instance that was set aside is not there"))?
+            }
+            Some(Claim::Make(permit)) => runtime.make_instance(permit).await?,
+            None => return Err(internal("a lease was used twice")),
+        };
+        Ok(Self { lease: Some(lease), runtime: Some(runtime), instance: Some(instance), discard: None })
+    }
+
+    pub(crate) fn runtime(&self) -> Option<&Runtime> {
+        self.runtime.as_ref()
+    }
+
+    /// Runs the guest. Dropping the future stops it.
+    pub(crate) async fn call(&mut self, input: Bytes) -> Ended {
+        let (Some(runtime), Some(instance)) = (&self.runtime, &mut self.instance) else {
+            return Ended::Failed(Error::Internal { reason: "a call without an instance", cause: None });
+        };
+        let inner = &runtime.inner;
+        let after = inner.policy.exec_timeout;
+        let deadline = Instant::now() + after;
+        let mut stop = inner.stop.subscribe();
+        instance.uses += 1;
+        // Until the guest has returned, the instance is one that was interrupted.
+        self.discard = Some(Discard::Cancelled);
+        let call = instance.guest.call(&inner.executable.entry_point, input, deadline);
+        let call = timeout_at(deadline, AssertUnwindSafe(call).catch_unwind());
+        let ended = tokio::select! {
+            // A guest that has just returned is not interrupted.
+            biased;
+            returned = call => match returned {
+                Ok(Ok(Ok(output))) => Ended::Output(output),
+                Ok(Ok(Err(error))) => Ended::Failed(error),
+                Ok(Err(_panic)) => Ended::Failed(Error::Internal { reason: "the engine panicked", cause: None }),
+                Err(_) => Ended::Failed(Error::ExecTimeout { after }),
+            },
+            _ = stop.wait_for(|stop| *stop) => Ended::Stopped,
+        };
+        self.discard = match &ended {
+            Ended::Stopped => Some(Discard::Closed),
+            Ended::Failed(Error::ExecTimeout { .. }) => Some(Discard::Timeout),
+            Ended::Failed(Error::Internal { .. }) => Some(Discard::Panic),
+            _ if !instance.guest.is_sound() => Some(Discard::Trap),
+            _ if inner.policy.isolation == Isolation::Fresh => Some(Discard::Used),
+            _ if instance.uses >= inner.policy.max_uses => Some(Discard::MaxUses),
+            _ => None,
+        };
+        ended
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        let (Some(lease), Some(runtime), Some(instance)) =
+            (self.lease.take(), self.runtime.take(), self.instance.take())
+        else {
+            return;
+        };
+        match self.discard {
+            None => {
+                runtime.put_back(instance);
+                drop(runtime);
+                lease.give_back();
+            }
+            Some(reason) => {
+                runtime.inner.metrics.discarded(reason);
+                background::drop_elsewhere(instance);
+                let fresh = (runtime.inner.policy.isolation == Isolation::Fresh).then(|| runtime.clone());
+                drop(runtime);
+                drop(lease);
+                // After the lease, so that whoever waits for the permit comes first.
+                if let Some(runtime) = fresh {
+                    runtime.prepare_spare();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! One live compiled plugin with its pool of instances. Knows no names and no LRU.
+//!
+//! # The life of a runtime
+//!
+//! ```text
+//!   compiler ──publish──▶ live ──retire──▶ draining ──▶ closing ──▶ gone
+//!                          │                │   after `grace`, guests are interrupted
+//!                          └─ leases ───────┘   until the last lease is back
+//! ```
+//!
+//! Nothing closes a runtime but the end of its last owner: leases, spare tasks and the closing task hold it, and each
+//! instance holds its place. The closing task is the one to hold on longest, so that what is heavy is dropped where it
+//! may take long; should the task itself be dropped, a thread does it.
+//!
+//! # Why deadpool's unmanaged pool
+//!
+//! An instance is made under a permit that the registry has granted, with its own time limit, on a task of its own.
+//! deadpool's managed pool would make it inside `get`, where no permit can be handed in, a cancelled `get` gives its
+//! slot away while the work goes on, and failures of `recycle` vanish. The unmanaged pool keeps what is idle, last in
+//! first out, which is what is left to do. The alternative of a plain `Vec` was not taken for the sake of its status
+//! and of what its users know about it. Idle instances are taken out with `try_remove` rather than by `close`, which
+//! would drop them under the pool's own lock.
+
+mod active;
+
+use std::{sync::Arc, time::Duration};
+
+use deadpool::unmanaged::Pool;
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
+
+pub(crate) use self::active::{Active, Ended};
+use crate::{
+    background,
+    config::Isolation,
+    engine::{self, CompiledPlugin},
+    metrics::Metrics,
+    registry::{Permit, Place, Resident},
+    source::Digest,
+};
+
+/// A compiled plugin together with the entry point that is known to exist in it.
+pub(crate) struct Executable {
+    pub(crate) compiled: Box<dyn CompiledPlugin>,
+    pub(crate) entry_point: String,
+    pub(crate) digest: Digest,
+}
+
+/// How a runtime treats its instances.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Policy {
+    pub(crate) isolation: Isolation,
+    /// Evaluations after which a reused instance is replaced.
+    pub(crate) max_uses: u64,
+    /// Instances at once.
+    pub(crate) max_instances: usize,
+    /// How long calls in flight may go on once the runtime is retired.
+    pub(crate) grace: Duration,
+    /// How long one evaluation's guest may run.
+    pub(crate) exec_timeout: Duration,
+    /// How long making an instance may take.
+    pub(crate) build_timeout: Duration,
+}
+
+/// A live compiled plugin. Cheap to clone; the last clone closes it.
+#[derive(Clone)]
+pub(crate) struct Runtime {
+    inner: Arc<Inner>,
+}
+
+/// Dropped in this order: instances, then what they were made from, then the place.
+struct Inner {
+    idle: Pool<Instance>,
+    executable: Executable,
+    policy: Policy,
+    metrics: Metrics,
+    /// True once guests are to be interrupted.
+    stop: watch::Sender<bool>,
+    drained: Notify,
+    place: Place<Runtime>,
+}
+
+/// One sandboxed guest. Its permit is kept by the engine, beside what it stands for.
+struct Instance {
+    guest: Box<dyn engine::Instance>,
+    uses: u64,
+}
+
+impl Runtime {
+    /// A runtime with one idle instance, its probe.
+    pub(crate) fn new(
+        executable: Executable,
+        probe: Box<dyn engine::Instance>,
+        policy: Policy,
+        metrics: Metrics,
+        place: Place<Runtime>,
+    ) -> Self {
+        let idle = Pool::new(policy.max_instances);
+        let runtime = Self {
+            inner: Arc::new(Inner {
+                idle,
+                executable,
+                policy,
+                metrics,
+                stop: watch::Sender::new(false),
+                drained: Notify::new(),
+                place,
+            }),
+        };
+        runtime.put_back(Instance { guest: probe, uses: 0 });
+        runtime
+    }
+
+    pub(crate) fn executable(&self) -> &Executable {
+        &self.inner.executable
+    }
+
+    /// Puts an instance into the pool. It has room for all that the registry permits.
+    fn put_back(&self, instance: Instance) {
+        if let Err((instance, _)) = self.inner.idle.try_add(instance) {
+            background::drop_elsewhere(instance);
+        }
+    }
+
+    async fn make_instance(&self, permit: Permit<Runtime>) -> Result<Instance, crate::Error> {
+        let after = self.inner.policy.build_timeout;
+        let permit = engine::Permit::new(permit);
+        match timeout(after, self.inner.executable.compiled.instantiate(permit)).await {
+            Ok(made) => made.map(|guest| Instance { guest, uses: 0 }),
+            Err(_) => Err(crate::Error::BuildTimeout { after }),
+        }
+    }
+
+    /// Makes the instance for the next evaluation, off everybody's path, if nobody else wants its permit.
+    fn prepare_spare(&self) {
+        let Some(permit) = self.inner.place.reserve_spare() else { return };
+        let mut spare = Spare { runtime: self.clone(), ready: false };
+        background::spawn(async move {
+            // A failure is not reported here: the next evaluation makes its own instance, and meets it.
+            if let Ok(instance) = spare.runtime.make_instance(permit).await {
+                spare.runtime.put_back(instance);
+                spare.ready = true;
+            }
+            drop(spare);
+        });
+    }
+}
+
+/// The making of a spare instance, ended by its drop wherever that happens.
+struct Spare {
+    runtime: Runtime,
+    ready: bool,
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        self.runtime.inner.place.spare_ended(self.ready);
+    }
+}
+
+impl Resident for Runtime {
+    fn place(&self) -> &Place<Self> {
+        &self.inner.place
+    }
+
+    fn retire(&self, leased: bool, grace: Option<Duration>) {
+        let closing = Closing(Some(self.clone()));
+        background::spawn(closing.run(leased, grace));
+    }
+
+    fn drained(&self) {
+        self.inner.drained.notify_one();
+    }
+
+    fn reap(&self) {
+        if let Ok(instance) = self.inner.idle.try_remove() {
+            background::drop_elsewhere(instance);
+        }
+    }
+}
+
+/// The close of one runtime. Owns it, so that whoever asked for the close may leave; if the task is dropped, the
+/// runtime still is.
+struct Closing(Option<Runtime>);
+
+impl Closing {
+    async fn run(self, leased: bool, grace: Option<Duration>) {
+        if leased && let Some(runtime) = &self.0 {
+            let inner = &runtime.inner;
+            // What is idle serves nobody any more: its memory need not wait for those in flight.
+            while let Ok(instance) = inner.idle.try_remove() {
+                background::drop_elsewhere(instance);
+            }
+            if timeout(grace.unwrap_or(inner.policy.grace), inner.drained.notified()).await.is_err() {
+                inner.place.forced();
+                inner.stop.send_replace(true);
+                inner.drained.notified().await;
+            }
+        }
+        drop(self);
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            background::drop_elsewhere(runtime);
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Reads a binary's exports and imports before any engine sees it, and refuses what no plugin needs.
+//!
+//! Function bodies are left to the engine, which validates them as it compiles; everything around them is validated
+//! here, with the features below and no others. (extism would switch on more than its caller asks for.)
+
+use wasmparser::{ExternalKind, FuncType, Parser, Payload, TypeRef, ValType, ValidPayload, Validator, WasmFeatures};
+
+use crate::error::Error;
+
+/// WebAssembly 2.0, and what compilers of today emit beside it: tail calls and constant expressions with arithmetic.
+/// Not: threads (shared memory), memory64, several memories, exceptions, garbage collection, components.
+const FEATURES: WasmFeatures = WasmFeatures::WASM2.union(WasmFeatures::TAIL_CALL).union(WasmFeatures::EXTENDED_CONST);
+
+/// Exports that toolchains make for initialisation; they have an entry point's shape and are not one.
+const INITIALISERS: [&str; 3] = ["_initialize", "__wasm_call_ctors", "hs_init"];
+
+/// What a plugin imports and exports.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Interface {
+    imports: Vec<Import>,
+    entry_points: Vec<String>,
+}
+
+/// Something that a plugin wants from its host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Import {
+    /// The module it is imported from, such as `extism:host/env`.
+    pub module: String,
+    /// Its name there.
+    pub name: String,
+    /// Whether it is a function, rather than a memory, table, global or tag.
+    pub is_function: bool,
+}
+
+impl Interface {
+    /// Everything imported, in the binary's order.
+    #[must_use]
+    pub fn imports(&self) -> &[Import] {
+        &self.imports
+    }
+
+    /// Exported functions that could be called: no parameters, and no result or one `i32`. Initialisers are left out.
+    #[must_use]
+    pub fn entry_points(&self) -> &[String] {
+        &self.entry_points
+    }
+
+    /// Whether anything is imported from WASI preview 1.
+    #[must_use]
+    pub fn wants_wasi(&self) -> bool {
+        self.imports.iter().any(|import| import.module == "wasi_snapshot_preview1")
+    }
+
+    /// The entry point to use: the one that is named, else `run`, else the only one there is.
+    ///
+    /// # Errors
+    ///
+    /// `entry_point_missing`, with the names of those that exist.
+    pub fn resolve(&self, named: Option<&str>) -> Result<String, Error> {
+        let exists = |name: &str| self.entry_points.iter().any(|export| export == name);
+        let chosen = match (named, self.entry_points.as_slice()) {
+            (Some(name), _) => exists(name).then(|| name.to_owned()),
+            (None, _) if exists("run") => Some("run".to_owned()),
+            (None, [only]) => Some(only.clone()),
+            (None, _) => None,
+        };
+        chosen.ok_or_else(|| Error::EntryPointMissing {
+            entry_point: named.map(str::to_owned),
+            available: self.entry_points.clone(),
+        })
+    }
+}
+
+pub(super) fn inspect(bytes: &[u8]) -> Result<Interface, Error> {
+    if bytes.is_empty() {
+        return Err(Error::invalid_plugin("it is empty"));
+    }
+    if !Parser::is_core_wasm(bytes) {
+        let what = if Parser::is_component(bytes) {
+            "it is a WebAssembly component; only core modules are supported"
+        } else {
+            "it is not a WebAssembly binary (those begin with \\0asm and version 1); a manifest, WAT text or archive is none"
+        };
+        return Err(Error::invalid_plugin(what));
+    }
+    read(bytes).map_err(|error| Error::invalid_plugin(error.to_string()))
+}
+
+fn read(bytes: &[u8]) -> Result<Interface, wasmparser::BinaryReaderError> {
+    let mut interface = Interface::default();
+    let mut exported = Vec::new();
+    let mut validator = Validator::new_with_features(FEATURES);
+    for payload in Parser::new(0).parse_all(bytes) {
+        let payload = payload?;
+        match &payload {
+            Payload::ImportSection(section) => {
+                for import in section.clone().into_imports() {
+                    let import = import?;
+                    interface.imports.push(Import {
+                        module: import.module.to_owned(),
+                        name: import.name.to_owned(),
+                        is_function: matches!(import.ty, TypeRef::Func(_)),
+                    });
+                }
+            }
+            Payload::ExportSection(section) => {
+                for export in section.clone() {
+                    let export = export?;
+                    if export.kind == ExternalKind::Func {
+                        exported.push((export.name.to_owned(), export.index));
+                    }
+                }
+            }
+            _ => {}
+        }
+        if let ValidPayload::End(types) = validator.payload(&payload)? {
+            // The indices are those of a module that has just been validated.
+            interface.entry_points = exported
+                .iter()
+                .filter(|(name, index)| {
+                    let function = &types[types.as_ref().core_function_at(*index)];
+                    matches!(&function.composite_type.inner,
+                        wasmparser::CompositeInnerType::Func(function) if callable(function))
+                        && !INITIALISERS.contains(&name.as_str())
+                })
+                .map(|(name, _)| name.clone())
+                .collect();
+        }
+    }
+    Ok(interface)
+}
+
+fn callable(function: &FuncType) -> bool {
+    function.params().is_empty() && matches!(function.results(), [] | [ValType::I32])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interface(text: &str) -> Interface {
+        inspect(&wat::parse_str(text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn only_functions_of_an_entry_points_shape_are_entry_points() {
+        let interface = interface(
+            r#"(module
+                (import "extism:host/env" "alloc" (func (param i64) (result i64)))
+                (memory (export "memory") 1)
+                (func (export "_initialize"))
+                (func (export "silent"))
+                (func (export "coded") (result i32) i32.const 0)
+                (func (export "asks") (param i32))
+                (func (export "long") (result i64) i64.const 0))"#,
+        );
+        assert_eq!(interface.entry_points(), ["silent", "coded"]);
+        assert_eq!(interface.imports()[0].name, "alloc");
+        assert!(!interface.wants_wasi());
+    }
+
+    #[test]
+    fn the_entry_point_is_the_one_named_else_run_else_the_only_one() {
+        let two = interface(r#"(module (func (export "a")) (func (export "run")))"#);
+        assert_eq!(two.resolve(None).unwrap(), "run");
+        assert_eq!(two.resolve(Some("a")).unwrap(), "a");
+        assert_eq!(two.resolve(Some("b")).unwrap_err().kind(), "entry_point_missing");
+        assert_eq!(interface(r#"(module (func (export "a")))"#).resolve(None).unwrap(), "a");
+        let ambiguous = interface(r#"(module (func (export "a")) (func (export "b")))"#);
+        assert_eq!(
+            ambiguous.resolve(None).unwrap_err().to_string(),
+            "the plugin's entry point must be named: it has a, b"
+        );
+    }
+
+    #[test]
+    fn features_that_no_plugin_needs_are_refused() {
+        for text in [
+            "(module (memory i64 1))",
+            "(module (memory 1 2 shared))",
+            "(module (memory 1) (memory 1))",
+            "(module (tag))",
+            "(module (type (struct)))",
+            "(component)",
+        ] {
+            let bytes = wat::parse_str(text).unwrap();
+            assert_eq!(inspect(&bytes).unwrap_err().kind(), "invalid_plugin", "{text}");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Where plugin bytes come from, and the plugin they make. The only place that fetches; no engine types.
+//!
+//! [`Source::load`] caps the size while it reads, compares the digest, and [inspects](inspect) the binary, so that most
+//! bad plugins are refused before they cost anyone a place or a compile. Above all it refuses whatever is not a
+//! WebAssembly binary: extism would read other bytes as a manifest that names files of this host.
+
+mod digest;
+mod inspect;
+
+use std::{path::PathBuf, sync::Arc};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+
+pub use self::{
+    digest::{Digest, ParseDigestError},
+    inspect::{Import, Interface},
+};
+use crate::error::Error;
+
+/// Where a plugin's bytes come from.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Source {
+    /// Held in memory, for as long as the spec lives.
+    Bytes(Bytes),
+    /// Held in memory as standard base64 with padding.
+    Base64(Arc<str>),
+    /// Read from a regular file at each build, so that a cold plugin holds no memory. Name its
+    /// [digest](crate::Spec::with_digest) if the file may change under you.
+    File(PathBuf),
+}
+
+impl Source {
+    /// Bytes in memory.
+    pub fn bytes(bytes: impl Into<Bytes>) -> Self {
+        Source::Bytes(bytes.into())
+    }
+
+    /// Standard base64 with padding; decoded at each build.
+    pub fn base64(text: impl Into<Arc<str>>) -> Self {
+        Source::Base64(text.into())
+    }
+
+    /// A regular file, read at each build.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Source::File(path.into())
+    }
+
+    /// The most bytes that [`load`](Self::load) will have to hold that it does not hold already, at most `limit`.
+    pub(crate) fn cost(&self, limit: u64) -> u64 {
+        match self {
+            Source::Bytes(_) => 0,
+            Source::Base64(text) => (text.len() as u64 / 4 * 3).min(limit),
+            Source::File(_) => limit,
+        }
+    }
+
+    /// Fetches the bytes and makes a [`Plugin`] of them.
+    ///
+    /// Cancel safe: dropping the future lets a read in progress run to its end and forgets it.
+    ///
+    /// # Errors
+    ///
+    /// `source_unavailable`, `payload_too_large`, `digest_mismatch`, `invalid_plugin`, or `invalid_request` for text
+    /// that is not base64.
+    pub(crate) async fn load(&self, limit: u64, expected: Option<Digest>) -> Result<Plugin, Error> {
+        let bytes = match self {
+            Source::Bytes(bytes) => bytes.clone(),
+            Source::Base64(text) => decode(text, limit)?,
+            Source::File(path) => {
+                let path = path.clone();
+                tokio::task::spawn_blocking(move || read_file(&path, limit))
+                    .await
+                    .map_err(|error| Error::internal("reading a plugin file did not finish", error))??
+            }
+        };
+        if bytes.len() as u64 > limit {
+            return Err(Error::PayloadTooLarge { what: "plugin", limit });
+        }
+        // Hashing and parsing megabytes takes milliseconds: not on a thread that others wait for.
+        tokio::task::spawn_blocking(move || Plugin::new(bytes, expected))
+            .await
+            .map_err(|error| Error::internal("inspecting a plugin did not finish", error))?
+    }
+}
+
+fn decode(text: &str, limit: u64) -> Result<Bytes, Error> {
+    let text = text.trim_ascii();
+    // Four characters carry at most three bytes: refuse before decoding what must be over the limit.
+    if text.len() as u64 / 4 > limit / 3 + 1 {
+        return Err(Error::PayloadTooLarge { what: "plugin", limit });
+    }
+    BASE64_STANDARD
+        .decode(text)
+        .map(Bytes::from)
+        .map_err(|error| Error::invalid_request(format!("the plugin's base64 cannot be decoded: {error}")))
+}
+
+fn read_file(path: &std::path::Path, limit: u64) -> Result<Bytes, Error> {
+    use std::io::Read;
+
+    let unavailable = |error: std::io::Error| Error::SourceUnavailable {
+        cause: Arc::new(std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+    };
+    // Before opening: opening a named pipe would wait for a writer.
+    let metadata = std::fs::metadata(path).map_err(unavailable)?;
+    if !metadata.is_file() {
+        return Err(unavailable(std::io::Error::other("not a regular file")));
+    }
+    if metadata.len() > limit {
+        return Err(Error::PayloadTooLarge { what: "plugin", limit });
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+    // One byte more than allowed: the file may have grown since.
+    let file = std::fs::File::open(path).map_err(unavailable)?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(unavailable)?;
+    Ok(bytes.into())
+}
+
+/// Bytes that are a WebAssembly module, with their digest and interface.
+#[derive(Debug, Clone)]
+pub struct Plugin {
+    bytes: Bytes,
+    digest: Digest,
+    interface: Arc<Interface>,
+}
+
+impl Plugin {
+    /// Checks the digest, then reads the binary. Takes milliseconds for megabytes.
+    ///
+    /// # Errors
+    ///
+    /// `digest_mismatch` or `invalid_plugin`.
+    pub fn new(bytes: Bytes, expected: Option<Digest>) -> Result<Self, Error> {
+        let digest = Digest::of(&bytes);
+        if let Some(expected) = expected.filter(|expected| *expected != digest) {
+            return Err(Error::DigestMismatch { expected: expected.to_string(), actual: digest.to_string() });
+        }
+        let interface = Arc::new(inspect::inspect(&bytes)?);
+        Ok(Self { bytes, digest, interface })
+    }
+
+    /// The WebAssembly binary.
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Its SHA-256.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// What it imports and exports.
+    #[must_use]
+    pub fn interface(&self) -> &Interface {
+        &self.interface
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn module() -> Vec<u8> {
+        wat::parse_str(r#"(module (func (export "run")))"#).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_three_sources_give_the_same_plugin() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plugin.wasm");
+        std::fs::write(&path, module()).unwrap();
+        let sources = [Source::bytes(module()), Source::base64(BASE64_STANDARD.encode(module())), Source::file(&path)];
+        for source in sources {
+            let plugin = source.load(1024, Some(Digest::of(&module()))).await.unwrap();
+            assert_eq!(plugin.interface().entry_points(), ["run"], "{source:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn each_source_is_held_to_the_size_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plugin.wasm");
+        std::fs::write(&path, module()).unwrap();
+        for source in [Source::bytes(module()), Source::base64(BASE64_STANDARD.encode(module())), Source::file(&path)] {
+            let error = source.load(module().len() as u64 - 1, None).await.unwrap_err();
+            assert_eq!(error.kind(), "payload_too_large", "{source:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_digest_is_refused() {
+        let error = Source::bytes(module()).load(1024, Some(Digest::of(b"other"))).await.unwrap_err();
+        assert_eq!(error.kind(), "digest_mismatch");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_base64_or_not_a_file_is_said_without_a_host_path() {
+        let error = Source::base64("***").load(1024, None).await.unwrap_err();
+        assert_eq!(error.kind(), "invalid_request");
+        let folder = tempfile::tempdir().unwrap();
+        for path in [folder.path().to_owned(), folder.path().join("missing")] {
+            let error = Source::file(&path).load(1024, None).await.unwrap_err();
+            assert_eq!(error.kind(), "source_unavailable");
+            assert!(!error.to_string().contains(path.to_str().unwrap()));
+            assert!(error.chain().contains(path.to_str().unwrap()));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_webassembly_module_is_refused() {
+        let manifest = br#"{"wasm":[{"path":"/etc/passwd"}]}"#;
+        let component = b"\0asm\x0d\0\x01\0";
+        for bytes in [&b""[..], b"hello", manifest, b"(module)", component, b"\0asm", b"\0asm\x02\0\0\0"] {
+            let error = Plugin::new(Bytes::copy_from_slice(bytes), None).unwrap_err();
+            assert_eq!(error.kind(), "invalid_plugin", "{bytes:?}");
+        }
+        let module = module();
+        for cut in 8..module.len() {
+            // A prefix that ends between two sections is a module of its own, one without the export.
+            if let Ok(plugin) = Plugin::new(Bytes::copy_from_slice(&module[..cut]), None) {
+                assert!(plugin.interface().entry_points().is_empty(), "cut at {cut}");
+            }
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! What the pool promises, a module per concern, in one binary: linking the engine takes longer than running the tests.
+
+mod config;
+mod dashboards;
+mod engine;
+mod guard;
+mod pool;
+mod program;
+mod registry;
+mod service;
+mod structure;
+mod support;

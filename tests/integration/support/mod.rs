@@ -1,0 +1,1 @@
+//! Fakes, spies and fixtures.
