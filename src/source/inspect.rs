@@ -181,7 +181,6 @@ mod tests {
             "(module (memory 1) (memory 1))",
             "(module (tag))",
             "(module (type (struct)))",
-            "(component)",
         ] {
             let bytes = wat::parse_str(text).unwrap();
             assert_eq!(inspect(&bytes).unwrap_err().kind(), "invalid_plugin", "{text}");

@@ -1,1 +1,289 @@
-//! To come.
+//! The `extism` engine on real plugins: answers, classified failures, and interruption.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use evalpool::{
+    Data, Evaluator, EvaluatorPool, HostFunction, Isolation, Source, Spec,
+    config::LimitSettings,
+    engine::{Val, ValType},
+};
+use serde_json::json;
+
+use crate::support::{CALL_HOST, GREET, NO_ABORT, TEXT, TOTALS, WORDS, eventually, wasm};
+
+fn pool() -> EvaluatorPool {
+    EvaluatorPool::builder().capacity(4).build().unwrap()
+}
+
+fn spec(bytes: &'static [u8], entry_point: &str) -> Spec {
+    Spec::new(Source::bytes(bytes)).with_entry_point(entry_point)
+}
+
+fn from_text(text: &str) -> Spec {
+    Spec::new(Source::bytes(wasm(text)))
+}
+
+async fn kind_of(evaluator: &Evaluator, data: impl Into<Data>) -> String {
+    let error = evaluator.evaluate(data).await.unwrap_err();
+    assert!(!error.to_string().contains("/root"), "a host path in {error}");
+    error.kind().to_string()
+}
+
+#[tokio::test]
+async fn greet_greets() {
+    let pool = pool();
+    let greet = pool.evaluator("greet", spec(GREET, "greet")).unwrap();
+    let response = greet.evaluate(json!({"name": "Ada"})).await.unwrap();
+    assert_eq!(response.json().unwrap(), json!({"greeting": "Hello, Ada!"}));
+    assert_eq!(response.evaluator(), greet.id());
+    assert_eq!(response.digest(), evalpool::Digest::of(GREET));
+    assert!(response.timings().build > Duration::ZERO);
+    assert_eq!(greet.evaluate(json!({"name": "Bo"})).await.unwrap().timings().build, Duration::ZERO);
+    assert_eq!(kind_of(&greet, "not json").await, "guest_error");
+    pool.close().await;
+}
+
+#[tokio::test]
+async fn plugins_made_with_official_pdks_and_in_c_answer() {
+    let pool = pool();
+    let words = pool.evaluator("words", spec(WORDS, "word_count")).unwrap();
+    assert_eq!(words.evaluate("the naïve café").await.unwrap().json().unwrap()["words"], 3);
+    let totals = pool.evaluator("totals", spec(TOTALS, "transform")).unwrap();
+    let order = json!({"items": [{"price": 2.5, "qty": 3}, {"price": 1.0, "qty": 3}]});
+    assert_eq!(totals.evaluate(order).await.unwrap().json().unwrap(), json!({"total": 10.5, "lines": 2}));
+    let upper = pool.evaluator("upper", spec(TEXT, "upper")).unwrap();
+    assert_eq!(upper.evaluate("abc").await.unwrap().bytes(), "ABC");
+    let fail = pool.evaluator("fail", spec(TEXT, "fail")).unwrap();
+    let error = fail.evaluate("my own words").await.unwrap_err();
+    assert_eq!(error.to_string(), "the plugin reported an error: my own words");
+    pool.close().await;
+}
+
+#[tokio::test]
+async fn each_failure_of_a_guest_has_its_kind() {
+    let pool = EvaluatorPool::builder()
+        .capacity(2)
+        .limits(LimitSettings {
+            exec_timeout: Duration::from_millis(200),
+            output_size: 1024,
+            memory: 4 << 20,
+            ..Default::default()
+        })
+        .build()
+        .unwrap();
+    let env = |body: &str| {
+        format!(
+            r#"(module
+                (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+                (import "extism:host/env" "output_set" (func $output_set (param i64 i64)))
+                (memory (export "memory") 1)
+                (func (export "run") (result i32) {body}))"#
+        )
+    };
+    let exit = r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+        (memory (export "memory") 1) (func (export "run") (call $exit (i32.const 3))))"#;
+    let cases = [
+        ("guest_trap", env("unreachable")),
+        ("guest_trap", env("(i32.load (i32.const -1))")),
+        ("guest_trap", r#"(module (func $r (export "run") (call $r)))"#.to_owned()),
+        ("exec_timeout", env("(loop br 0) i32.const 0")),
+        ("guest_error", env("i32.const 7")),
+        ("guest_exit", exit.to_owned()),
+        ("out_of_memory", env("(drop (memory.grow (i32.const 1000))) i32.const 0")),
+        ("output_too_large", env("(call $output_set (call $alloc (i64.const 2000)) (i64.const 2000)) i32.const 0")),
+        ("output_too_large", env("(call $output_set (call $alloc (i64.const 8)) (i64.const -1)) i32.const 0")),
+    ];
+    for isolation in [Isolation::Fresh, Isolation::Reuse] {
+        for (kind, text) in &cases {
+            let evaluator = pool.evaluator("case", from_text(text).with_isolation(isolation)).unwrap();
+            for _ in 0..2 {
+                assert_eq!(kind_of(&evaluator, "").await, *kind, "{text} {isolation:?}");
+            }
+        }
+    }
+    let fuel = from_text(&env("(loop br 0) i32.const 0")).with_fuel(Some(100_000));
+    let evaluator = pool.evaluator("fuel", fuel).unwrap();
+    assert_eq!(kind_of(&evaluator, "").await, "out_of_fuel");
+    pool.close().await;
+    assert_eq!(pool.runtimes(), 0);
+}
+
+#[tokio::test]
+async fn each_plugin_that_is_not_valid_is_refused_with_its_kind() {
+    let pool = pool();
+    let unknown = r#"(module (import "env" "mystery" (func)) (func (export "run")))"#;
+    let wild = r#"(module (import "extism:host/env" "no_such" (func)) (func (export "run")))"#;
+    let mistyped = r#"(module (import "extism:host/env" "alloc" (func (param i32))) (func (export "run")))"#;
+    let data = r#"(module (memory 1) (data (i32.const 65536) "x") (func (export "run")))"#;
+    let start = r#"(module (func $s unreachable) (start $s) (func (export "run")))"#;
+    let body = {
+        // Valid around its function, not in it: only a compile can tell.
+        let mut bytes = wasm(r#"(module (func (export "run") (drop (i32.const 0))))"#);
+        let at = bytes.windows(2).rposition(|pair| pair == [0x41, 0x00]).unwrap();
+        bytes[at] = 0x43;
+        bytes
+    };
+    let manifest = &br#"{"wasm":[{"path":"/etc/passwd"}]}"#[..];
+    let cases: [(&str, Spec); 9] = [
+        ("invalid_plugin", spec(NO_ABORT, "word_count")),
+        ("invalid_plugin", from_text(unknown)),
+        ("invalid_plugin", from_text(wild)),
+        ("invalid_plugin", from_text(mistyped)),
+        ("invalid_plugin", from_text(data)),
+        ("invalid_plugin", from_text(start)),
+        ("invalid_plugin", Spec::new(Source::bytes(body))),
+        ("invalid_plugin", Spec::new(Source::bytes(manifest))),
+        ("entry_point_missing", spec(GREET, "great")),
+    ];
+    for (kind, spec) in cases {
+        let shown = format!("{:.120}", format!("{spec:?}"));
+        let evaluator = pool.evaluator("bad", spec).unwrap();
+        assert_eq!(kind_of(&evaluator, "").await, kind, "{shown}");
+    }
+    eventually("everything is closed", || pool.runtimes() == 0).await;
+}
+
+#[tokio::test]
+async fn a_fresh_instance_knows_nothing_and_a_reused_one_remembers() {
+    let pool = pool();
+    let fresh = pool.evaluator("fresh", spec(TEXT, "counter")).unwrap();
+    let reuse = pool.evaluator("reuse", spec(TEXT, "counter").with_isolation(Isolation::Reuse)).unwrap();
+    for call in 1..=5 {
+        assert_eq!(fresh.evaluate("").await.unwrap().bytes(), "1");
+        assert_eq!(reuse.evaluate("").await.unwrap().bytes(), &call.to_string());
+    }
+    let other = pool.evaluator("other", spec(TEXT, "counter").with_isolation(Isolation::Reuse)).unwrap();
+    assert_eq!(other.evaluate("").await.unwrap().bytes(), "1");
+    pool.close().await;
+}
+
+#[tokio::test]
+async fn variables_and_config_reach_the_plugin() {
+    let pool = pool();
+    let remember = pool.evaluator("remember", spec(WORDS, "remember").with_isolation(Isolation::Reuse)).unwrap();
+    remember.evaluate("a").await.unwrap();
+    assert_eq!(remember.evaluate("b").await.unwrap().bytes(), "ab");
+    let setting = pool.evaluator("setting", spec(WORDS, "setting").with_config("colour", "blue")).unwrap();
+    assert_eq!(setting.evaluate("colour").await.unwrap().bytes(), "blue");
+    assert_eq!(kind_of(&setting, "shape").await, "guest_error");
+    pool.close().await;
+}
+
+#[tokio::test]
+async fn host_functions_of_either_kind_are_called() {
+    let pool = pool();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let upper = HostFunction::bytes("host_upper", move |input| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Ok(input.to_ascii_uppercase())
+    });
+    let ours = pool.evaluator("ours", spec(CALL_HOST, "call_host").with_host_function(upper)).unwrap();
+    assert_eq!(ours.evaluate("quiet").await.unwrap().bytes(), "QUIET");
+    let native = extism::Function::new(
+        "host_upper",
+        [extism::PTR],
+        [extism::PTR],
+        extism::UserData::new(()),
+        |plugin, inputs, outputs, _| {
+            let text: String = plugin.memory_get_val(&inputs[0])?;
+            plugin.memory_set_val(&mut outputs[0], text.to_uppercase())
+        },
+    );
+    let theirs = pool.evaluator("theirs", spec(CALL_HOST, "call_host").with_host_function(native)).unwrap();
+    assert_eq!(theirs.evaluate("quiet").await.unwrap().bytes(), "QUIET");
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    pool.close().await;
+}
+
+#[tokio::test]
+async fn a_host_function_that_panics_or_fails_costs_only_its_own_evaluation() {
+    let pool = pool();
+    let panics = HostFunction::new("host_upper", [ValType::I64], [ValType::I64], |_, args| match args {
+        [Val::I64(_)] => panic!("a bug in a host function"),
+        _ => Ok(vec![]),
+    });
+    let evaluator = pool
+        .evaluator("panics", spec(CALL_HOST, "call_host").with_host_function(panics).with_isolation(Isolation::Reuse))
+        .unwrap();
+    for _ in 0..2 {
+        assert_eq!(kind_of(&evaluator, "x").await, "internal");
+    }
+    let fails = HostFunction::bytes("host_upper", |_| Err(evalpool::HostFunctionError::new("no such row")));
+    let evaluator = pool.evaluator("fails", spec(CALL_HOST, "call_host").with_host_function(fails)).unwrap();
+    let error = evaluator.evaluate("x").await.unwrap_err();
+    assert_eq!((error.kind().as_str(), error.to_string().contains("no such row")), ("guest_error", true), "{error}");
+    pool.close().await;
+}
+
+#[tokio::test]
+async fn a_nested_evaluation_is_saturated_rather_than_waiting_for_itself() {
+    let pool = EvaluatorPool::builder().capacity(1).build().unwrap();
+    let inner = pool.evaluator("inner", spec(TEXT, "upper")).unwrap();
+    let nested = inner.clone();
+    let call = HostFunction::bytes("host_upper", move |input| {
+        let nested = nested.evaluate_blocking(input.to_vec());
+        Ok(nested.map_or_else(|error| error.kind().to_string().into_bytes(), |response| response.bytes().to_vec()))
+    });
+    let outer = pool.evaluator("outer", spec(CALL_HOST, "call_host").with_host_function(call)).unwrap();
+    assert_eq!(outer.evaluate("x").await.unwrap().bytes(), "saturated");
+    pool.close().await;
+}
+
+#[tokio::test]
+async fn dropping_an_evaluation_stops_its_guest_and_hurts_no_sibling() {
+    let pool = EvaluatorPool::builder()
+        .capacity(1)
+        .max_instances_per_evaluator(2)
+        .limits(LimitSettings { exec_timeout: Duration::from_secs(60), ..Default::default() })
+        .build()
+        .unwrap();
+    // Spins for ever on empty input, and for a while on any other.
+    let text = r#"(module
+        (import "extism:host/env" "input_length" (func $length (result i64)))
+        (func (export "run") (result i32) (local $n i64)
+            (if (i64.eqz (call $length)) (then (loop br 0)))
+            (loop $while
+                (local.set $n (i64.add (local.get $n) (i64.const 1)))
+                (br_if $while (i64.lt_u (local.get $n) (i64.const 300000000))))
+            i32.const 0))"#;
+    let evaluator = pool.evaluator("spin", from_text(text)).unwrap();
+    let endless = tokio::spawn({
+        let evaluator = evaluator.clone();
+        async move { evaluator.evaluate("").await }
+    });
+    let sibling = tokio::spawn({
+        let evaluator = evaluator.clone();
+        async move { evaluator.evaluate("x").await }
+    });
+    // Both run: neither has ended, and both instances are in use.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    endless.abort();
+    let dropped = Instant::now();
+    sibling.await.unwrap().expect("the sibling is not interrupted");
+    // The guest is gone when the pool is: its place could not come back while it ran.
+    assert_eq!(pool.close().await, evalpool::CloseReport::Drained);
+    assert!(dropped.elapsed() < Duration::from_secs(30));
+    assert_eq!(pool.runtimes(), 0);
+}
+
+#[test]
+fn callers_without_tokio_have_a_twin_that_blocks() {
+    let pool = pool();
+    let upper = pool.evaluator("upper", spec(TEXT, "upper")).unwrap();
+    assert_eq!(upper.evaluate_blocking("abc").unwrap().bytes(), "ABC");
+    let error = futures_util::FutureExt::now_or_never(upper.evaluate("abc")).unwrap().unwrap_err();
+    assert_eq!(error.kind(), "invalid_request");
+    drop(upper);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while pool.runtimes() > 0 {
+        assert!(Instant::now() < deadline, "dropping the last handle closes the runtime");
+        std::thread::yield_now();
+    }
+}

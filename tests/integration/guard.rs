@@ -1,1 +1,183 @@
-//! To come.
+//! Whatever fails after the engine has opened something closes it: each failure point by name, on the spy and on the
+//! real engine.
+
+use std::time::Duration;
+
+use evalpool::{EvaluatorPool, Source, Spec};
+
+use crate::support::{
+    GREET, eventually,
+    process::{alone, executable_mappings, threads},
+    spy::{Act, Spy},
+    wasm,
+};
+
+/// One failing evaluation through a pool of capacity 1 whose failures are not remembered.
+async fn fail_once(spy: &Spy, expected: &str) {
+    let pool = forgetful(spy);
+    let error = pool.evaluator("bad", Spy::spec()).unwrap().evaluate("").await.unwrap_err();
+    assert_eq!(error.kind(), expected);
+    // Closed before the error was returned: nothing is awaited here.
+    spy.assert_nothing_left();
+    assert_eq!(pool.runtimes(), 0);
+}
+
+fn forgetful(spy: &Spy) -> EvaluatorPool {
+    let mut settings = evalpool::Settings::default();
+    settings.pool.capacity = 1;
+    settings.pool.negative_ttl = Duration::ZERO;
+    spy.pool(|builder| builder.settings(settings))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_compile_opens_nothing() {
+    let spy = Spy::default();
+    spy.on_compile([Act::Fail]);
+    fail_once(&spy, "invalid_plugin").await;
+    assert_eq!(spy.opens(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panicking_compile_is_an_error_and_gives_its_place_back() {
+    let spy = Spy::default();
+    spy.on_compile([Act::Panic]);
+    fail_once(&spy, "internal").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_probe_closes_what_was_compiled() {
+    let spy = Spy::default();
+    spy.on_instantiate([Act::Fail]);
+    fail_once(&spy, "invalid_plugin").await;
+    assert_eq!(spy.opens(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panicking_probe_closes_what_was_compiled() {
+    let spy = Spy::default();
+    spy.on_instantiate([Act::Panic]);
+    let pool = forgetful(&spy);
+    let error = pool.evaluator("bad", Spy::spec()).unwrap().evaluate("").await.unwrap_err();
+    assert_eq!(error.kind(), "internal");
+    // A panic unwinds through the guard's drop, which does not wait for the close that it starts.
+    eventually("what was compiled is closed", || spy.closes() == 1 && pool.runtimes() == 0).await;
+    spy.assert_nothing_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_point_that_vanishes_closes_what_was_compiled() {
+    let spy = Spy::default();
+    spy.entry_points_vanish();
+    fail_once(&spy, "entry_point_missing").await;
+    assert_eq!(spy.opens(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_compile_over_its_time_is_reported_at_once_and_closed_when_it_ends() {
+    let spy = Spy::default();
+    spy.on_compile([Act::Held]);
+    let pool = forgetful(&spy);
+    let error = pool.evaluator("bad", Spy::spec()).unwrap().evaluate("").await.unwrap_err();
+    assert_eq!(error.kind(), "build_timeout");
+    assert_eq!(pool.runtimes(), 1, "the compile goes on and holds its place");
+    spy.release();
+    eventually("the compile has ended", || pool.runtimes() == 0).await;
+    assert_eq!(spy.opens(), 1);
+    spy.assert_nothing_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_leaves_during_a_build_leaves_nothing_behind() {
+    for (compile, instantiate) in [(Act::Held, Act::Succeed), (Act::Succeed, Act::Held)] {
+        let spy = Spy::default();
+        spy.on_compile([compile]);
+        spy.on_instantiate([instantiate]);
+        let pool = forgetful(&spy);
+        let evaluator = pool.evaluator("left", Spy::spec()).unwrap();
+        tokio::time::timeout(Duration::from_millis(10), evaluator.evaluate("")).await.unwrap_err();
+        spy.release();
+        eventually("the build has ended", || spy.counts().instances_made.load(std::sync::atomic::Ordering::SeqCst) > 0)
+            .await;
+        // Nobody waits, and the runtime is there, idle, for the next call.
+        assert_eq!(evaluator.evaluate("x").await.unwrap().bytes(), "x#1");
+        assert_eq!(spy.opens(), 1);
+        pool.close().await;
+        spy.assert_nothing_left();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_hundred_failing_builds_on_the_spy_close_all_that_they_open() {
+    let spy = Spy::default();
+    spy.entry_points_vanish();
+    for round in 0..200 {
+        spy.on_compile([if round % 4 == 3 { Act::Fail } else { Act::Succeed }]);
+        spy.on_instantiate((round % 4 != 3).then_some(if round % 4 == 2 { Act::Fail } else { Act::Succeed }));
+        let pool = forgetful(&spy);
+        pool.evaluator("bad", Spy::spec()).unwrap().evaluate("").await.unwrap_err();
+    }
+    assert_eq!(spy.opens(), 150);
+    spy.assert_nothing_left();
+}
+
+/// Two hundred builds in a row of one bad plugin on the real engine: executable mappings and threads are where they
+/// were.
+fn leaves_no_trace(name: &str, spec: impl FnOnce() -> Spec, kind: &str) {
+    // Other tests of this binary compile and spawn at the same time, so the figures are taken in a process of its own.
+    if !alone(&format!("guard::{name}")) {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_keep_alive(Duration::from_millis(20))
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut settings = evalpool::Settings::default();
+        settings.pool.capacity = 2;
+        settings.pool.negative_ttl = Duration::ZERO;
+        let pool = EvaluatorPool::from_settings(&settings).unwrap();
+        let spec = spec();
+        let build = async || {
+            let error = pool.evaluator("bad", spec.clone()).unwrap().evaluate("").await.unwrap_err();
+            assert_eq!(error.kind(), kind);
+        };
+        // The first builds start what the engine starts once for the process; its idle threads then go.
+        for _ in 0..5 {
+            build().await;
+        }
+        let settled = async || {
+            eventually("the builds are closed", || pool.runtimes() == 0).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            (executable_mappings(), threads())
+        };
+        let before = settled().await;
+        for _ in 0..200 {
+            build().await;
+        }
+        let after = settled().await;
+        println!("(executable mappings, threads): {before:?} before, {after:?} after");
+        assert_eq!(before, after);
+    });
+}
+
+#[test]
+fn a_wrong_entry_point_two_hundred_times_leaves_no_trace() {
+    let spec = || Spec::new(Source::bytes(GREET)).with_entry_point("great");
+    leaves_no_trace("a_wrong_entry_point_two_hundred_times_leaves_no_trace", spec, "entry_point_missing");
+}
+
+#[test]
+fn a_data_segment_out_of_bounds_two_hundred_times_leaves_no_trace() {
+    let text = r#"(module (memory 1) (data (i32.const 65536) "x") (func (export "run")))"#;
+    let spec = || Spec::new(Source::bytes(wasm(text)));
+    leaves_no_trace("a_data_segment_out_of_bounds_two_hundred_times_leaves_no_trace", spec, "invalid_plugin");
+}
+
+#[test]
+fn a_start_that_traps_two_hundred_times_leaves_no_trace() {
+    let text = r#"(module (func $start unreachable) (start $start) (func (export "run")))"#;
+    let spec = || Spec::new(Source::bytes(wasm(text)));
+    leaves_no_trace("a_start_that_traps_two_hundred_times_leaves_no_trace", spec, "invalid_plugin");
+}

@@ -1,1 +1,45 @@
-//! Fakes, spies and fixtures.
+//! Fixtures and the spy: what more than one module of these tests needs.
+
+pub(crate) mod process;
+pub(crate) mod spy;
+
+use std::{future::Future, time::Duration};
+
+/// The built-in plugin: `{"name":"Ada"}` → `{"greeting":"Hello, Ada!"}`.
+pub(crate) const GREET: &[u8] = include_bytes!("../../../src/service/greet/greet.wasm");
+/// Written in C: `upper`, `count_vowels`, `fail`, `counter`.
+pub(crate) const TEXT: &[u8] = include_bytes!("../../plugins/c/text.wasm");
+/// Written in AssemblyScript with the official PDK: `word_count`, `remember`, `setting`.
+pub(crate) const WORDS: &[u8] = include_bytes!("../../plugins/assemblyscript/words.wasm");
+/// The same, importing an `abort` that no host provides.
+pub(crate) const NO_ABORT: &[u8] = include_bytes!("../../plugins/assemblyscript/no_abort.wasm");
+/// Written in Rust with the official PDK: `transform`, `echo`, `log_it`.
+pub(crate) const TOTALS: &[u8] = include_bytes!("../../plugins/rust/totals.wasm");
+/// Written in Rust with the official PDK: `call_host`, which calls `host_upper` of the host.
+pub(crate) const CALL_HOST: &[u8] = include_bytes!("../../plugins/rust-host/call_host.wasm");
+
+/// A WebAssembly binary from its text.
+pub(crate) fn wasm(text: &str) -> Vec<u8> {
+    wat::parse_str(text).expect("a test's module is well formed")
+}
+
+/// Waits until `condition` holds, looking again each millisecond; panics with `what` after ten seconds.
+pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("not within ten seconds: {what}");
+}
+
+/// A runtime with several workers, for tests whose promises are about threads.
+pub(crate) fn on_threads<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_all()
+        .build()
+        .expect("the system gives a test its threads")
+        .block_on(future)
+}

@@ -1,0 +1,27 @@
+//! What this process holds of its system, read from `/proc`.
+
+use std::{env, fs, process::Command};
+
+/// Executable mappings: each compiled module that is loaded has at least one.
+pub(crate) fn executable_mappings() -> usize {
+    let maps = fs::read_to_string("/proc/self/maps").expect("Linux has /proc");
+    maps.lines().filter(|line| line.split_whitespace().nth(1).is_some_and(|mode| mode.contains('x'))).count()
+}
+
+/// Threads of this process.
+pub(crate) fn threads() -> usize {
+    fs::read_dir("/proc/self/task").expect("Linux has /proc").count()
+}
+
+/// Runs the named test once more in a process of its own, and says whether this is that process. Elsewhere it fails if
+/// the test failed there.
+pub(crate) fn alone(test: &str) -> bool {
+    const MARK: &str = "EVALPOOL_TEST_ALONE";
+    if env::var_os(MARK).is_some() {
+        return true;
+    }
+    let this = env::current_exe().expect("a test knows its own binary");
+    let status = Command::new(this).args(["--exact", test, "--nocapture"]).env(MARK, "1").status();
+    assert!(status.expect("the test binary can be started again").success(), "{test} failed in its own process");
+    false
+}

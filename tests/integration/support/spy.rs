@@ -1,0 +1,289 @@
+//! An engine that counts what it opens and closes, and does what a test tells it: be slow, fail, panic, never answer.
+
+use std::{
+    any::Any,
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use evalpool::{
+    Error, EvaluatorPool, PoolBuilder, Source, Spec,
+    engine::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Instance, Permit},
+};
+use tokio::{sync::Notify, time::Instant};
+
+/// What one step of the engine does.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) enum Act {
+    #[default]
+    Succeed,
+    /// Takes this long, then succeeds.
+    Slow(Duration),
+    /// Fails as a plugin at fault.
+    Fail,
+    /// Fails in a way that trying again may mend.
+    FailOnce,
+    Panic,
+    /// Never answers.
+    Never,
+    /// Waits for [`Spy::release`], then succeeds.
+    Held,
+}
+
+/// What happened, counted. Live figures are those of objects that exist now.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) compiles: AtomicUsize,
+    pub(crate) opens: AtomicUsize,
+    pub(crate) closes: AtomicUsize,
+    pub(crate) instances_made: AtomicUsize,
+    pub(crate) instances_live: AtomicUsize,
+    pub(crate) calls_started: AtomicUsize,
+    pub(crate) calls_finished: AtomicUsize,
+    /// From before a compile begins until its permit is let go.
+    pub(crate) runtimes_live: AtomicUsize,
+    pub(crate) runtimes_live_max: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Script {
+    compile: VecDeque<Act>,
+    instantiate: VecDeque<Act>,
+    call: VecDeque<Act>,
+    vanish: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    counts: Counts,
+    script: Mutex<Script>,
+    released: AtomicBool,
+    release: Notify,
+}
+
+/// The spy. Clones watch the same engine.
+#[derive(Clone, Default)]
+pub(crate) struct Spy {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Spy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Spy")
+    }
+}
+
+impl Spy {
+    /// A pool on this spy.
+    pub(crate) fn pool(&self, set: impl FnOnce(PoolBuilder) -> PoolBuilder) -> EvaluatorPool {
+        set(EvaluatorPool::builder()).engine(self.clone()).build().expect("a test's settings are in range")
+    }
+
+    /// A spec that any pool takes: a real module, so that what looks at bytes has some to look at.
+    pub(crate) fn spec() -> Spec {
+        Spec::new(Source::bytes(super::wasm(r#"(module (func (export "run")))"#)))
+    }
+
+    /// What the next compiles do, in order; those after them succeed.
+    pub(crate) fn on_compile(&self, acts: impl IntoIterator<Item = Act>) {
+        self.shared.script.lock().unwrap().compile.extend(acts);
+    }
+
+    /// What the next instantiations do.
+    pub(crate) fn on_instantiate(&self, acts: impl IntoIterator<Item = Act>) {
+        self.shared.script.lock().unwrap().instantiate.extend(acts);
+    }
+
+    /// What the next calls do.
+    pub(crate) fn on_call(&self, acts: impl IntoIterator<Item = Act>) {
+        self.shared.script.lock().unwrap().call.extend(acts);
+    }
+
+    /// From now on, compiled plugins lack the entry point that their bytes have.
+    pub(crate) fn entry_points_vanish(&self) {
+        self.shared.script.lock().unwrap().vanish = true;
+    }
+
+    /// Lets everything that is [`Act::Held`], now and later, go on.
+    pub(crate) fn release(&self) {
+        self.shared.released.store(true, Ordering::SeqCst);
+        self.shared.release.notify_waiters();
+    }
+
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.shared.counts
+    }
+
+    pub(crate) fn compiles(&self) -> usize {
+        self.counts().compiles.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn opens(&self) -> usize {
+        self.counts().opens.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn closes(&self) -> usize {
+        self.counts().closes.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn calls_started(&self) -> usize {
+        self.counts().calls_started.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn calls_finished(&self) -> usize {
+        self.counts().calls_finished.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn instances_live(&self) -> usize {
+        self.counts().instances_live.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn runtimes_live(&self) -> usize {
+        self.counts().runtimes_live.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn runtimes_live_max(&self) -> usize {
+        self.counts().runtimes_live_max.load(Ordering::SeqCst)
+    }
+
+    /// Fails unless everything that was opened was closed, once, and nothing is left.
+    pub(crate) fn assert_nothing_left(&self) {
+        assert_eq!(self.opens(), self.closes(), "opens and closes");
+        assert_eq!(self.instances_live(), 0, "instances");
+        assert_eq!(self.runtimes_live(), 0, "permits of runtimes");
+    }
+
+    fn next(&self, pick: impl FnOnce(&mut Script) -> &mut VecDeque<Act>) -> Act {
+        pick(&mut self.shared.script.lock().unwrap()).pop_front().unwrap_or_default()
+    }
+}
+
+impl Shared {
+    async fn act(&self, act: Act) -> Result<(), Error> {
+        match act {
+            Act::Succeed => Ok(()),
+            Act::Slow(time) => {
+                tokio::time::sleep(time).await;
+                Ok(())
+            }
+            Act::Fail => Err(Error::InvalidPlugin { reason: "told to fail".into(), cause: None }),
+            Act::FailOnce => Err(Error::Internal { reason: "told to fail", cause: None }),
+            Act::Panic => panic!("told to panic"),
+            Act::Never => std::future::pending().await,
+            Act::Held => loop {
+                let released = self.release.notified();
+                if self.released.load(Ordering::SeqCst) {
+                    return Ok(());
+                }
+                released.await;
+            },
+        }
+    }
+}
+
+/// Counts one live thing for as long as it lives.
+struct Live(Arc<Shared>, fn(&Counts) -> &AtomicUsize);
+
+impl Live {
+    fn new(shared: &Arc<Shared>, which: fn(&Counts) -> &AtomicUsize) -> Self {
+        which(&shared.counts).fetch_add(1, Ordering::SeqCst);
+        Self(shared.clone(), which)
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        (self.1)(&self.0.counts).fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Engine for Spy {
+    fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>> {
+        let spy = self.clone();
+        let shared = spy.shared.clone();
+        shared.counts.compiles.fetch_add(1, Ordering::SeqCst);
+        let live = Live::new(&shared, |counts| &counts.runtimes_live);
+        shared.counts.runtimes_live_max.fetch_max(shared.counts.runtimes_live.load(Ordering::SeqCst), Ordering::SeqCst);
+        Box::pin(async move {
+            let held = (live, request.permit);
+            let act = spy.next(|script| &mut script.compile);
+            shared.act(act).await?;
+            shared.counts.opens.fetch_add(1, Ordering::SeqCst);
+            Ok(Box::new(SpyPlugin { spy, _held: held }) as Box<dyn CompiledPlugin>)
+        })
+    }
+}
+
+struct SpyPlugin {
+    spy: Spy,
+    _held: (Live, Permit),
+}
+
+impl Drop for SpyPlugin {
+    fn drop(&mut self) {
+        self.spy.counts().closes.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl CompiledPlugin for SpyPlugin {
+    fn has_entry_point(&self, _name: &str) -> bool {
+        !self.spy.shared.script.lock().unwrap().vanish
+    }
+
+    fn instantiate(&self, permit: Permit) -> BoxFuture<'_, Result<Box<dyn Instance>, Error>> {
+        let act = self.spy.next(|script| &mut script.instantiate);
+        let spy = self.spy.clone();
+        let live = Live::new(&spy.shared, |counts| &counts.instances_live);
+        Box::pin(async move {
+            let held = (live, permit);
+            spy.shared.act(act).await?;
+            spy.counts().instances_made.fetch_add(1, Ordering::SeqCst);
+            Ok(Box::new(SpyInstance { spy, uses: 0, sound: true, _held: held }) as Box<dyn Instance>)
+        })
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+struct SpyInstance {
+    spy: Spy,
+    uses: usize,
+    sound: bool,
+    _held: (Live, Permit),
+}
+
+impl Instance for SpyInstance {
+    /// Answers with the input and how often this instance has been called.
+    fn call<'a>(
+        &'a mut self,
+        _entry_point: &'a str,
+        input: Bytes,
+        _deadline: Instant,
+    ) -> BoxFuture<'a, Result<Bytes, Error>> {
+        Box::pin(async move {
+            let act = self.spy.next(|script| &mut script.call);
+            self.spy.counts().calls_started.fetch_add(1, Ordering::SeqCst);
+            self.uses += 1;
+            self.sound = false;
+            let shared = self.spy.shared.clone();
+            if act == Act::Fail {
+                return Err(Error::GuestTrap { reason: "told to trap".into() });
+            }
+            shared.act(act).await?;
+            self.sound = true;
+            self.spy.counts().calls_finished.fetch_add(1, Ordering::SeqCst);
+            Ok(format!("{}#{}", String::from_utf8_lossy(&input), self.uses).into())
+        })
+    }
+
+    fn is_sound(&self) -> bool {
+        self.sound
+    }
+}
