@@ -18,7 +18,7 @@ use crate::{
     error::Error,
     metrics::Metrics,
     registry::{Admission, Place},
-    runtime::{Executable, Policy, Runtime},
+    runtime::{Program, Policy, Runtime},
     source::{Interface, Plugin},
 };
 
@@ -180,8 +180,8 @@ async fn attempt(
         return Err(guard.close(FailurePoint::EntryPoint, error).await);
     }
     Ok(guard.disarm(|compiled, probe, place| {
-        let executable = Executable { compiled, entry_point, digest: plugin.digest() };
-        Runtime::new(executable, probe, policy, metrics, place)
+        let program = Program { compiled, entry_point, digest: plugin.digest() };
+        Runtime::new(program, probe, policy, metrics, place)
     }))
 }
 

@@ -10,20 +10,19 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use serde::Serialize;
-use tokio::{
-    runtime::Handle,
-    time::{Instant, timeout},
-};
+use tokio::{runtime::Handle, time::Instant};
 
 use crate::{
     background,
+    close::{Close, CloseReport},
     data::Data,
-    engine::{CompiledPlugin, inside_host_function},
+    engine::{BoxFuture, inside_host_function},
     error::Error,
+    executable::Executable,
+    info::{EvaluatorInfo, State},
     metrics::{CloseReason, Metrics},
     pool::{Core, Version},
-    registry::{Generation, Gone, Refused},
+    registry::{Generation, Refused},
     response::{EvaluatorId, Response, Timings},
     runtime::{Active, Ended},
     source::Digest,
@@ -47,71 +46,6 @@ struct Inner {
     evaluations: AtomicU64,
     /// Milliseconds since the Unix epoch; 0 for never.
     last_used: AtomicU64,
-}
-
-/// What an evaluator's runtime is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// There is none: the next call builds it.
-    Cold,
-    /// It is being built, or about to be.
-    Building,
-    /// It serves.
-    Live,
-    /// It lets its last calls finish.
-    Draining,
-}
-
-/// An evaluator at one moment, as the pool lists it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct EvaluatorInfo {
-    /// Its name.
-    pub name: String,
-    /// Which evaluator of that name.
-    pub id: EvaluatorId,
-    /// The digest of its plugin; `None` while nobody has read the bytes.
-    pub digest: Option<Digest>,
-    /// The export that is called; `None` while it is to be chosen from bytes that nobody has read.
-    pub entry_point: Option<String>,
-    /// The plugin's bytes; `None` while nobody has read them.
-    pub size_bytes: Option<u64>,
-    /// What its runtime is doing.
-    pub state: State,
-    /// Instances of its runtime.
-    pub instances: usize,
-    /// Evaluations that it was asked for.
-    pub evaluations: u64,
-    /// When it was last asked, in milliseconds since the Unix epoch.
-    pub last_used: Option<u64>,
-}
-
-/// How a close ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CloseReport {
-    /// All calls in flight had ended by themselves.
-    Drained,
-    /// Some were interrupted after their grace.
-    Forced,
-    /// Some runtimes are still there: a host function blocks, or a caller neither polls nor drops its evaluation. They
-    /// close, and give their places back, when that ends.
-    Unfinished {
-        /// How many.
-        remaining: usize,
-    },
-}
-
-impl CloseReport {
-    /// How much longer than its grace a close may take before it is reported as unfinished.
-    const SLACK: Duration = Duration::from_secs(5);
-
-    pub(crate) async fn after(mut gone: Gone, grace: Duration) -> Self {
-        match timeout(grace + Self::SLACK, gone.wait()).await {
-            Ok(false) => CloseReport::Drained,
-            Ok(true) => CloseReport::Forced,
-            Err(_) => CloseReport::Unfinished { remaining: gone.remaining() },
-        }
-    }
 }
 
 impl Evaluator {
@@ -193,7 +127,7 @@ impl Evaluator {
             let mut active = Active::new(leased.lease).await?;
             let wait = began.elapsed().saturating_sub(build);
             core.metrics.waited(wait);
-            let digest = active.runtime().map_or(Digest::of(&[]), |runtime| runtime.executable().digest);
+            let digest = active.runtime().map_or(Digest::of(&[]), |runtime| runtime.program().digest);
             let started = Instant::now();
             let ended = active.call(input).await;
             let exec = started.elapsed();
@@ -224,15 +158,17 @@ impl Evaluator {
     }
 
     /// Refuses new work, lets calls in flight finish for `pool.grace`, interrupts the rest, and returns when the
-    /// runtime is gone. A registered evaluator stays listed until it is [removed](crate::EvaluatorPool::remove).
-    ///
-    /// Idempotent, and safe to call from many tasks: each waits for the end. Dropping the future does not stop the
-    /// closing.
-    pub async fn close(&self) -> CloseReport {
-        let grace = self.inner.core.pool.grace;
-        self.inner.close(None);
+    /// runtime is gone: see [`Close`]. A registered evaluator stays listed until it is
+    /// [removed](crate::EvaluatorPool::remove).
+    pub fn close(&self) -> impl Future<Output = CloseReport> + Send + 'static {
+        self.close_with(self.inner.core.pool.grace)
+    }
+
+    /// The same with this grace.
+    pub fn close_with(&self, grace: Duration) -> impl Future<Output = CloseReport> + Send + 'static {
+        self.inner.close(Some(grace));
         let id = self.inner.id.0;
-        CloseReport::after(self.inner.core.registry.gone(|generation| generation.evaluator == id), grace).await
+        CloseReport::after(self.inner.core.registry.gone(|generation| generation.evaluator == id), grace)
     }
 
     /// Drains and closes the runtime, if there is one, and returns when it is gone. The evaluator stays usable: its
@@ -241,11 +177,12 @@ impl Evaluator {
     /// Dropping the future does not stop the closing.
     pub async fn unload(&self) -> CloseReport {
         let core = &self.inner.core;
-        if let Ok(version) = self.version() {
-            let gone = core.registry.unload(version.generation);
-            return CloseReport::after(gone, core.pool.grace).await;
-        }
-        self.close().await
+        let grace = core.pool.grace;
+        let gone = match self.version() {
+            Ok(version) => core.registry.unload(version.generation, grace),
+            Err(_) => core.registry.gone(|generation| generation.evaluator == self.inner.id.0),
+        };
+        CloseReport::after(gone, grace).await
     }
 
     /// Whether it was closed.
@@ -254,21 +191,20 @@ impl Evaluator {
         self.inner.lock().is_none()
     }
 
-    /// Lets `look` see the compiled plugin, in the engine's own terms, building the runtime if need be. The lease ends
-    /// when `look` returns; it must not block.
+    /// The compiled plugin with its entry point, building the runtime if need be.
     ///
     /// # Errors
     ///
     /// As [`evaluate`](Self::evaluate), before the guest runs.
-    pub async fn with_compiled<T>(&self, look: impl FnOnce(&dyn CompiledPlugin) -> T) -> Result<T, Error> {
+    pub async fn executable(&self) -> Result<Executable, Error> {
+        let core = &self.inner.core;
         let version = self.version()?;
-        let leased = match version.lease(&self.inner.core).await {
+        match version.lease(core).await {
             Err(Error::Closed { .. }) => return Err(self.closed()),
-            leased => leased?,
-        };
-        let runtime =
-            leased.lease.resident().ok_or(Error::Internal { reason: "a lease without a runtime", cause: None })?;
-        Ok(look(&*runtime.executable().compiled))
+            leased => drop(leased?),
+        }
+        let facts = version.facts().ok_or(Error::Internal { reason: "a runtime without facts", cause: None })?;
+        Ok(Executable::new(core.clone(), version.clone(), facts.clone()))
     }
 
     fn version(&self) -> Result<Arc<Version>, Error> {
@@ -309,6 +245,16 @@ impl Evaluator {
             evaluations: inner.evaluations.load(Ordering::Relaxed),
             last_used: (last_used > 0).then_some(last_used),
         }
+    }
+}
+
+impl Close for Evaluator {
+    fn close(&self) -> BoxFuture<'static, CloseReport> {
+        Box::pin(Evaluator::close(self))
+    }
+
+    fn close_with(&self, grace: Duration) -> BoxFuture<'static, CloseReport> {
+        Box::pin(Evaluator::close_with(self, grace))
     }
 }
 

@@ -71,12 +71,15 @@
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
 
 mod background;
+mod close;
 mod compiler;
 pub mod config;
 pub mod data;
 pub mod engine;
 mod error;
 mod evaluator;
+mod executable;
+mod info;
 pub mod metrics;
 mod pool;
 mod registry;
@@ -93,9 +96,17 @@ pub use crate::{
     data::Data,
     engine::{HostFunction, HostFunctionError},
     error::{Cause, Error, ErrorKind},
-    evaluator::{CloseReport, Evaluator, EvaluatorInfo, State},
+    close::{Close, CloseReport},
+    evaluator::Evaluator,
+    executable::Executable,
+    info::{EvaluatorInfo, RuntimeInfo, State},
     pool::{EvaluatorPool, PoolBuilder, Prepared},
     response::{EvaluatorId, Response, Timings},
     source::{Digest, Import, Interface, ParseDigestError, Plugin, Source},
     spec::Spec,
 };
+
+/// The README's example, compiled and run with the documentation's tests.
+#[cfg(all(doctest, feature = "extism"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

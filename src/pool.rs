@@ -20,6 +20,7 @@ mod builder;
 use std::{
     collections::BTreeMap,
     fmt,
+    future::Future,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -27,18 +28,23 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Semaphore;
+use futures_util::{StreamExt, stream};
+use tokio::{sync::Semaphore, time::Instant};
 
-pub(crate) use self::build::Version;
+pub(crate) use self::build::{Facts, Version};
 pub use self::builder::PoolBuilder;
 use crate::{
     background,
+    close::{Close, CloseReport},
     compiler::Compiler,
     config::{EngineSettings, LimitSettings, PoolSettings, Settings, SettingsError},
     error::Error,
-    evaluator::{CloseReport, Evaluator, EvaluatorInfo, State},
+    engine::BoxFuture,
+    evaluator::Evaluator,
+    info::{EvaluatorInfo, RuntimeInfo, State},
     metrics::{CloseReason, Metrics},
-    registry::{Refused, Registry, SnapshotState},
+    registry::{Refused, Registry, Snapshot, SnapshotState},
+    response::EvaluatorId,
     runtime::Runtime,
     spec::Spec,
 };
@@ -191,19 +197,29 @@ impl EvaluatorPool {
     ///
     /// Dropping the future does not stop the closing.
     pub async fn remove(&self, name: &str) -> bool {
-        let removed = {
-            let mut names = self.names();
-            let removed = names.remove(name);
-            self.core().metrics.set_registered(names.len());
-            removed
-        };
-        match removed {
+        match self.take(name) {
             Some(evaluator) => {
                 evaluator.close().await;
                 true
             }
             None => false,
         }
+    }
+
+    /// Forgets the evaluator registered under a name and hands it over, open: from now on it belongs to its handles.
+    /// For who must forget it at one moment and wait for its close at another.
+    #[must_use]
+    pub fn take(&self, name: &str) -> Option<Evaluator> {
+        let mut names = self.names();
+        let taken = names.remove(name);
+        self.core().metrics.set_registered(names.len());
+        taken
+    }
+
+    /// What is registered under a name.
+    #[must_use]
+    pub fn info(&self, name: &str) -> Option<EvaluatorInfo> {
+        self.infos(&[self.get(name)?]).pop()
     }
 
     /// What is registered, in the order of names, from the one after `after`, at most `limit`.
@@ -218,18 +234,17 @@ impl EvaluatorPool {
             .take(limit)
             .map(|(_, evaluator)| evaluator.clone())
             .collect();
+        self.infos(&evaluators)
+    }
+
+    fn infos(&self, evaluators: &[Evaluator]) -> Vec<EvaluatorInfo> {
         let runtimes: BTreeMap<_, _> =
             self.core().registry.snapshot().into_iter().map(|runtime| (runtime.generation, runtime)).collect();
         evaluators
             .iter()
             .map(|evaluator| {
                 let runtime = evaluator.generation().and_then(|generation| runtimes.get(&generation));
-                let state = match runtime.map(|runtime| runtime.state) {
-                    None => State::Cold,
-                    Some(SnapshotState::Building) => State::Building,
-                    Some(SnapshotState::Live) => State::Live,
-                    Some(SnapshotState::Draining) => State::Draining,
-                };
+                let state = state_of(runtime.map(|runtime| runtime.state));
                 evaluator.info(state, runtime.map_or(0, |runtime| runtime.instances))
             })
             .collect()
@@ -242,15 +257,69 @@ impl EvaluatorPool {
         counts.building + counts.live + counts.draining
     }
 
-    /// Refuses new work, lets what is in flight finish for `pool.grace`, interrupts the rest, and returns when every
-    /// runtime is gone. Evaluations afterwards are `shutting_down`.
+    /// Every runtime at this moment. Copies a few words for each under the registry's lock, at most `capacity` times.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<RuntimeInfo> {
+        let now = Instant::now();
+        let info = |runtime: Snapshot| RuntimeInfo {
+            evaluator: EvaluatorId(runtime.generation.evaluator),
+            state: state_of(Some(runtime.state)),
+            instances: runtime.instances,
+            busy: runtime.leases,
+            uses: runtime.uses,
+            age: runtime.opened.map(|opened| now - opened),
+            unused: runtime.last_used.map(|last_used| now - last_used),
+        };
+        self.core().registry.snapshot().into_iter().map(info).collect()
+    }
+
+    /// Builds the runtimes of registered evaluators ahead of their first calls, `build_concurrency` at a time, and
+    /// says how each went, in the order of `names`. More names than fit evict one another.
     ///
-    /// Idempotent, and safe to call from many tasks: each waits for the end. Dropping the future does not stop the
-    /// closing.
-    pub async fn close(&self) -> CloseReport {
-        let core = self.core();
-        core.registry.shut_down(None);
-        CloseReport::after(core.registry.gone(|_| true), core.pool.grace).await
+    /// Cancel safe: builds that have begun go on.
+    pub async fn warm<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Vec<(&'a str, Result<(), Error>)> {
+        let width = self.core().pool.build_concurrency;
+        let warm = |name: &'a str| async move {
+            let outcome = match self.get(name) {
+                Some(evaluator) => evaluator.executable().await.map(drop),
+                None => Err(Error::NotFound { name: name.to_owned() }),
+            };
+            (name, outcome)
+        };
+        let names: Vec<&str> = names.into_iter().collect();
+        stream::iter(names).map(warm).buffered(width).collect().await
+    }
+
+    /// Refuses new work, lets what is in flight finish for `pool.grace`, interrupts the rest, and returns when every
+    /// runtime is gone: see [`Close`]. Evaluations afterwards are `shutting_down`.
+    pub fn close(&self) -> impl Future<Output = CloseReport> + Send + 'static {
+        self.close_with(self.core().pool.grace)
+    }
+
+    /// The same with this grace.
+    pub fn close_with(&self, grace: Duration) -> impl Future<Output = CloseReport> + Send + 'static {
+        let registry = &self.core().registry;
+        registry.shut_down(Some(grace));
+        CloseReport::after(registry.gone(|_| true), grace)
+    }
+}
+
+fn state_of(runtime: Option<SnapshotState>) -> State {
+    match runtime {
+        None => State::Cold,
+        Some(SnapshotState::Building) => State::Building,
+        Some(SnapshotState::Live) => State::Live,
+        Some(SnapshotState::Draining) => State::Draining,
+    }
+}
+
+impl Close for EvaluatorPool {
+    fn close(&self) -> BoxFuture<'static, CloseReport> {
+        Box::pin(EvaluatorPool::close(self))
+    }
+
+    fn close_with(&self, grace: Duration) -> BoxFuture<'static, CloseReport> {
+        Box::pin(EvaluatorPool::close_with(self, grace))
     }
 }
 
@@ -320,7 +389,7 @@ impl Drop for Prepared {
 }
 
 /// The rule for names: 1 to 128 of `A-Z a-z 0-9 . _ - /`, no `..`.
-fn check_name(name: &str) -> Result<(), Error> {
+pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
     let reason = if name.is_empty() {
         "it is empty"

@@ -226,10 +226,10 @@ impl<R: Resident> Registry<R> {
 
     /// Retires a generation that stays in use: those who wait for it ask again. Gives what ends when its places, as of
     /// now, are released.
-    pub(crate) fn unload(&self, generation: Generation) -> Gone {
+    pub(crate) fn unload(&self, generation: Generation, grace: Duration) -> Gone {
         self.inner.apply(|state, effects| {
             let gone = Gone(state.gone(|held| held == generation));
-            state.retire(generation, CloseReason::Closed, None, &Refused::Retry, Instant::now(), effects);
+            state.retire(generation, CloseReason::Closed, Some(grace), &Refused::Retry, Instant::now(), effects);
             gone
         })
     }

@@ -70,7 +70,7 @@ impl Active {
         instance.uses += 1;
         // Until the guest has returned, the instance is one that was interrupted.
         self.discard = Some(Discard::Cancelled);
-        let call = instance.guest.call(&inner.executable.entry_point, input, deadline);
+        let call = instance.guest.call(&inner.program.entry_point, input, deadline);
         let call = timeout_at(deadline, AssertUnwindSafe(call).catch_unwind());
         let ended = tokio::select! {
             // A guest that has just returned is not interrupted.

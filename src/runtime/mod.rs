@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// A compiled plugin together with the entry point that is known to exist in it.
-pub(crate) struct Executable {
+pub(crate) struct Program {
     pub(crate) compiled: Box<dyn CompiledPlugin>,
     pub(crate) entry_point: String,
     pub(crate) digest: Digest,
@@ -73,7 +73,7 @@ pub(crate) struct Runtime {
 /// Dropped in this order: instances, then what they were made from, then the place.
 struct Inner {
     idle: Pool<Instance>,
-    executable: Executable,
+    program: Program,
     policy: Policy,
     metrics: Metrics,
     /// True once guests are to be interrupted.
@@ -91,7 +91,7 @@ struct Instance {
 impl Runtime {
     /// A runtime with one idle instance, its probe.
     pub(crate) fn new(
-        executable: Executable,
+        program: Program,
         probe: Box<dyn engine::Instance>,
         policy: Policy,
         metrics: Metrics,
@@ -101,7 +101,7 @@ impl Runtime {
         let runtime = Self {
             inner: Arc::new(Inner {
                 idle,
-                executable,
+                program,
                 policy,
                 metrics,
                 stop: watch::Sender::new(false),
@@ -113,8 +113,8 @@ impl Runtime {
         runtime
     }
 
-    pub(crate) fn executable(&self) -> &Executable {
-        &self.inner.executable
+    pub(crate) fn program(&self) -> &Program {
+        &self.inner.program
     }
 
     /// Puts an instance into the pool. It has room for all that the registry permits.
@@ -127,7 +127,7 @@ impl Runtime {
     async fn make_instance(&self, permit: Permit<Runtime>) -> Result<Instance, crate::Error> {
         let after = self.inner.policy.build_timeout;
         let permit = engine::Permit::new(permit);
-        match timeout(after, self.inner.executable.compiled.instantiate(permit)).await {
+        match timeout(after, self.inner.program.compiled.instantiate(permit)).await {
             Ok(made) => made.map(|guest| Instance { guest, uses: 0 }),
             Err(_) => Err(crate::Error::BuildTimeout { after }),
         }

@@ -367,7 +367,7 @@ async fn closed_means_closed_and_eviction_is_not_close() {
     assert_eq!(evaluator.close().await, CloseReport::Drained);
     assert_eq!(evaluator.close().await, CloseReport::Drained);
     assert_eq!(evaluator.evaluate("").await.unwrap_err().kind(), "closed");
-    assert_eq!(evaluator.with_compiled(|_| ()).await.unwrap_err().kind(), "closed");
+    assert_eq!(evaluator.executable().await.unwrap_err().kind(), "closed");
     assert_eq!((spy.opens(), spy.closes()), (2, 2));
     assert!(pool.remove("name").await);
     assert!(!pool.remove("name").await);
