@@ -1,1 +1,401 @@
-//! To come.
+//! The program as its users meet it: what it prints, where, and with which exit code.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use evalpool::Digest;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    service::{Server, program},
+    support::{GREET, NO_ABORT, TEXT, TOTALS, wasm},
+};
+
+/// A plugin that imports `proc_exit`, and calls it with 3.
+const EXITS: &str = r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+    (memory (export "memory") 1) (func (export "run") (call $exit (i32.const 3))))"#;
+
+/// A folder with the files that a test wants.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+        let path = self.path(name);
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+fn run(arguments: &[&str]) -> Output {
+    program().args(arguments).output().unwrap()
+}
+
+fn run_with_input(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child =
+        program().args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// The one line that says why the program ended so.
+#[track_caller]
+fn refusal(output: &Output, code: i32) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text.strip_prefix("error: ").unwrap_or_else(|| panic!("{text}")).trim_end().to_owned()
+}
+
+#[track_caller]
+fn printed(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+// ---- run and check ---------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_output_of_a_plugin_is_printed_as_it_is() {
+    let folder = Folder::new();
+    let (totals, text) = (folder.file("totals.wasm", TOTALS), folder.file("text.wasm", TEXT));
+    let bytes: Vec<u8> = (0..=255).collect();
+    let input = format!("@{}", folder.file("input", &bytes));
+    let output = run(&["run", &totals, "--entry", "echo", "--input", &input]);
+    assert_eq!((output.status.code(), output.stdout, output.stderr), (Some(0), bytes.clone(), Vec::new()));
+    let output = run_with_input(&["run", &totals, "--entry", "echo", "--input", "-"], &bytes);
+    assert_eq!((output.status.code(), output.stdout), (Some(0), bytes));
+    assert_eq!(printed(&run(&["run", &text, "--entry", "upper", "--input", "-a"])), "-A");
+    assert_eq!(printed(&run(&["run", &text, "--entry", "count_vowels"])), r#"{"count":0}"#, "no input is an empty one");
+    let greet = folder.file("greet.wasm", GREET);
+    assert_eq!(
+        printed(&run(&["run", &greet, "--input", r#"{"name":"Ada"}"#])),
+        r#"{"greeting":"Hello, Ada!"}"#,
+        "the only export need not be named"
+    );
+}
+
+#[test]
+fn what_a_plugin_logs_is_beside_its_output() {
+    let folder = Folder::new();
+    let totals = folder.file("totals.wasm", TOTALS);
+    let output = run(&["run", &totals, "--entry", "log_it", "--input", "one two"]);
+    assert_eq!((output.status.code(), output.stdout), (Some(0), Vec::new()));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("one two"));
+}
+
+#[test]
+fn a_check_says_what_the_plugin_is() {
+    let folder = Folder::new();
+    let text = printed(&run(&["check", &folder.file("greet.wasm", GREET)]));
+    let digest = Digest::of(GREET).to_string();
+    for part in [&digest, "3724 bytes", "entry points  greet", "extism:host/env: input_length", " ms "] {
+        assert!(text.contains(part), "{text} lacks {part}");
+    }
+    assert!(
+        printed(&run(&["check", &folder.file("text.wasm", TEXT), "--entry", "fail"])).contains("upper, count_vowels")
+    );
+}
+
+#[test]
+fn a_refused_plugin_is_one_line_and_1() {
+    let folder = Folder::new();
+    let strange = wasm("(module (import \"a\\u{1b}[31m\\n\" \"b\" (func)) (func (export \"run\")))");
+    let refused = [
+        ("empty", Vec::new(), "it is empty"),
+        ("text", b"hello\nthere".to_vec(), "not a WebAssembly binary"),
+        ("wat", b"(module)".to_vec(), "not a WebAssembly binary"),
+        ("truncated", TEXT[..TEXT.len() / 2].to_vec(), "unexpected end"),
+        ("no_abort", NO_ABORT.to_vec(), "must be named"),
+        ("several", TEXT.to_vec(), "it has upper, count_vowels"),
+        ("strange", strange, r"a\u{1b}[31m"),
+        ("start", wasm(r#"(module (func $f unreachable) (start $f) (func (export "run")))"#), "unreachable"),
+    ];
+    for (name, bytes, said) in refused {
+        let path = folder.file(name, bytes);
+        for command in ["run", "check"] {
+            let line = refusal(&run(&[command, &path]), 1);
+            assert!(line.contains(said), "{line} lacks {said}");
+        }
+    }
+    let text = folder.file("text.wasm", TEXT);
+    for command in ["run", "check"] {
+        let line = refusal(&run(&[command, &text, "--entry", "lower"]), 1);
+        assert!(line.starts_with("entry_point_missing: the plugin has no entry point \"lower\""), "{line}");
+        let small =
+            program().args([command, &text, "--entry", "upper"]).env("EVALPOOL_LIMITS_PLUGIN_SIZE", "1KiB").output();
+        let line = refusal(&small.unwrap(), 1);
+        assert_eq!(line, "payload_too_large: the plugin is over its limit of 1024 bytes");
+    }
+}
+
+#[test]
+fn a_failed_evaluation_is_one_line_and_1() {
+    let folder = Folder::new();
+    let text = folder.file("text.wasm", TEXT);
+    let line = refusal(&run(&["run", &text, "--entry", "fail", "--input", "two\nlines"]), 1);
+    assert_eq!(line, "guest_error: the plugin reported an error: two lines");
+    let exits = folder.file("exits.wasm", wasm(EXITS));
+    assert_eq!(refusal(&run(&["run", &exits]), 1), "guest_exit: the plugin exited with code 3");
+    assert!(refusal(&run(&["run", &exits, "--wasi", "off"]), 1).ends_with("and WASI is off"));
+    let spins = folder.file("spins.wasm", wasm(r#"(module (func (export "run") (loop (br 0))))"#));
+    let line = refusal(&run(&["run", &spins, "--timeout", "100ms"]), 1);
+    assert_eq!(line, "exec_timeout: the evaluation was stopped after 100ms");
+    let command = program()
+        .args(["run", &text, "--entry", "upper", "--input", "12345"])
+        .env("EVALPOOL_LIMITS_INPUT_SIZE", "4B")
+        .output();
+    assert!(refusal(&command.unwrap(), 1).starts_with("payload_too_large"));
+}
+
+#[test]
+fn what_cannot_be_read_is_one_line_and_2() {
+    let folder = Folder::new();
+    let (missing, directory) = (folder.path("missing"), folder.0.path().to_owned());
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    for unreadable in [path(&missing), path(&directory)] {
+        for arguments in [&["run", &unreadable][..], &["check", &unreadable], &["load", "--plugin", &unreadable]] {
+            assert!(refusal(&run(arguments), 2).starts_with(&format!("cannot read {unreadable}: ")));
+        }
+        let text = folder.file("text.wasm", TEXT);
+        let input = format!("@{unreadable}");
+        let line = refusal(&run(&["run", &text, "--entry", "upper", "--input", &input]), 2);
+        assert!(line.starts_with(&format!("cannot read {unreadable}: ")), "{line}");
+    }
+}
+
+// ---- Usage and settings ----------------------------------------------------------------------------------------------
+
+#[test]
+fn usage_that_cannot_be_understood_is_one_line_and_2() {
+    for (arguments, said) in [
+        (&["fly"][..], "fly"),
+        (&["run"], "<PLUGIN>"),
+        (&["run", "a", "b"], "'b'"),
+        (&["run", "a", "--wasm", "off"], "--wasi"),
+        (&["run", "a", "--wasi", "yes"], "`auto` or `off`"),
+        (&["run", "a", "--timeout", "5"], "250ms"),
+        (&["run", "a", "--timeout", "0s"], "longer"),
+        (&["check", "a", "--input", "x"], "--input"),
+        (&["serve", "--listen", "here"], "--listen"),
+        (&["serve", "--port", "1"], "--port"),
+        (&["load", "--tenants", "0"], "--tenants"),
+        (&["load", "--capacity", "-1"], "-1"),
+        (&["load", "--skew", "nan"], "from 0 to 100"),
+        (&["load", "--duration", "soon"], "250ms"),
+        (&["load", "--isolation", "used"], "`fresh` or `reuse`"),
+        (&["load", "--entry", "x"], "--plugin"),
+    ] {
+        let line = refusal(&run(arguments), 2);
+        assert!(line.contains(said), "{arguments:?}: {line} lacks {said}");
+    }
+}
+
+#[test]
+fn help_is_printed_for_who_asks_and_for_who_says_nothing() {
+    let help = printed(&run(&["--help"]));
+    for command in ["serve", "run", "check", "load"] {
+        assert!(help.contains(command));
+        let of_command = printed(&run(&[command, "--help"]));
+        assert!(of_command.contains("--config") && of_command.contains("Usage: evalpool"), "{of_command}");
+    }
+    assert_eq!(printed(&run(&["--version"])), concat!("evalpool ", env!("CARGO_PKG_VERSION"), "\n"));
+    let nothing = run(&[]);
+    assert_eq!((nothing.status.code(), nothing.stdout), (Some(2), Vec::new()));
+    assert_eq!(String::from_utf8(nothing.stderr).unwrap(), help);
+}
+
+#[test]
+fn settings_that_cannot_be_used_are_one_line_and_2() {
+    let folder = Folder::new();
+    let greet = folder.file("greet.wasm", GREET);
+    let bad = [
+        (folder.file("unknown.toml", "[pool]\ncapasity = 3"), "did you mean pool.capacity?"),
+        (folder.file("range.toml", "[pool]\ncapacity = 0"), "at least 1"),
+        (folder.file("type.toml", "[limits]\nmemory = 'much'"), "limits.memory"),
+        (folder.file("not.toml", "{"), "not.toml"),
+        (folder.path("missing.toml").to_str().unwrap().to_owned(), "missing.toml"),
+    ];
+    for (file, said) in bad {
+        for arguments in
+            [&["serve", "--config", &file][..], &["--config", &file, "check", &greet], &["load", "--config", &file]]
+        {
+            let line = refusal(&run(arguments), 2);
+            assert!(line.contains(said), "{line} lacks {said}");
+        }
+    }
+    let output = program().arg("load").env("EVALPOOL_POOL_CAPASITY", "3").output().unwrap();
+    assert!(refusal(&output, 2).ends_with("did you mean EVALPOOL_POOL_CAPACITY?"));
+}
+
+#[test]
+fn flags_win_over_the_environment_and_that_over_the_file() {
+    let folder = Folder::new();
+    let spins = folder.file("spins.wasm", wasm(r#"(module (func (export "run") (loop (br 0))))"#));
+    let file = folder.file("settings.toml", "[limits]\nexec_timeout = '110ms'");
+    let stopped = |command: &mut Command| refusal(&command.output().unwrap(), 1);
+    let mut command = program();
+    command.args(["run", &spins, "--config", &file]);
+    assert!(stopped(&mut command).ends_with("after 110ms"));
+    command.env("EVALPOOL_LIMITS_EXEC_TIMEOUT", "120ms");
+    assert!(stopped(&mut command).ends_with("after 120ms"));
+    command.args(["--timeout", "130ms"]);
+    assert!(stopped(&mut command).ends_with("after 130ms"));
+}
+
+// ---- serve -----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_server_that_cannot_serve_says_so_in_one_line_and_leaves_no_trace() {
+    let folder = Folder::new();
+    let (data, file) = (folder.path("data"), folder.file("file", ""));
+    let data = data.to_str().unwrap();
+    let server = Server::start(&[]);
+    let empty = folder.file("tokens", "\n \n");
+    let here = "127.0.0.1:0";
+    for (arguments, tokens, said) in [
+        (["--listen", &server.address, "--data", data], None, "cannot listen on 127.0.0.1"),
+        (["--listen", "0.0.0.0:0", "--data", data], None, "set service.token_file"),
+        (["--listen", "[::]:0", "--data", data], None, "set service.token_file"),
+        (["--listen", here, "--data", data], Some(empty.as_str()), "holds no token"),
+        (["--listen", here, "--data", data], Some("/nowhere/tokens"), "cannot use service.token_file"),
+        (["--listen", here, "--data", &file], None, "cannot use the data folder"),
+        (["--listen", here, "--data", "s3://bucket/evaluators"], None, "only a local folder"),
+    ] {
+        let mut command = program();
+        command.arg("serve").args(arguments).envs(tokens.map(|tokens| ("EVALPOOL_SERVICE_TOKEN_FILE", tokens)));
+        let line = refusal(&command.output().unwrap(), 2);
+        assert!(line.contains(said), "{line} lacks {said}");
+    }
+    assert!(!Path::new(data).exists());
+}
+
+#[test]
+fn a_second_server_on_a_folder_is_refused() {
+    let server = Server::start(&[]);
+    let data = server.data().to_str().unwrap();
+    let mut command = program();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--data", data]).env("EVALPOOL_LOG_LEVEL", "warn");
+    let line = refusal(&command.output().unwrap(), 2);
+    assert_eq!(line, format!("cannot use the data folder {data}: another evalpool is using it"));
+}
+
+// ---- load ------------------------------------------------------------------------------------------------------------
+
+/// A short load's report, and whatever holds of every one.
+fn load(arguments: &[&str]) -> Value {
+    let output = run(&[&["load", "--json"], arguments].concat());
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 1, "one object on one line: {text}{error}");
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{report}: {error}");
+    assert_eq!(error, "", "nothing but the object, off a terminal");
+
+    let number = |pointer: &str| report.pointer(pointer).and_then(Value::as_f64).unwrap_or_else(|| panic!("{pointer}"));
+    assert_eq!(report["metrics_agree"], true, "{report}");
+    assert!(number("/evaluations") > 0.0 && number("/per_second") > 0.0, "{report}");
+    let latencies = ["p50", "p90", "p99", "p999", "max"].map(|quantile| number(&format!("/latency_us/{quantile}")));
+    assert!(latencies[0] > 0.0 && latencies.is_sorted(), "{report}");
+    assert!(number("/runtimes/live_max") >= 1.0, "{report}");
+    assert!(number("/runtimes/live_max") <= number("/runtimes/capacity"), "{report}");
+    assert_eq!(report["runtimes"]["live_end_after_close"], 0, "{report}");
+    assert_eq!(report["runtimes"]["built"], report["runtimes"]["closed"], "{report}");
+    assert!(number("/runtimes/evicted") <= number("/runtimes/closed"), "{report}");
+    assert!(number("/rss_mib/max") >= number("/rss_mib/start").max(1.0), "{report}");
+    assert!(number("/rss_mib/end") > 0.0 && number("/seed") >= 0.0, "{report}");
+    assert!((0.0..=1.0).contains(&number("/hit_ratio")), "{report}");
+    report
+}
+
+#[test]
+fn a_load_keeps_the_bound_makes_no_errors_and_leaves_nothing() {
+    let report = load(&["--tenants", "100", "--capacity", "4", "--concurrency", "16", "--duration", "1s"]);
+    assert_eq!(report["errors"], serde_json::json!({}), "{report}");
+    assert_eq!(report["runtimes"]["capacity"], 4);
+    assert!(report["runtimes"]["evicted"].as_u64().unwrap() > 0, "{report}");
+}
+
+#[test]
+fn a_load_of_few_evaluators_finds_them_live() {
+    let report = load(&[
+        "--tenants",
+        "2",
+        "--capacity",
+        "4",
+        "--concurrency",
+        "2",
+        "--isolation",
+        "reuse",
+        "--seed",
+        "7",
+        "--duration",
+        "1s",
+    ]);
+    assert_eq!((&report["errors"], &report["seed"]), (&serde_json::json!({}), &serde_json::json!(7)));
+    assert_eq!(report["runtimes"]["built"], 2);
+    assert!(report["hit_ratio"].as_f64().unwrap() > 0.5, "{report}");
+}
+
+#[test]
+fn a_load_runs_whatever_plugin_it_is_given() {
+    let folder = Folder::new();
+    let text = folder.file("text.wasm", TEXT);
+    let report = load(&[
+        "--plugin",
+        &text,
+        "--entry",
+        "upper",
+        "--input",
+        "abc",
+        "--tenants",
+        "3",
+        "--skew",
+        "0",
+        "--duration",
+        "1s",
+    ]);
+    assert_eq!(report["errors"], serde_json::json!({}), "{report}");
+    // One that fails is counted, and is a failure of the whole.
+    let output =
+        run(&["load", "--json", "--duration", "200ms", "--plugin", &text, "--entry", "fail", "--tenants", "2"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(report["errors"]["guest_error"], report["evaluations"]);
+    assert!(String::from_utf8(output.stderr).unwrap().starts_with("error: guest_error "));
+}
+
+#[test]
+fn chaos_leaves_nothing_and_breaks_nothing() {
+    let report = load(&["--chaos", "--tenants", "20", "--capacity", "4", "--concurrency", "16", "--duration", "3s"]);
+    let acts = ["left", "bad_plugins", "unloaded", "closed"].map(|act| report["chaos"][act].as_u64().unwrap());
+    assert!(acts.iter().sum::<u64>() > 0, "{report}");
+    assert_eq!(report["left_after_close"], 0);
+    assert_eq!(report["unexpected"], serde_json::json!({}));
+    assert_eq!(report["errors"]["cancelled"], report["chaos"]["left"]);
+}
+
+#[test]
+fn a_table_says_the_same_to_people() {
+    let output = run(&["load", "--duration", "300ms", "--tenants", "5", "--concurrency", "4", "--seed", "1"]);
+    let text = printed(&output);
+    assert_eq!(output.stderr, b"");
+    for line in
+        ["seed          1\n", "errors        none\n", "of 16 at once, 0 after the close\n", "metrics       agree\n"]
+    {
+        assert!(text.contains(line), "{text} lacks {line:?}");
+    }
+}

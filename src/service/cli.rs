@@ -1,0 +1,231 @@
+//! What the program is asked: its flags, and the settings under them. Flags win over the environment, and that over
+//! the settings file.
+
+use std::{
+    convert::Infallible, ffi::OsString, net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use serde::{
+    Deserialize,
+    de::{IntoDeserializer, value},
+};
+
+use super::Exit;
+use crate::{Isolation, Settings, Wasi};
+
+/// Runs Extism plugins (WebAssembly) in a capacity-bounded pool.
+#[derive(Debug, Parser)]
+#[command(name = "evalpool", version, arg_required_else_help = true, disable_help_subcommand = true)]
+struct Cli {
+    /// Settings in TOML. The environment wins over them (`EVALPOOL_POOL_CAPACITY` and so on), and flags over both.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Serves evaluators over HTTP, among them a built-in one that is ready to call.
+    Serve(ServeArguments),
+    /// Evaluates once: the plugin's output goes to standard output.
+    Run(RunArguments),
+    /// Compiles and validates a plugin, and says what it is.
+    Check(CheckArguments),
+    /// Drives many evaluators through one bounded pool, and says how that went.
+    Load(LoadArguments),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ServeArguments {
+    /// Where to listen; port 0 takes one that is free [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// The folder that evaluators are kept in [default: ./evalpool-data]
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArguments {
+    /// The plugin: a WebAssembly binary.
+    pub(super) plugin: PathBuf,
+    /// The export to call [default: `run` if it is exported, else the only one that fits]
+    #[arg(long, value_name = "NAME")]
+    pub(super) entry: Option<String>,
+    /// What the plugin is given: the text itself, @FILE for a file's bytes, - for standard input [default: nothing]
+    #[arg(long, value_name = "TEXT|@FILE|-", allow_hyphen_values = true)]
+    pub(super) input: Option<Input>,
+    /// Whether a plugin that imports WASI gets it: auto or off [default: auto]
+    #[arg(long, value_name = "auto|off", value_parser = word::<Wasi>)]
+    pub(super) wasi: Option<Wasi>,
+    /// How long the plugin may run, such as 250ms or 5s [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(super) timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArguments {
+    /// The plugin: a WebAssembly binary.
+    pub(super) plugin: PathBuf,
+    /// The export that would be called [default: `run` if it is exported, else the only one that fits]
+    #[arg(long, value_name = "NAME")]
+    pub(super) entry: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LoadArguments {
+    /// Evaluators.
+    #[arg(long, value_name = "N", default_value = "200")]
+    pub(super) tenants: NonZeroUsize,
+    /// Compiled plugins that may exist at once.
+    #[arg(long, value_name = "N", default_value = "16")]
+    pub(super) capacity: NonZeroUsize,
+    /// Tasks that evaluate, each one evaluation after another.
+    #[arg(long, value_name = "N", default_value = "32")]
+    pub(super) concurrency: NonZeroUsize,
+    /// For how long, such as 5s or 2m.
+    #[arg(long, value_name = "D", default_value = "5s", value_parser = duration)]
+    pub(super) duration: Duration,
+    /// How uneven the evaluators' shares are: the exponent of Zipf's law, 0 for even.
+    #[arg(long, value_name = "S", default_value = "1.0", value_parser = skew)]
+    pub(super) skew: f64,
+    /// Whether instances are used again: fresh or reuse [default: fresh]
+    #[arg(long, value_name = "fresh|reuse", value_parser = word::<Isolation>)]
+    pub(super) isolation: Option<Isolation>,
+    /// What the choices at random begin with, to make them again [default: at random, and printed]
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<u64>,
+    /// The plugin that every evaluator runs [default: the built-in one]
+    #[arg(long, value_name = "FILE")]
+    pub(super) plugin: Option<PathBuf>,
+    /// The export to call [default: `run` if it is exported, else the only one that fits]
+    #[arg(long, value_name = "NAME", requires = "plugin")]
+    pub(super) entry: Option<String>,
+    /// What each evaluation is given: the text itself, @FILE or - [default: a name to greet, or nothing with --plugin]
+    #[arg(long, value_name = "TEXT|@FILE|-", allow_hyphen_values = true)]
+    pub(super) input: Option<Input>,
+    /// Leave in the middle, bring bad plugins, close and unload, all at random.
+    #[arg(long)]
+    pub(super) chaos: bool,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Where the bytes for a guest come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Input {
+    Text(String),
+    File(PathBuf),
+    Stdin,
+}
+
+impl FromStr for Input {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match (text, text.strip_prefix('@')) {
+            ("-", _) => Input::Stdin,
+            (_, Some(path)) => Input::File(path.into()),
+            (text, None) => Input::Text(text.to_owned()),
+        })
+    }
+}
+
+/// A command, and the settings that it runs with.
+pub(super) struct Asked {
+    pub(super) command: Command,
+    pub(super) settings: Settings,
+}
+
+/// Reads the arguments, the settings file that they name, and the environment.
+pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Asked, Exit> {
+    let Cli { config, command } = Cli::try_parse_from(arguments).map_err(|error| not_understood(&error))?;
+    let mut settings = Settings::load(config.as_deref())?;
+    if let Command::Serve(ServeArguments { listen, data }) = &command {
+        settings.service.listen = listen.unwrap_or(settings.service.listen);
+        if let Some(data) = data {
+            settings.service.data.clone_from(data);
+        }
+    }
+    Ok(Asked { command, settings })
+}
+
+/// clap's own report goes over several lines: a blank one ends what is wrong, then come hints and the usage.
+fn not_understood(error: &clap::Error) -> Exit {
+    let text = error.render().to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Told(text),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Exit::Lost(text),
+        _ => {
+            let mut parts = text.split("\n\n").map(str::trim);
+            let wrong = parts.next().unwrap_or_default().trim_start_matches("error: ");
+            let hints = parts.filter(|part| part.starts_with("tip: "));
+            Exit::Unusable(hints.fold(wrong.to_owned(), |line, hint| format!("{line}; {hint}")))
+        }
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime_serde::re::humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("it must be longer".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(_) => Err("expected a duration, such as 250ms, 5s or 2m".to_owned()),
+    }
+}
+
+fn skew(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(skew) if (0.0..=100.0).contains(&skew) => Ok(skew),
+        _ => Err("expected a number from 0 to 100".to_owned()),
+    }
+}
+
+/// One of the words of a setting. The settings' own reader knows them, and names them when it meets another.
+pub(super) fn word<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, value::Error> {
+    T::deserialize(text.into_deserializer())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(arguments: &[&str]) -> String {
+        match Cli::try_parse_from(arguments.iter().map(OsString::from)).map_err(|error| not_understood(&error)) {
+            Err(Exit::Unusable(line)) => crate::service::exit::one_line(&line),
+            other => panic!("{arguments:?} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_flags_are_consistent() {
+        use clap::CommandFactory;
+
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_wrong_and_what_was_meant() {
+        assert_eq!(
+            refusal(&["evalpool", "load", "--tenant", "3"]),
+            "unexpected argument '--tenant' found; tip: a similar argument exists: '--tenants'"
+        );
+        assert_eq!(refusal(&["evalpool", "run"]), "the following required arguments were not provided: <PLUGIN>");
+        let line = refusal(&["evalpool", "load", "--isolation", "used"]);
+        assert!(line.ends_with("unknown variant `used`, expected `fresh` or `reuse`"), "{line}");
+    }
+
+    #[test]
+    fn an_input_is_a_text_a_file_or_standard_input() {
+        for (text, input) in [
+            ("", Input::Text(String::new())),
+            ("-5", Input::Text("-5".into())),
+            ("-", Input::Stdin),
+            ("@a b", Input::File("a b".into())),
+        ] {
+            assert_eq!(text.parse(), Ok(input));
+        }
+    }
+}

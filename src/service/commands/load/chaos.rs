@@ -1,0 +1,155 @@
+//! What a hostile world does to a pool: callers leave, plugins are bad, evaluators are closed under their callers.
+
+use std::{
+    mem,
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rand::{RngExt, rngs::StdRng};
+use tokio::time::timeout;
+
+use super::drive::{Shared, tenant};
+use crate::{Error, Source, Spec, service::greet};
+
+/// Something other than evaluating and waiting for the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Act {
+    /// Left in the middle of an evaluation.
+    Left,
+    /// Evaluated with a plugin that cannot succeed.
+    BadPlugin,
+    /// Had a runtime closed; its evaluator stayed.
+    Unloaded,
+    /// Closed an evaluator, and put another in its place.
+    Closed,
+}
+
+impl Act {
+    pub(super) const ALL: [Act; 4] = [Act::Left, Act::BadPlugin, Act::Unloaded, Act::Closed];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Act::Left => "left",
+            Act::BadPlugin => "bad_plugins",
+            Act::Unloaded => "unloaded",
+            Act::Closed => "closed",
+        }
+    }
+}
+
+/// How an evaluation may end while others close its evaluator.
+const FINE: &[&str] = &["ok", "closed"];
+
+/// One evaluation of a tenant, or something worse.
+pub(super) async fn act(shared: &Shared, random: &mut StdRng, rank: usize) {
+    match random.random_range(0..100) {
+        0..10 => leave(shared, Duration::from_micros(random.random_range(0..3000)), rank).await,
+        10..15 => evaluate_bad(shared, random).await,
+        15..18 => {
+            shared.acted(Act::Unloaded);
+            shared.closed(shared.evaluator(rank).unload().await);
+        }
+        18..20 => close(shared, rank).await,
+        _ => {
+            let began = Instant::now();
+            let result = shared.evaluator(rank).evaluate(shared.input.clone()).await;
+            shared.ended(result.map(drop), began.elapsed(), FINE);
+        }
+    }
+}
+
+async fn leave(shared: &Shared, patience: Duration, rank: usize) {
+    let began = Instant::now();
+    let evaluator = shared.evaluator(rank);
+    let result = timeout(patience, evaluator.evaluate(shared.input.clone())).await;
+    let (result, expected) = result.map_or_else(
+        |_| {
+            shared.acted(Act::Left);
+            (Err(Error::Cancelled), &["cancelled"][..])
+        },
+        |result| (result.map(drop), FINE),
+    );
+    shared.ended(result, began.elapsed(), expected);
+}
+
+async fn close(shared: &Shared, rank: usize) {
+    let Ok(next) = shared.pool.evaluator(&tenant(rank), shared.spec.clone()) else { return };
+    let last = {
+        let mut tenant = shared.tenants[rank].lock().unwrap_or_else(PoisonError::into_inner);
+        mem::replace(&mut *tenant, next)
+    };
+    shared.acted(Act::Closed);
+    shared.closed(last.close().await);
+}
+
+async fn evaluate_bad(shared: &Shared, random: &mut StdRng) {
+    let Bad { spec, fails_as } = bad(random.random_range(0..BAD), random.random());
+    let Ok(evaluator) = shared.pool.evaluator("bad", spec) else { return };
+    let began = Instant::now();
+    let result = evaluator.evaluate(shared.input.clone()).await;
+    shared.acted(Act::BadPlugin);
+    shared.ended(result.map(drop), began.elapsed(), fails_as);
+}
+
+/// A plugin that cannot succeed, and the kinds of error that say so.
+struct Bad {
+    spec: Spec,
+    fails_as: &'static [&'static str],
+}
+
+/// How many sorts of it there are.
+const BAD: usize = 6;
+
+/// How long the guest that never ends may run.
+const SPIN: Duration = Duration::from_millis(20);
+
+/// A module up to its code: a function of no parameters and no result, exported as `run`.
+const HEAD: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x07\x07\x01\x03run\0\0";
+/// `(start $run)`
+const START: &[u8] = b"\x08\x01\0";
+/// `unreachable`
+const TRAPS: &[u8] = b"\x0a\x05\x01\x03\0\0\x0b";
+/// `(loop (br 0))`
+const SPINS: &[u8] = b"\x0a\x09\x01\x07\0\x03\x40\x0c\0\x0b\x0b";
+
+fn bad(sort: usize, lot: u64) -> Bad {
+    let of = |bytes: Vec<u8>| Spec::new(Source::bytes(bytes));
+    let greet = || Spec::new(Source::Bytes(greet::WASM));
+    let (spec, fails_as): (Spec, &[&str]) = match sort {
+        0 => (of(b"not a plugin".to_vec()), &["invalid_plugin"]),
+        1 => {
+            // In its first half: some later cut may leave a whole plugin. A cut between two sections leaves a module.
+            let whole: Bytes = greet::WASM;
+            let cut = lot % (whole.len() as u64 / 2);
+            let cut = whole.slice(..usize::try_from(cut).unwrap_or_default());
+            (Spec::new(Source::Bytes(cut)), &["invalid_plugin", "entry_point_missing"])
+        }
+        2 => (greet().with_entry_point("nothing"), &["entry_point_missing"]),
+        3 => (of([HEAD, START, TRAPS].concat()), &["invalid_plugin"]),
+        4 => (of([HEAD, TRAPS].concat()), &["guest_trap"]),
+        _ => (of([HEAD, SPINS].concat()).with_exec_timeout(SPIN), &["exec_timeout"]),
+    };
+    Bad { spec, fails_as }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::EvaluatorPool;
+
+    #[tokio::test]
+    async fn every_bad_plugin_fails_as_it_is_said_to() {
+        let pool = EvaluatorPool::builder().build().unwrap();
+        let half = greet::WASM.len() as u64 / 2;
+        let sorts = (0..BAD).map(|sort| (sort, 100)).chain((0..half).step_by(7).map(|cut| (1, cut)));
+        for (sort, lot) in sorts {
+            let Bad { spec, fails_as } = bad(sort, lot);
+            let error = pool.evaluator("bad", spec).unwrap().evaluate(greet::INPUT).await.unwrap_err();
+            assert!(fails_as.contains(&error.kind().as_str()), "sort {sort}, {lot}: {error}");
+        }
+        pool.close().await;
+        assert_eq!(pool.runtimes(), 0);
+    }
+}

@@ -1,0 +1,143 @@
+//! The tasks that evaluate, each one evaluation after another, and what came of it.
+
+use std::{
+    collections::BTreeMap,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use rand::{SeedableRng, rngs::StdRng};
+use rand_distr::{Distribution, Zipf};
+
+use super::{
+    chaos::{self, Act},
+    watch::Watched,
+};
+use crate::{CloseReport, Error, Evaluator, EvaluatorPool, Spec, service::Exit};
+
+/// What to do. One run of it makes one [`Tally`].
+pub(super) struct Drive<'a> {
+    pub(super) pool: &'a EvaluatorPool,
+    pub(super) spec: Spec,
+    pub(super) input: Bytes,
+    pub(super) tenants: NonZeroUsize,
+    pub(super) concurrency: NonZeroUsize,
+    pub(super) skew: f64,
+    pub(super) seed: u64,
+    pub(super) until: Instant,
+    pub(super) chaos: bool,
+    pub(super) watch: Arc<Watched>,
+}
+
+/// What the tasks counted.
+pub(super) struct Tally {
+    /// Evaluations by how they ended: `ok`, `cancelled` or an error's kind.
+    pub(super) outcomes: BTreeMap<&'static str, u64>,
+    /// Outcomes that what the task was doing does not explain.
+    pub(super) unexpected: BTreeMap<&'static str, u64>,
+    /// How often each act of chaos was done.
+    pub(super) acts: BTreeMap<Act, u64>,
+    /// Nanoseconds of each evaluation that succeeded.
+    pub(super) latency: Histogram<u64>,
+}
+
+impl Tally {
+    pub(super) fn evaluations(&self) -> u64 {
+        self.outcomes.values().sum()
+    }
+}
+
+/// What the tasks share.
+pub(super) struct Shared {
+    pub(super) pool: EvaluatorPool,
+    pub(super) spec: Spec,
+    pub(super) input: Bytes,
+    /// By rank: the first has the largest share. Behind locks for chaos to close and replace them.
+    pub(super) tenants: Vec<Mutex<Evaluator>>,
+    tally: Mutex<Tally>,
+    watch: Arc<Watched>,
+}
+
+impl Drive<'_> {
+    pub(super) async fn run(self) -> Result<Tally, Exit> {
+        let Self { pool, spec, input, tenants, concurrency, skew, seed, until, chaos, watch } = self;
+        let zipf = Zipf::new(tenants.get() as f64, skew).map_err(|error| Exit::unusable(error.to_string()))?;
+        // An hour in nanoseconds, to three digits.
+        let latency = Histogram::new_with_bounds(1, 3_600_000_000_000, 3)
+            .map_err(|error| Exit::failed(format!("latencies cannot be recorded: {error}")))?;
+        let tally = Tally { outcomes: BTreeMap::new(), unexpected: BTreeMap::new(), acts: BTreeMap::new(), latency };
+        let tenants = (0..tenants.get())
+            .map(|rank| pool.evaluator(&tenant(rank), spec.clone()).map(Mutex::new))
+            .collect::<Result<_, _>>()?;
+        let shared = Arc::new(Shared { pool: pool.clone(), spec, input, tenants, tally: Mutex::new(tally), watch });
+        let tasks = (0..concurrency.get() as u64).map(|task| {
+            // Far apart, so that no two tasks of near seeds do the same.
+            let random = StdRng::seed_from_u64(seed.wrapping_add(task.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+            tokio::spawn(work(shared.clone(), random, zipf, until, chaos))
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            task.await.map_err(|error| Exit::failed(format!("a task broke down: {error}")))?;
+        }
+        let shared = Arc::into_inner(shared).ok_or_else(|| Exit::failed("a task is still at work"))?;
+        Ok(shared.tally.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+pub(super) fn tenant(rank: usize) -> String {
+    format!("tenant-{rank}")
+}
+
+async fn work(shared: Arc<Shared>, mut random: StdRng, zipf: Zipf<f64>, until: Instant, chaos: bool) {
+    while Instant::now() < until {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number from 1 to tenants")]
+        let rank = zipf.sample(&mut random) as usize - 1;
+        if chaos {
+            chaos::act(&shared, &mut random, rank).await;
+        } else {
+            let began = Instant::now();
+            let result = shared.evaluator(rank).evaluate(shared.input.clone()).await;
+            shared.ended(result.map(drop), began.elapsed(), &["ok"]);
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn evaluator(&self, rank: usize) -> Evaluator {
+        // Ranks come from the distribution, which knows the number of tenants.
+        self.tenants[rank].lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counts an evaluation that ended, and looks at the pool while others are in the middle of theirs.
+    pub(super) fn ended(&self, result: Result<(), Error>, took: Duration, expected: &[&str]) {
+        let outcome = result.map_or_else(|error| error.kind().as_str(), |()| "ok");
+        self.watch.look(self.pool.runtimes());
+        let mut tally = self.tally();
+        *tally.outcomes.entry(outcome).or_default() += 1;
+        if !expected.contains(&outcome) {
+            *tally.unexpected.entry(outcome).or_default() += 1;
+        }
+        if outcome == "ok" {
+            tally.latency.saturating_record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+        }
+    }
+
+    /// Counts an act of chaos.
+    pub(super) fn acted(&self, act: Act) {
+        *self.tally().acts.entry(act).or_default() += 1;
+    }
+
+    /// Looks at how a close ended: what runs here is done long before any grace is over.
+    pub(super) fn closed(&self, report: CloseReport) {
+        if report != CloseReport::Drained {
+            *self.tally().unexpected.entry("close_not_drained").or_default() += 1;
+        }
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        // A count more or less is all that a panic could leave behind.
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,89 @@
+//! The metrics as numbers: read from the text that a server would show, so that the text is what is trusted.
+
+/// The samples of one rendering.
+pub(super) struct Figures<'a>(Vec<Sample<'a>>);
+
+struct Sample<'a> {
+    name: &'a str,
+    /// As written: `a="b",c="d"`. Neither has a space or a quote in it, for the catalogue's labels are closed sets.
+    labels: &'a str,
+    value: f64,
+}
+
+impl<'a> Figures<'a> {
+    pub(super) fn of(text: &'a str) -> Self {
+        Self(text.lines().filter_map(sample).collect())
+    }
+
+    /// The sum over every series of a metric that has `label`, written `name="value"`; over all, if it is empty.
+    pub(super) fn sum(&self, name: &str, label: &str) -> u64 {
+        let has = |labels: &str| label.is_empty() || labels.split(',').any(|each| each == label);
+        let sum: f64 = self.0.iter().filter(|it| it.name == name && has(it.labels)).map(|it| it.value).sum();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts, far below 2^53")]
+        let sum = sum as u64;
+        sum
+    }
+
+    pub(super) fn evaluations(&self, outcome: &str) -> u64 {
+        self.sum("evalpool_evaluations_total", &format!("outcome={outcome:?}"))
+    }
+
+    pub(super) fn built(&self) -> u64 {
+        self.sum("evalpool_builds_total", r#"outcome="ok""#)
+    }
+
+    pub(super) fn evicted(&self) -> u64 {
+        self.sum("evalpool_evictions_total", "")
+    }
+
+    /// Without those that the guard closed, which were never built.
+    pub(super) fn closed(&self) -> u64 {
+        let name = "evalpool_closes_total";
+        self.sum(name, "").saturating_sub(self.sum(name, r#"reason="invalid""#))
+    }
+
+    /// The share of lookups that found a live runtime; `None` before there was any.
+    pub(super) fn hit_ratio(&self) -> Option<f64> {
+        let name = "evalpool_lookups_total";
+        let all = self.sum(name, "");
+        (all > 0).then(|| self.sum(name, r#"result="hit""#) as f64 / all as f64)
+    }
+
+    /// Runtimes, instances and callers that the gauges show: nothing, once all is closed.
+    pub(super) fn left(&self) -> u64 {
+        ["evalpool_runtimes_live", "evalpool_instances_live", "evalpool_waiting"]
+            .iter()
+            .map(|name| self.sum(name, ""))
+            .sum()
+    }
+}
+
+fn sample(line: &str) -> Option<Sample<'_>> {
+    if line.starts_with('#') {
+        return None;
+    }
+    let (series, value) = line.rsplit_once(' ')?;
+    let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+    Some(Sample { name, labels: labels.trim_end_matches('}'), value: value.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_are_summed_over_the_labels_that_are_not_named() {
+        let figures = Figures::of(
+            "# TYPE evalpool_closes_total counter\n\
+             evalpool_closes_total{reason=\"capacity\",how=\"drained\"} 3\n\
+             evalpool_closes_total{reason=\"capacity\",how=\"forced\"} 1\n\
+             evalpool_closes_total{reason=\"invalid\",how=\"drained\"} 2\n\
+             \n\
+             evalpool_runtimes_capacity 16\n",
+        );
+        assert_eq!(figures.closed(), 4);
+        assert_eq!(figures.sum("evalpool_closes_total", "how=\"forced\""), 1);
+        assert_eq!(figures.sum("evalpool_runtimes_capacity", ""), 16);
+        assert_eq!(figures.hit_ratio(), None);
+    }
+}

@@ -1,0 +1,94 @@
+//! `evalpool load`: many evaluators, one bounded pool, and whether it kept its promises.
+//!
+//! What it reports is counted twice. Its own tasks count what they asked and what they got; the pool's metrics, read
+//! from the exporter that a server would show, count what happened. Where the two disagree, or a bound was broken, or
+//! something is left after the close, the command fails.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | [`drive`] | the tasks that evaluate |
+//! | [`chaos`] | what they do besides, with `--chaos` |
+//! | [`watch`] | the thread that looks at the pool and at memory all the while |
+//! | [`figures`] | the metrics as numbers |
+//! | [`report`] | the outcome, for people and as JSON |
+
+mod chaos;
+mod drive;
+mod figures;
+mod report;
+mod watch;
+
+use std::time::Instant;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use self::{drive::Drive, figures::Figures, report::Report, watch::Watch};
+use super::{read_input, read_plugin};
+use crate::{
+    EvaluatorPool, Plugin, Settings, Source, Spec,
+    service::{Exit, cli::LoadArguments, exit::print, greet},
+};
+
+pub(in crate::service) async fn load(
+    arguments: LoadArguments,
+    mut settings: Settings,
+    exporter: PrometheusHandle,
+) -> Result<(), Exit> {
+    if let Some(isolation) = arguments.isolation {
+        settings.engine.isolation = isolation;
+    }
+    let (spec, input) = subject(&arguments, &settings)?;
+    let (capacity, duration) = (arguments.capacity.get(), arguments.duration);
+    let pool = EvaluatorPool::builder().settings(settings).capacity(capacity).build()?;
+    // 32 bits: a larger one would not survive a reader that takes every JSON number for a double.
+    let seed = arguments.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+
+    let watch = Watch::start(&pool, &exporter, duration)?;
+    let began = Instant::now();
+    let tally = Drive {
+        pool: &pool,
+        spec,
+        input,
+        tenants: arguments.tenants,
+        concurrency: arguments.concurrency,
+        skew: arguments.skew,
+        seed,
+        until: began + duration,
+        chaos: arguments.chaos,
+        watch: watch.watched(),
+    }
+    .run()
+    .await?;
+    let took = began.elapsed();
+    let closed = pool.close().await;
+    let left = pool.runtimes();
+    let metrics = exporter.render();
+    let report = Report {
+        seed,
+        took,
+        capacity,
+        tally,
+        seen: watch.stop()?,
+        closed,
+        left,
+        figures: Figures::of(&metrics),
+        with_chaos: arguments.chaos,
+    };
+    print(&if arguments.json { report.json() } else { report.table() });
+    match report.broken().as_slice() {
+        [] => Ok(()),
+        broken => Err(Exit::failed(broken.join("; "))),
+    }
+}
+
+/// What every evaluator is, and what it is given. A plugin that no evaluation could run is refused here, once.
+fn subject(arguments: &LoadArguments, settings: &Settings) -> Result<(Spec, bytes::Bytes), Exit> {
+    let input = arguments.input.clone().map(|input| read_input(input, settings.limits.input_size)).transpose()?;
+    let Some(path) = &arguments.plugin else {
+        return Ok((greet::spec(), input.unwrap_or_else(|| greet::INPUT.into())));
+    };
+    let plugin = Plugin::new(read_plugin(path, settings.limits.plugin_size)?, None)?;
+    let entry_point = plugin.interface().resolve(arguments.entry.as_deref())?;
+    let spec = Spec::new(Source::Bytes(plugin.bytes().clone())).with_entry_point(entry_point);
+    Ok((spec, input.unwrap_or_default()))
+}

@@ -1,0 +1,172 @@
+//! The outcome of a load, for people and as JSON, and whether the pool kept its promises.
+
+use std::{collections::BTreeMap, fmt::Write, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::{chaos::Act, drive::Tally, figures::Figures, watch::Seen};
+use crate::{CloseReport, metrics::OUTCOMES};
+
+pub(super) struct Report<'a> {
+    pub(super) seed: u64,
+    pub(super) took: Duration,
+    pub(super) capacity: usize,
+    pub(super) with_chaos: bool,
+    pub(super) tally: Tally,
+    pub(super) seen: Seen,
+    pub(super) closed: CloseReport,
+    /// Runtimes after the close.
+    pub(super) left: usize,
+    pub(super) figures: Figures<'a>,
+}
+
+impl Report<'_> {
+    /// Every promise that was broken, in words.
+    pub(super) fn broken(&self) -> Vec<String> {
+        let mut broken: Vec<String> =
+            self.tally.unexpected.iter().map(|(outcome, times)| format!("{outcome} {times} times")).collect();
+        let mut unless = |kept: bool, line: String| {
+            if !kept {
+                broken.push(line);
+            }
+        };
+        let (live_max, left) = (self.seen.live_max, self.left);
+        unless(live_max <= self.capacity, format!("{live_max} runtimes at once, over the capacity {}", self.capacity));
+        unless(left == 0, format!("{left} runtimes are left after the close"));
+        unless(self.figures.left() == 0, "the gauges show that something is left after the close".to_owned());
+        unless(!matches!(self.closed, CloseReport::Unfinished { .. }), "the close has not ended in time".to_owned());
+        unless(self.metrics_agree(), "the metrics disagree with what was counted".to_owned());
+        broken
+    }
+
+    /// Whether both counts of evaluations are the same, outcome by outcome, and all that was built was closed.
+    fn metrics_agree(&self) -> bool {
+        let counted = |outcome: &str| self.tally.outcomes.get(outcome).copied().unwrap_or_default();
+        OUTCOMES.iter().all(|outcome| counted(outcome) == self.figures.evaluations(outcome))
+            && self.figures.built() == self.figures.closed()
+    }
+
+    fn errors(&self) -> BTreeMap<&str, u64> {
+        let errors = self.tally.outcomes.iter().filter(|(outcome, _)| **outcome != "ok");
+        errors.map(|(outcome, times)| (*outcome, *times)).collect()
+    }
+
+    fn per_second(&self) -> f64 {
+        self.tally.evaluations() as f64 / self.took.as_secs_f64()
+    }
+
+    /// Microseconds within which that share of the successful evaluations ended.
+    fn latency(&self, quantile: f64) -> f64 {
+        self.tally.latency.value_at_quantile(quantile) as f64 / 1000.0
+    }
+
+    pub(super) fn json(&self) -> String {
+        let Seen { live_max, memory_start, memory_max, memory_end } = self.seen;
+        let mut report = json!({
+            "seed": self.seed,
+            "seconds": rounded(self.took.as_secs_f64()),
+            "evaluations": self.tally.evaluations(),
+            "errors": self.errors(),
+            "per_second": rounded(self.per_second()),
+            "latency_us": {
+                "p50": rounded(self.latency(0.5)),
+                "p90": rounded(self.latency(0.9)),
+                "p99": rounded(self.latency(0.99)),
+                "p999": rounded(self.latency(0.999)),
+                "max": rounded(self.latency(1.0)),
+            },
+            "runtimes": {
+                "capacity": self.capacity,
+                "live_max": live_max,
+                "live_end_after_close": self.left,
+                "built": self.figures.built(),
+                "evicted": self.figures.evicted(),
+                "closed": self.figures.closed(),
+            },
+            "rss_mib": {
+                "start": rounded(mib(memory_start)),
+                "max": rounded(mib(memory_max)),
+                "end": rounded(mib(memory_end)),
+            },
+            "hit_ratio": self.figures.hit_ratio(),
+            "metrics_agree": self.metrics_agree(),
+        });
+        if self.with_chaos {
+            let acts = Act::ALL.iter().map(|act| (act.as_str().to_owned(), self.acts(*act).into()));
+            report["chaos"] = Value::Object(acts.collect());
+            report["left_after_close"] = self.figures.left().into();
+            report["unexpected"] = json!(self.tally.unexpected);
+        }
+        format!("{report}\n")
+    }
+
+    fn acts(&self, act: Act) -> u64 {
+        self.tally.acts.get(&act).copied().unwrap_or_default()
+    }
+
+    pub(super) fn table(&self) -> String {
+        let Seen { live_max, memory_start, memory_max, memory_end } = self.seen;
+        let listed = |pairs: BTreeMap<&str, u64>| match pairs.len() {
+            0 => "none".to_owned(),
+            _ => pairs.iter().map(|(word, times)| format!("{word} {times}")).collect::<Vec<_>>().join(", "),
+        };
+        let mut text = String::new();
+        let mut line = |label: &str, value: String| {
+            let _ = writeln!(text, "{label:<14}{value}");
+        };
+        line("seed", self.seed.to_string());
+        line(
+            "evaluations",
+            format!(
+                "{} in {:.1} s, {:.0} a second",
+                self.tally.evaluations(),
+                self.took.as_secs_f64(),
+                self.per_second()
+            ),
+        );
+        line("errors", listed(self.errors()));
+        line(
+            "latency",
+            [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)]
+                .map(|(name, quantile)| format!("{name} {:.2} ms", self.latency(quantile) / 1000.0))
+                .join(", "),
+        );
+        line("runtimes", format!("at most {live_max} of {} at once, {} after the close", self.capacity, self.left));
+        line(
+            "",
+            format!(
+                "{} built, {} evicted, {} closed",
+                self.figures.built(),
+                self.figures.evicted(),
+                self.figures.closed()
+            ),
+        );
+        line("hit ratio", self.figures.hit_ratio().map_or("none".to_owned(), |ratio| format!("{ratio:.3}")));
+        line(
+            "memory",
+            format!(
+                "{:.0} MiB before, {:.0} MiB at most, {:.0} MiB after",
+                mib(memory_start),
+                mib(memory_max),
+                mib(memory_end)
+            ),
+        );
+        if self.with_chaos {
+            line("chaos", listed(Act::ALL.iter().map(|act| (act.as_str(), self.acts(*act))).collect()));
+            let left = self.figures.left();
+            let what = "of runtimes, instances and callers";
+            line("left", if left == 0 { format!("nothing {what}") } else { format!("{left} {what}") });
+        }
+        line("metrics", if self.metrics_agree() { "agree" } else { "DISAGREE with what was counted" }.to_owned());
+        text
+    }
+}
+
+fn mib(bytes: usize) -> f64 {
+    bytes as f64 / (1024.0 * 1024.0)
+}
+
+/// To three decimal places: more would be noise.
+fn rounded(number: f64) -> f64 {
+    (number * 1000.0).round() / 1000.0
+}

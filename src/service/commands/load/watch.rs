@@ -1,0 +1,124 @@
+//! The thread that looks at the pool and at memory all the while, and keeps the progress bar.
+//!
+//! A thread rather than a task: it must look also, and above all, when every thread of the runtime is busy.
+
+use std::{
+    io::{self, IsTerminal},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::{
+    EvaluatorPool,
+    service::{Exit, exporter::UPKEEP},
+};
+
+/// Between two looks at the pool.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Between two looks at memory, which ask the system.
+const WEIGH: Duration = Duration::from_millis(20);
+
+/// The most runtimes that anybody saw at once.
+#[derive(Debug, Default)]
+pub(super) struct Watched {
+    live_max: AtomicUsize,
+}
+
+impl Watched {
+    pub(super) fn look(&self, live: usize) {
+        self.live_max.fetch_max(live, Ordering::Relaxed);
+    }
+}
+
+/// What was seen.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Seen {
+    pub(super) live_max: usize,
+    /// Bytes of resident memory: before, at most, and after.
+    pub(super) memory_start: usize,
+    pub(super) memory_max: usize,
+    pub(super) memory_end: usize,
+}
+
+/// The thread. It ends with this.
+pub(super) struct Watch {
+    watched: Arc<Watched>,
+    stop: mpsc::Sender<()>,
+    thread: JoinHandle<Seen>,
+}
+
+impl Watch {
+    pub(super) fn start(pool: &EvaluatorPool, exporter: &PrometheusHandle, duration: Duration) -> Result<Self, Exit> {
+        let watched = Arc::<Watched>::default();
+        let (stop, stopped) = mpsc::channel();
+        let (pool, exporter, shared) = (pool.clone(), exporter.clone(), watched.clone());
+        let thread = thread::Builder::new()
+            .name("evalpool-watch".to_owned())
+            .spawn(move || watch(&pool, &exporter, &shared, &stopped, &bar(duration)))
+            .map_err(|error| Exit::failed(format!("no thread can be started: {error}")))?;
+        Ok(Self { watched, stop, thread })
+    }
+
+    /// For those who look as well.
+    pub(super) fn watched(&self) -> Arc<Watched> {
+        self.watched.clone()
+    }
+
+    pub(super) fn stop(self) -> Result<Seen, Exit> {
+        let Self { watched, stop, thread } = self;
+        drop(stop);
+        let seen = thread.join().map_err(|_| Exit::failed("the thread that watched broke down"))?;
+        Ok(Seen { live_max: watched.live_max.load(Ordering::Relaxed), memory_end: memory(), ..seen })
+    }
+}
+
+fn watch(
+    pool: &EvaluatorPool,
+    exporter: &PrometheusHandle,
+    watched: &Watched,
+    stopped: &mpsc::Receiver<()>,
+    bar: &ProgressBar,
+) -> Seen {
+    let began = Instant::now();
+    let mut seen = Seen { memory_start: memory(), ..Seen::default() };
+    let (mut weighed, mut kept_up) = (began, began);
+    while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+        let (live, now) = (pool.runtimes(), Instant::now());
+        watched.look(live);
+        if now - weighed >= WEIGH {
+            weighed = now;
+            seen.memory_max = seen.memory_max.max(memory());
+            bar.set_position(u64::try_from((now - began).as_millis()).unwrap_or(u64::MAX));
+            bar.set_message(format!("{live} runtimes"));
+        }
+        if now - kept_up >= UPKEEP {
+            kept_up = now;
+            exporter.run_upkeep();
+        }
+    }
+    bar.finish_and_clear();
+    seen.memory_max = seen.memory_max.max(memory());
+    seen
+}
+
+fn bar(duration: Duration) -> ProgressBar {
+    let target = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let length = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let style = ProgressStyle::with_template("{wide_bar} {elapsed_precise} {msg}");
+    ProgressBar::with_draw_target(Some(length), target)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// Resident memory of this process, in bytes; 0 where the system does not tell.
+fn memory() -> usize {
+    memory_stats::memory_stats().map_or(0, |memory| memory.physical_mem)
+}

@@ -1,0 +1,49 @@
+//! The commands of the program. What they have in common is reading what the command line names.
+
+mod check;
+mod load;
+mod run;
+mod serve;
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
+
+use bytes::Bytes;
+
+pub(super) use self::{check::check, load::load, run::run, serve::serve};
+use super::{Exit, cli::Input};
+use crate::Error;
+
+/// A plugin's bytes. A file that cannot be read is the caller's mistake; one that is too large is a refused plugin.
+fn read_plugin(path: &Path, limit: u64) -> Result<Bytes, Exit> {
+    read_file(path, "plugin", limit)
+}
+
+/// The bytes for a guest.
+fn read_input(input: Input, limit: u64) -> Result<Bytes, Exit> {
+    match input {
+        Input::Text(text) => Ok(text.into()),
+        Input::File(path) => read_file(&path, "input", limit),
+        Input::Stdin => read(io::stdin().lock(), "input", limit)
+            .map_err(|error| Exit::unusable(format!("cannot read standard input: {error}")))?,
+    }
+}
+
+fn read_file(path: &Path, what: &'static str, limit: u64) -> Result<Bytes, Exit> {
+    File::open(path)
+        .and_then(|file| read(file, what, limit))
+        .map_err(|error| Exit::unusable(format!("cannot read {}: {error}", path.display())))?
+}
+
+/// At most one byte more than allowed: what is longer is refused, not held.
+fn read(from: impl Read, what: &'static str, limit: u64) -> io::Result<Result<Bytes, Exit>> {
+    let mut bytes = Vec::new();
+    from.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Ok(Err(Error::PayloadTooLarge { what, limit }.into()));
+    }
+    Ok(Ok(bytes.into()))
+}

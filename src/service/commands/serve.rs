@@ -1,0 +1,176 @@
+//! `evalpool serve`: opens what a server needs, serves, and ends in an orderly way.
+//!
+//! # The built-in evaluator
+//!
+//! `greet` is registered at each start unless the folder has an evaluator of that name. Uploading one replaces it for
+//! good; deleting it, or what replaced it, lasts until the next start.
+//!
+//! # The end
+//!
+//! On the first SIGTERM or SIGINT the server takes no more work: `/readyz` and every `/v1` request answer 503. It goes
+//! on listening meanwhile, since a balancer that is refused the connection learns less than one that reads 503. Calls
+//! in flight have `pool.grace` to end, or until a second signal; what is left is interrupted and answered
+//! `shutting_down`. Then the listener closes, answers are sent, and the program ends with 0.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::{
+    net::TcpListener,
+    sync::oneshot,
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use crate::{
+    CloseReport, EvaluatorPool, Settings,
+    config::ServiceSettings,
+    service::{
+        Exit,
+        exit::print,
+        exporter::UPKEEP,
+        greet,
+        http::{self, App, Tokens},
+        listen,
+        store::Store,
+    },
+};
+
+pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHandle) -> Result<(), Exit> {
+    let service = &settings.service;
+    let tokens = read_tokens(service)?;
+    let has_tokens = tokens.is_some();
+    let mut signals = Signals::new().map_err(|error| Exit::failed(format!("signals cannot be received: {error}")))?;
+    // Before the folder is touched: a server that cannot listen leaves no trace.
+    let cannot_listen = |error| Exit::unusable(format!("cannot listen on {}: {error}", service.listen));
+    let listener = TcpListener::bind(service.listen).await.map_err(cannot_listen)?;
+    let address = listener.local_addr().map_err(cannot_listen)?;
+    let pool = EvaluatorPool::from_settings(&settings)?;
+    let store = open_store(service, &pool)?;
+    let app = Arc::new(App::new(pool.clone(), store, &settings.limits, tokens, exporter.clone()));
+
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(listen::serve(listener, http::router(app.clone()), service.max_connections, async {
+        // Also when the sender is gone.
+        let _ = stopped.await;
+    }));
+    let upkeep = tokio::spawn(keep_up(exporter));
+    print(&greeting(address, has_tokens));
+    tracing::info!(%address, "listening");
+
+    signals.next().await;
+    tracing::info!(grace = ?settings.pool.grace, "draining; a second signal ends that");
+    app.work().drain();
+    tokio::select! {
+        _ = timeout(settings.pool.grace, app.work().idle()) => {}
+        () = signals.next() => {}
+    }
+    if let CloseReport::Unfinished { remaining } = pool.close_with(Duration::ZERO).await {
+        tracing::warn!(remaining, "ending although some plugins cannot be interrupted");
+    }
+    let _ = stop.send(());
+    let outcome = server.await;
+    upkeep.abort();
+    tracing::info!("ended");
+    outcome.map_err(|error| Exit::failed(format!("the server broke down: {error}")))
+}
+
+fn read_tokens(service: &ServiceSettings) -> Result<Option<Tokens>, Exit> {
+    let tokens = service.token_file.as_deref().map(|path| {
+        Tokens::read(path)
+            .map_err(|error| Exit::unusable(format!("cannot use service.token_file {}: {error}", path.display())))
+    });
+    if tokens.is_none() && !service.listen.ip().to_canonical().is_loopback() {
+        return Err(Exit::unusable(format!(
+            "{} can be reached from other machines; set service.token_file, or listen on 127.0.0.1",
+            service.listen
+        )));
+    }
+    tokens.transpose()
+}
+
+/// Opens the folder and registers what is in it, cold, and the built-in evaluator unless it was replaced.
+fn open_store(service: &ServiceSettings, pool: &EvaluatorPool) -> Result<Store, Exit> {
+    let folder = &service.data;
+    if folder.to_string_lossy().contains("://") {
+        return Err(Exit::unusable(format!("service.data is {}; only a local folder can be used", folder.display())));
+    }
+    let (store, stored) = Store::open(folder)
+        .map_err(|error| Exit::unusable(format!("cannot use the data folder {}: {error}", folder.display())))?;
+    tracing::info!(evaluators = stored.len(), folder = %folder.display(), "stored evaluators");
+    for (name, spec) in stored {
+        pool.register(&name, spec)?;
+    }
+    if pool.get(greet::NAME).is_none() {
+        pool.register(greet::NAME, greet::spec())?;
+    }
+    Ok(store)
+}
+
+/// Where the server listens, and something to try.
+fn greeting(address: SocketAddr, has_tokens: bool) -> String {
+    // "Any address" is none to send a request to.
+    let reached = match address.ip() {
+        ip if ip.is_unspecified() => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port()),
+        _ => address,
+    };
+    let token = if has_tokens { " -H 'authorization: Bearer TOKEN'" } else { "" };
+    format!(
+        "evalpool listens on http://{address}\ntry: curl{token} -d '{}' http://{reached}/v1/evaluators/{}\n",
+        greet::INPUT,
+        greet::NAME
+    )
+}
+
+async fn keep_up(exporter: PrometheusHandle) {
+    let mut ticks = interval(UPKEEP);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        exporter.run_upkeep();
+    }
+}
+
+/// Requests to end.
+struct Signals {
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    interrupt: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    /// From here on, they no longer end the process by themselves.
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+#[cfg(not(unix))]
+impl Signals {
+    #[expect(clippy::unnecessary_wraps, reason = "fails on Unix")]
+    fn new() -> io::Result<Self> {
+        Ok(Self {})
+    }
+
+    async fn next(&mut self) {
+        // Without a handler there is no signal to wait for.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! How the program ends: exit codes, and the one line that says why.
+
+use std::process::ExitCode;
+
+use crate::{Error, SettingsError};
+
+/// Why the program ends other than by having done what it was asked.
+#[derive(Debug)]
+pub enum Exit {
+    /// A text was asked for: on standard output, exit code 0.
+    Told(String),
+    /// What was asked for was refused or failed: exit code 1.
+    Failed(String),
+    /// Bad usage, or something that cannot be read or used: exit code 2.
+    Unusable(String),
+    /// Nothing was asked for: the help, on standard error, exit code 2.
+    Lost(String),
+}
+
+impl Exit {
+    pub(super) fn failed(line: impl Into<String>) -> Self {
+        Exit::Failed(line.into())
+    }
+
+    pub(super) fn unusable(line: impl Into<String>) -> Self {
+        Exit::Unusable(line.into())
+    }
+
+    /// Says what there is to say, and gives the exit code.
+    #[must_use]
+    pub fn report(self) -> ExitCode {
+        match self {
+            Exit::Told(text) => {
+                print(&text);
+                ExitCode::SUCCESS
+            }
+            Exit::Failed(line) => {
+                eprintln!("error: {}", one_line(&line));
+                ExitCode::from(1)
+            }
+            Exit::Unusable(line) => {
+                eprintln!("error: {}", one_line(&line));
+                ExitCode::from(2)
+            }
+            Exit::Lost(help) => {
+                eprint!("{help}");
+                ExitCode::from(2)
+            }
+        }
+    }
+}
+
+impl From<Error> for Exit {
+    fn from(error: Error) -> Self {
+        // Whoever runs the program may know what a client of the server may not.
+        let text = match error {
+            Error::Internal { .. } | Error::SourceUnavailable { .. } => error.chain(),
+            _ => error.to_string(),
+        };
+        Exit::Failed(format!("{}: {text}", error.kind()))
+    }
+}
+
+impl From<SettingsError> for Exit {
+    fn from(error: SettingsError) -> Self {
+        Exit::Unusable(error.to_string())
+    }
+}
+
+/// Writes an answer to standard output. Whoever closed it has read enough.
+pub(super) fn print(text: &str) {
+    use std::io::Write;
+
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// A text as one line that a terminal only shows: names and messages in it may be a stranger's.
+pub(super) fn one_line(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let mut shown = String::new();
+    for char in lines.join(" ").chars() {
+        if char.is_control() {
+            shown.extend(char.escape_default());
+        } else {
+            shown.push(char);
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strangers_text_is_one_line_that_a_terminal_only_shows() {
+        assert_eq!(one_line("it has a\n\n  b, \u{1b}[31mred\r\n"), r"it has a b, \u{1b}[31mred");
+    }
+}

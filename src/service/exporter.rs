@@ -1,0 +1,33 @@
+//! The recorder that the program installs for its metrics, and how long its memory may go without being tidied.
+
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use super::Exit;
+use crate::metrics::{AGE_BUCKETS, BUCKETS, CATALOGUE, MetricType};
+
+/// How often [`PrometheusHandle::run_upkeep`] must be called: what histograms record piles up until then.
+pub(super) const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Installs a Prometheus recorder for the process. Opens no port.
+///
+/// # Errors
+///
+/// When there is one already.
+pub fn install() -> Result<PrometheusHandle, Exit> {
+    builder()
+        .and_then(PrometheusBuilder::install_recorder)
+        .map_err(|error| Exit::failed(format!("the metrics cannot be recorded: {error}")))
+}
+
+/// Without buckets, a histogram would be exported as a summary, which cannot be added up over servers.
+fn builder() -> Result<PrometheusBuilder, BuildError> {
+    CATALOGUE.iter().filter(|metric| metric.kind == MetricType::Histogram).try_fold(
+        PrometheusBuilder::new(),
+        |builder, metric| {
+            let buckets = if metric.name == "evalpool_eviction_age_seconds" { AGE_BUCKETS } else { BUCKETS };
+            builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)
+        },
+    )
+}

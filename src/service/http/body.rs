@@ -1,0 +1,173 @@
+//! Request bodies: bounded in size, in time, and in sum.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::{Body, HttpBody},
+    http::StatusCode,
+};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
+};
+
+use super::problem::Problem;
+use crate::{Error, ErrorKind};
+
+/// How long a client may be silent in the middle of a body.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// How long a body may take, however busily it is sent.
+const WHOLE: Duration = Duration::from_mins(2);
+
+/// How many bodies of the largest size may be in memory at once. Smaller ones fit in greater number.
+const AT_ONCE: u64 = 8;
+
+/// The bytes of all request bodies in memory, bounded in sum: `limits.input_size` times `service.max_connections`
+/// would be more than any machine has.
+pub(super) struct Bodies {
+    free: Arc<Semaphore>,
+}
+
+/// A body that was read. Counted until it is dropped.
+pub(super) struct Held {
+    pub(super) bytes: Bytes,
+    _charge: Option<OwnedSemaphorePermit>,
+}
+
+impl Bodies {
+    pub(super) fn new(largest: u64) -> Self {
+        let total = usize::try_from(largest.saturating_mul(AT_ONCE)).unwrap_or(usize::MAX);
+        Self { free: Arc::new(Semaphore::new(total.min(Semaphore::MAX_PERMITS))) }
+    }
+
+    /// Reads a body to its end. `what` it is called in errors.
+    ///
+    /// A byte is charged when it has come, so that a client that announces much and sends little keeps nobody out.
+    ///
+    /// # Errors
+    ///
+    /// `payload_too_large` once it is known that it is over `limit`; `saturated` when there is too much of other bodies
+    /// in memory; 408 when the client is too slow; `invalid_request` when the body breaks off.
+    pub(super) async fn read(&self, mut body: Body, what: &'static str, limit: u64) -> Result<Held, Problem> {
+        let too_large = || Error::PayloadTooLarge { what, limit };
+        // What the client announces, if it does.
+        if body.size_hint().lower() > limit {
+            return Err(too_large().into());
+        }
+        let end = Instant::now() + WHOLE;
+        let mut charge: Option<OwnedSemaphorePermit> = None;
+        let mut only = None;
+        let mut whole = BytesMut::new();
+        let mut length = 0;
+        while !body.is_end_stream() {
+            let frame = timeout_at(end.min(Instant::now() + SILENCE), body.frame()).await.map_err(|_| too_slow())?;
+            let Some(frame) = frame else { break };
+            let broke_off = |error| Error::invalid_request(format!("the request's body breaks off: {error}"));
+            // Trailers say nothing here.
+            let Ok(data) = frame.map_err(broke_off)?.into_data() else { continue };
+            length += data.len() as u64;
+            if length > limit {
+                return Err(too_large().into());
+            }
+            self.charge(&mut charge, data.len())?;
+            // Most bodies come in one piece, which need not be copied. More are: each keeps a whole buffer of hyper's.
+            match only.take() {
+                None if whole.is_empty() => only = Some(data),
+                before => {
+                    whole.extend_from_slice(&before.unwrap_or_default());
+                    whole.extend_from_slice(&data);
+                }
+            }
+        }
+        let bytes = only.unwrap_or_else(|| whole.freeze());
+        Ok(Held { bytes, _charge: charge })
+    }
+
+    fn charge(&self, so_far: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Error> {
+        // Waiting instead would have bodies that are half read wait for each other.
+        let full = Error::Saturated { reason: "too many bytes of requests are in memory" };
+        let bytes = u32::try_from(bytes).map_err(|_| full.clone())?;
+        let more = self.free.clone().try_acquire_many_owned(bytes).map_err(|_| full)?;
+        match so_far {
+            Some(charge) => charge.merge(more),
+            None => *so_far = Some(more),
+        }
+        Ok(())
+    }
+}
+
+fn too_slow() -> Problem {
+    let detail = format!("the request's body did not come within {WHOLE:?}, or paused for {SILENCE:?}");
+    Problem::new(StatusCode::REQUEST_TIMEOUT, ErrorKind::InvalidRequest, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::stream::{self, StreamExt};
+
+    use super::*;
+
+    type Piece = Result<Bytes, Infallible>;
+
+    fn pieces(of: &'static [u8], length: usize) -> Body {
+        Body::from_stream(stream::iter(of.chunks(length).map(|piece| Piece::Ok(Bytes::from_static(piece)))))
+    }
+
+    fn status(read: Result<Held, Problem>) -> u16 {
+        use axum::response::IntoResponse;
+
+        read.map_or_else(|problem| problem.into_response().status().as_u16(), |_| 200)
+    }
+
+    #[tokio::test]
+    async fn a_body_is_whole_however_it_is_cut() {
+        let bodies = Bodies::new(64);
+        for length in [1, 2, 7, 26] {
+            let held = bodies.read(pieces(b"abcdefghijklmnopqrstuvwxyz", length), "input", 26).await;
+            assert_eq!(held.ok().map(|held| held.bytes).unwrap(), "abcdefghijklmnopqrstuvwxyz");
+        }
+        assert_eq!(bodies.read(Body::empty(), "input", 0).await.ok().unwrap().bytes, "");
+    }
+
+    #[tokio::test]
+    async fn a_body_over_its_limit_is_refused_announced_or_not() {
+        let bodies = Bodies::new(64);
+        assert_eq!(status(bodies.read(Body::from("12345"), "input", 4).await), 413);
+        assert_eq!(status(bodies.read(pieces(b"12345", 1), "input", 4).await), 413);
+        assert_eq!(status(bodies.read(pieces(b"1234", 1), "input", 4).await), 200);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_stalls_or_dawdles_is_told_so() {
+        let bodies = Bodies::new(1024);
+        let stalled = Body::from_stream(stream::once(async { Piece::Ok("1".into()) }).chain(stream::pending()));
+        let began = Instant::now();
+        assert_eq!(status(bodies.read(stalled, "input", 1024).await), 408);
+        assert_eq!(began.elapsed(), SILENCE);
+
+        let drop_by_drop = stream::repeat(()).then(async |()| {
+            tokio::time::sleep(SILENCE / 2).await;
+            Piece::Ok("1".into())
+        });
+        let began = Instant::now();
+        assert_eq!(status(bodies.read(Body::from_stream(drop_by_drop), "input", 1024).await), 408);
+        assert_eq!(began.elapsed(), WHOLE);
+    }
+
+    #[tokio::test]
+    async fn bodies_are_bounded_in_sum_for_as_long_as_they_are_held() {
+        let bodies = Bodies::new(4);
+        let mut held = Vec::new();
+        for _ in 0..AT_ONCE {
+            held.push(bodies.read(Body::from("1234"), "input", 4).await.ok().unwrap());
+        }
+        assert_eq!(status(bodies.read(Body::from("1"), "input", 4).await), 429);
+        drop(held.pop());
+        assert_eq!(status(bodies.read(Body::from("1234"), "input", 4).await), 200);
+    }
+}

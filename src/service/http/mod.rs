@@ -1,0 +1,152 @@
+//! The service over HTTP: which request goes where, and what every request goes through.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | [`evaluators`] | the requests on evaluators |
+//! | [`operations`] | health, readiness, metrics |
+//! | [`request`] | names and parameters, as clients write them |
+//! | [`body`], [`linger`] | request bodies: bounded in size, in time and in sum |
+//! | [`problem`] | errors as clients see them. The only place that knows which status an error has |
+//! | [`tokens`] | who may use the service |
+//! | [`work`] | what is in flight, for a shutdown to wait for |
+//!
+//! A handler is one future. When its client leaves, hyper drops it, and with it whatever it was waiting for: a place in
+//! a queue, a running guest, a build. What must not be half-done, the store's commits, runs on a blocking thread to its
+//! end.
+
+mod body;
+mod evaluators;
+mod linger;
+mod operations;
+mod problem;
+mod request;
+mod tokens;
+mod work;
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{delete, get},
+};
+use futures_util::FutureExt;
+use metrics_exporter_prometheus::PrometheusHandle;
+use metrics_process::Collector;
+
+use self::{body::Bodies, problem::Problem};
+pub(super) use self::{tokens::Tokens, work::Work};
+use super::store::Store;
+use crate::{Error, ErrorKind, EvaluatorPool, config::LimitSettings};
+
+/// What the requests share.
+pub(super) struct App {
+    pool: EvaluatorPool,
+    store: Arc<Store>,
+    plugin_size: u64,
+    input_size: u64,
+    bodies: Bodies,
+    tokens: Option<Tokens>,
+    work: Work,
+    exporter: PrometheusHandle,
+    process: Collector,
+}
+
+impl App {
+    pub(super) fn new(
+        pool: EvaluatorPool,
+        store: Store,
+        limits: &LimitSettings,
+        tokens: Option<Tokens>,
+        exporter: PrometheusHandle,
+    ) -> Self {
+        let process = Collector::default();
+        process.describe();
+        Self {
+            pool,
+            store: Arc::new(store),
+            plugin_size: limits.plugin_size,
+            input_size: limits.input_size,
+            bodies: Bodies::new(limits.plugin_size.max(limits.input_size)),
+            tokens,
+            work: Work::default(),
+            exporter,
+            process,
+        }
+    }
+
+    pub(super) fn work(&self) -> &Work {
+        &self.work
+    }
+}
+
+/// Every route.
+pub(super) fn router(app: Arc<App>) -> Router {
+    let evaluators = Router::new()
+        .route("/v1/evaluators", get(evaluators::list))
+        .route(
+            "/v1/evaluators/{name}",
+            get(evaluators::show).put(evaluators::put).post(evaluators::evaluate).delete(evaluators::remove),
+        )
+        .route("/v1/evaluators/{name}/runtime", delete(evaluators::unload))
+        .route_layer(middleware::from_fn_with_state(app.clone(), count));
+    let guarded = evaluators
+        .route("/metrics", get(operations::metrics))
+        .route_layer(middleware::from_fn_with_state(app.clone(), authorise));
+    Router::new()
+        .merge(guarded)
+        .route("/healthz", get(operations::healthz))
+        .route("/readyz", get(operations::readyz))
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn_with_state(app.clone(), conduct))
+        .with_state(app)
+}
+
+/// What every request goes through, whatever it is for.
+async fn conduct(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let (method, path, began) = (request.method().clone(), request.uri().path().to_owned(), Instant::now());
+    // A bug in the handling of one request must not take its connection, and the answer, with it.
+    let answered = AssertUnwindSafe(next.run(linger::wrap(request))).catch_unwind().await;
+    let panicked = Error::Internal { reason: "the request's handler panicked", cause: None };
+    let mut response = answered.unwrap_or_else(|_| Problem::from(panicked).into_response());
+    let headers = response.headers_mut();
+    // Outputs are strangers': a browser must not take one for a page.
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if app.work.is_draining() {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    tracing::debug!(%method, path, status = response.status().as_u16(), took = ?began.elapsed(), "answered");
+    response
+}
+
+/// Refuses new work while the server drains, and counts what it lets through.
+async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    match app.work.begin() {
+        Some(_in_flight) => next.run(request).await,
+        None => Problem::from(Error::ShuttingDown).into_response(),
+    }
+}
+
+async fn authorise(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    match &app.tokens {
+        Some(tokens) if !tokens.admit(request.headers()) => Problem::from(Error::Unauthorized).into_response(),
+        _ => next.run(request).await,
+    }
+}
+
+async fn no_route() -> Problem {
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        ErrorKind::NotFound,
+        "there is nothing at this path; evaluators are at /v1/evaluators/{name}, with a / in a name written %2F",
+    )
+}
+
+async fn no_method() -> Problem {
+    let detail = "this path does not take that method; the header allow names those that it takes";
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, ErrorKind::InvalidRequest, detail)
+}

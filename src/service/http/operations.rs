@@ -1,0 +1,33 @@
+//! What those who run the server ask it: health, readiness, metrics.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::State,
+    http::header,
+    response::{IntoResponse, Response},
+};
+
+use super::{App, evaluators::blocking, problem::Problem};
+use crate::Error;
+
+/// 200 while the process answers at all.
+pub(super) async fn healthz() -> &'static str {
+    "alive\n"
+}
+
+/// 200 while it takes work.
+pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, Problem> {
+    if app.work.is_draining() { Err(Error::ShuttingDown.into()) } else { Ok("ready\n") }
+}
+
+/// Every metric, as Prometheus reads them.
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+    // Reads the system's files about this process, then writes some hundred lines.
+    let text = blocking(move || {
+        app.process.collect();
+        Ok(app.exporter.render())
+    })
+    .await?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+}

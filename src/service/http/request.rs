@@ -1,0 +1,176 @@
+//! Names and parameters, as clients write them.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    extract::{FromRequestParts, Path, Query},
+    http::{HeaderMap, HeaderName, StatusCode, Uri, header, request::Parts},
+};
+
+use super::problem::Problem;
+use crate::{
+    Digest, Error, ErrorKind,
+    pool::check_name,
+    service::{cli::word, store::Manner},
+};
+
+/// The evaluator's name in a path, decoded and held to its rule.
+pub(super) struct Name(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let reason = "it is not UTF-8 once its %XX are decoded";
+        let undecodable = || Error::InvalidName { name: parts.uri.path().chars().take(128).collect(), reason };
+        let path = Path::<String>::from_request_parts(&mut parts.clone(), state).await;
+        let Path(name) = path.map_err(|_| undecodable())?;
+        check_name(&name)?;
+        Ok(Self(name))
+    }
+}
+
+/// What an upload says beside its bytes.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Upload {
+    pub(super) manner: Manner,
+    pub(super) digest: Option<Digest>,
+}
+
+impl Upload {
+    pub(super) fn of(uri: &Uri) -> Result<Self, Error> {
+        let mut said = parameters(uri, &["entry_point", "isolation", "wasi", "digest"])?;
+        let entry_point = said.remove("entry_point");
+        if entry_point.as_deref() == Some("") {
+            return Err(Error::invalid_request("entry_point is empty; leave it out to have one chosen"));
+        }
+        Ok(Self {
+            manner: Manner {
+                entry_point,
+                isolation: value(&mut said, "isolation", word)?,
+                wasi: value(&mut said, "wasi", word)?,
+            },
+            digest: value(&mut said, "digest", str::parse)?,
+        })
+    }
+}
+
+/// Which part of the list is asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Page {
+    pub(super) limit: usize,
+    pub(super) after: Option<String>,
+}
+
+impl Page {
+    const LIMIT: usize = 100;
+    const MAX_LIMIT: usize = 1000;
+
+    pub(super) fn of(uri: &Uri) -> Result<Self, Error> {
+        let mut said = parameters(uri, &["limit", "after"])?;
+        let limit = value(&mut said, "limit", |text| match text.parse() {
+            Ok(limit) if (1..=Self::MAX_LIMIT).contains(&limit) => Ok(limit),
+            _ => Err(format!("expected a number from 1 to {}", Self::MAX_LIMIT)),
+        })?;
+        Ok(Self { limit: limit.unwrap_or(Self::LIMIT), after: said.remove("after") })
+    }
+}
+
+/// Refuses parameters where there are none to give: one that is ignored would be believed.
+pub(super) fn no_parameters(uri: &Uri) -> Result<(), Error> {
+    parameters(uri, &[]).map(drop)
+}
+
+fn parameters(uri: &Uri, known: &[&str]) -> Result<BTreeMap<String, String>, Error> {
+    let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri)
+        .map_err(|error| Error::invalid_request(format!("the query cannot be read: {error}")))?;
+    let mut said = BTreeMap::new();
+    for (name, value) in pairs {
+        if !known.contains(&name.as_str()) {
+            let takes = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            return Err(Error::invalid_request(format!("there is no parameter {name:?}; this request takes {takes}")));
+        }
+        if said.contains_key(&name) {
+            return Err(Error::invalid_request(format!("the parameter {name} is given twice")));
+        }
+        said.insert(name, value);
+    }
+    Ok(said)
+}
+
+fn value<T, E: std::fmt::Display>(
+    said: &mut BTreeMap<String, String>,
+    name: &str,
+    read: impl FnOnce(&str) -> Result<T, E>,
+) -> Result<Option<T>, Error> {
+    said.remove(name)
+        .map(|text| read(&text).map_err(|error| Error::invalid_request(format!("{name}={text}: {error}"))))
+        .transpose()
+}
+
+/// Bodies are taken as they are: one that is coded would reach the engine, or the guest, undecoded.
+pub(super) fn check_not_coded(headers: &HeaderMap) -> Result<(), Problem> {
+    match header_text(headers, &header::CONTENT_ENCODING) {
+        None | Some("identity") => Ok(()),
+        Some(_) => Err(unsupported("the body must not be compressed; send it without content-encoding")),
+    }
+}
+
+/// Whether the body of an upload can be a WebAssembly binary. Tools that send a file as it is often name no type.
+pub(super) fn check_is_wasm(headers: &HeaderMap) -> Result<(), Problem> {
+    let named = header_text(headers, &header::CONTENT_TYPE);
+    let essence = named.map(|text| text.split(';').next().unwrap_or(text).trim().to_ascii_lowercase());
+    match essence.as_deref() {
+        None | Some("application/wasm" | "application/octet-stream") => check_not_coded(headers),
+        Some(_) => Err(unsupported("a plugin is a WebAssembly binary; send it as content-type: application/wasm")),
+    }
+}
+
+fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name).map(|value| value.to_str().unwrap_or("?"))
+}
+
+fn unsupported(detail: &str) -> Problem {
+    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, ErrorKind::InvalidRequest, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Isolation, Wasi};
+
+    fn refusal<T: std::fmt::Debug>(read: fn(&Uri) -> Result<T, Error>, query: &str) -> String {
+        let error = read(&format!("/x?{query}").parse().unwrap()).unwrap_err();
+        assert_eq!(error.kind(), "invalid_request", "{query}");
+        error.to_string()
+    }
+
+    #[test]
+    fn an_upload_says_how_it_is_run() {
+        let digest = Digest::of(b"plugin");
+        let uri = format!("/x?entry_point=a%20b&isolation=reuse&wasi=off&digest=sha256%3A{}", digest.hex());
+        let manner =
+            Manner { entry_point: Some("a b".into()), isolation: Some(Isolation::Reuse), wasi: Some(Wasi::Off) };
+        assert_eq!(Upload::of(&uri.parse().unwrap()).unwrap(), Upload { manner, digest: Some(digest) });
+        assert_eq!(Upload::of(&"/x".parse().unwrap()).unwrap(), Upload::default());
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_named() {
+        for (query, said) in [
+            ("entrypoint=run", "there is no parameter \"entrypoint\"; this request takes entry_point,"),
+            ("wasi=on", "wasi=on: unknown variant `on`, expected `auto` or `off`"),
+            ("isolation=", "isolation=: unknown variant"),
+            ("digest=sha1:0", "digest=sha1:0: a digest is `sha256:`"),
+            ("entry_point=", "entry_point is empty"),
+            ("wasi=off&wasi=auto", "the parameter wasi is given twice"),
+        ] {
+            let text = refusal(Upload::of, query);
+            assert!(text.starts_with(said), "{query} gave {text}");
+        }
+        for query in ["limit=0", "limit=1001", "limit=-1", "limit=many"] {
+            assert_eq!(refusal(Page::of, query), format!("{query}: expected a number from 1 to 1000"));
+        }
+        assert!(refusal(no_parameters, "a=b").ends_with("this request takes none"));
+    }
+}

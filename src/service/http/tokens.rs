@@ -1,0 +1,36 @@
+//! Who may use the service: whoever shows one of the tokens in `service.token_file`, one a line.
+
+use std::{fs, io, path::Path};
+
+use axum::http::{HeaderMap, header};
+use sha2::{Digest, Sha256};
+
+/// The tokens' hashes. Comparing those, all of them and to their ends, tells a client nothing by the time it takes.
+pub(in crate::service) struct Tokens(Vec<[u8; 32]>);
+
+impl Tokens {
+    /// Reads the file. Space around a token, and empty lines, mean nothing.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read, or holds no token.
+    pub(in crate::service) fn read(path: &Path) -> io::Result<Self> {
+        let text = fs::read_to_string(path)?;
+        let tokens: Vec<_> = text.lines().map(str::trim).filter(|token| !token.is_empty()).map(hash).collect();
+        if tokens.is_empty() { Err(io::Error::other("it holds no token")) } else { Ok(Self(tokens)) }
+    }
+
+    /// Whether a request shows one of them, as `authorization: Bearer TOKEN`.
+    pub(super) fn admit(&self, headers: &HeaderMap) -> bool {
+        let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let Some((scheme, token)) = shown.and_then(|value| value.split_once(' ')) else { return false };
+        let shown = hash(token.trim());
+        let equal = |token: &&[u8; 32]| token.iter().zip(shown).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0;
+        // Counted, not searched for.
+        self.0.iter().filter(equal).count() > 0 && scheme.eq_ignore_ascii_case("bearer")
+    }
+}
+
+fn hash(token: &str) -> [u8; 32] {
+    Sha256::digest(token).into()
+}

@@ -1,0 +1,261 @@
+//! The folder that evaluators are kept in.
+//!
+//! ```text
+//! lock                          held by the one server that uses the folder
+//! plugins/sha256-HEX.wasm       plugins, each under its digest, shared by evaluators
+//! evaluators/NAME.json          one evaluator each; a `/` in its name is written `+`, which no name holds
+//! ….part                        being written, or left by a server that was killed
+//! ```
+//!
+//! # The order of an upload
+//!
+//! 1. [`stage`](Store::stage) writes the plugin under its digest. That commits to nothing: a file that no evaluator
+//!    names is removed when its [`Claim`] goes, or at the next start.
+//! 2. The pool builds and validates it *from that file*, so that the bytes are not held for as long as the evaluator
+//!    lives, and what is validated is what a later build reads.
+//! 3. [`commit`](Store::commit) writes the evaluator's file, whose renaming is the commit, and publishes to the pool
+//!    under the same lock: of two uploads of one name, the one that is later in the folder is later in the pool.
+//!
+//! Considered and not taken: building from the bytes and storing afterwards (the spec would hold them, 32 MiB for an
+//! evaluator that may be cold for weeks), and one lock around all three steps (one slow build would hold up every
+//! upload).
+//!
+//! Everything here blocks: callers on an async runtime use its blocking threads.
+
+mod blobs;
+mod files;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+
+use self::blobs::Blobs;
+pub(super) use self::blobs::Claim;
+use crate::{Digest, Isolation, Plugin, Source, Spec, Wasi};
+
+/// A larger file is not one of ours.
+const MAX_RECORD: u64 = 64 * 1024;
+
+/// An evaluator as it is kept. A field that is not known is refused: a later version's restriction must not be lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    pub(super) name: String,
+    digest: String,
+    entry_point: String,
+    size_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    isolation: Option<Isolation>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    wasi: Option<Wasi>,
+}
+
+/// How an evaluator is to be run. What is left open is as the settings say, also after those have changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Manner {
+    pub(super) entry_point: Option<String>,
+    pub(super) isolation: Option<Isolation>,
+    pub(super) wasi: Option<Wasi>,
+}
+
+/// A plugin that is in the folder and not yet any evaluator's. Dropping it removes the file, if no evaluator names it.
+#[derive(Debug)]
+pub(super) struct Staged {
+    claim: Claim,
+    size: u64,
+}
+
+impl Staged {
+    /// The spec that builds it from the folder.
+    pub(super) fn spec(&self, manner: &Manner) -> Spec {
+        spec(self.claim.path(), self.claim.digest(), manner)
+    }
+}
+
+fn spec(path: PathBuf, digest: Digest, manner: &Manner) -> Spec {
+    let mut spec = Spec::new(Source::File(path)).with_digest(digest);
+    if let Some(entry_point) = &manner.entry_point {
+        spec = spec.with_entry_point(entry_point);
+    }
+    if let Some(isolation) = manner.isolation {
+        spec = spec.with_isolation(isolation);
+    }
+    if let Some(wasi) = manner.wasi {
+        spec = spec.with_wasi(wasi);
+    }
+    spec
+}
+
+/// The folder, used by this process alone.
+#[derive(Debug)]
+pub(super) struct Store {
+    evaluators: PathBuf,
+    blobs: Arc<Blobs>,
+    /// Which plugin each evaluator's file names. Held while such a file is written or removed and the pool is told, so
+    /// that folder and pool agree; never while a plugin is written or built.
+    named: Mutex<BTreeMap<String, Digest>>,
+    /// Holds the lock until it is dropped, or the process is gone.
+    _lock: File,
+}
+
+impl Store {
+    /// Makes the folder if need be, locks it, tidies it, and gives what is in it.
+    ///
+    /// What cannot be read is logged, left where it is, and left out.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be used, or another server uses it.
+    pub(super) fn open(folder: &Path) -> io::Result<(Self, Vec<(String, Spec)>)> {
+        let evaluators = folder.join("evaluators");
+        let plugins = folder.join("plugins");
+        fs::create_dir_all(&evaluators)?;
+        fs::create_dir_all(&plugins)?;
+        let lock = File::options().create(true).truncate(false).write(true).open(folder.join("lock"))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => io::Error::other("another evalpool is using it"),
+            TryLockError::Error(error) => error,
+        })?;
+        let (records, all_read) = read_records(&evaluators)?;
+        let named: BTreeMap<_, _> = records.iter().map(|(record, digest)| (record.name.clone(), *digest)).collect();
+        let blobs = Blobs::new(plugins, named.values().copied());
+        // A file that cannot be read may name any of the plugins, and may be mended.
+        blobs.tidy(all_read)?;
+        let specs = records.into_iter().filter_map(|(record, digest)| found(&blobs, record, digest)).collect();
+        Ok((Self { evaluators, blobs: Arc::new(blobs), named: Mutex::new(named), _lock: lock }, specs))
+    }
+
+    fn named(&self) -> MutexGuard<'_, BTreeMap<String, Digest>> {
+        // The map follows the files, one insertion or removal after each: nothing is half-done in it.
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a plugin under its digest.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub(super) fn stage(&self, plugin: &Plugin) -> io::Result<Staged> {
+        let claim = Claim::new(self.blobs.clone(), plugin.digest());
+        // Also when there is one already: what a damaged disk has made of it is mended by uploading it again.
+        files::write(&claim.path(), plugin.bytes())?;
+        files::sync_folder_of(&claim.path())?;
+        Ok(Staged { claim, size: plugin.bytes().len() as u64 })
+    }
+
+    /// Makes a staged plugin the evaluator `name`, and calls `publish` before anybody else can change the folder.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written. Then nothing has changed and `publish` was not called.
+    pub(super) fn commit<T>(
+        &self,
+        name: &str,
+        entry_point: &str,
+        manner: &Manner,
+        staged: Staged,
+        publish: impl FnOnce() -> T,
+    ) -> io::Result<T> {
+        let Staged { claim, size } = staged;
+        let record = Record {
+            name: name.to_owned(),
+            digest: claim.digest().to_string(),
+            entry_point: entry_point.to_owned(),
+            size_bytes: size,
+            isolation: manner.isolation,
+            wasi: manner.wasi,
+        };
+        let path = self.evaluators.join(file_name(name));
+        let json = serde_json::to_vec_pretty(&record)?;
+        let mut named = self.named();
+        files::write(&path, &json)?;
+        // Past the commit: a folder that cannot be synced has the file all the same, unless the machine fails now.
+        if let Err(error) = files::sync_folder_of(&path) {
+            tracing::warn!(folder = %self.evaluators.display(), %error, "the folder cannot be synced");
+        }
+        let replaced = named.insert(name.to_owned(), claim.keep());
+        let published = publish();
+        drop(named);
+        // After the pool has let go of it: a build of the old plugin must not miss its file.
+        drop(replaced.map(|digest| Claim::adopt(self.blobs.clone(), digest)));
+        Ok(published)
+    }
+
+    /// Removes the evaluator's file, if there is one, and calls `forget` before anybody else can change the folder. The
+    /// claim is on its plugin: drop it when the pool has let go of it.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be removed. Then nothing has changed and `forget` was not called.
+    pub(super) fn forget<T>(&self, name: &str, forget: impl FnOnce() -> T) -> io::Result<(T, Option<Claim>)> {
+        let path = self.evaluators.join(file_name(name));
+        let mut named = self.named();
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        if let Err(error) = files::sync_folder_of(&path) {
+            tracing::warn!(folder = %self.evaluators.display(), %error, "the folder cannot be synced");
+        }
+        let removed = named.remove(name);
+        let forgotten = forget();
+        Ok((forgotten, removed.map(|digest| Claim::adopt(self.blobs.clone(), digest))))
+    }
+}
+
+/// The names of files hold no folder: `+` stands for `/`, and is in no evaluator's name.
+fn file_name(name: &str) -> String {
+    format!("{}.json", name.replace('/', "+"))
+}
+
+/// Every evaluator's file that can be read, and whether that is all of them.
+fn read_records(folder: &Path) -> io::Result<(Vec<(Record, Digest)>, bool)> {
+    let mut records = Vec::new();
+    let mut all_read = true;
+    for entry in files::tidied(folder)? {
+        match read_record(&entry) {
+            Ok(record) => records.push(record),
+            Err(reason) => {
+                tracing::warn!(file = %entry.display(), %reason, "not an evaluator's file; it is left alone");
+                all_read = false;
+            }
+        }
+    }
+    Ok((records, all_read))
+}
+
+fn read_record(path: &Path) -> Result<(Record, Digest), String> {
+    let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
+    if !metadata.is_file() || metadata.len() > MAX_RECORD {
+        return Err("it is not a small regular file".to_owned());
+    }
+    let bytes = fs::read(path).map_err(|error| error.to_string())?;
+    let record: Record = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    crate::pool::check_name(&record.name).map_err(|error| error.to_string())?;
+    if path.file_name().and_then(|name| name.to_str()) != Some(&file_name(&record.name)) {
+        return Err(format!("it describes {:?}", record.name));
+    }
+    let digest = record.digest.parse().map_err(|error: crate::ParseDigestError| error.to_string())?;
+    Ok((record, digest))
+}
+
+/// The spec of an evaluator whose plugin is there.
+fn found(blobs: &Blobs, record: Record, digest: Digest) -> Option<(String, Spec)> {
+    let path = blobs.path(digest);
+    let size = fs::metadata(&path).ok().filter(fs::Metadata::is_file).map(|metadata| metadata.len());
+    if size != Some(record.size_bytes) {
+        tracing::warn!(evaluator = record.name, file = %path.display(), "its plugin is missing or cut; it is left out");
+        return None;
+    }
+    let manner = Manner { entry_point: Some(record.entry_point), isolation: record.isolation, wasi: record.wasi };
+    Some((record.name, spec(path, digest, &manner)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+//! The folder under hands that are not the store's: killed servers, edited files, a disk that refuses.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use super::*;
+
+fn plugin(export: &str) -> Plugin {
+    let bytes = wat::parse_str(format!("(module (func (export {export:?})))")).unwrap();
+    Plugin::new(Bytes::from(bytes), None).unwrap()
+}
+
+fn manner(entry_point: &str) -> Manner {
+    Manner { entry_point: Some(entry_point.into()), isolation: Some(Isolation::Reuse), wasi: Some(Wasi::Off) }
+}
+
+fn put(store: &Store, name: &str, export: &str) {
+    let staged = store.stage(&plugin(export)).unwrap();
+    store.commit(name, export, &manner(export), staged, || ()).unwrap();
+}
+
+fn open(folder: &TempDir) -> (Store, BTreeSet<String>) {
+    let (store, specs) = Store::open(folder.path()).unwrap();
+    (store, specs.into_iter().map(|(name, _)| name).collect())
+}
+
+fn files(folder: &TempDir, below: &str) -> BTreeSet<String> {
+    let entries = fs::read_dir(folder.path().join(below)).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+fn blob(export: &str) -> String {
+    format!("sha256-{}.wasm", plugin(export).digest().hex())
+}
+
+/// Files are removed on another thread.
+fn eventually(holds: impl Fn() -> bool) {
+    for _ in 0..1000 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("not within ten seconds");
+}
+
+fn set<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
+    names.map(str::to_owned).into()
+}
+
+#[test]
+fn what_was_committed_is_found_again_as_it_was() {
+    let folder = TempDir::new().unwrap();
+    let (store, found) = open(&folder);
+    assert_eq!(found, set([]));
+    put(&store, "a/b", "run");
+    drop(store);
+    assert_eq!(files(&folder, "evaluators"), set(["a+b.json"]));
+    let (_store, specs) = Store::open(folder.path()).unwrap();
+    let [(name, spec)] = specs.as_slice() else { panic!("{specs:?}") };
+    assert_eq!(name, "a/b");
+    assert_eq!(spec.digest, Some(plugin("run").digest()));
+    assert_eq!(spec.entry_point.as_deref(), Some("run"));
+    assert_eq!((spec.isolation, spec.wasi), (Some(Isolation::Reuse), Some(Wasi::Off)));
+}
+
+#[test]
+fn a_plugin_is_kept_for_as_long_as_any_evaluator_needs_it() {
+    let folder = TempDir::new().unwrap();
+    let (store, _) = open(&folder);
+    put(&store, "a", "one");
+    put(&store, "b", "one");
+    put(&store, "a", "two");
+    assert_eq!(files(&folder, "plugins"), [blob("one"), blob("two")].into());
+    let ((), claim) = store.forget("b", || ()).unwrap();
+    assert!(files(&folder, "plugins").contains(&blob("one")), "the pool may still read it");
+    drop(claim);
+    eventually(|| files(&folder, "plugins") == [blob("two")].into());
+    // Again the same: it must survive being replaced by itself.
+    put(&store, "a", "two");
+    drop(store);
+    assert_eq!(open(&folder).1, set(["a"]));
+}
+
+#[test]
+fn what_is_staged_and_not_committed_leaves_nothing() {
+    let folder = TempDir::new().unwrap();
+    let (store, _) = open(&folder);
+    let (first, second) = (store.stage(&plugin("one")).unwrap(), store.stage(&plugin("one")).unwrap());
+    drop(first);
+    put(&store, "a", "two");
+    assert!(files(&folder, "plugins").contains(&blob("one")), "the second upload still needs it");
+    drop(second);
+    eventually(|| files(&folder, "plugins") == [blob("two")].into());
+}
+
+#[test]
+fn a_commit_that_cannot_be_written_publishes_nothing() {
+    let folder = TempDir::new().unwrap();
+    let (store, _) = open(&folder);
+    let staged = store.stage(&plugin("one")).unwrap();
+    fs::remove_dir(folder.path().join("evaluators")).unwrap();
+    let mut published = false;
+    assert!(store.commit("a", "one", &manner("one"), staged, || published = true).is_err());
+    assert!(!published);
+    eventually(|| files(&folder, "plugins").is_empty());
+}
+
+#[test]
+fn what_a_killed_server_left_behind_is_removed_at_start() {
+    let folder = TempDir::new().unwrap();
+    put(&open(&folder).0, "a", "one");
+    fs::write(folder.path().join("plugins").join(blob("two")), plugin("two").bytes()).unwrap();
+    for below in ["plugins", "evaluators"] {
+        fs::write(folder.path().join(below).join(".evalpool-x1y2z3.part"), "half of").unwrap();
+    }
+    let (_store, found) = open(&folder);
+    assert_eq!(found, set(["a"]));
+    assert_eq!(files(&folder, "plugins"), [blob("one")].into());
+    assert_eq!(files(&folder, "evaluators"), set(["a.json"]));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_left_alone_and_so_is_every_plugin() {
+    let folder = TempDir::new().unwrap();
+    let (store, _) = open(&folder);
+    put(&store, "a", "one");
+    put(&store, "b", "two");
+    drop(store);
+    let evaluators = folder.path().join("evaluators");
+    let whole = fs::read_to_string(evaluators.join("b.json")).unwrap();
+    let damaged = [
+        whole.get(..20).unwrap().to_owned(),
+        String::new(),
+        "[]".to_owned(),
+        whole.replace("sha256:", "sha1:"),
+        whole.replace("\"b\"", "\"../../b\""),
+        whole.replace("\"b\"", "\"a\""),
+        whole.replace("\"b\",", "\"b\", \"memory\": 1,"),
+        " ".repeat(100_000),
+    ];
+    for text in damaged {
+        fs::write(evaluators.join("b.json"), &text).unwrap();
+        assert_eq!(open(&folder).1, set(["a"]), "{text:?}");
+        assert_eq!(files(&folder, "plugins"), [blob("one"), blob("two")].into(), "{text:?}");
+        assert_eq!(fs::read_to_string(evaluators.join("b.json")).unwrap(), text);
+    }
+    fs::write(evaluators.join("b.json"), whole).unwrap();
+    assert_eq!(open(&folder).1, set(["a", "b"]), "mended");
+}
+
+#[test]
+fn strangers_in_the_folder_harm_nobody() {
+    let folder = TempDir::new().unwrap();
+    put(&open(&folder).0, "a", "one");
+    fs::write(folder.path().join("README"), "mine").unwrap();
+    fs::create_dir(folder.path().join("evaluators").join("c.json")).unwrap();
+    fs::write(folder.path().join("plugins").join("notes.txt"), "mine").unwrap();
+    fs::write(folder.path().join("plugins").join(format!("sha256-{}.wasm", "A".repeat(64))), "mine").unwrap();
+    let (_store, found) = open(&folder);
+    assert_eq!(found, set(["a"]));
+    assert_eq!(files(&folder, "plugins").len(), 3);
+}
+
+#[test]
+fn an_evaluator_whose_plugin_is_missing_or_cut_is_left_out() {
+    let folder = TempDir::new().unwrap();
+    let (store, _) = open(&folder);
+    put(&store, "a", "one");
+    put(&store, "b", "two");
+    drop(store);
+    fs::write(folder.path().join("plugins").join(blob("two")), "cut").unwrap();
+    assert_eq!(open(&folder).1, set(["a"]));
+    fs::remove_file(folder.path().join("plugins").join(blob("two"))).unwrap();
+    assert_eq!(open(&folder).1, set(["a"]));
+    assert_eq!(files(&folder, "evaluators"), set(["a.json", "b.json"]), "it may come back");
+}
+
+#[test]
+fn a_folder_serves_one_server() {
+    let folder = TempDir::new().unwrap();
+    let first = Store::open(folder.path()).unwrap();
+    assert_eq!(Store::open(folder.path()).unwrap_err().to_string(), "another evalpool is using it");
+    drop(first);
+    Store::open(folder.path()).unwrap();
+}
