@@ -18,7 +18,7 @@ use crate::{
     error::Error,
     metrics::Metrics,
     registry::{Admission, Place},
-    runtime::{Program, Policy, Runtime},
+    runtime::{Policy, Program, Runtime},
     source::{Interface, Plugin},
 };
 

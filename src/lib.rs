@@ -92,11 +92,11 @@ mod source;
 mod spec;
 
 pub use crate::{
+    close::{Close, CloseReport},
     config::{Isolation, Settings, SettingsError, Wasi},
     data::Data,
     engine::{HostFunction, HostFunctionError},
     error::{Cause, Error, ErrorKind},
-    close::{Close, CloseReport},
     evaluator::Evaluator,
     executable::Executable,
     info::{EvaluatorInfo, RuntimeInfo, State},

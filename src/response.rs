@@ -38,7 +38,6 @@ pub struct Timings {
 
 /// The outcome of one evaluation that succeeded.
 #[derive(Debug, Clone)]
-#[must_use]
 pub struct Response {
     pub(crate) evaluator: EvaluatorId,
     pub(crate) digest: Digest,

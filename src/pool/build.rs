@@ -17,7 +17,7 @@ use crate::{
     engine::InstanceLimits,
     error::Error,
     metrics::CloseReason,
-    registry::{BuildTicket, Generation, Leased, Refused},
+    registry::{Age, BuildTicket, Generation, Leased, Refused},
     runtime::{Policy, Runtime},
     source::{Digest, Plugin},
     spec::Spec,
@@ -54,19 +54,22 @@ impl Version {
 
     /// A lease on the version's runtime, building it if need be.
     pub(crate) async fn lease(self: &Arc<Self>, core: &Arc<Core>) -> Result<Leased<Runtime>, Error> {
-        self.lease_unless(core, false).await
+        let deadline = Instant::now() + core.limits.wait_timeout;
+        self.lease_as(core, core.registry.arrive(), deadline, false).await
     }
 
-    /// The same; `inside` a host function it does not wait.
-    pub(crate) async fn lease_unless(
+    /// The same for a caller that came before, and waits in queues until `deadline`; `inside` a host function it does
+    /// not wait.
+    pub(crate) async fn lease_as(
         self: &Arc<Self>,
         core: &Arc<Core>,
+        age: Age,
+        deadline: Instant,
         inside: bool,
     ) -> Result<Leased<Runtime>, Error> {
         core.ensure_sweeping();
-        let deadline = Instant::now() + core.limits.wait_timeout;
         let start = |ticket| background::spawn(build(core.clone(), self.clone(), ticket));
-        core.registry.lease(self.generation, deadline, core.limits.build_timeout, !inside, start).await
+        core.registry.lease(self.generation, age, deadline, core.limits.build_timeout, !inside, start).await
     }
 
     /// Takes the version out of service for good.

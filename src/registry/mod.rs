@@ -29,8 +29,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use self::state::{Age, Effect, Effects, Grant, Requested, State};
-pub(crate) use self::state::{BuildId, PlaceId};
+pub(crate) use self::state::{Age, BuildId, PlaceId};
+use self::state::{Effect, Effects, Grant, Requested, State};
 use crate::{
     error::Error,
     metrics::{CloseReason, Counts, Lookup, Metrics},
@@ -62,6 +62,9 @@ pub(crate) trait Resident: Clone + Send + Sync + 'static {
     /// is anything to wait for; if so, [`drained`](Self::drained) follows.
     /// `grace` is how long that may take before guests are interrupted; `None` leaves it to the runtime.
     fn retire(&self, leased: bool, grace: Option<Duration>);
+
+    /// It drains already: interrupt its guests after this grace, if that is sooner than was said before.
+    fn hasten(&self, grace: Duration);
 
     /// The last lease came back.
     fn drained(&self);
@@ -132,6 +135,12 @@ impl<R: Resident> Registry<R> {
         Self { inner: Arc::new(Inner { state: Mutex::new(State::new(limits)), metrics, published: Mutex::new(0) }) }
     }
 
+    /// The age of a caller that has just come: its position in whatever queue it will be in, also when it has to ask
+    /// again.
+    pub(crate) fn arrive(&self) -> Age {
+        self.inner.lock().age()
+    }
+
     /// A lease on a generation's runtime, with an instance or the permit to make one. `start` is called if nobody is
     /// building the runtime; it must see to it that the ticket is worked on, and not block.
     ///
@@ -144,13 +153,13 @@ impl<R: Resident> Registry<R> {
     pub(crate) async fn lease(
         &self,
         generation: Generation,
+        age: Age,
         deadline: Instant,
         build_timeout: Duration,
         may_wait: bool,
         start: impl Fn(BuildTicket<R>),
     ) -> Result<Leased<R>, Error> {
         let began = Instant::now();
-        let age = self.inner.lock().age();
         loop {
             let requested =
                 self.inner.apply(|state, effects| state.request(generation, age, Instant::now(), may_wait, effects));
@@ -308,6 +317,7 @@ impl<R: Resident> Inner<R> {
                 resident.place().closing(reason);
                 resident.retire(leased, grace);
             }
+            Effect::Hasten { resident, grace } => resident.hasten(grace),
             Effect::Drained { resident } => resident.drained(),
             Effect::Reap { resident } => resident.reap(),
         }

@@ -87,6 +87,11 @@ pub(super) enum Effect<R: super::Resident> {
         leased: bool,
         grace: Option<Duration>,
     },
+    /// A runtime that drains already is to be closed with this grace, if that ends sooner.
+    Hasten {
+        resident: R,
+        grace: Duration,
+    },
     /// The last lease of a retired runtime came back.
     Drained {
         resident: R,
@@ -189,6 +194,7 @@ pub(super) struct State<R: super::Resident> {
     failures: LruCache<Generation, Failure>,
     waiting_capacity: usize,
     waiting_instance: usize,
+    waiting_fetch: usize,
     waiting_build: usize,
     next: u64,
     /// Grows with every change; orders what is published.
@@ -214,6 +220,7 @@ impl<R: super::Resident> State<R> {
             failures: LruCache::unbounded(),
             waiting_capacity: 0,
             waiting_instance: 0,
+            waiting_fetch: 0,
             waiting_build: 0,
             next: 0,
             version: 0,
@@ -241,7 +248,7 @@ impl<R: super::Resident> State<R> {
             busy: self.instances - self.idle,
             waiting_capacity: self.waiting_capacity,
             waiting_instance: self.waiting_instance,
-            waiting_build: self.waiting_build,
+            waiting_build: self.waiting_fetch + self.waiting_build,
         }
     }
 
@@ -257,11 +264,14 @@ impl<R: super::Resident> State<R> {
         if self.shut_down {
             return Requested::Refused(Error::ShuttingDown);
         }
-        let full = self.waiting_capacity + self.waiting_instance >= self.limits.max_waiting;
+        // Whoever waits for a fetch waits for a place next, unless one is in sight.
+        let waiting = self.waiting_capacity + self.waiting_instance + self.waiting_fetch;
+        let full = waiting >= self.limits.max_waiting;
         let refused = |reason| Requested::Refused(Error::Saturated { reason });
+        let eldest = self.eldest_build();
         if let Some(live) = self.live.get_mut(&generation) {
             live.last_used = now;
-            if !live.claimed && live.waiters.is_empty() {
+            if !live.holds_back(age, eldest) && live.waiters.is_empty() {
                 if live.idle > 0 {
                     live.idle -= 1;
                     self.idle -= 1;
@@ -282,7 +292,7 @@ impl<R: super::Resident> State<R> {
                 return refused("no instance is free and as many callers wait as may");
             }
             let (to, answer) = oneshot::channel();
-            live.waiters.push_back(Waiter { age, to });
+            insert_by_age(&mut live.waiters, Waiter { age, to });
             self.waiting_instance += 1;
             self.contend(generation);
             self.pump(now, effects);
@@ -291,35 +301,45 @@ impl<R: super::Resident> State<R> {
         if !may_wait {
             return refused("a call from inside a host function does not wait, and its evaluator is cold");
         }
+        let in_sight = !full || self.places_in_sight(0);
         if let Some(build) = self.builds.get_mut(&generation) {
-            let queued = matches!(build.phase, Phase::Queued { .. });
-            if queued && full {
+            let waiting = match build.phase {
+                Phase::Queued { .. } if full => None,
+                Phase::Queued { .. } => Some(&mut self.waiting_capacity),
+                Phase::Fetching => in_sight.then_some(&mut self.waiting_fetch),
+                Phase::Placed { .. } => Some(&mut self.waiting_build),
+            };
+            let Some(waiting) = waiting else {
                 return refused("no runtime is free and as many callers wait as may");
-            }
+            };
+            *waiting += 1;
             let (to, answer) = oneshot::channel();
-            build.waiters.push_back(Waiter { age, to });
-            *(if queued { &mut self.waiting_capacity } else { &mut self.waiting_build }) += 1;
+            insert_by_age(&mut build.waiters, Waiter { age, to });
             return Requested::Joined(answer);
         }
         if let Some(error) = self.remembered(generation, now) {
             return Requested::Refused(error);
         }
-        if full && !self.place_in_sight() {
+        if full && !self.places_in_sight(1) {
             return refused("no runtime is free and as many callers wait as may");
         }
         let id = BuildId(self.unique());
         let (to, answer) = oneshot::channel();
         let waiters = VecDeque::from([Waiter { age, to }]);
         self.builds.insert(generation, Build { id, phase: Phase::Fetching, waiters });
-        self.waiting_build += 1;
+        self.waiting_fetch += 1;
         Requested::Start(id, answer)
     }
 
-    /// Whether one more build would get a place without waiting for a lease to end.
-    fn place_in_sight(&self) -> bool {
+    /// Whether all builds that have no place yet, and `more`, would get one without waiting for a lease to end.
+    fn places_in_sight(&self, more: usize) -> bool {
         let unplaced = self.builds.values().filter(|build| !matches!(build.phase, Phase::Placed { .. })).count();
-        let evictable = self.live.iter().filter(|(_, live)| live.evictable()).count();
-        self.limits.capacity - self.places.len() + self.closing + evictable > unplaced
+        let evictable = self.live.iter().filter(|(_, live)| live.evictable(None)).count();
+        self.limits.capacity - self.places.len() + self.closing + evictable >= unplaced + more
+    }
+
+    fn eldest_build(&self) -> Option<Age> {
+        self.build_queue.first_key_value().map(|(age, _)| *age)
     }
 
     fn remembered(&mut self, generation: Generation, now: Instant) -> Option<Error> {
@@ -337,17 +357,24 @@ impl<R: super::Resident> State<R> {
             let before = build.waiters.len();
             build.waiters.retain(|waiter| waiter.age != age);
             let left = before - build.waiters.len();
-            match &build.phase {
-                Phase::Queued { age, .. } => {
+            match (&mut build.phase, build.waiters.front()) {
+                (Phase::Queued { age, .. }, Some(eldest)) => {
                     self.waiting_capacity -= left;
-                    // Nobody wants it and it has cost nothing yet: its builder sees its channel close, and ends.
-                    if build.waiters.is_empty() {
-                        self.build_queue.remove(age);
-                        self.builds.remove(&generation);
-                        self.pump(now, effects);
-                    }
+                    // A build is as old as its eldest caller that is still there.
+                    self.build_queue.remove(age);
+                    *age = eldest.age;
+                    self.build_queue.insert(*age, generation);
+                    self.pump(now, effects);
                 }
-                _ => self.waiting_build -= left,
+                // Nobody wants it and it has cost nothing yet: its builder sees its channel close, and ends.
+                (Phase::Queued { age, .. }, None) => {
+                    self.waiting_capacity -= left;
+                    self.build_queue.remove(age);
+                    self.builds.remove(&generation);
+                    self.pump(now, effects);
+                }
+                (Phase::Fetching, _) => self.waiting_fetch -= left,
+                (Phase::Placed { .. }, _) => self.waiting_build -= left,
             }
         } else if let Some(live) = self.live.peek_mut(&generation) {
             let before = live.waiters.len();
@@ -378,7 +405,7 @@ impl<R: super::Resident> State<R> {
             return false;
         };
         build.phase = Phase::Queued { age: eldest, to };
-        self.waiting_build -= build.waiters.len();
+        self.waiting_fetch -= build.waiters.len();
         self.waiting_capacity += build.waiters.len();
         self.build_queue.insert(eldest, generation);
         self.pump(now, effects);
@@ -573,6 +600,7 @@ impl<R: super::Resident> State<R> {
         now: Instant,
         effects: &mut Effects<R>,
     ) {
+        self.hasten(|draining| draining == generation, grace, effects);
         self.retire_live(generation, reason, grace, refused, now, effects);
         if let Some(build) = self.builds.remove(&generation) {
             self.drop_build(generation, build, refused, effects);
@@ -580,10 +608,18 @@ impl<R: super::Resident> State<R> {
         self.pump(now, effects);
     }
 
+    /// What drains already under such a generation drains with this grace, if that ends sooner.
+    fn hasten(&self, which: impl Fn(Generation) -> bool, grace: Option<Duration>, effects: &mut Effects<R>) {
+        let Some(grace) = grace else { return };
+        let draining = self.draining.values().filter(|draining| which(draining.generation));
+        let leased = draining.filter_map(|draining| draining.resident.clone());
+        effects.extend(leased.map(|resident| Effect::Hasten { resident, grace }));
+    }
+
     /// A build that will not be published: those who wait are refused, and its place, if it still has one, drains.
     fn drop_build(&mut self, generation: Generation, build: Build<R>, refused: &Refused, effects: &mut Effects<R>) {
         match build.phase {
-            Phase::Fetching => self.waiting_build -= build.waiters.len(),
+            Phase::Fetching => self.waiting_fetch -= build.waiters.len(),
             Phase::Queued { age, .. } => {
                 self.build_queue.remove(&age);
                 self.waiting_capacity -= build.waiters.len();
@@ -633,7 +669,7 @@ impl<R: super::Resident> State<R> {
         let expired: Vec<Generation> = self
             .live
             .iter()
-            .filter(|(generation, live)| live.evictable() && now - live.last_used >= ttl(**generation))
+            .filter(|(generation, live)| live.evictable(None) && now - live.last_used >= ttl(**generation))
             .map(|(generation, _)| *generation)
             .collect();
         for generation in expired {
@@ -644,6 +680,7 @@ impl<R: super::Resident> State<R> {
     /// Refuses everything from now on and retires all there is.
     pub(super) fn shut_down(&mut self, grace: Option<Duration>, now: Instant, effects: &mut Effects<R>) {
         self.shut_down = true;
+        self.hasten(|_| true, grace, effects);
         let live = self.live.iter().map(|(generation, _)| *generation);
         let all: Vec<Generation> = live.chain(self.builds.keys().copied()).collect();
         for generation in all {
@@ -691,9 +728,13 @@ impl<R: super::Resident> State<R> {
     fn serve(&mut self, generation: Generation, build: Option<Duration>, effects: &mut Effects<R>) {
         let elder = self.contenders.first_key_value().map(|(age, _)| *age);
         let owed = self.instances >= self.limits.max_instances && self.reaping < self.contenders.len();
+        let eldest = self.eldest_build();
         let Some(live) = self.live.peek_mut(&generation) else { return };
-        while !live.claimed && live.idle > 0 {
+        while live.idle > 0 {
             let Some(waiter) = live.waiters.front() else { break };
+            if live.holds_back(waiter.age, eldest) {
+                break;
+            }
             if owed && elder.is_some_and(|elder| elder < waiter.age && live.contending != Some(elder)) {
                 break;
             }
@@ -709,10 +750,11 @@ impl<R: super::Resident> State<R> {
     /// Puts a runtime among the contenders if its eldest waiter can only be served with one more permit, and takes it
     /// out otherwise.
     fn contend(&mut self, generation: Generation) {
+        let build = self.eldest_build();
         let Some(live) = self.live.peek_mut(&generation) else { return };
         let eldest = live.waiters.front().map(|waiter| waiter.age);
-        let wants = eldest
-            .filter(|_| !live.claimed && live.idle == 0 && live.instances < self.limits.max_instances_per_runtime);
+        let room = live.idle == 0 && live.instances < self.limits.max_instances_per_runtime;
+        let wants = eldest.filter(|eldest| room && !live.holds_back(*eldest, build));
         if live.contending == wants {
             return;
         }
@@ -727,20 +769,25 @@ impl<R: super::Resident> State<R> {
 
     /// Hands out what is free, eldest first, then sees to it that what is missing comes free.
     fn pump(&mut self, now: Instant, effects: &mut Effects<R>) {
-        while self.instances < self.limits.max_instances {
-            let place_free = self.places.len() < self.limits.capacity;
-            let build = self.build_queue.first_key_value().filter(|_| place_free).map(|(age, _)| *age);
-            let contender = self.contenders.first_key_value().map(|(age, _)| *age);
-            match (build, contender) {
-                (Some(build), contender) if contender.is_none_or(|contender| build < contender) => {
-                    self.admit(build, now, effects);
+        loop {
+            while self.instances < self.limits.max_instances {
+                let place_free = self.places.len() < self.limits.capacity;
+                let build = self.build_queue.first_key_value().filter(|_| place_free).map(|(age, _)| *age);
+                let contender = self.contenders.first_key_value().map(|(age, _)| *age);
+                match (build, contender) {
+                    (Some(build), contender) if contender.is_none_or(|contender| build < contender) => {
+                        self.admit(build, now, effects);
+                    }
+                    (_, Some(contender)) => self.grant_permit(contender, effects),
+                    _ => break,
                 }
-                (_, Some(contender)) => self.grant_permit(contender, effects),
-                _ => break,
+            }
+            self.reap(effects);
+            // Whoever a claim held back until now may want one of the permits that are still free.
+            if !self.evict(now, effects) {
+                return;
             }
         }
-        self.reap(effects);
-        self.evict(now, effects);
     }
 
     fn admit(&mut self, age: Age, now: Instant, effects: &mut Effects<R>) {
@@ -788,19 +835,33 @@ impl<R: super::Resident> State<R> {
         }
     }
 
+    /// Serves those behind a claim that are older than every build, since the builds that were older have gone. True
+    /// when any of them now contends for a permit that is free.
+    fn release_elders(&mut self, effects: &mut Effects<R>) -> bool {
+        let before = self.contenders.len();
+        for at in 0..self.claimed.len() {
+            self.serve(self.claimed[at], None, effects);
+        }
+        self.contenders.len() > before && self.instances < self.limits.max_instances
+    }
+
     /// Evicts unleased runtimes, least recently used first, for builds that wait for a place. When there are not
-    /// enough of them, claims leased ones.
-    fn evict(&mut self, now: Instant, effects: &mut Effects<R>) {
+    /// enough of them, claims leased ones. True when a claim was given up.
+    fn evict(&mut self, now: Instant, effects: &mut Effects<R>) -> bool {
         let coming = self.limits.capacity - self.places.len() + self.closing;
         let mut short = self.build_queue.len().saturating_sub(coming);
         while short > 0 {
-            let victim = self.live.iter().rev().find(|(_, live)| live.evictable()).map(|(generation, _)| *generation);
+            let eldest = self.eldest_build();
+            let victim = self.live.iter().rev().find(|(_, live)| live.evictable(eldest));
+            let victim = victim.map(|(generation, _)| *generation);
             let Some(victim) = victim else { break };
             self.retire_live(victim, CloseReason::Capacity, None, &Refused::Retry, now, effects);
             short -= 1;
         }
+        let mut given_up = self.release_elders(effects);
         while self.claimed.len() > short {
             let Some(generation) = self.claimed.pop() else { break };
+            given_up = true;
             if let Some(live) = self.live.peek_mut(&generation) {
                 live.claimed = false;
             }
@@ -814,13 +875,21 @@ impl<R: super::Resident> State<R> {
             self.claimed.push(generation);
             self.contend(generation);
         }
+        given_up
     }
 }
 
 impl<R: super::Resident> Live<R> {
+    /// Whether a caller of this age has to wait until the claim is settled: a claim holds back whoever is younger than
+    /// the eldest build that waits for a place.
+    fn holds_back(&self, age: Age, eldest_build: Option<Age>) -> bool {
+        self.claimed && eldest_build.is_some_and(|build| build < age)
+    }
+
     /// Unleased, and nobody waits for it but those whom a claim holds back.
-    fn evictable(&self) -> bool {
-        self.leases == 0 && (self.waiters.is_empty() || self.claimed)
+    fn evictable(&self, eldest_build: Option<Age>) -> bool {
+        let waits = |waiter: &Waiter<R>| !self.holds_back(waiter.age, eldest_build);
+        self.leases == 0 && !self.waiters.front().is_some_and(waits)
     }
 
     fn grant(&mut self, generation: Generation, idle: bool, build: Option<Duration>) -> Grant<R> {
@@ -828,6 +897,12 @@ impl<R: super::Resident> Live<R> {
         self.uses += 1;
         Grant { resident: self.resident.clone(), generation, place: self.place, idle, build }
     }
+}
+
+/// Callers come in order, but for those whose runtime was evicted under them: they come again, at their old age.
+fn insert_by_age<R: super::Resident>(waiters: &mut VecDeque<Waiter<R>>, waiter: Waiter<R>) {
+    let at = waiters.partition_point(|other| other.age < waiter.age);
+    waiters.insert(at, waiter);
 }
 
 fn refuse<R: super::Resident>(waiters: VecDeque<Waiter<R>>, refused: &Refused, effects: &mut Effects<R>) {
