@@ -125,7 +125,8 @@ impl Evaluator {
                 Err(Error::Closed { .. }) => return Err(self.closed()),
                 Err(error) => return Err(error),
             };
-            let build = leased.build;
+            // Whoever joins a build late waits for the rest of it only.
+            let build = leased.build.min(began.elapsed());
             let mut active = Active::new(leased.lease).await?;
             let wait = began.elapsed().saturating_sub(build);
             core.metrics.waited(wait);

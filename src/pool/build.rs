@@ -112,7 +112,8 @@ async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) 
         core.fetching.acquire_many(cost).await.map_err(|error| Error::internal("fetching is over", error))?;
     let started = Instant::now();
     let plugin = spec.source.load(core.limits.plugin_size, spec.digest).await?;
-    core.metrics.fetched(started.elapsed());
+    let fetching = started.elapsed();
+    core.metrics.fetched(fetching);
     // What was charged above the real size is given back.
     drop(fetched.split(cost.saturating_sub(kib(plugin.bytes().len() as u64)) as usize));
     let blueprint = blueprint(core, spec, plugin)?;
@@ -123,7 +124,7 @@ async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) 
     };
     // A file may have changed since the last build; what was seen first is what was validated and is shown.
     let _ = version.facts.set(facts);
-    let Some(admission) = ticket.admit().await else { return Ok(None) };
+    let Some(admission) = ticket.admit(fetching).await else { return Ok(None) };
     core.compiler.build(blueprint, admission).await.map(Some)
 }
 

@@ -246,11 +246,9 @@ impl Model {
 
     /// A call that ran or waited is gone.
     fn end(&mut self, number: usize, outcome: &'static str) {
-        let mut touched = None;
+        let on_live = self.live.iter().find(|runtime| runtime.running.iter().any(|call| call.number == number));
+        let touched = on_live.map(|runtime| runtime.evaluator);
         for runtime in self.live.iter_mut().chain(&mut self.draining) {
-            if runtime.running.iter().any(|call| call.number == number) {
-                touched = Some(runtime.evaluator);
-            }
             runtime.running.retain(|call| call.number != number);
             runtime.waiting.retain(|call| call.number != number);
         }
