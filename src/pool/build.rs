@@ -152,6 +152,7 @@ fn blueprint(core: &Core, spec: &Spec, plugin: Plugin) -> Result<Blueprint, Erro
     Ok(Blueprint {
         entry_point,
         wasi: plugin.interface().wants_wasi(),
+        trusted: spec.trusted.unwrap_or(core.engine.trusted),
         config: spec.config.clone(),
         allowed_hosts: hosts.unwrap_or_else(|| core.engine.allowed_hosts.iter().cloned().collect()),
         host_functions: spec.host_functions.clone(),

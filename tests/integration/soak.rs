@@ -119,7 +119,7 @@ fn after_a_soak_the_process_holds_what_it_held_when_it_was_warm() {
         return;
     }
     let operations: usize =
-        std::env::var("EVALPOOL_SOAK_OPERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(4_000);
+        std::env::var("EVALPOOL_SOAK_OPERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(2_000);
     let seed: u64 =
         std::env::var("EVALPOOL_SOAK_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
     println!("{operations} operations, EVALPOOL_SOAK_SEED={seed}");
@@ -147,10 +147,12 @@ fn after_a_soak_the_process_holds_what_it_held_when_it_was_warm() {
         settings.pool.negative_ttl = Duration::from_millis(50);
         settings.pool.grace = Duration::from_millis(20);
         settings.limits.exec_timeout = Duration::from_millis(25);
+        settings.limits.build_timeout = Duration::from_millis(500);
+        settings.limits.wait_timeout = Duration::from_secs(60);
         settings.limits.memory = 8 << 20;
         let pool = EvaluatorPool::from_settings(&settings).unwrap();
         // What the engine and the allocator take once and keep is taken here.
-        run(&pool, (operations / 4).clamp(1_000, 20_000), seed, &hostile).await;
+        run(&pool, (operations / 4).clamp(500, 20_000), seed, &hostile).await;
         let warm = held(&pool).await;
         run(&pool, operations, seed.wrapping_mul(31), &hostile).await;
         let after = held(&pool).await;
