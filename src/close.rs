@@ -28,8 +28,7 @@ pub trait Close: Send + Sync {
     /// Closes with the pool's own grace, `pool.grace`.
     fn close(&self) -> BoxFuture<'static, CloseReport>;
 
-    /// Closes with this grace instead. Whoever closes what is closing already waits for that end, whatever grace it
-    /// was begun with.
+    /// Closes with this grace instead. What is closing already is interrupted at the sooner of both ends.
     fn close_with(&self, grace: Duration) -> BoxFuture<'static, CloseReport>;
 }
 

@@ -66,6 +66,7 @@ pub(crate) struct Blueprint {
     pub(crate) plugin: Plugin,
     pub(crate) entry_point: String,
     pub(crate) wasi: bool,
+    pub(crate) trusted: bool,
     pub(crate) config: Arc<BTreeMap<String, String>>,
     pub(crate) allowed_hosts: Arc<[String]>,
     pub(crate) host_functions: Arc<[HostFunction]>,
@@ -151,10 +152,12 @@ async fn attempt(
     metrics: Metrics,
 ) -> Result<Runtime, Error> {
     let Admission { place, permit } = admission;
-    let Blueprint { plugin, entry_point, wasi, config, allowed_hosts, host_functions, limits, policy } = blueprint;
+    let Blueprint { plugin, entry_point, wasi, trusted, config, allowed_hosts, host_functions, limits, policy } =
+        blueprint;
     let request = CompileRequest {
         wasm: plugin.bytes().clone(),
         wasi,
+        trusted,
         config,
         allowed_hosts,
         host_functions,

@@ -102,7 +102,8 @@ pub struct EngineSettings {
     pub isolation: Isolation,
     /// Whether plugins get WASI. Default `auto`.
     pub wasi: Wasi,
-    /// Whether plugins are trusted to initialise in bounded time. Default `false`.
+    /// Whether plugins are trusted to let initialisers and calls end, which spares the `extism` engine the counting of
+    /// instructions. Default `false`.
     pub trusted: bool,
     /// Hosts that plugins may call over HTTP; none by default. In the environment, separated by commas.
     #[serde(deserialize_with = "list_or_commas")]

@@ -109,6 +109,8 @@ impl Evaluator {
         }
         let core = &self.inner.core;
         let began = Instant::now();
+        let deadline = began + core.limits.wait_timeout;
+        let age = core.registry.arrive();
         loop {
             let version = self.version()?;
             let input = match &version.spec.data {
@@ -116,14 +118,15 @@ impl Evaluator {
                 None => data.clone(),
             };
             let input = input.into_input(core.limits.input_size)?;
-            let leased = match version.lease_unless(core, inside).await {
+            let leased = match version.lease_as(core, age, deadline, inside).await {
                 Ok(leased) => leased,
                 // Replaced while it waited: the new plugin answers.
                 Err(Error::Closed { .. }) if self.is_replaced(&version) => continue,
                 Err(Error::Closed { .. }) => return Err(self.closed()),
                 Err(error) => return Err(error),
             };
-            let build = leased.build;
+            // Whoever joins a build late waits for the rest of it only.
+            let build = leased.build.min(began.elapsed());
             let mut active = Active::new(leased.lease).await?;
             let wait = began.elapsed().saturating_sub(build);
             core.metrics.waited(wait);

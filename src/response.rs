@@ -30,7 +30,7 @@ impl FromStr for EvaluatorId {
 pub struct Timings {
     /// Waiting for a place or an instance, and making the instance when none was ready.
     pub wait: Duration,
-    /// Waiting for the plugin to be fetched, compiled and probed; zero when its runtime was live.
+    /// Fetching, compiling and probing the plugin, as far as this call waited for it; zero when its runtime was live.
     pub build: Duration,
     /// The guest's call, from handing it over to having it back.
     pub exec: Duration,
@@ -38,7 +38,6 @@ pub struct Timings {
 
 /// The outcome of one evaluation that succeeded.
 #[derive(Debug, Clone)]
-#[must_use]
 pub struct Response {
     pub(crate) evaluator: EvaluatorId,
     pub(crate) digest: Digest,

@@ -28,6 +28,7 @@ pub struct Spec {
     pub(crate) entry_point: Option<String>,
     pub(crate) isolation: Option<Isolation>,
     pub(crate) wasi: Option<Wasi>,
+    pub(crate) trusted: Option<bool>,
     pub(crate) memory: Option<u64>,
     pub(crate) exec_timeout: Option<Duration>,
     #[expect(clippy::option_option, reason = "unsaid, off, or a number")]
@@ -47,6 +48,7 @@ impl Spec {
             entry_point: None,
             isolation: None,
             wasi: None,
+            trusted: None,
             memory: None,
             exec_timeout: None,
             fuel: None,
@@ -78,6 +80,13 @@ impl Spec {
     /// Whether the plugin gets WASI.
     pub fn with_wasi(mut self, wasi: Wasi) -> Self {
         self.wasi = Some(wasi);
+        self
+    }
+
+    /// Whether the plugin's author is trusted to let initialisers and calls end: see the [engine](crate::engine) for
+    /// what it then spares.
+    pub fn with_trusted(mut self, trusted: bool) -> Self {
+        self.trusted = Some(trusted);
         self
     }
 

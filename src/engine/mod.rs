@@ -73,6 +73,9 @@ pub struct CompileRequest {
     pub wasm: Bytes,
     /// Whether to link WASI preview 1, with nothing preopened, no environment and no stdio.
     pub wasi: bool,
+    /// Whether its author is trusted to let initialisers and calls end. What an engine can interrupt it interrupts all
+    /// the same; where it cannot, it spends less on making sure.
+    pub trusted: bool,
     /// What `config_get` gives.
     pub config: Arc<BTreeMap<String, String>>,
     /// Hosts that `http_request` may reach, as glob patterns.

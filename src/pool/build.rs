@@ -17,7 +17,7 @@ use crate::{
     engine::InstanceLimits,
     error::Error,
     metrics::CloseReason,
-    registry::{BuildTicket, Generation, Leased, Refused},
+    registry::{Age, BuildTicket, Generation, Leased, Refused},
     runtime::{Policy, Runtime},
     source::{Digest, Plugin},
     spec::Spec,
@@ -54,19 +54,22 @@ impl Version {
 
     /// A lease on the version's runtime, building it if need be.
     pub(crate) async fn lease(self: &Arc<Self>, core: &Arc<Core>) -> Result<Leased<Runtime>, Error> {
-        self.lease_unless(core, false).await
+        let deadline = Instant::now() + core.limits.wait_timeout;
+        self.lease_as(core, core.registry.arrive(), deadline, false).await
     }
 
-    /// The same; `inside` a host function it does not wait.
-    pub(crate) async fn lease_unless(
+    /// The same for a caller that came before, and waits in queues until `deadline`; `inside` a host function it does
+    /// not wait.
+    pub(crate) async fn lease_as(
         self: &Arc<Self>,
         core: &Arc<Core>,
+        age: Age,
+        deadline: Instant,
         inside: bool,
     ) -> Result<Leased<Runtime>, Error> {
         core.ensure_sweeping();
-        let deadline = Instant::now() + core.limits.wait_timeout;
         let start = |ticket| background::spawn(build(core.clone(), self.clone(), ticket));
-        core.registry.lease(self.generation, deadline, core.limits.build_timeout, !inside, start).await
+        core.registry.lease(self.generation, age, deadline, core.limits.build_timeout, !inside, start).await
     }
 
     /// Takes the version out of service for good.
@@ -109,7 +112,8 @@ async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) 
         core.fetching.acquire_many(cost).await.map_err(|error| Error::internal("fetching is over", error))?;
     let started = Instant::now();
     let plugin = spec.source.load(core.limits.plugin_size, spec.digest).await?;
-    core.metrics.fetched(started.elapsed());
+    let fetching = started.elapsed();
+    core.metrics.fetched(fetching);
     // What was charged above the real size is given back.
     drop(fetched.split(cost.saturating_sub(kib(plugin.bytes().len() as u64)) as usize));
     let blueprint = blueprint(core, spec, plugin)?;
@@ -120,7 +124,7 @@ async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) 
     };
     // A file may have changed since the last build; what was seen first is what was validated and is shown.
     let _ = version.facts.set(facts);
-    let Some(admission) = ticket.admit().await else { return Ok(None) };
+    let Some(admission) = ticket.admit(fetching).await else { return Ok(None) };
     core.compiler.build(blueprint, admission).await.map(Some)
 }
 
@@ -148,6 +152,7 @@ fn blueprint(core: &Core, spec: &Spec, plugin: Plugin) -> Result<Blueprint, Erro
     Ok(Blueprint {
         entry_point,
         wasi: plugin.interface().wants_wasi(),
+        trusted: spec.trusted.unwrap_or(core.engine.trusted),
         config: spec.config.clone(),
         allowed_hosts: hosts.unwrap_or_else(|| core.engine.allowed_hosts.iter().cloned().collect()),
         host_functions: spec.host_functions.clone(),

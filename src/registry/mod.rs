@@ -16,21 +16,20 @@
 //! A permit holds its place. Whoever makes engine objects keeps the guards beside them, so that the counts are of what
 //! exists, whoever has stopped waiting for it.
 
+mod guards;
 mod state;
 
 use std::{
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::{
-    sync::{oneshot, watch},
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
-use self::state::{Age, Effect, Effects, Grant, Requested, State};
-pub(crate) use self::state::{BuildId, PlaceId};
+use self::guards::Waiter;
+pub(crate) use self::guards::{Admission, BuildTicket, Claim, Gone, Lease, Permit, Place};
+pub(crate) use self::state::{Age, BuildId, PlaceId};
+use self::state::{Effect, Effects, Requested, State};
 use crate::{
     error::Error,
     metrics::{CloseReason, Counts, Lookup, Metrics},
@@ -62,6 +61,9 @@ pub(crate) trait Resident: Clone + Send + Sync + 'static {
     /// is anything to wait for; if so, [`drained`](Self::drained) follows.
     /// `grace` is how long that may take before guests are interrupted; `None` leaves it to the runtime.
     fn retire(&self, leased: bool, grace: Option<Duration>);
+
+    /// It drains already: interrupt its guests after this grace, if that is sooner than was said before.
+    fn hasten(&self, grace: Duration);
 
     /// The last lease came back.
     fn drained(&self);
@@ -132,6 +134,12 @@ impl<R: Resident> Registry<R> {
         Self { inner: Arc::new(Inner { state: Mutex::new(State::new(limits)), metrics, published: Mutex::new(0) }) }
     }
 
+    /// The age of a caller that has just come: its position in whatever queue it will be in, also when it has to ask
+    /// again.
+    pub(crate) fn arrive(&self) -> Age {
+        self.inner.lock().age()
+    }
+
     /// A lease on a generation's runtime, with an instance or the permit to make one. `start` is called if nobody is
     /// building the runtime; it must see to it that the ticket is worked on, and not block.
     ///
@@ -144,13 +152,13 @@ impl<R: Resident> Registry<R> {
     pub(crate) async fn lease(
         &self,
         generation: Generation,
+        age: Age,
         deadline: Instant,
         build_timeout: Duration,
         may_wait: bool,
         start: impl Fn(BuildTicket<R>),
     ) -> Result<Leased<R>, Error> {
         let began = Instant::now();
-        let age = self.inner.lock().age();
         loop {
             let requested =
                 self.inner.apply(|state, effects| state.request(generation, age, Instant::now(), may_wait, effects));
@@ -308,287 +316,9 @@ impl<R: Resident> Inner<R> {
                 resident.place().closing(reason);
                 resident.retire(leased, grace);
             }
+            Effect::Hasten { resident, grace } => resident.hasten(grace),
             Effect::Drained { resident } => resident.drained(),
             Effect::Reap { resident } => resident.reap(),
-        }
-    }
-}
-
-/// A caller's position in a queue. Dropping it leaves the queue; an answer that was on its way is passed on.
-struct Waiter<R: Resident> {
-    registry: Arc<Inner<R>>,
-    generation: Generation,
-    age: Age,
-    answer: oneshot::Receiver<Result<Lease<R>, Refused>>,
-}
-
-impl<R: Resident> Drop for Waiter<R> {
-    fn drop(&mut self) {
-        if self.answer.is_terminated() {
-            return;
-        }
-        self.registry.apply(|state, effects| state.leave(self.generation, self.age, Instant::now(), effects));
-    }
-}
-
-/// The right to use a runtime: while it is held, the runtime is not closed under it.
-pub(crate) struct Lease<R: Resident> {
-    registry: Arc<Inner<R>>,
-    /// `None` only inside `drop`.
-    resident: Option<R>,
-    generation: Generation,
-    place: PlaceId,
-    holds: Holds<R>,
-    build: Option<Duration>,
-}
-
-/// What a lease has of its one instance.
-enum Holds<R: Resident> {
-    /// It is in the runtime's pool, set aside.
-    Idle,
-    /// It is still to be made.
-    Permit(Permit<R>),
-    /// The holder has taken either.
-    Taken,
-}
-
-/// What a lease gives its holder to work with.
-pub(crate) enum Claim<R: Resident> {
-    /// Take an instance out of the runtime's pool.
-    Idle,
-    /// Make one.
-    Make(Permit<R>),
-}
-
-impl<R: Resident> Lease<R> {
-    fn new(registry: Arc<Inner<R>>, grant: Grant<R>) -> Self {
-        let Grant { resident, generation, place, idle, build } = grant;
-        let holds = if idle { Holds::Idle } else { Holds::Permit(Permit { place: resident.place().clone() }) };
-        Self { registry, resident: Some(resident), generation, place, holds, build }
-    }
-
-    pub(crate) fn resident(&self) -> Option<&R> {
-        self.resident.as_ref()
-    }
-
-    /// What to work with; `None` the second time.
-    pub(crate) fn claim(&mut self) -> Option<Claim<R>> {
-        match std::mem::replace(&mut self.holds, Holds::Taken) {
-            Holds::Idle => Some(Claim::Idle),
-            Holds::Permit(permit) => Some(Claim::Make(permit)),
-            Holds::Taken => None,
-        }
-    }
-
-    /// Ends the lease; its instance is in the runtime's pool again.
-    pub(crate) fn give_back(mut self) {
-        self.holds = Holds::Idle;
-    }
-}
-
-impl<R: Resident> Drop for Lease<R> {
-    fn drop(&mut self) {
-        // This clone first: whoever closes the runtime must hold the last one, to drop it where it may take long.
-        drop(self.resident.take());
-        // A permit that was not used goes back before the lease, so that the next in line finds it.
-        let back = matches!(std::mem::replace(&mut self.holds, Holds::Taken), Holds::Idle);
-        self.registry.apply(|state, effects| {
-            state.lease_returned(self.generation, self.place, back, Instant::now(), effects);
-        });
-    }
-}
-
-impl<R: Resident> fmt::Debug for Lease<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("generation", &self.generation).finish_non_exhaustive()
-    }
-}
-
-/// What a builder gets when its turn comes: both at once, for a builder that held one and waited for the other could
-/// deadlock with its like.
-pub(crate) struct Admission<R: Resident> {
-    pub(crate) place: Place<R>,
-    pub(crate) permit: Permit<R>,
-}
-
-/// One runtime's right to exist, from before its compile until after its last engine object. Shared by everything
-/// that keeps the runtime alive; the last clone to go gives the place back.
-pub(crate) struct Place<R: Resident> {
-    inner: Arc<PlaceInner<R>>,
-}
-
-impl<R: Resident> Clone for Place<R> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
-    }
-}
-
-struct PlaceInner<R: Resident> {
-    registry: Arc<Inner<R>>,
-    generation: Generation,
-    id: PlaceId,
-    record: Mutex<Record>,
-    /// Says whether the close was forced; its end says that all is gone.
-    gone: watch::Sender<bool>,
-}
-
-/// What is known of a close before it has happened.
-#[derive(Debug, Default)]
-struct Record {
-    /// The engine has made a compiled plugin.
-    opened: bool,
-    forced: bool,
-    closing: Option<(CloseReason, Instant)>,
-}
-
-impl<R: Resident> Place<R> {
-    fn new(registry: Arc<Inner<R>>, generation: Generation, id: PlaceId, gone: watch::Sender<bool>) -> Self {
-        Self { inner: Arc::new(PlaceInner { registry, generation, id, record: Mutex::default(), gone }) }
-    }
-
-    /// The engine has made a compiled plugin: from here on there is something to close.
-    pub(crate) fn opened(&self) {
-        self.inner.record().opened = true;
-    }
-
-    /// The decision to close, and why. The first one counts.
-    pub(crate) fn closing(&self, reason: CloseReason) {
-        self.inner.record().closing.get_or_insert((reason, Instant::now()));
-    }
-
-    /// Guests had to be interrupted.
-    pub(crate) fn forced(&self) {
-        self.inner.record().forced = true;
-    }
-
-    /// Takes a permit for a spare instance, if nobody else wants it. [`spare_ended`](Self::spare_ended) must follow.
-    pub(crate) fn reserve_spare(&self) -> Option<Permit<R>> {
-        let PlaceInner { registry, generation, id, .. } = &*self.inner;
-        let reserved = registry.apply(|state, _| state.reserve_spare(*generation, *id));
-        reserved.then(|| Permit { place: self.clone() })
-    }
-
-    /// The making of a spare instance ended. `ready`: it is in the runtime's pool.
-    pub(crate) fn spare_ended(&self, ready: bool) {
-        let PlaceInner { registry, generation, id, .. } = &*self.inner;
-        registry.apply(|state, effects| state.spare_ended(*generation, *id, ready, Instant::now(), effects));
-    }
-}
-
-impl<R: Resident> PlaceInner<R> {
-    fn record(&self) -> MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<R: Resident> Drop for PlaceInner<R> {
-    fn drop(&mut self) {
-        let record = std::mem::take(&mut *self.record());
-        if record.opened {
-            let (reason, since) = record.closing.unwrap_or_else(|| (CloseReason::Invalid, Instant::now()));
-            self.registry.metrics.closed(reason, record.forced, since.elapsed());
-        }
-        self.gone.send_replace(record.forced);
-        // Counted first, given on second; `gone` ends last, when this has returned and the fields are dropped.
-        self.registry.apply(|state, effects| state.place_released(self.id, Instant::now(), effects));
-    }
-}
-
-/// One instance's right to exist, from before it is made until after it is dropped. Keeps its runtime's place.
-pub(crate) struct Permit<R: Resident> {
-    place: Place<R>,
-}
-
-impl<R: Resident> Drop for Permit<R> {
-    fn drop(&mut self) {
-        let PlaceInner { registry, generation, id, .. } = &*self.place.inner;
-        registry.apply(|state, effects| state.permit_released(*generation, *id, Instant::now(), effects));
-    }
-}
-
-/// Ends when places are released.
-#[must_use]
-pub(crate) struct Gone(Vec<watch::Receiver<bool>>);
-
-impl Gone {
-    /// How many places are still held.
-    pub(crate) fn remaining(&self) -> usize {
-        self.0.iter().filter(|gone| gone.has_changed().is_ok()).count()
-    }
-
-    /// Waits until all are released; tells whether any close was forced. Cancel safe.
-    pub(crate) async fn wait(&mut self) -> bool {
-        let mut forced = false;
-        for gone in &mut self.0 {
-            while gone.changed().await.is_ok() {}
-            forced |= *gone.borrow();
-        }
-        forced
-    }
-}
-
-/// The one build of a generation. Dropping it without an outcome, as when its task panics or its tokio goes, reports
-/// that to those who wait; the next caller tries again.
-pub(crate) struct BuildTicket<R: Resident> {
-    registry: Arc<Inner<R>>,
-    generation: Generation,
-    id: BuildId,
-    done: bool,
-}
-
-impl<R: Resident> BuildTicket<R> {
-    /// Waits for a place and a permit. `None` when nobody wants the build any more.
-    pub(crate) async fn admit(&self) -> Option<Admission<R>> {
-        let (to, admission) = oneshot::channel();
-        let wanted =
-            self.registry.apply(|state, effects| state.enqueue(self.generation, self.id, to, Instant::now(), effects));
-        if !wanted {
-            return None;
-        }
-        admission.await.ok()
-    }
-
-    /// The build succeeded, with one idle instance in its pool.
-    ///
-    /// # Errors
-    ///
-    /// Gives the runtime back when its generation was retired meanwhile: the caller must close it.
-    pub(crate) fn publish(mut self, resident: R) -> Result<(), R> {
-        let place = resident.place().inner.id;
-        let published = self
-            .registry
-            .apply(|state, effects| state.publish(self.generation, place, resident, Instant::now(), effects));
-        self.done = true;
-        self.registry.metrics.build_ended(match &published {
-            Ok(()) => Ok(()),
-            Err(_) => Err(&Error::Cancelled),
-        });
-        published
-    }
-
-    /// The build failed; call it once what it had made is closed.
-    pub(crate) fn fail(mut self, error: &Error) {
-        self.done = true;
-        self.report(error);
-    }
-
-    /// The build ended before it had begun, because nobody wants it any more.
-    pub(crate) fn abandon(mut self) {
-        self.done = true;
-    }
-
-    fn report(&self, error: &Error) {
-        self.registry.metrics.build_ended(Err(error));
-        self.registry.apply(|state, effects| {
-            state.build_failed(self.generation, self.id, error, Instant::now(), effects);
-        });
-    }
-}
-
-impl<R: Resident> Drop for BuildTicket<R> {
-    fn drop(&mut self) {
-        if !self.done {
-            self.report(&Error::Internal { reason: "the build ended without an outcome; try again", cause: None });
         }
     }
 }

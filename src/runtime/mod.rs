@@ -28,7 +28,7 @@ use std::{sync::Arc, time::Duration};
 use deadpool::unmanaged::Pool;
 use tokio::{
     sync::{Notify, watch},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 
 pub(crate) use self::active::{Active, Ended};
@@ -78,6 +78,8 @@ struct Inner {
     metrics: Metrics,
     /// True once guests are to be interrupted.
     stop: watch::Sender<bool>,
+    /// When a close interrupts guests; only ever moved forward.
+    deadline: watch::Sender<Option<Instant>>,
     drained: Notify,
     place: Place<Runtime>,
 }
@@ -86,6 +88,31 @@ struct Inner {
 struct Instance {
     guest: Box<dyn engine::Instance>,
     uses: u64,
+}
+
+impl Inner {
+    fn close_by(&self, deadline: Instant) {
+        self.deadline.send_if_modified(|current| {
+            let sooner = current.is_none_or(|current| deadline < current);
+            if sooner {
+                *current = Some(deadline);
+            }
+            sooner
+        });
+    }
+
+    /// Ends at the deadline of the close, wherever that is moved meanwhile.
+    async fn grace_over(&self) {
+        let mut moved = self.deadline.subscribe();
+        loop {
+            let deadline = *moved.borrow_and_update();
+            let Some(deadline) = deadline else { return };
+            // An error would mean that the sender is gone, and `self` holds it.
+            if timeout_at(deadline, moved.changed()).await.is_err() {
+                return;
+            }
+        }
+    }
 }
 
 impl Runtime {
@@ -105,6 +132,7 @@ impl Runtime {
                 policy,
                 metrics,
                 stop: watch::Sender::new(false),
+                deadline: watch::Sender::new(None),
                 drained: Notify::new(),
                 place,
             }),
@@ -170,6 +198,10 @@ impl Resident for Runtime {
         background::spawn(closing.run(leased, grace));
     }
 
+    fn hasten(&self, grace: Duration) {
+        self.inner.close_by(Instant::now() + grace);
+    }
+
     fn drained(&self) {
         self.inner.drained.notify_one();
     }
@@ -193,7 +225,13 @@ impl Closing {
             while let Ok(instance) = inner.idle.try_remove() {
                 background::drop_elsewhere(instance);
             }
-            if timeout(grace.unwrap_or(inner.policy.grace), inner.drained.notified()).await.is_err() {
+            inner.close_by(Instant::now() + grace.unwrap_or(inner.policy.grace));
+            let in_time = tokio::select! {
+                biased;
+                () = inner.drained.notified() => true,
+                () = inner.grace_over() => false,
+            };
+            if !in_time {
                 inner.place.forced();
                 inner.stop.send_replace(true);
                 inner.drained.notified().await;

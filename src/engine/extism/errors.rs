@@ -6,6 +6,8 @@ use wasmtime::Trap;
 
 use crate::{engine::InstanceLimits, error::Error};
 
+const OUT_OF_FUEL: &str = "plugin ran out of fuel";
+
 /// The most of a guest's own message that is kept, in bytes.
 const MAX_MESSAGE: usize = 4096;
 
@@ -26,12 +28,17 @@ impl Failure {
 }
 
 /// A failure to compile, link or initialise. Its text is fit for the plugin's author.
-pub(super) fn invalid(error: &extism::Error) -> Error {
+pub(super) fn invalid(error: &extism::Error, limits: &InstanceLimits) -> Error {
+    let root = root(error);
+    if root == OUT_OF_FUEL && limits.fuel.is_none() {
+        // Fuel of ours, which stands for the time that init may take.
+        return Error::BuildTimeout { after: limits.build_timeout };
+    }
     let reason = match error.downcast_ref::<Trap>() {
         Some(trap) => format!("its initialisation trapped: {trap}"),
-        None => match root(error).as_str() {
+        None => match root.as_str() {
             "oom" => "it needs more memory than its limit to start".to_owned(),
-            "plugin ran out of fuel" => "its initialisation ran out of fuel".to_owned(),
+            OUT_OF_FUEL => "its initialisation ran out of fuel".to_owned(),
             root => first_line(root),
         },
     };
@@ -47,7 +54,7 @@ pub(super) fn classify(error: &extism::Error, elapsed: Duration, limits: &Instan
     if let Some(trap) = error.downcast_ref::<Trap>() {
         return Failure::unsound(match trap {
             Trap::Interrupt => Error::ExecTimeout { after: limits.exec_timeout },
-            Trap::OutOfFuel => Error::OutOfFuel,
+            Trap::OutOfFuel => out_of_fuel(limits),
             // A guest that sets an error and then traps on purpose, as AssemblyScript's `abort` does, has reported it.
             _ if root != trap.to_string() => Error::GuestError { message: shorten(&root) },
             trap => Error::GuestTrap { reason: trap.to_string() },
@@ -64,7 +71,7 @@ pub(super) fn classify(error: &extism::Error, elapsed: Duration, limits: &Instan
             Failure::unsound(Error::ExecTimeout { after: limits.exec_timeout })
         }
         "oom" => Failure::unsound(Error::OutOfMemory),
-        "plugin ran out of fuel" => Failure::unsound(Error::OutOfFuel),
+        OUT_OF_FUEL => Failure::unsound(out_of_fuel(limits)),
         text if text.ends_with("out of memory") => Failure::unsound(Error::OutOfMemory),
         text => {
             let message = match text.strip_prefix("Returned non-zero exit code: ") {
@@ -73,6 +80,14 @@ pub(super) fn classify(error: &extism::Error, elapsed: Duration, limits: &Instan
             };
             Failure { error: Error::GuestError { message }, is_sound: returned && text != "timeout" }
         }
+    }
+}
+
+/// Fuel that nobody asked for stands for the time that a call may take.
+fn out_of_fuel(limits: &InstanceLimits) -> Error {
+    match limits.fuel {
+        Some(_) => Error::OutOfFuel,
+        None => Error::ExecTimeout { after: limits.exec_timeout },
     }
 }
 

@@ -9,7 +9,10 @@
 //!   extism's disk cache (starts a thread for each `CompiledPlugin`, fails without a home folder).
 //! - **A call blocks its thread**, so it runs on one of tokio's blocking threads. Dropping the call's future sends a
 //!   cancel, which extism loses when the call has not really begun: see [`stop`].
-//! - **Initialisers cannot be interrupted.** They hold their permit until they end.
+//! - **Initialisers cannot be interrupted, and a cancel can be lost** (again: [`stop`]). Only fuel ends a guest that
+//!   nothing interrupts, so plugins that are not `trusted` get some: [`Recipe::fuel`]. Considered and not taken: a
+//!   module of ours in front of the plugin's, through which a sibling could interrupt the engine (it changes how
+//!   initialisers run), and leaving the thread to spin.
 //! - **Nothing that a customer uploads reaches extism's own manifest parser**: the bytes were read as WebAssembly
 //!   before, and the manifest is made here.
 
@@ -35,6 +38,9 @@ use crate::error::Error;
 
 /// Compiled functions that are kept for all plugins of one engine, in bytes.
 const CODE_CACHE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Fuel that no guest can use up in a second: about one unit an instruction, on a machine faster than any.
+const FUEL_PER_SECOND: u64 = 5_000_000_000;
 
 /// Bytes of variables that one instance may keep (extism's own default).
 const MAX_VAR_BYTES: u64 = 1024 * 1024;
@@ -82,6 +88,10 @@ struct Recipe {
     wasi: bool,
     functions: Vec<extism::Function>,
     limits: InstanceLimits,
+    /// For init and for each call: what the limits say, or else, for who is not trusted, so much that a guest meets
+    /// its deadline first. It ends guests that the deadline does not: those that initialise, and those whose interrupt
+    /// was lost. At the speed measured here, within ten times the longer of both timeouts.
+    fuel: Option<u64>,
     cache: Arc<CodeCache>,
     _permit: Permit,
 }
@@ -97,8 +107,11 @@ impl Recipe {
             .with_config(request.config.iter().map(|(key, value)| (key.clone(), value.clone())));
         manifest.memory.max_var_bytes = Some(MAX_VAR_BYTES);
         manifest.memory.max_http_response_bytes = Some(limits.output_size);
+        let longest = limits.build_timeout.max(limits.exec_timeout);
+        let backstop = FUEL_PER_SECOND.saturating_mul(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX)) / 1000;
+        let fuel = limits.fuel.or_else(|| (!request.trusted).then_some(backstop));
         let functions = request.host_functions.iter().map(functions::translate).collect::<Result<_, _>>()?;
-        Ok(Self { manifest, wasi: request.wasi, functions, limits, cache, _permit: request.permit })
+        Ok(Self { manifest, wasi: request.wasi, functions, limits, fuel, cache, _permit: request.permit })
     }
 
     fn compile(&self) -> Result<extism::CompiledPlugin, Error> {
@@ -112,10 +125,10 @@ impl Recipe {
             .with_functions(self.functions.iter().cloned())
             .with_cache_disabled()
             .with_wasmtime_config(config);
-        if let Some(fuel) = self.limits.fuel {
+        if let Some(fuel) = self.fuel {
             builder = builder.with_fuel_limit(fuel);
         }
-        builder.compile().map_err(|error| errors::invalid(&error))
+        builder.compile().map_err(|error| errors::invalid(&error, &self.limits))
     }
 }
 
@@ -182,7 +195,8 @@ impl CompiledPlugin for Compiled {
                 return Err(Error::Internal { reason: "a seat without a plugin", cause: None });
             };
             let _scope = GuestScope::enter();
-            let plugin = Plugin::new_from_compiled(compiled).map_err(|error| errors::invalid(&error))?;
+            let plugin = Plugin::new_from_compiled(compiled)
+                .map_err(|error| errors::invalid(&error, &seat.shared.recipe.limits))?;
             Ok(Box::new(ExtismInstance { guest: Some(Box::new(Guest { plugin, seat, _permit: permit })) })
                 as Box<dyn Instance>)
         }))
@@ -237,9 +251,7 @@ impl Instance for ExtismInstance {
             let stop = StopOnDrop::new(guest.plugin.cancel_handle());
             let running = stop.running();
             let (guest, result) = blocking("an evaluation did not finish", move || {
-                // Declared before the guest is touched, so dropped after it has returned.
-                let running = running;
-                if running.is_cancelled() {
+                if !running.begin() {
                     return Err(Error::Cancelled);
                 }
                 let called = catch_unwind(AssertUnwindSafe(|| guest.call(&entry_point, &input)));

@@ -1,9 +1,15 @@
 //! Stopping a guest whose caller has left.
 //!
-//! extism loses a cancel that comes before the call has really begun, so one cancel is not enough: it is repeated
-//! until the call has returned. One thread does that for the whole process, started at the first cancel that was not
-//! obeyed at once. Considered and not taken: a tokio task (none runs when its runtime is shutting down, which is when
-//! many calls are dropped), and a thread for each call.
+//! extism looks a cancelled call up in a table that the call enters a moment before its guest is armed to be
+//! interrupted, and takes it out of the table as it cancels. So a cancel that comes before the call is in the table does
+//! nothing and may be repeated; one that comes between the two is lost, and so is every later one. Therefore:
+//!
+//! - cancels are repeated until the call has returned, by one thread for the whole process;
+//! - the first waits until the call has been under way for [`SETTLED`], by when it is long past both;
+//! - should a call have taken longer than that to get there, and lose its cancel, the engine's fuel ends its guest.
+//!
+//! Considered and not taken: a tokio task to repeat (none runs when its runtime is shutting down, which is when many
+//! calls are dropped), and a thread for each call.
 
 use std::{
     sync::{
@@ -12,7 +18,7 @@ use std::{
         mpsc,
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use extism::CancelHandle;
@@ -20,10 +26,14 @@ use extism::CancelHandle;
 /// How long to wait before a cancel is repeated.
 const REPEAT: Duration = Duration::from_millis(1);
 
+/// How long after its beginning a call can be cancelled.
+const SETTLED: Duration = Duration::from_millis(3);
+
 #[derive(Default)]
 struct State {
     cancelled: AtomicBool,
     returned: AtomicBool,
+    began: OnceLock<Instant>,
 }
 
 /// Stops a call when dropped, unless disarmed before.
@@ -53,18 +63,21 @@ impl StopOnDrop {
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
         let Some(handle) = self.handle.take() else { return };
-        // Before the first cancel: a call that has not begun sees this and never does.
+        // Before looking whether it began: a call that has not sees this and never does.
         self.state.cancelled.store(true, Ordering::SeqCst);
-        let stubborn = Stubborn { handle, state: self.state.clone() };
-        if !stubborn.cancel() {
-            repeat(stubborn);
+        if let Some(began) = self.state.began.get()
+            && !self.state.returned.load(Ordering::SeqCst)
+        {
+            repeat(Stubborn { handle, from: *began + SETTLED, state: self.state.clone() });
         }
     }
 }
 
 impl Running {
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.0.cancelled.load(Ordering::SeqCst)
+    /// The guest is about to run; false when it must not any more.
+    pub(super) fn begin(&self) -> bool {
+        let _ = self.0.began.set(Instant::now());
+        !self.0.cancelled.load(Ordering::SeqCst)
     }
 }
 
@@ -77,14 +90,18 @@ impl Drop for Running {
 /// A call that has not returned yet.
 struct Stubborn {
     handle: CancelHandle,
+    from: Instant,
     state: Arc<State>,
 }
 
 impl Stubborn {
-    /// Cancels the call unless it has returned; true when it has.
+    /// Cancels the call, if its time has come, unless it has returned; true when it has.
     fn cancel(&self) -> bool {
         if self.state.returned.load(Ordering::SeqCst) {
             return true;
+        }
+        if Instant::now() < self.from {
+            return false;
         }
         // Fails only when extism's timer thread is gone, and then so is the process.
         let _ = self.handle.cancel();

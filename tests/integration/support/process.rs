@@ -8,6 +8,27 @@ pub(crate) fn executable_mappings() -> usize {
     maps.lines().filter(|line| line.split_whitespace().nth(1).is_some_and(|mode| mode.contains('x'))).count()
 }
 
+/// Open files.
+pub(crate) fn open_files() -> usize {
+    fs::read_dir("/proc/self/fd").expect("Linux has /proc").count()
+}
+
+/// Resident memory, in MiB.
+pub(crate) fn resident_mib() -> usize {
+    statm(1) * 4 / 1024
+}
+
+/// Address space, in GiB.
+pub(crate) fn address_space_gib() -> usize {
+    statm(0) * 4 / 1024 / 1024
+}
+
+/// A field of `/proc/self/statm`, in pages of 4 KiB.
+fn statm(field: usize) -> usize {
+    let statm = fs::read_to_string("/proc/self/statm").expect("Linux has /proc");
+    statm.split_whitespace().nth(field).and_then(|pages| pages.parse().ok()).expect("statm holds numbers")
+}
+
 /// Threads of this process.
 pub(crate) fn threads() -> usize {
     fs::read_dir("/proc/self/task").expect("Linux has /proc").count()

@@ -2,7 +2,8 @@
 
 use std::{
     any::Any,
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -43,6 +44,7 @@ pub(crate) struct Counts {
     pub(crate) closes: AtomicUsize,
     pub(crate) instances_made: AtomicUsize,
     pub(crate) instances_live: AtomicUsize,
+    pub(crate) instances_live_max: AtomicUsize,
     pub(crate) calls_started: AtomicUsize,
     pub(crate) calls_finished: AtomicUsize,
     /// From before a compile begins until its permit is let go.
@@ -56,6 +58,7 @@ struct Script {
     instantiate: VecDeque<Act>,
     call: VecDeque<Act>,
     vanish: bool,
+    open_gates: HashSet<String>,
 }
 
 #[derive(Default)]
@@ -115,6 +118,12 @@ impl Spy {
         self.shared.release.notify_waiters();
     }
 
+    /// Lets the call whose input is `hold NAME` go on.
+    pub(crate) fn open_gate(&self, name: &str) {
+        self.shared.script.lock().unwrap().open_gates.insert(name.to_owned());
+        self.shared.release.notify_waiters();
+    }
+
     pub(crate) fn counts(&self) -> &Counts {
         &self.shared.counts
     }
@@ -143,6 +152,10 @@ impl Spy {
         self.counts().instances_live.load(Ordering::SeqCst)
     }
 
+    pub(crate) fn instances_live_max(&self) -> usize {
+        self.counts().instances_live_max.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn runtimes_live(&self) -> usize {
         self.counts().runtimes_live.load(Ordering::SeqCst)
     }
@@ -164,6 +177,18 @@ impl Spy {
 }
 
 impl Shared {
+    async fn until(&self, condition: impl Fn() -> bool) {
+        loop {
+            let mut released = pin!(self.release.notified());
+            // Before looking, or a release in between would be missed.
+            released.as_mut().enable();
+            if condition() {
+                return;
+            }
+            released.await;
+        }
+    }
+
     async fn act(&self, act: Act) -> Result<(), Error> {
         match act {
             Act::Succeed => Ok(()),
@@ -175,13 +200,10 @@ impl Shared {
             Act::FailOnce => Err(Error::Internal { reason: "told to fail", cause: None }),
             Act::Panic => panic!("told to panic"),
             Act::Never => std::future::pending().await,
-            Act::Held => loop {
-                let released = self.release.notified();
-                if self.released.load(Ordering::SeqCst) {
-                    return Ok(());
-                }
-                released.await;
-            },
+            Act::Held => {
+                self.until(|| self.released.load(Ordering::SeqCst)).await;
+                Ok(())
+            }
         }
     }
 }
@@ -239,6 +261,7 @@ impl CompiledPlugin for SpyPlugin {
         let act = self.spy.next(|script| &mut script.instantiate);
         let spy = self.spy.clone();
         let live = Live::new(&spy.shared, |counts| &counts.instances_live);
+        spy.counts().instances_live_max.fetch_max(spy.instances_live(), Ordering::SeqCst);
         Box::pin(async move {
             let held = (live, permit);
             spy.shared.act(act).await?;
@@ -273,7 +296,11 @@ impl Instance for SpyInstance {
             self.uses += 1;
             self.sound = false;
             let shared = self.spy.shared.clone();
-            if act == Act::Fail {
+            if let Some(gate) = input.strip_prefix(b"hold ") {
+                let gate = String::from_utf8_lossy(gate).into_owned();
+                shared.until(|| shared.script.lock().unwrap().open_gates.contains(&gate)).await;
+            }
+            if act == Act::Fail || input == "trap" {
                 return Err(Error::GuestTrap { reason: "told to trap".into() });
             }
             shared.act(act).await?;

@@ -19,6 +19,11 @@
 //! - No build waits for a place while an unleased runtime could be evicted for it.
 //! - Nobody contends for a permit while an idle instance could be reaped for it.
 
+mod entries;
+mod pump;
+mod retire;
+mod view;
+
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     time::Duration,
@@ -30,11 +35,9 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Generation, Limits, Refused, Snapshot, SnapshotState};
-use crate::{
-    error::Error,
-    metrics::{CloseReason, Counts},
-};
+use self::entries::{Build, Draining, Failure, Live, Phase, Waiter, insert_by_age};
+use super::{Generation, Limits, Refused, Resident};
+use crate::{error::Error, metrics::CloseReason};
 
 /// How many failed builds are remembered at most.
 const MAX_FAILURES: usize = 4096;
@@ -68,7 +71,7 @@ pub(super) type AnswerReceiver<R> = oneshot::Receiver<Result<super::Lease<R>, Re
 pub(super) type AdmissionSender<R> = oneshot::Sender<super::Admission<R>>;
 
 /// What the shell has to do once the lock is released.
-pub(super) enum Effect<R: super::Resident> {
+pub(super) enum Effect<R: Resident> {
     Answer {
         to: AnswerSender<R>,
         answer: Answer<R>,
@@ -87,6 +90,11 @@ pub(super) enum Effect<R: super::Resident> {
         leased: bool,
         grace: Option<Duration>,
     },
+    /// A runtime that drains already is to be closed with this grace, if that ends sooner.
+    Hasten {
+        resident: R,
+        grace: Duration,
+    },
     /// The last lease of a retired runtime came back.
     Drained {
         resident: R,
@@ -100,7 +108,7 @@ pub(super) enum Effect<R: super::Resident> {
 pub(super) type Effects<R> = Vec<Effect<R>>;
 
 /// How a request for a lease went.
-pub(super) enum Requested<R: super::Resident> {
+pub(super) enum Requested<R: Resident> {
     Granted(Grant<R>),
     Refused(Error),
     /// Joined a build in progress.
@@ -111,63 +119,7 @@ pub(super) enum Requested<R: super::Resident> {
     Start(BuildId, AnswerReceiver<R>),
 }
 
-struct Waiter<R: super::Resident> {
-    age: Age,
-    to: AnswerSender<R>,
-}
-
-/// A runtime that serves. `idle ≤ instances`; a lease stands for one instance that is neither.
-struct Live<R: super::Resident> {
-    resident: R,
-    place: PlaceId,
-    leases: usize,
-    /// Permits out for it, whatever their instance is doing.
-    instances: usize,
-    /// Instances in its pool that are set aside for nobody.
-    idle: usize,
-    /// Idle instances that are being dropped for somebody's permit.
-    reaping: usize,
-    /// A spare instance is being made for it.
-    sparing: bool,
-    waiters: VecDeque<Waiter<R>>,
-    /// A newcomer will have its place: new leases queue until it has been evicted or is needed no more.
-    claimed: bool,
-    /// Its key among the contenders.
-    contending: Option<Age>,
-    opened: Instant,
-    last_used: Instant,
-    uses: u64,
-}
-
-enum Phase<R: super::Resident> {
-    /// Its bytes are being fetched; it holds nothing.
-    Fetching,
-    /// In `build_queue` under this age.
-    Queued { age: Age, to: AdmissionSender<R> },
-    /// It holds a place and the permit of its probe instance.
-    Placed { place: PlaceId, since: Instant },
-}
-
-struct Build<R: super::Resident> {
-    id: BuildId,
-    phase: Phase<R>,
-    waiters: VecDeque<Waiter<R>>,
-}
-
-/// A runtime on its way out, or a build whose outcome nobody wants any more.
-struct Draining<R> {
-    generation: Generation,
-    resident: Option<R>,
-    leases: usize,
-    reaping: usize,
-}
-
-struct Failure {
-    error: Error,
-    until: Instant,
-}
-
-pub(super) struct State<R: super::Resident> {
+pub(super) struct State<R: Resident> {
     limits: Limits,
     shut_down: bool,
     /// Unbounded: the bound is on places, and a victim is never dropped under the lock.
@@ -189,13 +141,14 @@ pub(super) struct State<R: super::Resident> {
     failures: LruCache<Generation, Failure>,
     waiting_capacity: usize,
     waiting_instance: usize,
+    waiting_fetch: usize,
     waiting_build: usize,
     next: u64,
     /// Grows with every change; orders what is published.
     pub(super) version: u64,
 }
 
-impl<R: super::Resident> State<R> {
+impl<R: Resident> State<R> {
     pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -214,6 +167,7 @@ impl<R: super::Resident> State<R> {
             failures: LruCache::unbounded(),
             waiting_capacity: 0,
             waiting_instance: 0,
+            waiting_fetch: 0,
             waiting_build: 0,
             next: 0,
             version: 0,
@@ -230,21 +184,6 @@ impl<R: super::Resident> State<R> {
         Age(self.unique())
     }
 
-    pub(super) fn counts(&self) -> Counts {
-        let live = self.live.len();
-        let draining = self.draining.len();
-        Counts {
-            building: self.places.len() - live - draining,
-            live,
-            draining,
-            idle: self.idle,
-            busy: self.instances - self.idle,
-            waiting_capacity: self.waiting_capacity,
-            waiting_instance: self.waiting_instance,
-            waiting_build: self.waiting_build,
-        }
-    }
-
     /// A caller wants a lease on `generation`. One that may not wait is refused instead.
     pub(super) fn request(
         &mut self,
@@ -257,11 +196,14 @@ impl<R: super::Resident> State<R> {
         if self.shut_down {
             return Requested::Refused(Error::ShuttingDown);
         }
-        let full = self.waiting_capacity + self.waiting_instance >= self.limits.max_waiting;
+        // Whoever waits for a fetch waits for a place next, unless one is in sight.
+        let waiting = self.waiting_capacity + self.waiting_instance + self.waiting_fetch;
+        let full = waiting >= self.limits.max_waiting;
         let refused = |reason| Requested::Refused(Error::Saturated { reason });
+        let eldest = self.eldest_build();
         if let Some(live) = self.live.get_mut(&generation) {
             live.last_used = now;
-            if !live.claimed && live.waiters.is_empty() {
+            if !live.holds_back(age, eldest) && live.waiters.is_empty() {
                 if live.idle > 0 {
                     live.idle -= 1;
                     self.idle -= 1;
@@ -282,7 +224,7 @@ impl<R: super::Resident> State<R> {
                 return refused("no instance is free and as many callers wait as may");
             }
             let (to, answer) = oneshot::channel();
-            live.waiters.push_back(Waiter { age, to });
+            insert_by_age(&mut live.waiters, Waiter { age, to });
             self.waiting_instance += 1;
             self.contend(generation);
             self.pump(now, effects);
@@ -291,35 +233,45 @@ impl<R: super::Resident> State<R> {
         if !may_wait {
             return refused("a call from inside a host function does not wait, and its evaluator is cold");
         }
+        let in_sight = !full || self.places_in_sight(0);
         if let Some(build) = self.builds.get_mut(&generation) {
-            let queued = matches!(build.phase, Phase::Queued { .. });
-            if queued && full {
+            let waiting = match build.phase {
+                Phase::Queued { .. } if full => None,
+                Phase::Queued { .. } => Some(&mut self.waiting_capacity),
+                Phase::Fetching => in_sight.then_some(&mut self.waiting_fetch),
+                Phase::Placed { .. } => Some(&mut self.waiting_build),
+            };
+            let Some(waiting) = waiting else {
                 return refused("no runtime is free and as many callers wait as may");
-            }
+            };
+            *waiting += 1;
             let (to, answer) = oneshot::channel();
-            build.waiters.push_back(Waiter { age, to });
-            *(if queued { &mut self.waiting_capacity } else { &mut self.waiting_build }) += 1;
+            insert_by_age(&mut build.waiters, Waiter { age, to });
             return Requested::Joined(answer);
         }
         if let Some(error) = self.remembered(generation, now) {
             return Requested::Refused(error);
         }
-        if full && !self.place_in_sight() {
+        if full && !self.places_in_sight(1) {
             return refused("no runtime is free and as many callers wait as may");
         }
         let id = BuildId(self.unique());
         let (to, answer) = oneshot::channel();
         let waiters = VecDeque::from([Waiter { age, to }]);
-        self.builds.insert(generation, Build { id, phase: Phase::Fetching, waiters });
-        self.waiting_build += 1;
+        self.builds.insert(generation, Build { id, fetched: Duration::ZERO, phase: Phase::Fetching, waiters });
+        self.waiting_fetch += 1;
         Requested::Start(id, answer)
     }
 
-    /// Whether one more build would get a place without waiting for a lease to end.
-    fn place_in_sight(&self) -> bool {
+    /// Whether all builds that have no place yet, and `more`, would get one without waiting for a lease to end.
+    fn places_in_sight(&self, more: usize) -> bool {
         let unplaced = self.builds.values().filter(|build| !matches!(build.phase, Phase::Placed { .. })).count();
-        let evictable = self.live.iter().filter(|(_, live)| live.evictable()).count();
-        self.limits.capacity - self.places.len() + self.closing + evictable > unplaced
+        let evictable = self.live.iter().filter(|(_, live)| live.evictable(None)).count();
+        self.limits.capacity - self.places.len() + self.closing + evictable >= unplaced + more
+    }
+
+    fn eldest_build(&self) -> Option<Age> {
+        self.build_queue.first_key_value().map(|(age, _)| *age)
     }
 
     fn remembered(&mut self, generation: Generation, now: Instant) -> Option<Error> {
@@ -337,17 +289,24 @@ impl<R: super::Resident> State<R> {
             let before = build.waiters.len();
             build.waiters.retain(|waiter| waiter.age != age);
             let left = before - build.waiters.len();
-            match &build.phase {
-                Phase::Queued { age, .. } => {
+            match (&mut build.phase, build.waiters.front()) {
+                (Phase::Queued { age, .. }, Some(eldest)) => {
                     self.waiting_capacity -= left;
-                    // Nobody wants it and it has cost nothing yet: its builder sees its channel close, and ends.
-                    if build.waiters.is_empty() {
-                        self.build_queue.remove(age);
-                        self.builds.remove(&generation);
-                        self.pump(now, effects);
-                    }
+                    // A build is as old as its eldest caller that is still there.
+                    self.build_queue.remove(age);
+                    *age = eldest.age;
+                    self.build_queue.insert(*age, generation);
+                    self.pump(now, effects);
                 }
-                _ => self.waiting_build -= left,
+                // Nobody wants it and it has cost nothing yet: its builder sees its channel close, and ends.
+                (Phase::Queued { age, .. }, None) => {
+                    self.waiting_capacity -= left;
+                    self.build_queue.remove(age);
+                    self.builds.remove(&generation);
+                    self.pump(now, effects);
+                }
+                (Phase::Fetching, _) => self.waiting_fetch -= left,
+                (Phase::Placed { .. }, _) => self.waiting_build -= left,
             }
         } else if let Some(live) = self.live.peek_mut(&generation) {
             let before = live.waiters.len();
@@ -363,11 +322,12 @@ impl<R: super::Resident> State<R> {
         self.builds.get(&generation).is_some_and(|build| matches!(build.phase, Phase::Placed { .. }))
     }
 
-    /// A build's plugin is fetched and now needs a place and a permit. False when nobody wants it any more.
+    /// A build's plugin is fetched, which took `fetched`, and now needs a place and a permit. False when nobody wants it any more.
     pub(super) fn enqueue(
         &mut self,
         generation: Generation,
         id: BuildId,
+        fetched: Duration,
         to: AdmissionSender<R>,
         now: Instant,
         effects: &mut Effects<R>,
@@ -377,8 +337,9 @@ impl<R: super::Resident> State<R> {
             self.builds.remove(&generation);
             return false;
         };
+        build.fetched = fetched;
         build.phase = Phase::Queued { age: eldest, to };
-        self.waiting_build -= build.waiters.len();
+        self.waiting_fetch -= build.waiters.len();
         self.waiting_capacity += build.waiters.len();
         self.build_queue.insert(eldest, generation);
         self.pump(now, effects);
@@ -427,7 +388,7 @@ impl<R: super::Resident> State<R> {
             uses: 0,
         };
         self.live.push(generation, live);
-        self.serve(generation, Some(now - since), effects);
+        self.serve(generation, Some(build.fetched + (now - since)), effects);
         self.pump(now, effects);
         Ok(())
     }
@@ -466,7 +427,10 @@ impl<R: super::Resident> State<R> {
         now: Instant,
         effects: &mut Effects<R>,
     ) {
-        if let Some(live) = self.live.get_mut(&generation).filter(|live| live.place == place) {
+        // Looked at first: a lease on a runtime that drains must not freshen its successor.
+        if self.live.peek(&generation).is_some_and(|live| live.place == place)
+            && let Some(live) = self.live.get_mut(&generation)
+        {
             live.leases -= 1;
             live.last_used = now;
             if back {
@@ -560,278 +524,5 @@ impl<R: super::Resident> State<R> {
             self.pump(now, effects);
             self.serve(generation, None, effects);
         }
-    }
-
-    /// Takes a generation out, whatever it is doing: a live runtime drains, a build's outcome is not wanted. Those who
-    /// wait get `refused`.
-    pub(super) fn retire(
-        &mut self,
-        generation: Generation,
-        reason: CloseReason,
-        grace: Option<Duration>,
-        refused: &Refused,
-        now: Instant,
-        effects: &mut Effects<R>,
-    ) {
-        self.retire_live(generation, reason, grace, refused, now, effects);
-        if let Some(build) = self.builds.remove(&generation) {
-            self.drop_build(generation, build, refused, effects);
-        }
-        self.pump(now, effects);
-    }
-
-    /// A build that will not be published: those who wait are refused, and its place, if it still has one, drains.
-    fn drop_build(&mut self, generation: Generation, build: Build<R>, refused: &Refused, effects: &mut Effects<R>) {
-        match build.phase {
-            Phase::Fetching => self.waiting_build -= build.waiters.len(),
-            Phase::Queued { age, .. } => {
-                self.build_queue.remove(&age);
-                self.waiting_capacity -= build.waiters.len();
-            }
-            Phase::Placed { place, .. } => {
-                self.waiting_build -= build.waiters.len();
-                if self.places.contains_key(&place) {
-                    self.closing += 1;
-                    self.draining.insert(place, Draining { generation, resident: None, leases: 0, reaping: 0 });
-                }
-            }
-        }
-        refuse(build.waiters, refused, effects);
-    }
-
-    fn retire_live(
-        &mut self,
-        generation: Generation,
-        reason: CloseReason,
-        grace: Option<Duration>,
-        refused: &Refused,
-        now: Instant,
-        effects: &mut Effects<R>,
-    ) {
-        let Some(live) = self.live.pop(&generation) else { return };
-        self.idle -= live.idle;
-        self.waiting_instance -= live.waiters.len();
-        if let Some(age) = live.contending {
-            self.contenders.remove(&age);
-        }
-        if live.claimed {
-            self.claimed.retain(|claimed| *claimed != generation);
-        }
-        let leased = live.leases > 0;
-        self.closing += usize::from(!leased);
-        let resident = leased.then(|| live.resident.clone());
-        let draining = Draining { generation, resident, leases: live.leases, reaping: live.reaping };
-        self.draining.insert(live.place, draining);
-        let evicted = matches!(reason, CloseReason::Capacity | CloseReason::Idle);
-        let unused = evicted.then(|| now - live.last_used);
-        effects.push(Effect::Retire { resident: live.resident, reason, unused, leased, grace });
-        refuse(live.waiters, refused, effects);
-    }
-
-    /// Evicts what has not been used for longer than `ttl(generation)`.
-    pub(super) fn sweep(&mut self, now: Instant, ttl: impl Fn(Generation) -> Duration, effects: &mut Effects<R>) {
-        let expired: Vec<Generation> = self
-            .live
-            .iter()
-            .filter(|(generation, live)| live.evictable() && now - live.last_used >= ttl(**generation))
-            .map(|(generation, _)| *generation)
-            .collect();
-        for generation in expired {
-            self.retire_live(generation, CloseReason::Idle, None, &Refused::Retry, now, effects);
-        }
-    }
-
-    /// Refuses everything from now on and retires all there is.
-    pub(super) fn shut_down(&mut self, grace: Option<Duration>, now: Instant, effects: &mut Effects<R>) {
-        self.shut_down = true;
-        let live = self.live.iter().map(|(generation, _)| *generation);
-        let all: Vec<Generation> = live.chain(self.builds.keys().copied()).collect();
-        for generation in all {
-            let refused = Refused::Error(Error::ShuttingDown);
-            self.retire(generation, CloseReason::Shutdown, grace, &refused, now, effects);
-        }
-        self.failures.clear();
-    }
-
-    pub(super) fn is_shut_down(&self) -> bool {
-        self.shut_down
-    }
-
-    /// What ends when the places of such generations are released.
-    pub(super) fn gone(&self, which: impl Fn(Generation) -> bool) -> Vec<watch::Receiver<bool>> {
-        self.places.values().filter(|(held, _)| which(*held)).map(|(_, gone)| gone.clone()).collect()
-    }
-
-    pub(super) fn snapshot(&self) -> Vec<Snapshot> {
-        let live = self.live.iter().map(|(generation, live)| Snapshot {
-            generation: *generation,
-            state: SnapshotState::Live,
-            instances: live.instances,
-            leases: live.leases,
-            uses: live.uses,
-            opened: Some(live.opened),
-            last_used: Some(live.last_used),
-        });
-        let bare = |generation, state, leases| Snapshot {
-            generation,
-            state,
-            instances: leases,
-            leases,
-            uses: 0,
-            opened: None,
-            last_used: None,
-        };
-        let builds = self.builds.keys().map(|generation| bare(*generation, SnapshotState::Building, 0));
-        let draining =
-            self.draining.values().map(|draining| bare(draining.generation, SnapshotState::Draining, draining.leases));
-        live.chain(builds).chain(draining).collect()
-    }
-
-    /// Gives a runtime's idle instances to its own waiters, eldest first.
-    fn serve(&mut self, generation: Generation, build: Option<Duration>, effects: &mut Effects<R>) {
-        let elder = self.contenders.first_key_value().map(|(age, _)| *age);
-        let owed = self.instances >= self.limits.max_instances && self.reaping < self.contenders.len();
-        let Some(live) = self.live.peek_mut(&generation) else { return };
-        while !live.claimed && live.idle > 0 {
-            let Some(waiter) = live.waiters.front() else { break };
-            if owed && elder.is_some_and(|elder| elder < waiter.age && live.contending != Some(elder)) {
-                break;
-            }
-            let Some(waiter) = live.waiters.pop_front() else { break };
-            live.idle -= 1;
-            self.idle -= 1;
-            self.waiting_instance -= 1;
-            effects.push(Effect::Answer { to: waiter.to, answer: Ok(live.grant(generation, true, build)) });
-        }
-        self.contend(generation);
-    }
-
-    /// Puts a runtime among the contenders if its eldest waiter can only be served with one more permit, and takes it
-    /// out otherwise.
-    fn contend(&mut self, generation: Generation) {
-        let Some(live) = self.live.peek_mut(&generation) else { return };
-        let eldest = live.waiters.front().map(|waiter| waiter.age);
-        let wants = eldest
-            .filter(|_| !live.claimed && live.idle == 0 && live.instances < self.limits.max_instances_per_runtime);
-        if live.contending == wants {
-            return;
-        }
-        if let Some(age) = live.contending.take() {
-            self.contenders.remove(&age);
-        }
-        if let Some(age) = wants {
-            self.contenders.insert(age, generation);
-            live.contending = Some(age);
-        }
-    }
-
-    /// Hands out what is free, eldest first, then sees to it that what is missing comes free.
-    fn pump(&mut self, now: Instant, effects: &mut Effects<R>) {
-        while self.instances < self.limits.max_instances {
-            let place_free = self.places.len() < self.limits.capacity;
-            let build = self.build_queue.first_key_value().filter(|_| place_free).map(|(age, _)| *age);
-            let contender = self.contenders.first_key_value().map(|(age, _)| *age);
-            match (build, contender) {
-                (Some(build), contender) if contender.is_none_or(|contender| build < contender) => {
-                    self.admit(build, now, effects);
-                }
-                (_, Some(contender)) => self.grant_permit(contender, effects),
-                _ => break,
-            }
-        }
-        self.reap(effects);
-        self.evict(now, effects);
-    }
-
-    fn admit(&mut self, age: Age, now: Instant, effects: &mut Effects<R>) {
-        let place = PlaceId(self.unique());
-        let Some(generation) = self.build_queue.remove(&age) else { return };
-        let Some(build) = self.builds.get_mut(&generation) else { return };
-        let Phase::Queued { to, .. } = std::mem::replace(&mut build.phase, Phase::Placed { place, since: now }) else {
-            return;
-        };
-        self.waiting_capacity -= build.waiters.len();
-        self.waiting_build += build.waiters.len();
-        let (gone, receiver) = watch::channel(false);
-        self.places.insert(place, (generation, receiver));
-        self.instances += 1;
-        effects.push(Effect::Admit { to, generation, place, gone });
-    }
-
-    fn grant_permit(&mut self, age: Age, effects: &mut Effects<R>) {
-        let Some(generation) = self.contenders.remove(&age) else { return };
-        let Some(live) = self.live.peek_mut(&generation) else { return };
-        live.contending = None;
-        if let Some(waiter) = live.waiters.pop_front() {
-            live.instances += 1;
-            self.instances += 1;
-            self.waiting_instance -= 1;
-            effects.push(Effect::Answer { to: waiter.to, answer: Ok(live.grant(generation, false, None)) });
-        }
-        self.contend(generation);
-    }
-
-    /// Drops idle instances, least recently used runtimes first, for those who wait for a permit.
-    fn reap(&mut self, effects: &mut Effects<R>) {
-        if self.instances < self.limits.max_instances {
-            return;
-        }
-        let placeable = self.build_queue.len().min(self.limits.capacity - self.places.len());
-        let short = self.contenders.len() + placeable;
-        while self.reaping < short && self.idle > 0 {
-            let Some((_, live)) = self.live.iter_mut().rev().find(|(_, live)| live.idle > 0) else { return };
-            live.idle -= 1;
-            live.reaping += 1;
-            self.idle -= 1;
-            self.reaping += 1;
-            effects.push(Effect::Reap { resident: live.resident.clone() });
-        }
-    }
-
-    /// Evicts unleased runtimes, least recently used first, for builds that wait for a place. When there are not
-    /// enough of them, claims leased ones.
-    fn evict(&mut self, now: Instant, effects: &mut Effects<R>) {
-        let coming = self.limits.capacity - self.places.len() + self.closing;
-        let mut short = self.build_queue.len().saturating_sub(coming);
-        while short > 0 {
-            let victim = self.live.iter().rev().find(|(_, live)| live.evictable()).map(|(generation, _)| *generation);
-            let Some(victim) = victim else { break };
-            self.retire_live(victim, CloseReason::Capacity, None, &Refused::Retry, now, effects);
-            short -= 1;
-        }
-        while self.claimed.len() > short {
-            let Some(generation) = self.claimed.pop() else { break };
-            if let Some(live) = self.live.peek_mut(&generation) {
-                live.claimed = false;
-            }
-            self.serve(generation, None, effects);
-        }
-        while self.claimed.len() < short {
-            let leased = self.live.iter_mut().rev().find(|(_, live)| !live.claimed && live.leases > 0);
-            let Some((generation, live)) = leased else { break };
-            let generation = *generation;
-            live.claimed = true;
-            self.claimed.push(generation);
-            self.contend(generation);
-        }
-    }
-}
-
-impl<R: super::Resident> Live<R> {
-    /// Unleased, and nobody waits for it but those whom a claim holds back.
-    fn evictable(&self) -> bool {
-        self.leases == 0 && (self.waiters.is_empty() || self.claimed)
-    }
-
-    fn grant(&mut self, generation: Generation, idle: bool, build: Option<Duration>) -> Grant<R> {
-        self.leases += 1;
-        self.uses += 1;
-        Grant { resident: self.resident.clone(), generation, place: self.place, idle, build }
-    }
-}
-
-fn refuse<R: super::Resident>(waiters: VecDeque<Waiter<R>>, refused: &Refused, effects: &mut Effects<R>) {
-    for waiter in waiters {
-        effects.push(Effect::Answer { to: waiter.to, answer: Err(refused.clone()) });
     }
 }

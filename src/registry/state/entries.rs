@@ -1,0 +1,101 @@
+//! What the state keeps of each runtime, build and caller.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    super::{Generation, Refused, Resident},
+    AdmissionSender, Age, AnswerSender, BuildId, Effect, Effects, Grant, PlaceId,
+};
+use crate::error::Error;
+
+pub(super) struct Waiter<R: Resident> {
+    pub(super) age: Age,
+    pub(super) to: AnswerSender<R>,
+}
+
+/// A runtime that serves. `idle ≤ instances`; a lease stands for one instance that is neither.
+pub(super) struct Live<R: Resident> {
+    pub(super) resident: R,
+    pub(super) place: PlaceId,
+    pub(super) leases: usize,
+    /// Permits out for it, whatever their instance is doing.
+    pub(super) instances: usize,
+    /// Instances in its pool that are set aside for nobody.
+    pub(super) idle: usize,
+    /// Idle instances that are being dropped for somebody's permit.
+    pub(super) reaping: usize,
+    /// A spare instance is being made for it.
+    pub(super) sparing: bool,
+    pub(super) waiters: VecDeque<Waiter<R>>,
+    /// A newcomer will have its place: new leases queue until it has been evicted or is needed no more.
+    pub(super) claimed: bool,
+    /// Its key among the contenders.
+    pub(super) contending: Option<Age>,
+    pub(super) opened: Instant,
+    pub(super) last_used: Instant,
+    pub(super) uses: u64,
+}
+
+pub(super) enum Phase<R: Resident> {
+    /// Its bytes are being fetched; it holds nothing.
+    Fetching,
+    /// In `build_queue` under this age.
+    Queued { age: Age, to: AdmissionSender<R> },
+    /// It holds a place and the permit of its probe instance.
+    Placed { place: PlaceId, since: Instant },
+}
+
+pub(super) struct Build<R: Resident> {
+    pub(super) id: BuildId,
+    /// How long it took to fetch the plugin.
+    pub(super) fetched: Duration,
+    pub(super) phase: Phase<R>,
+    pub(super) waiters: VecDeque<Waiter<R>>,
+}
+
+/// A runtime on its way out, or a build whose outcome nobody wants any more.
+pub(super) struct Draining<R> {
+    pub(super) generation: Generation,
+    pub(super) resident: Option<R>,
+    pub(super) leases: usize,
+    pub(super) reaping: usize,
+}
+
+pub(super) struct Failure {
+    pub(super) error: Error,
+    pub(super) until: Instant,
+}
+
+impl<R: Resident> Live<R> {
+    /// Whether a caller of this age has to wait until the claim is settled: a claim holds back whoever is younger than
+    /// the eldest build that waits for a place.
+    pub(super) fn holds_back(&self, age: Age, eldest_build: Option<Age>) -> bool {
+        self.claimed && eldest_build.is_some_and(|build| build < age)
+    }
+
+    /// Unleased, and nobody waits for it but those whom a claim holds back.
+    pub(super) fn evictable(&self, eldest_build: Option<Age>) -> bool {
+        let waits = |waiter: &Waiter<R>| !self.holds_back(waiter.age, eldest_build);
+        self.leases == 0 && !self.waiters.front().is_some_and(waits)
+    }
+
+    pub(super) fn grant(&mut self, generation: Generation, idle: bool, build: Option<Duration>) -> Grant<R> {
+        self.leases += 1;
+        self.uses += 1;
+        Grant { resident: self.resident.clone(), generation, place: self.place, idle, build }
+    }
+}
+
+/// Callers come in order, but for those whose runtime was evicted under them: they come again, at their old age.
+pub(super) fn insert_by_age<R: Resident>(waiters: &mut VecDeque<Waiter<R>>, waiter: Waiter<R>) {
+    let at = waiters.partition_point(|other| other.age < waiter.age);
+    waiters.insert(at, waiter);
+}
+
+pub(super) fn refuse<R: Resident>(waiters: VecDeque<Waiter<R>>, refused: &Refused, effects: &mut Effects<R>) {
+    for waiter in waiters {
+        effects.push(Effect::Answer { to: waiter.to, answer: Err(refused.clone()) });
+    }
+}

@@ -1,0 +1,60 @@
+//! What can be seen of the state.
+
+use tokio::sync::watch;
+
+use super::{
+    super::{Generation, Resident, Snapshot, SnapshotState},
+    State,
+};
+use crate::metrics::Counts;
+
+impl<R: Resident> State<R> {
+    pub(in crate::registry) fn counts(&self) -> Counts {
+        let live = self.live.len();
+        let draining = self.draining.len();
+        Counts {
+            building: self.places.len() - live - draining,
+            live,
+            draining,
+            idle: self.idle,
+            busy: self.instances - self.idle,
+            waiting_capacity: self.waiting_capacity,
+            waiting_instance: self.waiting_instance,
+            waiting_build: self.waiting_fetch + self.waiting_build,
+        }
+    }
+
+    pub(in crate::registry) fn is_shut_down(&self) -> bool {
+        self.shut_down
+    }
+
+    /// What ends when the places of such generations are released.
+    pub(in crate::registry) fn gone(&self, which: impl Fn(Generation) -> bool) -> Vec<watch::Receiver<bool>> {
+        self.places.values().filter(|(held, _)| which(*held)).map(|(_, gone)| gone.clone()).collect()
+    }
+
+    pub(in crate::registry) fn snapshot(&self) -> Vec<Snapshot> {
+        let live = self.live.iter().map(|(generation, live)| Snapshot {
+            generation: *generation,
+            state: SnapshotState::Live,
+            instances: live.instances,
+            leases: live.leases,
+            uses: live.uses,
+            opened: Some(live.opened),
+            last_used: Some(live.last_used),
+        });
+        let bare = |generation, state, leases| Snapshot {
+            generation,
+            state,
+            instances: leases,
+            leases,
+            uses: 0,
+            opened: None,
+            last_used: None,
+        };
+        let builds = self.builds.keys().map(|generation| bare(*generation, SnapshotState::Building, 0));
+        let draining =
+            self.draining.values().map(|draining| bare(draining.generation, SnapshotState::Draining, draining.leases));
+        live.chain(builds).chain(draining).collect()
+    }
+}

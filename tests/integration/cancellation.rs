@@ -1,0 +1,151 @@
+//! The cancellation matrix: a future is polled k times and dropped, for every k, while the engine does each thing that
+//! an engine can do at each step. Whatever happens, everything that was opened is closed, every permit is home, and
+//! the pool serves the next caller.
+
+use std::{
+    future::Future,
+    pin::pin,
+    task::{Context, Waker},
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+
+use evalpool::{EvaluatorPool, Isolation, Settings};
+
+use crate::support::spy::{Act, Spy};
+
+const ACTS: [Act; 6] =
+    [Act::Succeed, Act::Slow(Duration::from_millis(5)), Act::Fail, Act::Panic, Act::Never, Act::Held];
+
+/// More than any of the futures needs to be polled when nothing is held up.
+const MOST_POLLS: usize = 12;
+
+/// Polls a future `polls` times, letting everything else go on in between, then drops it. True when it ended by itself.
+async fn poll_and_drop(polls: usize, future: impl Future) -> bool {
+    let mut future = pin!(future);
+    for _ in 0..polls {
+        if future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+            return true;
+        }
+        // Longer than the slow engine takes, and than blocking threads need to be heard of.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::task::yield_now().await;
+    }
+    false
+}
+
+fn pool(spy: &Spy, isolation: Isolation) -> EvaluatorPool {
+    let mut settings = Settings::default();
+    settings.pool.capacity = 2;
+    settings.pool.negative_ttl = Duration::ZERO;
+    settings.pool.grace = Duration::from_millis(20);
+    settings.engine.isolation = isolation;
+    settings.limits.build_timeout = Duration::from_secs(1);
+    settings.limits.exec_timeout = Duration::from_secs(1);
+    spy.pool(|builder| builder.settings(settings))
+}
+
+/// After the drop: what is held is released, and the pool must come to rest and be whole.
+async fn comes_to_rest(case: &str, spy: &Spy, pool: &EvaluatorPool) {
+    spy.release();
+    let next = pool.evaluator("next", Spy::spec()).unwrap();
+    // The acts that were not used up belong to the case, so the next caller may meet one: it must be answered.
+    for _ in 0..8 {
+        if next.evaluate("").await.is_ok() {
+            break;
+        }
+    }
+    next.evaluate("").await.unwrap_or_else(|error| panic!("{case}: the next caller got {error}"));
+    drop(next);
+    let report = pool.close().await;
+    // A compile that never answers cannot be interrupted: it, and nothing else, is reported and stays counted.
+    if spy.runtimes_live() > 0 {
+        assert!(case.contains("compile Never") || case.contains("probe Never"), "{case}: {report:?}, {pool:?}");
+        return;
+    }
+    assert_eq!(pool.runtimes(), 0, "{case}");
+    assert_eq!(spy.opens(), spy.closes(), "{case}");
+    assert_eq!(spy.instances_live(), 0, "{case}");
+    assert!(spy.runtimes_live_max() <= 2, "{case}");
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Compile,
+    Probe,
+    Call,
+}
+
+fn tell(spy: &Spy, step: Step, act: &Act) -> String {
+    match step {
+        Step::Compile => spy.on_compile([act.clone()]),
+        Step::Probe => spy.on_instantiate([act.clone()]),
+        Step::Call => spy.on_call([act.clone()]),
+    }
+    format!("{step:?} {act:?}").to_lowercase().replace("never", "Never")
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_evaluation_dropped_at_any_await_leaves_the_pool_whole() {
+    for isolation in [Isolation::Fresh, Isolation::Reuse] {
+        for step in [Step::Compile, Step::Probe, Step::Call] {
+            for act in &ACTS {
+                for polls in 0..=MOST_POLLS {
+                    let spy = Spy::default();
+                    let case =
+                        format!("{}, evaluate dropped after {polls} polls, {isolation:?}", tell(&spy, step, act));
+                    let pool = pool(&spy, isolation);
+                    let evaluator = pool.evaluator("victim", Spy::spec()).unwrap();
+                    poll_and_drop(polls, evaluator.evaluate("")).await;
+                    drop(evaluator);
+                    comes_to_rest(&case, &spy, &pool).await;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_preparation_dropped_at_any_await_leaves_the_pool_whole() {
+    for step in [Step::Compile, Step::Probe] {
+        for act in &ACTS {
+            for polls in 0..=MOST_POLLS {
+                let spy = Spy::default();
+                let case = format!("{}, prepare dropped after {polls} polls", tell(&spy, step, act));
+                let pool = pool(&spy, Isolation::Fresh);
+                poll_and_drop(polls, async { pool.prepare("victim", Spy::spec()).await.map(drop) }).await;
+                comes_to_rest(&case, &spy, &pool).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_dropped_at_any_await_closes_all_the_same() {
+    for act in &ACTS {
+        for polls in 0..=4 {
+            for whole_pool in [false, true] {
+                let spy = Spy::default();
+                let case = format!("{}, close dropped after {polls} polls", tell(&spy, Step::Call, act));
+                let pool = pool(&spy, Isolation::Reuse);
+                let evaluator = pool.evaluator("victim", Spy::spec()).unwrap();
+                let mut call = pin!(evaluator.evaluate("").fuse());
+                poll_and_drop(MOST_POLLS, call.as_mut()).await;
+                if whole_pool {
+                    poll_and_drop(polls, pool.close()).await;
+                    // The call is interrupted after its grace, once it is polled again; or had ended before.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    let _ = poll_and_drop(MOST_POLLS, call).await;
+                    pool.close().await;
+                    spy.assert_nothing_left();
+                } else {
+                    poll_and_drop(polls, evaluator.close()).await;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    let _ = poll_and_drop(MOST_POLLS, call).await;
+                    comes_to_rest(&case, &spy, &pool).await;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! Closing: on every path, once, and never under a lease. Hard corners carry their number in DESIGN's list.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use evalpool::{
+    Close, CloseReport, EvaluatorPool, HostFunction, Isolation, Source, Spec, State, config::LimitSettings,
+};
+use tokio::{task::JoinSet, time::timeout};
+
+use crate::support::{
+    CALL_HOST, GREET, eventually, on_threads,
+    process::{alone, resident_mib},
+    spy::{Act, Spy},
+};
+
+/// Waits on a plain thread, where there is no tokio.
+fn eventually_here(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within ten seconds: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_holds_something_closable_can_release_it_without_knowing_what_it_is() {
+    let spy = Spy::default();
+    let pool = spy.pool(|builder| builder.capacity(4));
+    let evaluator = pool.register("name", Spy::spec()).unwrap();
+    let executable = evaluator.executable().await.unwrap();
+    let held: [Box<dyn Close>; 3] = [Box::new(executable), Box::new(evaluator.clone()), Box::new(pool.clone())];
+    evaluator.evaluate("").await.unwrap();
+    assert_eq!(held[0].close().await, CloseReport::Drained);
+    assert_eq!((spy.opens(), spy.closes()), (1, 1));
+    evaluator.evaluate("built anew").await.unwrap();
+    assert_eq!(held[1].close_with(Duration::ZERO).await, CloseReport::Drained);
+    assert_eq!(evaluator.evaluate("").await.unwrap_err().kind(), "closed");
+    assert_eq!(held[2].close().await, CloseReport::Drained);
+    assert_eq!(pool.evaluator("late", Spy::spec()).unwrap().evaluate("").await.unwrap_err().kind(), "shutting_down");
+    spy.assert_nothing_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_from_many_tasks_at_once_closes_once_and_all_wait_for_the_end() {
+    let spy = Spy::default();
+    spy.on_call([Act::Slow(Duration::from_secs(3))]);
+    let pool = spy.pool(|builder| builder.capacity(1));
+    let evaluator = pool.evaluator("name", Spy::spec()).unwrap();
+    let running = tokio::spawn({
+        let evaluator = evaluator.clone();
+        async move { evaluator.evaluate("").await }
+    });
+    eventually("the guest runs", || spy.calls_started() == 1).await;
+    let mut closers = JoinSet::new();
+    for _ in 0..10 {
+        let (evaluator, spy) = (evaluator.clone(), spy.clone());
+        closers.spawn(async move {
+            assert_eq!(evaluator.close().await, CloseReport::Drained);
+            assert_eq!(spy.closes(), 1, "closed when the call returned");
+        });
+    }
+    while let Some(closer) = closers.join_next().await {
+        closer.unwrap();
+    }
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_the_close_future_does_not_stop_the_closing() {
+    let spy = Spy::default();
+    let pool = spy.pool(|builder| builder.capacity(2));
+    let first = pool.evaluator("first", Spy::spec()).unwrap();
+    first.evaluate("").await.unwrap();
+    drop(first.close());
+    eventually("it is closed", || spy.closes() == 1).await;
+    let second = pool.evaluator("second", Spy::spec()).unwrap();
+    second.evaluate("").await.unwrap();
+    drop(pool.close());
+    eventually("all is closed", || spy.closes() == 2).await;
+    spy.assert_nothing_left();
+}
+
+#[test]
+fn corner_4_who_waits_for_an_instance_holds_no_lease_and_draining_wakes_it() {
+    on_threads(async {
+        for close in [true, false] {
+            let spy = Spy::default();
+            spy.on_call([Act::Held]);
+            let pool =
+                spy.pool(|builder| builder.capacity(2).max_instances_per_evaluator(1).isolation(Isolation::Reuse));
+            let evaluator = pool.evaluator("name", Spy::spec()).unwrap();
+            let call = || {
+                tokio::spawn({
+                    let evaluator = evaluator.clone();
+                    async move { evaluator.evaluate("").await }
+                })
+            };
+            let running = call();
+            eventually("the first runs", || spy.calls_started() == 1).await;
+            let waiting = call();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if close {
+                let closing = evaluator.close();
+                assert_eq!(waiting.await.unwrap().unwrap_err().kind(), "closed");
+                assert_eq!(spy.closes(), 0, "the first still has its lease");
+                spy.release();
+                assert_eq!(closing.await, CloseReport::Drained);
+            } else {
+                let unloading = tokio::spawn({
+                    let evaluator = evaluator.clone();
+                    async move { evaluator.unload().await }
+                });
+                waiting.await.unwrap().expect("it is answered by a runtime of its own");
+                assert_eq!((spy.opens(), spy.closes()), (2, 0));
+                spy.release();
+                assert_eq!(unloading.await.unwrap(), CloseReport::Drained);
+            }
+            running.await.unwrap().unwrap();
+            pool.close().await;
+            spy.assert_nothing_left();
+        }
+    });
+}
+
+#[test]
+fn corner_6_no_wake_up_is_lost_when_leases_end_and_callers_come_and_go() {
+    on_threads(async {
+        let spy = Spy::default();
+        let pool = spy.pool(|builder| builder.capacity(1).max_instances(2).max_instances_per_evaluator(2));
+        let evaluators: Vec<_> = (0..4).map(|name| pool.evaluator(&name.to_string(), Spy::spec()).unwrap()).collect();
+        let mut tasks = JoinSet::new();
+        for task in 0..16_u64 {
+            let evaluator = evaluators[(task % 4) as usize].clone();
+            tasks.spawn(async move {
+                for call in 0..100 {
+                    if (task + call) % 3 == 0 {
+                        let patience = Duration::from_micros(call * 7 % 200);
+                        let _ = timeout(patience, evaluator.evaluate("")).await;
+                    } else {
+                        evaluator.evaluate("").await.unwrap();
+                    }
+                }
+            });
+        }
+        timeout(Duration::from_secs(60), tasks.join_all()).await.expect("nobody is forgotten");
+        assert_eq!(spy.runtimes_live_max(), 1);
+        assert!(spy.instances_live_max() <= 2, "{} instances existed", spy.instances_live_max());
+        pool.close().await;
+        spy.assert_nothing_left();
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn corner_8_when_everybody_leaves_a_build_it_finishes_and_ends_idle() {
+    let spy = Spy::default();
+    spy.on_compile([Act::Held]);
+    let pool = spy.pool(|builder| builder.capacity(1));
+    let evaluator = pool.register("name", Spy::spec()).unwrap();
+    for _ in 0..3 {
+        timeout(Duration::from_millis(1), evaluator.evaluate("")).await.unwrap_err();
+    }
+    spy.release();
+    eventually("the build has ended", || pool.list(None, 1)[0].state == State::Live).await;
+    evaluator.evaluate("").await.unwrap();
+    assert_eq!(spy.compiles(), 1);
+}
+
+#[test]
+fn corner_10_bytes_being_fetched_are_bounded_in_sum() {
+    if !alone("lifecycle::corner_10_bytes_being_fetched_are_bounded_in_sum") {
+        return;
+    }
+    on_threads(async {
+        // A module with a custom section of 16 MiB: valid, and large to fetch.
+        let mut module = GREET.to_vec();
+        module.extend([0, 0x85, 0x80, 0x80, 0x08, 4]);
+        module.extend(b"pad!");
+        module.extend(vec![0; 16 << 20]);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("large.wasm");
+        std::fs::write(&path, &module).unwrap();
+        drop(module);
+        let spy = Spy::default();
+        spy.on_call([Act::Held]);
+        let pool = spy.pool(|builder| {
+            let limits = LimitSettings { exec_timeout: Duration::from_secs(60), ..Default::default() };
+            builder.capacity(1).limits(limits)
+        });
+        let mut tasks = JoinSet::new();
+        for name in 0..40 {
+            let spec = Spec::new(Source::file(&path)).with_entry_point("greet");
+            let evaluator = pool.evaluator(&name.to_string(), spec).unwrap();
+            tasks.spawn(async move { evaluator.evaluate("").await.map(drop) });
+        }
+        eventually("one runs, and those that fit are fetched", || spy.calls_started() == 1).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let resident = resident_mib();
+        println!("{resident} MiB resident with 39 plugins of 16 MiB waiting");
+        assert!(resident < 400, "{resident} MiB: what is fetched is not bounded");
+        spy.release();
+        for task in tasks.join_all().await {
+            task.unwrap();
+        }
+        pool.close().await;
+    });
+}
+
+#[test]
+fn corner_13_instances_that_exist_never_exceed_their_bound() {
+    on_threads(async {
+        let spy = Spy::default();
+        let pool = spy.pool(|builder| builder.capacity(3).max_instances(5).max_instances_per_evaluator(4));
+        let evaluators: Vec<_> = (0..6).map(|name| pool.evaluator(&name.to_string(), Spy::spec()).unwrap()).collect();
+        let mut tasks = JoinSet::new();
+        for task in 0..24 {
+            let evaluator = evaluators[task % 6].clone();
+            tasks.spawn(async move {
+                for _ in 0..50 {
+                    evaluator.evaluate("").await.unwrap();
+                }
+            });
+        }
+        timeout(Duration::from_secs(60), tasks.join_all()).await.expect("no deadlock");
+        assert!(spy.instances_live_max() <= 5, "{} instances existed", spy.instances_live_max());
+        pool.close().await;
+        spy.assert_nothing_left();
+    });
+}
+
+#[test]
+fn corner_15_a_host_function_that_blocks_is_reported_by_close_and_its_place_stays_counted() {
+    on_threads(async {
+        let (unblock, blocked) = mpsc::channel::<()>();
+        let (began, begins) = mpsc::channel();
+        let blocked = Mutex::new(blocked);
+        let function = HostFunction::bytes("host_upper", move |input| {
+            let _ = began.send(());
+            let _ = blocked.lock().unwrap().recv();
+            Ok(input.to_vec())
+        });
+        let pool = EvaluatorPool::builder().capacity(2).build().unwrap();
+        let spec = Spec::new(Source::bytes(CALL_HOST)).with_entry_point("call_host").with_host_function(function);
+        let evaluator = pool.evaluator("blocks", spec).unwrap();
+        let running = tokio::spawn({
+            let evaluator = evaluator.clone();
+            async move { evaluator.evaluate("x").await }
+        });
+        tokio::task::spawn_blocking(move || begins.recv()).await.unwrap().unwrap();
+        let report = evaluator.close_with(Duration::from_millis(10)).await;
+        assert_eq!(report, CloseReport::Unfinished { remaining: 1 });
+        assert_eq!(pool.runtimes(), 1);
+        assert_eq!(running.await.unwrap().unwrap_err().kind(), "closed", "the caller does not wait for it");
+        drop(unblock);
+        eventually("the place comes back when the function returns", || pool.runtimes() == 0).await;
+    });
+}
+
+#[test]
+fn corner_16_whoever_looks_at_the_compiled_plugin_holds_its_close_off() {
+    on_threads(async {
+        let pool = EvaluatorPool::builder().capacity(1).build().unwrap();
+        let evaluator = pool.evaluator("greet", Spec::new(Source::bytes(GREET))).unwrap();
+        let executable = evaluator.executable().await.unwrap();
+        assert_eq!((executable.digest(), executable.entry_point()), (evalpool::Digest::of(GREET), "greet"));
+        let closing = executable
+            .look(|compiled| {
+                assert!(compiled.as_any().is::<evalpool::engine::extism::Compiled>());
+                let closing = evaluator.close();
+                thread::sleep(Duration::from_millis(30));
+                assert_eq!(pool.runtimes(), 1, "not closed under the lease");
+                closing
+            })
+            .await
+            .unwrap();
+        assert_eq!(closing.await, CloseReport::Drained);
+        assert_eq!(executable.look(|_| ()).await.unwrap_err().kind(), "closed");
+    });
+}
+
+#[test]
+fn corner_18_without_any_tokio_left_what_is_dropped_is_still_closed() {
+    let spy = Spy::default();
+    let (pool, evaluator) = on_threads(async {
+        let pool = spy.pool(|builder| builder.capacity(4));
+        let evaluator = pool.evaluator("loose", Spy::spec()).unwrap();
+        evaluator.evaluate("").await.unwrap();
+        pool.register("kept", Spy::spec()).unwrap().evaluate("").await.unwrap();
+        (pool, evaluator)
+    });
+    drop(evaluator);
+    eventually_here("the last handle closes its runtime", || spy.closes() == 1);
+    drop(pool);
+    eventually_here("the pool closes what it owns", || spy.closes() == 2);
+    eventually_here("and nothing is left", || spy.runtimes_live() == 0 && spy.instances_live() == 0);
+}
+
+#[test]
+fn a_tokio_that_goes_in_the_middle_of_everything_takes_nothing_with_it() {
+    for in_compile in [true, false] {
+        let spy = Spy::default();
+        if in_compile {
+            spy.on_compile([Act::Held]);
+        } else {
+            spy.on_call([Act::Never]);
+        }
+        let pool = spy.pool(|builder| builder.capacity(2));
+        let evaluator = pool.evaluator("name", Spy::spec()).unwrap();
+        on_threads(async {
+            let evaluator = evaluator.clone();
+            tokio::spawn(async move { evaluator.evaluate("").await });
+            eventually("it is under way", || spy.compiles() == 1).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        });
+        spy.release();
+        // On another tokio, the pool is as good as new.
+        on_threads(async {
+            evaluator.evaluate("x").await.unwrap();
+            pool.close().await;
+        });
+        eventually_here("nothing is left", || spy.runtimes_live() == 0 && spy.instances_live() == 0);
+        assert_eq!(spy.opens(), spy.closes());
+    }
+}
+
+#[test]
+fn what_is_dropped_while_a_panic_unwinds_is_closed() {
+    let spy = Spy::default();
+    let panicked = thread::spawn({
+        let spy = spy.clone();
+        move || {
+            on_threads(async {
+                let pool = spy.pool(|builder| builder.capacity(2));
+                let evaluator = pool.evaluator("name", Spy::spec()).unwrap();
+                evaluator.evaluate("").await.unwrap();
+                panic!("the caller's own bug");
+            });
+        }
+    });
+    panicked.join().unwrap_err();
+    eventually_here("it is closed", || spy.opens() == 1 && spy.closes() == 1 && spy.runtimes_live() == 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn warming_builds_ahead_and_says_what_could_not_be_built() {
+    let spy = Spy::default();
+    let pool = spy.pool(|builder| builder.capacity(4));
+    for name in ["a", "b", "c"] {
+        pool.register(name, Spy::spec()).unwrap();
+    }
+    let outcomes = pool.warm(["a", "b", "nobody"]).await;
+    let words: Vec<_> =
+        outcomes.iter().map(|(name, outcome)| (*name, outcome.as_ref().err().map(evalpool::Error::kind))).collect();
+    assert_eq!(words[0], ("a", None));
+    assert_eq!(words[1], ("b", None));
+    assert_eq!(words[2].1.unwrap(), "not_found");
+    let snapshot = pool.snapshot();
+    assert_eq!(snapshot.len(), 2);
+    assert!(snapshot.iter().all(|runtime| runtime.state == State::Live && runtime.busy == 0));
+    assert_eq!(spy.compiles(), 2);
+    pool.get("a").unwrap().evaluate("").await.unwrap();
+    assert_eq!(spy.compiles(), 2);
+}
+
+/// Counts how many of its clones are alive.
+#[derive(Clone)]
+struct Captured {
+    _alive: Arc<AliveCount>,
+}
+
+struct AliveCount(Arc<AtomicUsize>);
+
+impl Drop for AliveCount {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn what_a_host_function_captured_is_dropped_when_its_evaluator_is_closed_on_every_path() {
+    on_threads(async {
+        let alive = Arc::new(AtomicUsize::new(0));
+        let captured = || {
+            alive.fetch_add(1, Ordering::SeqCst);
+            Captured { _alive: Arc::new(AliveCount(alive.clone())) }
+        };
+        let spec = |entry_point: &str| {
+            let captured = captured();
+            let function = HostFunction::bytes("host_upper", move |input| {
+                let _kept = &captured;
+                match input {
+                    b"panic" => panic!("told to"),
+                    b"fail" => Err(evalpool::HostFunctionError::new("told to")),
+                    input => Ok(input.to_ascii_uppercase()),
+                }
+            });
+            Spec::new(Source::bytes(CALL_HOST)).with_entry_point(entry_point).with_host_function(function)
+        };
+        let all_dropped = || alive.load(Ordering::SeqCst) == 0;
+        let pool = EvaluatorPool::builder().capacity(2).build().unwrap();
+
+        for input in ["x", "panic", "fail"] {
+            let evaluator = pool.evaluator("closed", spec("call_host")).unwrap();
+            let _ = evaluator.evaluate(input).await;
+            evaluator.close().await;
+            eventually("close drops it", all_dropped).await;
+        }
+        let evaluator = pool.evaluator("dropped", spec("call_host")).unwrap();
+        evaluator.evaluate("x").await.unwrap();
+        drop(evaluator);
+        eventually("dropping the last handle drops it", all_dropped).await;
+
+        pool.evaluator("refused", spec("no_such")).unwrap().evaluate("x").await.unwrap_err();
+        eventually("a failed build drops it", all_dropped).await;
+
+        drop(pool.prepare("unpublished", spec("call_host")).await.unwrap());
+        eventually("not publishing drops it", all_dropped).await;
+
+        pool.prepare("name", spec("call_host")).await.unwrap().publish();
+        pool.prepare("name", Spec::new(Source::bytes(GREET))).await.unwrap().publish();
+        eventually("replacing drops it", all_dropped).await;
+
+        let cancelled = pool.evaluator("cancelled", spec("call_host")).unwrap();
+        let _ = timeout(Duration::from_micros(200), cancelled.evaluate("x")).await;
+        drop(cancelled);
+        eventually("a dropped call drops it", all_dropped).await;
+
+        pool.register("kept", spec("call_host")).unwrap().evaluate("x").await.unwrap();
+        pool.close().await;
+        drop(pool);
+        eventually("dropping the pool drops it", all_dropped).await;
+    });
+}

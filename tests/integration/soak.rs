@@ -1,0 +1,168 @@
+//! The soak: random evaluations, cancels, traps, timeouts, evictions, closes and replacements on the real engine, after
+//! which the process holds what it held when it was warm.
+//!
+//! `EVALPOOL_SOAK_OPERATIONS` sets its length: short by default, 200000 for a real one, for which
+//! `cargo test --release soak -- --nocapture` is the way to run it.
+
+use std::{sync::Arc, time::Duration};
+
+use evalpool::{EvaluatorPool, HostFunction, Isolation, Settings, Source, Spec};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use serde_json::json;
+use tokio::{task::JoinSet, time::timeout};
+
+use crate::support::{
+    CALL_HOST, GREET, TEXT, TOTALS, eventually,
+    process::{address_space_gib, alone, executable_mappings, open_files, resident_mib, threads},
+    wasm,
+};
+
+const NAMES: usize = 40;
+
+/// One of many kinds of plugin, some of them bad.
+fn some_spec(random: &mut StdRng, hostile: &[Vec<u8>]) -> Spec {
+    let spec = match random.random_range(0..12) {
+        0..=3 => Spec::new(Source::bytes(GREET)),
+        4 => Spec::new(Source::bytes(TEXT)).with_entry_point("upper"),
+        5 => Spec::new(Source::bytes(TOTALS)).with_entry_point("echo"),
+        6 => Spec::new(Source::bytes(CALL_HOST))
+            .with_host_function(HostFunction::bytes("host_upper", |input| Ok(input.to_ascii_uppercase()))),
+        7 => Spec::new(Source::bytes(GREET)).with_entry_point("no_such"),
+        _ => Spec::new(Source::bytes(hostile[random.random_range(0..hostile.len())].clone())),
+    };
+    spec.with_isolation(if random.random() { Isolation::Fresh } else { Isolation::Reuse })
+}
+
+async fn operate(pool: &EvaluatorPool, random: &mut StdRng, hostile: &[Vec<u8>]) {
+    let name = format!("e{}", random.random_range(0..NAMES));
+    match random.random_range(0..100) {
+        0..=3 => {
+            let spec = some_spec(random, hostile);
+            if let Ok(prepared) = pool.prepare(&name, spec).await
+                && random.random_range(0..4) > 0
+            {
+                prepared.publish();
+            }
+        }
+        4 => drop(pool.register(&name, some_spec(random, hostile)).unwrap()),
+        5 => drop(pool.remove(&name).await),
+        6 => {
+            if let Some(evaluator) = pool.get(&name) {
+                evaluator.unload().await;
+            }
+        }
+        7 => {
+            // Never registered: its handle is all there is of it.
+            let loose = pool.evaluator("loose", some_spec(random, hostile)).unwrap();
+            let _ = timeout(Duration::from_millis(20), loose.evaluate("x")).await;
+        }
+        roll => {
+            let Some(evaluator) = pool.get(&name) else {
+                pool.register(&name, some_spec(random, hostile)).unwrap();
+                return;
+            };
+            let call = evaluator.evaluate(json!({"name": "Ada"}));
+            if roll < 30 {
+                let _ = timeout(Duration::from_micros(random.random_range(0..3000)), call).await;
+            } else {
+                let _ = call.await;
+            }
+        }
+    }
+}
+
+async fn run(pool: &EvaluatorPool, operations: usize, seed: u64, hostile: &Arc<Vec<Vec<u8>>>) {
+    let tasks = 8;
+    let mut running = JoinSet::new();
+    for task in 0..tasks {
+        let (pool, hostile) = (pool.clone(), hostile.clone());
+        let mut random = StdRng::seed_from_u64(seed.wrapping_add(task));
+        running.spawn(async move {
+            for _ in 0..operations / tasks as usize {
+                operate(&pool, &mut random, &hostile).await;
+            }
+        });
+    }
+    while let Some(ended) = running.join_next().await {
+        ended.unwrap();
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Held {
+    executable_mappings: usize,
+    threads: usize,
+    open_files: usize,
+    address_space_gib: usize,
+    resident_mib: usize,
+}
+
+/// What the process holds once everything is closed and idle threads have gone.
+async fn held(pool: &EvaluatorPool) -> Held {
+    for name in (0..NAMES).map(|name| format!("e{name}")) {
+        pool.remove(&name).await;
+    }
+    eventually("everything is closed", || pool.runtimes() == 0).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    Held {
+        executable_mappings: executable_mappings(),
+        threads: threads(),
+        open_files: open_files(),
+        address_space_gib: address_space_gib(),
+        resident_mib: resident_mib(),
+    }
+}
+
+#[test]
+fn after_a_soak_the_process_holds_what_it_held_when_it_was_warm() {
+    if !alone("soak::after_a_soak_the_process_holds_what_it_held_when_it_was_warm") {
+        return;
+    }
+    let operations: usize =
+        std::env::var("EVALPOOL_SOAK_OPERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(2_000);
+    let seed: u64 =
+        std::env::var("EVALPOOL_SOAK_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
+    println!("{operations} operations, EVALPOOL_SOAK_SEED={seed}");
+    let texts = [
+        r#"(module (func (export "run") unreachable))"#,
+        r#"(module (func (export "run") (loop br 0)))"#,
+        r#"(module (func $r (export "run") (call $r)))"#,
+        r#"(module (memory 1) (func (export "run") (drop (memory.grow (i32.const 60000)))))"#,
+        r#"(module (func $start unreachable) (start $start) (func (export "run")))"#,
+        r#"(module (memory 1) (data (i32.const 65536) "x") (func (export "run")))"#,
+        r#"(module (import "env" "mystery" (func)) (func (export "run")))"#,
+    ];
+    let hostile: Arc<Vec<Vec<u8>>> = Arc::new(texts.iter().map(|text| wasm(text)).collect());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_keep_alive(Duration::from_millis(20))
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut settings = Settings::default();
+        settings.pool.capacity = 8;
+        settings.pool.max_instances = 16;
+        settings.pool.idle_ttl = Duration::from_millis(200);
+        settings.pool.negative_ttl = Duration::from_millis(50);
+        settings.pool.grace = Duration::from_millis(20);
+        settings.limits.exec_timeout = Duration::from_millis(25);
+        settings.limits.build_timeout = Duration::from_millis(500);
+        settings.limits.wait_timeout = Duration::from_secs(60);
+        settings.limits.memory = 8 << 20;
+        let pool = EvaluatorPool::from_settings(&settings).unwrap();
+        // What the engine and the allocator take once and keep is taken here.
+        run(&pool, (operations / 4).clamp(500, 20_000), seed, &hostile).await;
+        let warm = held(&pool).await;
+        run(&pool, operations, seed.wrapping_mul(31), &hostile).await;
+        let after = held(&pool).await;
+        println!("warm:  {warm:?}\nafter: {after:?}");
+        assert_eq!(after.executable_mappings, warm.executable_mappings);
+        assert_eq!(after.threads, warm.threads);
+        assert_eq!(after.open_files, warm.open_files);
+        assert_eq!(after.address_space_gib, warm.address_space_gib);
+        let most = warm.resident_mib + warm.resident_mib.div_ceil(10);
+        assert!(after.resident_mib <= most, "{} MiB resident, more than {most}", after.resident_mib);
+        pool.close().await;
+    });
+}
