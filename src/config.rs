@@ -512,7 +512,7 @@ mod tests {
             "[pool]\nidle_ttl = '2m'\n[limits]\nmemory = '1MiB'\nfuel = 12\nexec_timeout='250ms'\n[engine]\nisolation='reuse'",
         )
         .unwrap();
-        assert_eq!(settings.pool.idle_ttl, Duration::from_secs(120));
+        assert_eq!(settings.pool.idle_ttl, Duration::from_mins(2));
         assert_eq!(settings.limits.memory, 1 << 20);
         assert_eq!(settings.limits.fuel, Some(12));
         assert_eq!(settings.limits.exec_timeout, Duration::from_millis(250));

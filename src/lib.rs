@@ -26,7 +26,7 @@
 //! | [source](Source) | where plugin bytes come from: memory, base64, file |
 //! | plugin | the bytes, with their SHA-256 [digest](Digest), size-capped and known to be WebAssembly |
 //! | [spec](Spec) | a plugin's source plus how to run it |
-//! | [engine](engine) | what compiles and runs plugins, behind a trait |
+//! | [`engine`] | what compiles and runs plugins, behind a trait |
 //! | runtime | one live compiled plugin with its instances: what costs memory, is counted, evicted and closed |
 //! | instance | one sandboxed guest: memory, globals, variables. Serves one call at a time |
 //! | registry | the capacity-bounded LRU that owns every runtime |
@@ -58,9 +58,12 @@
 //! | `service` | (feature `service`) HTTP, the stored plugins, the commands of the program |
 //! | [`EvaluatorPool`] | what evaluators share, registration, replacement, builds. Runs no guest |
 //! | [`Evaluator`] | conducts one call, deadline to outcome. Caches nothing |
-//! | [`data`] | static, per-call and composite input data → bytes |
-//! | `response` | plain outcome types. No I/O, no locks |
+//! | [`Executable`] | a handle on one compiled plugin. Keeps nothing alive |
 //! | [`Spec`] | a plugin's source and how to run it. No I/O |
+//! | [`data`] | static, per-call and composite input data → bytes |
+//! | `info` | what is shown of evaluators and runtimes. Plain data |
+//! | `response` | plain outcome types. No I/O, no locks |
+//! | [`Close`] | one word for letting go, and how it ended |
 //! | `compiler` | the guard and the validation. The only caller of an engine's `compile` |
 //! | `runtime` | one compiled plugin and its pool of instances, its close. Knows no names, no LRU |
 //! | [`engine`] | the trait and the engines. The only place that names their types |

@@ -241,7 +241,7 @@ async fn dropping_an_evaluation_stops_its_guest_and_hurts_no_sibling() {
     let pool = EvaluatorPool::builder()
         .capacity(1)
         .max_instances_per_evaluator(2)
-        .limits(LimitSettings { exec_timeout: Duration::from_secs(60), ..Default::default() })
+        .limits(LimitSettings { exec_timeout: Duration::from_mins(1), ..Default::default() })
         .build()
         .unwrap();
     // Spins for ever on empty input, and for a while on any other.

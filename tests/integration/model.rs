@@ -294,7 +294,7 @@ impl Real {
         settings.pool.capacity = capacity;
         settings.pool.max_instances_per_evaluator = 64;
         settings.pool.negative_ttl = Duration::ZERO;
-        settings.pool.idle_ttl = Duration::from_secs(60);
+        settings.pool.idle_ttl = Duration::from_mins(1);
         settings.pool.grace = Duration::from_secs(100_000);
         settings.limits.wait_timeout = Duration::from_secs(100_000);
         settings.limits.exec_timeout = Duration::from_secs(100_000);
@@ -402,7 +402,7 @@ async fn run(capacity: usize, ops: Vec<Op>) {
                 }
             }
             Op::Rest => {
-                sleep(Duration::from_secs(120)).await;
+                sleep(Duration::from_mins(2)).await;
                 model.rest();
             }
         }

@@ -26,14 +26,14 @@ fn measured(capacity: usize) -> (EvaluatorPool, PrometheusHandle) {
 }
 
 /// The sum of a metric's series whose line holds every one of `parts`.
-fn sum(rendered: &str, name: &str, parts: &[&str]) -> f64 {
+fn sum(rendered: &str, name: &str, parts: &[&str]) -> u64 {
     rendered
         .lines()
         .filter(|line| {
             line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
                 && parts.iter().all(|part| line.contains(part))
         })
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
         .sum()
 }
 
@@ -78,13 +78,13 @@ fn fifty_evaluators_share_four_places_on_the_real_engine() {
 
         let rendered = metrics.render();
         let built = sum(&rendered, "evalpool_builds_total", &["outcome=\"ok\""]);
-        assert!(built > 4.0);
+        assert!(built > 4);
         assert_eq!(sum(&rendered, "evalpool_closes_total", &[]), built);
-        assert_eq!(sum(&rendered, "evalpool_closes_total", &["reason=\"invalid\""]), 0.0);
-        assert_eq!(sum(&rendered, "evalpool_evaluations_total", &["outcome=\"ok\""]), 200.0);
-        assert_eq!(sum(&rendered, "evalpool_evaluations_total", &[]), 200.0);
+        assert_eq!(sum(&rendered, "evalpool_closes_total", &["reason=\"invalid\""]), 0);
+        assert_eq!(sum(&rendered, "evalpool_evaluations_total", &["outcome=\"ok\""]), 200);
+        assert_eq!(sum(&rendered, "evalpool_evaluations_total", &[]), 200);
         for gauge in ["evalpool_runtimes_live", "evalpool_instances_live", "evalpool_waiting"] {
-            assert_eq!(sum(&rendered, gauge, &[]), 0.0, "{gauge}");
+            assert_eq!(sum(&rendered, gauge, &[]), 0, "{gauge}");
         }
     });
 }
@@ -93,7 +93,7 @@ fn fifty_evaluators_share_four_places_on_the_real_engine() {
 fn every_metric_exists_from_the_start() {
     let (_pool, metrics) = measured(7);
     let rendered = metrics.render();
-    assert_eq!(sum(&rendered, "evalpool_runtimes_capacity", &[]), 7.0);
+    assert_eq!(sum(&rendered, "evalpool_runtimes_capacity", &[]), 7);
     for metric in evalpool::metrics::CATALOGUE {
         let Some((label, values)) = metric.label else {
             assert!(rendered.contains(metric.name), "{}", metric.name);
@@ -120,14 +120,14 @@ fn at_rest_the_gauges_equal_what_exists() {
         }
         crate::support::eventually("each runtime has its spare", || {
             let rendered = metrics.render();
-            sum(&rendered, "evalpool_instances_live", &["state=\"idle\""]) == 3.0
-                && sum(&rendered, "evalpool_instances_live", &["state=\"busy\""]) == 0.0
+            sum(&rendered, "evalpool_instances_live", &["state=\"idle\""]) == 3
+                && sum(&rendered, "evalpool_instances_live", &["state=\"busy\""]) == 0
         })
         .await;
         let rendered = metrics.render();
-        assert_eq!(sum(&rendered, "evalpool_runtimes_live", &["state=\"live\""]), 3.0);
-        assert_eq!(sum(&rendered, "evalpool_evaluators_registered", &[]), 3.0);
-        assert_eq!(sum(&rendered, "evalpool_lookups_total", &["result=\"miss\""]), 3.0);
+        assert_eq!(sum(&rendered, "evalpool_runtimes_live", &["state=\"live\""]), 3);
+        assert_eq!(sum(&rendered, "evalpool_evaluators_registered", &[]), 3);
+        assert_eq!(sum(&rendered, "evalpool_lookups_total", &["result=\"miss\""]), 3);
         pool.close().await;
     });
 }

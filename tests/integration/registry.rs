@@ -120,7 +120,7 @@ async fn when_every_runtime_is_in_use_admission_waits_and_then_gives_up() {
     let pool = spy.pool(|builder| {
         builder.capacity(1).limits(evalpool::config::LimitSettings {
             wait_timeout: Duration::from_secs(2),
-            exec_timeout: Duration::from_secs(60),
+            exec_timeout: Duration::from_mins(1),
             ..Default::default()
         })
     });
@@ -264,7 +264,7 @@ fn corner_5_builders_reserve_place_and_probe_at_once_so_the_two_bounds_do_not_de
                 }
             });
         }
-        timeout(Duration::from_secs(60), tasks.join_all()).await.expect("no deadlock");
+        timeout(Duration::from_mins(1), tasks.join_all()).await.expect("no deadlock");
         assert!(spy.runtimes_live_max() <= 3);
         pool.close().await;
         spy.assert_nothing_left();
@@ -393,7 +393,7 @@ async fn a_close_interrupts_calls_after_their_grace() {
         builder
             .capacity(2)
             .grace(Duration::from_secs(1))
-            .limits(evalpool::config::LimitSettings { exec_timeout: Duration::from_secs(600), ..Default::default() })
+            .limits(evalpool::config::LimitSettings { exec_timeout: Duration::from_mins(10), ..Default::default() })
     });
     let all = evaluators(&pool, 2);
     let running = [start(&spy, &all[0]).await, start(&spy, &all[1]).await];
@@ -409,7 +409,7 @@ async fn a_close_interrupts_calls_after_their_grace() {
 #[tokio::test(start_paused = true)]
 async fn what_is_unused_for_its_time_is_closed_and_stays_usable() {
     let spy = Spy::default();
-    let pool = spy.pool(|builder| builder.capacity(2).idle_ttl(Duration::from_secs(60)));
+    let pool = spy.pool(|builder| builder.capacity(2).idle_ttl(Duration::from_mins(1)));
     let all = evaluators(&pool, 2);
     all[0].evaluate("").await.unwrap();
     sleep(Duration::from_secs(45)).await;

@@ -148,7 +148,7 @@ fn after_a_soak_the_process_holds_what_it_held_when_it_was_warm() {
         settings.pool.grace = Duration::from_millis(20);
         settings.limits.exec_timeout = Duration::from_millis(25);
         settings.limits.build_timeout = Duration::from_millis(500);
-        settings.limits.wait_timeout = Duration::from_secs(60);
+        settings.limits.wait_timeout = Duration::from_mins(1);
         settings.limits.memory = 8 << 20;
         let pool = EvaluatorPool::from_settings(&settings).unwrap();
         // What the engine and the allocator take once and keep is taken here.

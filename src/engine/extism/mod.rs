@@ -3,14 +3,14 @@
 //! What it takes to keep the two rules of [an engine](super) on it:
 //!
 //! - **An interrupt hits a whole wasmtime engine**, and with it every instance made from one `CompiledPlugin`. So an
-//!   instance in use has a `CompiledPlugin` of its own, a [`Seat`]. Seats are compiled when a runtime first needs one
-//!   more and used again by later instances; an in-memory [cache](cache) of compiled functions makes all but the first
+//!   instance in use has a `CompiledPlugin` of its own, a `Seat`. Seats are compiled when a runtime first needs one
+//!   more and used again by later instances; an in-memory cache of compiled functions makes all but the first
 //!   cheap. Considered and not taken: one `CompiledPlugin` for all (a cancelled call kills its siblings), and
 //!   extism's disk cache (starts a thread for each `CompiledPlugin`, fails without a home folder).
 //! - **A call blocks its thread**, so it runs on one of tokio's blocking threads. Dropping the call's future sends a
-//!   cancel, which extism loses when the call has not really begun: see [`stop`].
-//! - **Initialisers cannot be interrupted, and a cancel can be lost** (again: [`stop`]). Only fuel ends a guest that
-//!   nothing interrupts, so plugins that are not `trusted` get some: [`Recipe::fuel`]. Considered and not taken: a
+//!   cancel, which extism loses when the call has not really begun: see `stop`.
+//! - **Initialisers cannot be interrupted, and a cancel can be lost** (again: `stop`). Only fuel ends a guest that
+//!   nothing interrupts, so plugins that are not `trusted` get some: `Recipe::fuel`. Considered and not taken: a
 //!   module of ours in front of the plugin's, through which a sibling could interrupt the engine (it changes how
 //!   initialisers run), and leaving the thread to spin.
 //! - **Nothing that a customer uploads reaches extism's own manifest parser**: the bytes were read as WebAssembly

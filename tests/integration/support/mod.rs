@@ -9,7 +9,7 @@ use std::{future::Future, time::Duration};
 pub(crate) const GREET: &[u8] = include_bytes!("../../../src/service/greet/greet.wasm");
 /// Written in C: `upper`, `count_vowels`, `fail`, `counter`.
 pub(crate) const TEXT: &[u8] = include_bytes!("../../plugins/c/text.wasm");
-/// Written in AssemblyScript with the official PDK: `word_count`, `remember`, `setting`.
+/// Written in `AssemblyScript` with the official PDK: `word_count`, `remember`, `setting`.
 pub(crate) const WORDS: &[u8] = include_bytes!("../../plugins/assemblyscript/words.wasm");
 /// The same, importing an `abort` that no host provides.
 pub(crate) const NO_ABORT: &[u8] = include_bytes!("../../plugins/assemblyscript/no_abort.wasm");

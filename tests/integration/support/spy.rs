@@ -144,10 +144,6 @@ impl Spy {
         self.counts().calls_started.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn calls_finished(&self) -> usize {
-        self.counts().calls_finished.load(Ordering::SeqCst)
-    }
-
     pub(crate) fn instances_live(&self) -> usize {
         self.counts().instances_live.load(Ordering::SeqCst)
     }
