@@ -72,13 +72,13 @@ async fn operate(pool: &EvaluatorPool, random: &mut StdRng, hostile: &[Vec<u8>])
 }
 
 async fn run(pool: &EvaluatorPool, operations: usize, seed: u64, hostile: &Arc<Vec<Vec<u8>>>) {
-    let tasks = 8;
+    const TASKS: usize = 8;
     let mut running = JoinSet::new();
-    for task in 0..tasks {
+    for task in 0..TASKS {
         let (pool, hostile) = (pool.clone(), hostile.clone());
-        let mut random = StdRng::seed_from_u64(seed.wrapping_add(task));
+        let mut random = StdRng::seed_from_u64(seed.wrapping_add(task as u64));
         running.spawn(async move {
-            for _ in 0..operations / tasks as usize {
+            for _ in 0..operations / TASKS {
                 operate(&pool, &mut random, &hostile).await;
             }
         });
