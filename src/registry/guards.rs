@@ -1,17 +1,17 @@
 //! The guards: each stands for one step of the accounting, and undoes it in its drop.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{oneshot, watch},
     time::Instant,
 };
 
-use super::{Age, BuildId, Generation, Inner, PlaceId, Refused, Resident, state::Grant};
+use super::{
+    Age, BuildId, Generation, Inner, PlaceId, Refused, Resident,
+    state::Grant,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 use crate::{error::Error, metrics::CloseReason};
 
 /// A caller's position in a queue. Dropping it leaves the queue; an answer that was on its way is passed on.
@@ -189,8 +189,10 @@ impl<R: Resident> Drop for PlaceInner<R> {
             self.registry.metrics.closed(reason, record.forced, since.elapsed());
         }
         self.gone.send_replace(record.forced);
-        // Counted first, given on second; `gone` ends last, when this has returned and the fields are dropped.
+        // Counted first, given on second; `gone` ends last, when this has returned and the fields are dropped. Until then
+        // it can be waited for, so that nobody who does sees a gauge that is behind.
         self.registry.apply(|state, effects| state.place_released(self.id, Instant::now(), effects));
+        self.registry.lock().forget(self.id);
     }
 }
 

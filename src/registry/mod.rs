@@ -17,19 +17,20 @@
 //! exists, whoever has stopped waiting for it.
 
 mod guards;
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings;
 mod state;
+mod sync;
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use self::guards::Waiter;
 pub(crate) use self::guards::{Admission, BuildTicket, Claim, Gone, Lease, Permit, Place};
 pub(crate) use self::state::{Age, BuildId, PlaceId};
 use self::state::{Effect, Effects, Requested, State};
+use self::sync::{Mutex, MutexGuard, PoisonError, timeout_at};
 use crate::{
     error::Error,
     metrics::{CloseReason, Counts, Lookup, Metrics},
@@ -57,10 +58,11 @@ pub(crate) trait Resident: Clone + Send + Sync + 'static {
     /// Its place, which it keeps for as long as it exists.
     fn place(&self) -> &Place<Self>;
 
-    /// It is out of the registry: drop what is idle, let what is leased drain, then close. `leased` says whether there
-    /// is anything to wait for; if so, [`drained`](Self::drained) follows.
-    /// `grace` is how long that may take before guests are interrupted; `None` leaves it to the runtime.
-    fn retire(&self, leased: bool, grace: Option<Duration>);
+    /// It is out of the registry: drop what is idle, let what is leased drain, then close. `idle` instances are
+    /// nobody's; what else is in its pool is set aside for leases that have not taken it yet. `leased` says whether
+    /// there is anything to wait for; if so, [`drained`](Self::drained) follows. `grace` is how long that may take
+    /// before guests are interrupted; `None` leaves it to the runtime.
+    fn retire(&self, idle: usize, leased: bool, grace: Option<Duration>);
 
     /// It drains already: interrupt its guests after this grace, if that is sooner than was said before.
     fn hasten(&self, grace: Duration);
@@ -117,6 +119,18 @@ struct Inner<R: Resident> {
     metrics: Metrics,
     /// The version of the state that the gauges show. Orders what would else be a race between two setters.
     published: Mutex<u64>,
+}
+
+/// Whether the order of what is published is given up, which the interleaving tests must notice. Never in a build for
+/// use.
+#[cfg(all(test, feature = "shuttle"))]
+fn broken() -> bool {
+    interleavings::BREAK_ORDER.load(std::sync::atomic::Ordering::SeqCst)
+}
+
+#[cfg(not(all(test, feature = "shuttle")))]
+const fn broken() -> bool {
+    false
 }
 
 /// How a lease came about.
@@ -294,7 +308,7 @@ impl<R: Resident> Inner<R> {
 
     fn publish(&self, version: u64, counts: Counts) {
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
-        if *published < version {
+        if *published < version || broken() {
             *published = version;
             self.metrics.set_counts(counts);
         }
@@ -309,12 +323,12 @@ impl<R: Resident> Inner<R> {
                 let permit = Permit { place: place.clone() };
                 drop(to.send(Admission { place, permit }));
             }
-            Effect::Retire { resident, reason, unused, leased, grace } => {
+            Effect::Retire { resident, reason, unused, idle, leased, grace } => {
                 if let Some(unused) = unused {
                     self.metrics.evicted(reason, unused);
                 }
                 resident.place().closing(reason);
-                resident.retire(leased, grace);
+                resident.retire(idle, leased, grace);
             }
             Effect::Hasten { resident, grace } => resident.hasten(grace),
             Effect::Drained { resident } => resident.drained(),

@@ -193,9 +193,9 @@ impl Resident for Runtime {
         &self.inner.place
     }
 
-    fn retire(&self, leased: bool, grace: Option<Duration>) {
+    fn retire(&self, idle: usize, leased: bool, grace: Option<Duration>) {
         let closing = Closing(Some(self.clone()));
-        background::spawn(closing.run(leased, grace));
+        background::spawn(closing.run(idle, leased, grace));
     }
 
     fn hasten(&self, grace: Duration) {
@@ -218,12 +218,15 @@ impl Resident for Runtime {
 struct Closing(Option<Runtime>);
 
 impl Closing {
-    async fn run(self, leased: bool, grace: Option<Duration>) {
+    async fn run(self, idle: usize, leased: bool, grace: Option<Duration>) {
         if leased && let Some(runtime) = &self.0 {
             let inner = &runtime.inner;
-            // What is idle serves nobody any more: its memory need not wait for those in flight.
-            while let Ok(instance) = inner.idle.try_remove() {
-                background::drop_elsewhere(instance);
+            // What is idle serves nobody any more: its memory need not wait for those in flight. No more than that:
+            // the rest is set aside for leases that are just beginning.
+            for _ in 0..idle {
+                if let Ok(instance) = inner.idle.try_remove() {
+                    background::drop_elsewhere(instance);
+                }
             }
             inner.close_by(Instant::now() + grace.unwrap_or(inner.policy.grace));
             let in_time = tokio::select! {

@@ -25,7 +25,7 @@ mod retire;
 mod view;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     time::Duration,
 };
 
@@ -87,6 +87,7 @@ pub(super) enum Effect<R: Resident> {
         resident: R,
         reason: CloseReason,
         unused: Option<Duration>,
+        idle: usize,
         leased: bool,
         grace: Option<Duration>,
     },
@@ -126,7 +127,9 @@ pub(super) struct State<R: Resident> {
     live: LruCache<Generation, Live<R>>,
     builds: HashMap<Generation, Build<R>>,
     draining: HashMap<PlaceId, Draining<R>>,
-    places: HashMap<PlaceId, (Generation, watch::Receiver<bool>)>,
+    places: HashSet<PlaceId>,
+    /// What ends when a place is released and the gauges say so: a little longer than the place itself.
+    gone: HashMap<PlaceId, (Generation, watch::Receiver<bool>)>,
     /// Draining with no lease left: their places come back soon.
     closing: usize,
     /// Permits out.
@@ -156,7 +159,8 @@ impl<R: Resident> State<R> {
             live: LruCache::unbounded(),
             builds: HashMap::new(),
             draining: HashMap::new(),
-            places: HashMap::new(),
+            places: HashSet::new(),
+            gone: HashMap::new(),
             closing: 0,
             instances: 0,
             idle: 0,

@@ -88,7 +88,8 @@ impl<R: Resident> State<R> {
         self.waiting_capacity -= build.waiters.len();
         self.waiting_build += build.waiters.len();
         let (gone, receiver) = watch::channel(false);
-        self.places.insert(place, (generation, receiver));
+        self.places.insert(place);
+        self.gone.insert(place, (generation, receiver));
         self.instances += 1;
         effects.push(Effect::Admit { to, generation, place, gone });
     }

@@ -55,7 +55,7 @@ impl<R: Resident> State<R> {
             }
             Phase::Placed { place, .. } => {
                 self.waiting_build -= build.waiters.len();
-                if self.places.contains_key(&place) {
+                if self.places.contains(&place) {
                     self.closing += 1;
                     self.draining.insert(place, Draining { generation, resident: None, leases: 0, reaping: 0 });
                 }
@@ -89,7 +89,7 @@ impl<R: Resident> State<R> {
         self.draining.insert(live.place, draining);
         let evicted = matches!(reason, CloseReason::Capacity | CloseReason::Idle);
         let unused = evicted.then(|| now - live.last_used);
-        effects.push(Effect::Retire { resident: live.resident, reason, unused, leased, grace });
+        effects.push(Effect::Retire { resident: live.resident, reason, unused, idle: live.idle, leased, grace });
         refuse(live.waiters, refused, effects);
     }
 

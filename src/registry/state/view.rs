@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 use super::{
     super::{Generation, Resident, Snapshot, SnapshotState},
-    State,
+    PlaceId, State,
 };
 use crate::metrics::Counts;
 
@@ -28,9 +28,14 @@ impl<R: Resident> State<R> {
         self.shut_down
     }
 
+    /// Nobody who asks from now on has to wait for this place.
+    pub(in crate::registry) fn forget(&mut self, place: PlaceId) {
+        self.gone.remove(&place);
+    }
+
     /// What ends when the places of such generations are released.
     pub(in crate::registry) fn gone(&self, which: impl Fn(Generation) -> bool) -> Vec<watch::Receiver<bool>> {
-        self.places.values().filter(|(held, _)| which(*held)).map(|(_, gone)| gone.clone()).collect()
+        self.gone.values().filter(|(held, _)| which(*held)).map(|(_, gone)| gone.clone()).collect()
     }
 
     pub(in crate::registry) fn snapshot(&self) -> Vec<Snapshot> {

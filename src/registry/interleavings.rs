@@ -1,0 +1,280 @@
+//! The registry, its leases and its close protocol under a scheduler that picks, at random, who goes on at every lock:
+//! thousands of schedules of a few callers, builders, closers and a sweeper, with cancels and deadlines at random.
+//!
+//! `cargo test --release --lib --no-default-features --features shuttle interleavings`; `EVALPOOL_SCHEDULES` sets how
+//! many. A schedule that fails is printed by shuttle and can be replayed.
+
+use std::{
+    collections::HashMap,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::{
+        Arc, Mutex as StdMutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use shuttle::{
+    future,
+    rand::{Rng, thread_rng},
+};
+use tokio::time::Instant;
+
+use super::{BuildTicket, Claim, Generation, Limits, Permit, Place, Refused, Registry, Resident};
+use crate::{
+    error::Error,
+    metrics::{CloseReason, Counts, Metrics},
+};
+
+/// When set, gauges are published in whatever order they come.
+pub(super) static BREAK_ORDER: AtomicBool = AtomicBool::new(false);
+
+/// One test at a time: they share the switch.
+static ONE_AT_A_TIME: StdMutex<()> = StdMutex::new(());
+
+#[derive(Default)]
+struct World {
+    opens: AtomicUsize,
+    closes: AtomicUsize,
+    /// Runtimes, from admission until their last owner is gone.
+    exist: AtomicUsize,
+    instances: AtomicUsize,
+}
+
+/// Counts one thing for as long as it lives, and never more than `most`.
+struct Counted(Arc<World>, fn(&World) -> &AtomicUsize);
+
+impl Counted {
+    fn new(world: &Arc<World>, which: fn(&World) -> &AtomicUsize, most: usize) -> Self {
+        let now = which(world).fetch_add(1, Ordering::SeqCst) + 1;
+        assert!(now <= most, "{now} exist where {most} may");
+        Self(world.clone(), which)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        (self.1)(&self.0).fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+type Instance = (Counted, Permit<Fake>);
+
+/// A runtime with nothing in it but its accounting.
+#[derive(Clone)]
+struct Fake(Arc<FakeInner>);
+
+struct FakeInner {
+    idle: StdMutex<Vec<Instance>>,
+    leases: AtomicUsize,
+    world: Arc<World>,
+    _exists: Counted,
+    place: Place<Fake>,
+}
+
+impl Drop for FakeInner {
+    fn drop(&mut self) {
+        assert_eq!(self.leases.load(Ordering::SeqCst), 0, "closed under a lease");
+        self.world.closes.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Resident for Fake {
+    fn place(&self) -> &Place<Self> {
+        &self.0.place
+    }
+
+    fn retire(&self, idle: usize, _leased: bool, _grace: Option<Duration>) {
+        let this = self.clone();
+        // Some time later, as the closing task would.
+        drop(future::spawn(async move {
+            future::yield_now().await;
+            for _ in 0..idle {
+                this.reap();
+            }
+            drop(this);
+        }));
+    }
+
+    fn hasten(&self, _grace: Duration) {}
+
+    fn drained(&self) {}
+
+    fn reap(&self) {
+        let instance = self.0.idle.lock().unwrap().pop();
+        drop(instance);
+    }
+}
+
+/// One use of a runtime under a lease, wherever it ends.
+struct InUse(Fake);
+
+impl InUse {
+    fn new(fake: Fake) -> Self {
+        fake.0.leases.fetch_add(1, Ordering::SeqCst);
+        Self(fake)
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.0.leases.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+const CAPACITY: usize = 2;
+const INSTANCES: usize = 3;
+
+fn limits() -> Limits {
+    Limits {
+        capacity: CAPACITY,
+        max_instances: INSTANCES,
+        max_instances_per_runtime: 2,
+        max_waiting: 64,
+        negative_ttl: Duration::ZERO,
+    }
+}
+
+async fn build(world: Arc<World>, ticket: BuildTicket<Fake>) {
+    let Some(admission) = ticket.admit(Duration::ZERO).await else { return ticket.abandon() };
+    let exists = Counted::new(&world, |world| &world.exist, CAPACITY);
+    future::yield_now().await;
+    match thread_rng().gen_range(0..8) {
+        0 => {
+            drop((exists, admission));
+            return ticket.fail(&Error::invalid_plugin("told to fail"));
+        }
+        // As a panic would.
+        1 => return,
+        _ => {}
+    }
+    let probe = (Counted::new(&world, |world| &world.instances, INSTANCES), admission.permit);
+    world.opens.fetch_add(1, Ordering::SeqCst);
+    admission.place.opened();
+    let fake = Fake(Arc::new(FakeInner {
+        idle: StdMutex::new(vec![probe]),
+        leases: AtomicUsize::new(0),
+        world,
+        _exists: exists,
+        place: admission.place,
+    }));
+    if let Err(unwanted) = ticket.publish(fake) {
+        drop(unwanted);
+    }
+}
+
+async fn evaluate(world: Arc<World>, registry: Registry<Fake>, generation: Generation) {
+    let start = |ticket| drop(future::spawn(build(world.clone(), ticket)));
+    let deadline = Instant::now();
+    let Ok(leased) = registry.lease(generation, registry.arrive(), deadline, Duration::ZERO, true, start).await else {
+        return;
+    };
+    let mut lease = leased.lease;
+    let fake = lease.resident().unwrap().clone();
+    let in_use = InUse::new(fake.clone());
+    let instance = match lease.claim().unwrap() {
+        Claim::Idle => fake.0.idle.lock().unwrap().pop().expect("what is set aside is there"),
+        Claim::Make(permit) => (Counted::new(&world, |world| &world.instances, INSTANCES), permit),
+    };
+    future::yield_now().await;
+    drop(in_use);
+    if thread_rng().gen_bool(0.5) {
+        fake.0.idle.lock().unwrap().push(instance);
+        drop(fake);
+        lease.give_back();
+    } else {
+        drop(instance);
+        drop(fake);
+        drop(lease);
+    }
+}
+
+/// Polls a future to its end, or drops it at some await.
+async fn perhaps_cancelled(future: impl Future<Output = ()>) {
+    let mut future = pin!(future);
+    poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Pending if thread_rng().gen_ratio(1, 10) => Poll::Ready(()),
+        polled => polled,
+    })
+    .await;
+}
+
+fn gauges(metrics: &PrometheusHandle) -> HashMap<String, usize> {
+    let rendered = metrics.render();
+    let lines = rendered.lines().filter(|line| line.starts_with("evalpool_") && line.contains("_live{"));
+    lines
+        .filter_map(|line| {
+            let (name, value) = line.rsplit_once(' ')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        })
+        .collect()
+}
+
+/// One world, from empty to empty.
+fn scenario() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    let metrics = metrics::with_local_recorder(&recorder, Metrics::new);
+    let world = Arc::new(World::default());
+    let registry: Registry<Fake> = Registry::new(limits(), metrics);
+    let generation = |evaluator| Generation { evaluator, version: evaluator };
+    future::block_on(async {
+        let mut tasks = Vec::new();
+        for caller in 0..4_u64 {
+            let (world, registry) = (world.clone(), registry.clone());
+            tasks.push(future::spawn(async move {
+                for call in 0..2 {
+                    let evaluation = evaluate(world.clone(), registry.clone(), generation((caller + call) % 3));
+                    perhaps_cancelled(evaluation).await;
+                }
+            }));
+        }
+        let closer = registry.clone();
+        tasks.push(future::spawn(async move {
+            future::yield_now().await;
+            let mut gone = closer.unload(generation(0), Duration::ZERO);
+            let closed = Refused::Error(Error::Closed { name: "one".into() });
+            closer.retire(generation(1), CloseReason::Closed, None, &closed);
+            closer.sweep(|_| Duration::ZERO);
+            gone.wait().await;
+        }));
+        for task in tasks {
+            task.await.unwrap();
+        }
+        registry.shut_down(None);
+        let mut gone = registry.gone(|_| true);
+        gone.wait().await;
+    });
+    assert_eq!(world.exist.load(Ordering::SeqCst), 0, "runtimes are left");
+    assert_eq!(world.instances.load(Ordering::SeqCst), 0, "instances are left");
+    assert_eq!(world.opens.load(Ordering::SeqCst), world.closes.load(Ordering::SeqCst), "opened once, closed once");
+    assert_eq!(registry.counts(), Counts::default());
+    for (name, value) in gauges(&handle) {
+        assert_eq!(value, 0, "{name}");
+    }
+}
+
+fn schedules(default: usize) -> usize {
+    std::env::var("EVALPOOL_SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn no_schedule_breaks_a_promise() {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    BREAK_ORDER.store(false, Ordering::SeqCst);
+    shuttle::check_random(scenario, schedules(5_000));
+    shuttle::check_pct(scenario, schedules(5_000), 3);
+}
+
+#[test]
+fn an_order_that_is_broken_on_purpose_is_noticed() {
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    BREAK_ORDER.store(true, Ordering::SeqCst);
+    let found = catch_unwind(AssertUnwindSafe(|| shuttle::check_random(scenario, schedules(5_000))));
+    BREAK_ORDER.store(false, Ordering::SeqCst);
+    found.expect_err("gauges that are published out of order must be found");
+}
