@@ -223,7 +223,7 @@ async fn a_host_function_that_panics_or_fails_costs_only_its_own_evaluation() {
 }
 
 #[tokio::test]
-async fn a_nested_evaluation_is_saturated_rather_than_waiting_for_itself() {
+async fn corner_14_a_nested_evaluation_is_saturated_rather_than_waiting_for_itself() {
     let pool = EvaluatorPool::builder().capacity(1).build().unwrap();
     let inner = pool.evaluator("inner", spec(TEXT, "upper")).unwrap();
     let nested = inner.clone();

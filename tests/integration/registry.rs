@@ -386,7 +386,7 @@ async fn a_close_lets_calls_finish_within_their_grace() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_close_interrupts_calls_after_their_grace() {
+async fn corner_19_a_close_interrupts_calls_after_their_grace_and_says_so() {
     let spy = Spy::default();
     spy.on_call([Act::Never, Act::Never]);
     let pool = spy.pool(|builder| {

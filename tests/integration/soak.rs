@@ -17,7 +17,8 @@ use crate::support::{
     wasm,
 };
 
-const NAMES: usize = 40;
+/// A few more than fit, so that most evaluations find their runtime and some evict another.
+const NAMES: usize = 12;
 
 /// One of many kinds of plugin, some of them bad.
 fn some_spec(random: &mut StdRng, hostile: &[Vec<u8>]) -> Spec {
@@ -28,6 +29,7 @@ fn some_spec(random: &mut StdRng, hostile: &[Vec<u8>]) -> Spec {
         6 => Spec::new(Source::bytes(CALL_HOST))
             .with_host_function(HostFunction::bytes("host_upper", |input| Ok(input.to_ascii_uppercase()))),
         7 => Spec::new(Source::bytes(GREET)).with_entry_point("no_such"),
+        8..=10 => Spec::new(Source::bytes(TEXT)).with_entry_point("counter"),
         _ => Spec::new(Source::bytes(hostile[random.random_range(0..hostile.len())].clone())),
     };
     spec.with_isolation(if random.random() { Isolation::Fresh } else { Isolation::Reuse })
@@ -35,8 +37,8 @@ fn some_spec(random: &mut StdRng, hostile: &[Vec<u8>]) -> Spec {
 
 async fn operate(pool: &EvaluatorPool, random: &mut StdRng, hostile: &[Vec<u8>]) {
     let name = format!("e{}", random.random_range(0..NAMES));
-    match random.random_range(0..100) {
-        0..=3 => {
+    match random.random_range(0..1000) {
+        0..=9 => {
             let spec = some_spec(random, hostile);
             if let Ok(prepared) = pool.prepare(&name, spec).await
                 && random.random_range(0..4) > 0
@@ -44,14 +46,14 @@ async fn operate(pool: &EvaluatorPool, random: &mut StdRng, hostile: &[Vec<u8>])
                 prepared.publish();
             }
         }
-        4 => drop(pool.register(&name, some_spec(random, hostile)).unwrap()),
-        5 => drop(pool.remove(&name).await),
-        6 => {
+        10..=14 => drop(pool.register(&name, some_spec(random, hostile)).unwrap()),
+        15..=19 => drop(pool.remove(&name).await),
+        20..=29 => {
             if let Some(evaluator) = pool.get(&name) {
                 evaluator.unload().await;
             }
         }
-        7 => {
+        30..=34 => {
             // Never registered: its handle is all there is of it.
             let loose = pool.evaluator("loose", some_spec(random, hostile)).unwrap();
             let _ = timeout(Duration::from_millis(20), loose.evaluate("x")).await;
@@ -62,7 +64,7 @@ async fn operate(pool: &EvaluatorPool, random: &mut StdRng, hostile: &[Vec<u8>])
                 return;
             };
             let call = evaluator.evaluate(json!({"name": "Ada"}));
-            if roll < 30 {
+            if roll < 300 {
                 let _ = timeout(Duration::from_micros(random.random_range(0..3000)), call).await;
             } else {
                 let _ = call.await;
@@ -152,7 +154,7 @@ fn after_a_soak_the_process_holds_what_it_held_when_it_was_warm() {
         settings.limits.memory = 8 << 20;
         let pool = EvaluatorPool::from_settings(&settings).unwrap();
         // What the engine and the allocator take once and keep is taken here.
-        run(&pool, (operations / 4).clamp(500, 20_000), seed, &hostile).await;
+        run(&pool, (operations / 2).clamp(1_000, 20_000), seed, &hostile).await;
         let warm = held(&pool).await;
         run(&pool, operations, seed.wrapping_mul(31), &hostile).await;
         let after = held(&pool).await;
