@@ -42,7 +42,11 @@ pub(crate) fn alone(test: &str) -> bool {
         return true;
     }
     let this = env::current_exe().expect("a test knows its own binary");
-    let status = Command::new(this).args(["--exact", test, "--nocapture"]).env(MARK, "1").status();
+    let mut again = Command::new(this);
+    again.args(["--exact", test, "--nocapture"]).env(MARK, "1");
+    // What the allocator keeps back for later is not held by anybody: have it keep little.
+    again.env("MALLOC_ARENA_MAX", "1").env("MALLOC_TRIM_THRESHOLD_", "65536");
+    let status = again.status();
     assert!(status.expect("the test binary can be started again").success(), "{test} failed in its own process");
     false
 }
