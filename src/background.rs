@@ -19,8 +19,16 @@ pub(crate) fn handle() -> Option<Handle> {
 /// This crate's own runtime, for callers that block.
 pub(crate) fn own() -> Option<&'static Runtime> {
     static OWN: OnceLock<Option<Runtime>> = OnceLock::new();
-    OWN.get_or_init(|| Builder::new_multi_thread().worker_threads(1).thread_name("evalpool").enable_time().build().ok())
-        .as_ref()
+    OWN.get_or_init(|| {
+        Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("evalpool")
+            .max_blocking_threads(2048)
+            .enable_time()
+            .build()
+            .ok()
+    })
+    .as_ref()
 }
 
 /// Starts a task. Should its runtime go before the task has ended, the future is dropped: whatever must happen all

@@ -52,7 +52,7 @@ impl CloseReport {
     const SLACK: Duration = Duration::from_secs(5);
 
     pub(crate) async fn after(mut gone: Gone, grace: Duration) -> Self {
-        match timeout(grace + Self::SLACK, gone.wait()).await {
+        match timeout(grace.saturating_add(Self::SLACK), gone.wait()).await {
             Ok(false) => CloseReport::Drained,
             Ok(true) => CloseReport::Forced,
             Err(_) => CloseReport::Unfinished { remaining: gone.remaining() },

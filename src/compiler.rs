@@ -7,7 +7,11 @@
 //! A compile cannot be interrupted. It runs on a task of its own which holds its place, its permit and its slot among
 //! `build_concurrency` until it has really ended; when its time is up, only the wait for it ends.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
@@ -117,10 +121,19 @@ impl Compiler {
     ///
     /// # Errors
     ///
-    /// `invalid_plugin`, `entry_point_missing`, `build_timeout`, or `internal` for a panic.
-    pub(crate) async fn build(&self, blueprint: Blueprint, admission: Admission<Runtime>) -> Result<Runtime, Error> {
+    /// `invalid_plugin`, `entry_point_missing`, `build_timeout`, `wait_timeout` when no slot came free within `wait`, or
+    /// `internal` for a panic.
+    pub(crate) async fn build(
+        &self,
+        blueprint: Blueprint,
+        admission: Admission<Runtime>,
+        wait: Duration,
+    ) -> Result<Runtime, Error> {
         let internal = |error| Error::internal("the build did not finish", error);
-        let slot = self.slots.clone().acquire_owned().await.map_err(|error| internal(error.to_string()))?;
+        // A place is held meanwhile: whoever waits too long for a slot gives it back.
+        let slot = timeout(wait, self.slots.clone().acquire_owned()).await;
+        let slot =
+            slot.map_err(|_| Error::WaitTimeout { after: wait })?.map_err(|error| internal(error.to_string()))?;
         let after = blueprint.limits.build_timeout;
         let (engine, metrics) = (self.engine.clone(), self.metrics.clone());
         let work = tokio::spawn(async move {

@@ -336,7 +336,8 @@ impl Settings {
                 self.pool.max_instances, self.pool.capacity
             )));
         }
-        let most = tokio::sync::Semaphore::MAX_PERMITS;
+        // More than any machine holds, and few enough to keep lists of.
+        let most = 1_000_000;
         for (key, value) in [
             ("pool.max_instances", self.pool.max_instances),
             ("pool.max_instances_per_evaluator", self.pool.max_instances_per_evaluator),

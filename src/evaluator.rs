@@ -1,6 +1,7 @@
 //! The handle that users hold: it conducts one evaluation from data to response. Caches nothing.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     future::Future,
     sync::{
@@ -13,7 +14,7 @@ use std::{
 use tokio::{runtime::Handle, time::Instant};
 
 use crate::{
-    background,
+    background, clock,
     close::{Close, CloseReport},
     data::Data,
     engine::{BoxFuture, inside_host_function},
@@ -22,7 +23,7 @@ use crate::{
     info::{EvaluatorInfo, State},
     metrics::{CloseReason, Metrics},
     pool::{Core, Version},
-    registry::{Generation, Refused},
+    registry::{Generation, Gone, Refused},
     response::{EvaluatorId, Response, Timings},
     runtime::{Active, Ended},
     source::Digest,
@@ -43,6 +44,9 @@ struct Inner {
     name: String,
     /// `None` once closed.
     version: Mutex<Option<Arc<Version>>>,
+    /// Under which its versions' runtimes are registered: its own, and those of versions that were prepared under
+    /// another before they replaced one of its own.
+    ids: Mutex<BTreeSet<u64>>,
     evaluations: AtomicU64,
     /// Milliseconds since the Unix epoch; 0 for never.
     last_used: AtomicU64,
@@ -55,6 +59,7 @@ impl Evaluator {
                 core,
                 id: EvaluatorId(id),
                 name: name.to_owned(),
+                ids: Mutex::new(BTreeSet::from([id, version.generation.evaluator])),
                 version: Mutex::new(Some(version)),
                 evaluations: AtomicU64::new(0),
                 last_used: AtomicU64::new(0),
@@ -109,7 +114,7 @@ impl Evaluator {
         }
         let core = &self.inner.core;
         let began = Instant::now();
-        let deadline = began + core.limits.wait_timeout;
+        let deadline = clock::later(began, core.limits.wait_timeout);
         let age = core.registry.arrive();
         loop {
             let version = self.version()?;
@@ -170,8 +175,7 @@ impl Evaluator {
     /// The same with this grace.
     pub fn close_with(&self, grace: Duration) -> impl Future<Output = CloseReport> + Send + 'static {
         self.inner.close(Some(grace));
-        let id = self.inner.id.0;
-        CloseReport::after(self.inner.core.registry.gone(|generation| generation.evaluator == id), grace)
+        CloseReport::after(self.gone(), grace)
     }
 
     /// Drains and closes the runtime, if there is one, and returns when it is gone. The evaluator stays usable: its
@@ -183,7 +187,7 @@ impl Evaluator {
         let grace = core.pool.grace;
         let gone = match self.version() {
             Ok(version) => core.registry.unload(version.generation, grace),
-            Err(_) => core.registry.gone(|generation| generation.evaluator == self.inner.id.0),
+            Err(_) => self.gone(),
         };
         CloseReport::after(gone, grace).await
     }
@@ -226,8 +230,15 @@ impl Evaluator {
         self.inner.lock().as_ref().map(|version| version.generation)
     }
 
+    /// What ends when every runtime of this evaluator, whatever its version, is gone.
+    fn gone(&self) -> Gone {
+        let ids = self.inner.ids.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.inner.core.registry.gone(|generation| ids.contains(&generation.evaluator))
+    }
+
     /// Swaps the version and gives the old one; `None` when the evaluator is closed.
     pub(crate) fn replace(&self, version: Arc<Version>) -> Option<Arc<Version>> {
+        self.inner.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(version.generation.evaluator);
         self.inner.lock().as_mut().map(|current| std::mem::replace(current, version))
     }
 

@@ -51,7 +51,8 @@
 //!
 //! # Rooms
 //!
-//! Imports point down this list only; `background`, `config`, `error` and `metrics` are leaves. A test keeps that true.
+//! Imports point down this list only; `background`, `clock`, `config`, `error` and `metrics` are leaves. A test keeps
+//! that true.
 //!
 //! | room | what it does, and what it must not |
 //! |---|---|
@@ -74,6 +75,7 @@
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
 
 mod background;
+mod clock;
 mod close;
 mod compiler;
 pub mod config;

@@ -22,8 +22,8 @@ use std::{
     fmt,
     future::Future,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -75,7 +75,7 @@ pub(crate) struct Core {
     pub(crate) fetching: Arc<Semaphore>,
     /// The most that one fetch is charged, in the same unit.
     pub(crate) fetching_total: u32,
-    sweeping: std::sync::Once,
+    sweeping: AtomicBool,
     next: AtomicU64,
 }
 
@@ -86,22 +86,34 @@ impl Core {
 
     /// Starts the idle sweep at the first use from within a tokio runtime. It ends with the pool.
     pub(crate) fn ensure_sweeping(self: &Arc<Self>) {
-        self.sweeping.call_once(|| {
-            let core = Arc::downgrade(self);
-            let ttl = self.pool.idle_ttl;
-            let pause = (ttl / 8).clamp(Duration::from_millis(10), Duration::from_secs(30));
-            background::spawn(async move {
-                loop {
-                    tokio::time::sleep(pause).await;
-                    let Some(core) = core.upgrade() else { return };
-                    // Up to a tenth later, by generation: what became idle together is not closed together.
-                    core.registry.sweep(|generation| {
-                        let lot = generation.version.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 54;
-                        ttl + ttl.mul_f64(lot as f64 / 10_240.0)
-                    });
-                }
-            });
+        if self.sweeping.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let sweeping = Sweeping(Arc::downgrade(self));
+        let ttl = self.pool.idle_ttl;
+        let pause = (ttl / 8).clamp(Duration::from_millis(10), Duration::from_secs(30));
+        background::spawn(async move {
+            loop {
+                tokio::time::sleep(pause).await;
+                let Some(core) = sweeping.0.upgrade() else { return };
+                // Up to a tenth later, by generation: what became idle together is not closed together.
+                core.registry.sweep(|generation| {
+                    let lot = generation.version.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 54;
+                    ttl.saturating_add(ttl / 10_240 * u32::try_from(lot).unwrap_or(0))
+                });
+            }
         });
+    }
+}
+
+/// The idle sweep's task. When the tokio under it goes, the next call starts it again.
+struct Sweeping(Weak<Core>);
+
+impl Drop for Sweeping {
+    fn drop(&mut self) {
+        if let Some(core) = self.0.upgrade() {
+            core.sweeping.store(false, Ordering::Relaxed);
+        }
     }
 }
 
@@ -238,8 +250,14 @@ impl EvaluatorPool {
     }
 
     fn infos(&self, evaluators: &[Evaluator]) -> Vec<EvaluatorInfo> {
-        let runtimes: BTreeMap<_, _> =
-            self.core().registry.snapshot().into_iter().map(|runtime| (runtime.generation, runtime)).collect();
+        let mut all = self.core().registry.snapshot();
+        // An evaluator that was unloaded and built anew has two: the later in this order is shown.
+        all.sort_by_key(|runtime| match runtime.state {
+            SnapshotState::Draining => 0,
+            SnapshotState::Building => 1,
+            SnapshotState::Live => 2,
+        });
+        let runtimes: BTreeMap<_, _> = all.into_iter().map(|runtime| (runtime.generation, runtime)).collect();
         evaluators
             .iter()
             .map(|evaluator| {

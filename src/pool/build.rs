@@ -8,11 +8,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::Core;
 use crate::{
-    background,
+    background, clock,
     compiler::{self, Blueprint},
     engine::InstanceLimits,
     error::Error,
@@ -54,7 +54,7 @@ impl Version {
 
     /// A lease on the version's runtime, building it if need be.
     pub(crate) async fn lease(self: &Arc<Self>, core: &Arc<Core>) -> Result<Leased<Runtime>, Error> {
-        let deadline = Instant::now() + core.limits.wait_timeout;
+        let deadline = clock::deadline(core.limits.wait_timeout);
         self.lease_as(core, core.registry.arrive(), deadline, false).await
     }
 
@@ -111,7 +111,12 @@ async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) 
     let mut fetched =
         core.fetching.acquire_many(cost).await.map_err(|error| Error::internal("fetching is over", error))?;
     let started = Instant::now();
-    let plugin = spec.source.load(core.limits.plugin_size, spec.digest).await?;
+    let within = core.limits.build_timeout;
+    let Ok(loaded) = timeout(within, spec.source.load(core.limits.plugin_size, spec.digest)).await else {
+        let slow = std::io::Error::other(format!("it was not read within {within:?}"));
+        return Err(Error::SourceUnavailable { cause: Arc::new(slow) });
+    };
+    let plugin = loaded?;
     let fetching = started.elapsed();
     core.metrics.fetched(fetching);
     // What was charged above the real size is given back.
@@ -125,7 +130,7 @@ async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) 
     // A file may have changed since the last build; what was seen first is what was validated and is shown.
     let _ = version.facts.set(facts);
     let Some(admission) = ticket.admit(fetching).await else { return Ok(None) };
-    core.compiler.build(blueprint, admission).await.map(Some)
+    core.compiler.build(blueprint, admission, core.limits.wait_timeout).await.map(Some)
 }
 
 fn blueprint(core: &Core, spec: &Spec, plugin: Plugin) -> Result<Blueprint, Error> {
@@ -143,7 +148,7 @@ fn blueprint(core: &Core, spec: &Spec, plugin: Plugin) -> Result<Blueprint, Erro
     let policy = Policy {
         isolation: spec.isolation.unwrap_or(core.engine.isolation),
         max_uses: core.pool.max_uses,
-        max_instances: core.pool.max_instances_per_evaluator,
+        max_instances: core.pool.max_instances_per_evaluator.min(core.pool.max_instances),
         grace: core.pool.grace,
         exec_timeout: limits.exec_timeout,
         build_timeout: limits.build_timeout,

@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, Once, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
     time::Duration,
 };
 
@@ -130,7 +133,7 @@ impl PoolBuilder {
             pool,
             limits,
             engine,
-            sweeping: Once::new(),
+            sweeping: AtomicBool::new(false),
             next: AtomicU64::new(1),
         }))
     }

@@ -32,6 +32,7 @@ pub(crate) use self::state::{Age, BuildId, PlaceId};
 use self::state::{Effect, Effects, Requested, State};
 use self::sync::{Mutex, MutexGuard, PoisonError, timeout_at};
 use crate::{
+    clock,
     error::Error,
     metrics::{CloseReason, Counts, Lookup, Metrics},
 };
@@ -222,7 +223,7 @@ impl<R: Resident> Registry<R> {
     ) -> Result<Option<Leased<R>>, Error> {
         let mut answer = timeout_at(deadline, &mut waiter.answer).await;
         if answer.is_err() && self.inner.lock().is_placed(waiter.generation) {
-            answer = timeout_at(Instant::now() + build_timeout, &mut waiter.answer).await;
+            answer = timeout_at(clock::deadline(build_timeout), &mut waiter.answer).await;
         }
         match answer {
             Ok(Ok(Ok(lease))) => Ok(Some(Leased { build: lease.build.unwrap_or_default(), lease })),

@@ -4,11 +4,11 @@ use std::panic::AssertUnwindSafe;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
 use super::{Instance, Runtime};
 use crate::{
-    background,
+    background, clock,
     config::Isolation,
     error::Error,
     metrics::Discard,
@@ -65,7 +65,7 @@ impl Active {
         };
         let inner = &runtime.inner;
         let after = inner.policy.exec_timeout;
-        let deadline = Instant::now() + after;
+        let deadline = clock::deadline(after);
         let mut stop = inner.stop.subscribe();
         instance.uses += 1;
         // Until the guest has returned, the instance is one that was interrupted.

@@ -33,7 +33,7 @@ use tokio::{
 
 pub(crate) use self::active::{Active, Ended};
 use crate::{
-    background,
+    background, clock,
     config::Isolation,
     engine::{self, CompiledPlugin},
     metrics::Metrics,
@@ -162,13 +162,16 @@ impl Runtime {
     }
 
     /// Makes the instance for the next evaluation, off everybody's path, if nobody else wants its permit.
-    fn prepare_spare(&self) {
-        let Some(permit) = self.inner.place.reserve_spare() else { return };
-        let mut spare = Spare { runtime: self.clone(), ready: false };
+    fn prepare_spare(self) {
+        let permit = self.inner.place.reserve_spare();
+        let mut spare = Spare { runtime: Some(self), reserved: permit.is_some(), ready: false };
+        let Some(permit) = permit else { return };
         background::spawn(async move {
             // A failure is not reported here: the next evaluation makes its own instance, and meets it.
-            if let Ok(instance) = spare.runtime.make_instance(permit).await {
-                spare.runtime.put_back(instance);
+            if let Some(runtime) = &spare.runtime
+                && let Ok(instance) = runtime.make_instance(permit).await
+            {
+                runtime.put_back(instance);
                 spare.ready = true;
             }
             drop(spare);
@@ -178,13 +181,22 @@ impl Runtime {
 
 /// The making of a spare instance, ended by its drop wherever that happens.
 struct Spare {
-    runtime: Runtime,
+    /// `None` only inside `drop`.
+    runtime: Option<Runtime>,
+    reserved: bool,
     ready: bool,
 }
 
 impl Drop for Spare {
     fn drop(&mut self) {
-        self.runtime.inner.place.spare_ended(self.ready);
+        let Some(runtime) = self.runtime.take() else { return };
+        if self.reserved {
+            runtime.inner.place.spare_ended(self.ready);
+        }
+        // It may have been evicted meanwhile, and this be the last that holds it.
+        if Arc::strong_count(&runtime.inner) == 1 {
+            background::drop_elsewhere(runtime);
+        }
     }
 }
 
@@ -194,12 +206,13 @@ impl Resident for Runtime {
     }
 
     fn retire(&self, idle: usize, leased: bool, grace: Option<Duration>) {
-        let closing = Closing(Some(self.clone()));
-        background::spawn(closing.run(idle, leased, grace));
+        self.inner.close_by(clock::deadline(grace.unwrap_or(self.inner.policy.grace)));
+        let closing = Closing { runtime: Some(self.clone()), leased, rescued: false };
+        background::spawn(closing.run(idle));
     }
 
     fn hasten(&self, grace: Duration) {
-        self.inner.close_by(Instant::now() + grace);
+        self.inner.close_by(clock::deadline(grace));
     }
 
     fn drained(&self) {
@@ -213,13 +226,20 @@ impl Resident for Runtime {
     }
 }
 
-/// The close of one runtime. Owns it, so that whoever asked for the close may leave; if the task is dropped, the
-/// runtime still is.
-struct Closing(Option<Runtime>);
+/// The close of one runtime. Owns it, so that whoever asked for the close may leave. If its task is dropped because the
+/// tokio under it goes, it goes on elsewhere.
+struct Closing {
+    /// `None` once there is nothing left to do.
+    runtime: Option<Runtime>,
+    leased: bool,
+    rescued: bool,
+}
 
 impl Closing {
-    async fn run(self, idle: usize, leased: bool, grace: Option<Duration>) {
-        if leased && let Some(runtime) = &self.0 {
+    async fn run(mut self, idle: usize) {
+        if self.leased
+            && let Some(runtime) = &self.runtime
+        {
             let inner = &runtime.inner;
             // What is idle serves nobody any more: its memory need not wait for those in flight. No more than that:
             // the rest is set aside for leases that are just beginning.
@@ -228,7 +248,6 @@ impl Closing {
                     background::drop_elsewhere(instance);
                 }
             }
-            inner.close_by(Instant::now() + grace.unwrap_or(inner.policy.grace));
             let in_time = tokio::select! {
                 biased;
                 () = inner.drained.notified() => true,
@@ -239,15 +258,19 @@ impl Closing {
                 inner.stop.send_replace(true);
                 inner.drained.notified().await;
             }
+            self.leased = false;
         }
-        drop(self);
     }
 }
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            background::drop_elsewhere(runtime);
+        let Some(runtime) = self.runtime.take() else { return };
+        match background::own() {
+            Some(own) if self.leased && !self.rescued => {
+                drop(own.spawn(Closing { runtime: Some(runtime), leased: true, rescued: true }.run(0)));
+            }
+            _ => background::drop_elsewhere(runtime),
         }
     }
 }

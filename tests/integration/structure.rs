@@ -195,7 +195,7 @@ fn rooms() -> Vec<String> {
         let name = name.trim().trim_matches(|next| "[]`".contains(next)).to_lowercase();
         (name != "room").then(|| if name == "evaluatorpool" { "pool".to_owned() } else { name })
     });
-    names.chain(["background".to_owned()]).collect()
+    names.chain(["background", "clock"].map(str::to_owned)).collect()
 }
 
 /// The room that each name in `lib.rs`'s `pub use crate::{…}` comes from.

@@ -40,7 +40,7 @@ use crate::error::Error;
 const CODE_CACHE_BYTES: usize = 64 * 1024 * 1024;
 
 /// Fuel that no guest can use up in a second: about one unit an instruction, on a machine faster than any.
-const FUEL_PER_SECOND: u64 = 5_000_000_000;
+const FUEL_PER_SECOND: u64 = 2_000_000_000;
 
 /// Bytes of variables that one instance may keep (extism's own default).
 const MAX_VAR_BYTES: u64 = 1024 * 1024;

@@ -14,7 +14,7 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, Ordering, fence},
         mpsc,
     },
     thread,
@@ -65,6 +65,7 @@ impl Drop for StopOnDrop {
         let Some(handle) = self.handle.take() else { return };
         // Before looking whether it began: a call that has not sees this and never does.
         self.state.cancelled.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         if let Some(began) = self.state.began.get()
             && !self.state.returned.load(Ordering::SeqCst)
         {
@@ -77,6 +78,8 @@ impl Running {
     /// The guest is about to run; false when it must not any more.
     pub(super) fn begin(&self) -> bool {
         let _ = self.0.began.set(Instant::now());
+        // One of the two sides sees what the other has said.
+        fence(Ordering::SeqCst);
         !self.0.cancelled.load(Ordering::SeqCst)
     }
 }

@@ -60,7 +60,13 @@ pub(super) struct Draining<R> {
     pub(super) generation: Generation,
     pub(super) resident: Option<R>,
     pub(super) leases: usize,
+    /// Permits out for it.
+    pub(super) instances: usize,
+    /// Of these, instances in its pool.
+    pub(super) idle: usize,
     pub(super) reaping: usize,
+    /// Nothing is left that could hold its place for long, and it counts as `closing`.
+    pub(super) soon: bool,
 }
 
 pub(super) struct Failure {
@@ -97,5 +103,14 @@ pub(super) fn insert_by_age<R: Resident>(waiters: &mut VecDeque<Waiter<R>>, wait
 pub(super) fn refuse<R: Resident>(waiters: VecDeque<Waiter<R>>, refused: &Refused, effects: &mut Effects<R>) {
     for waiter in waiters {
         effects.push(Effect::Answer { to: waiter.to, answer: Err(refused.clone()) });
+    }
+}
+
+impl<R> Draining<R> {
+    /// Looked at after each change: true the first time that nothing is left which could hold the place for long.
+    pub(super) fn ends_soon(&mut self) -> bool {
+        let first = !self.soon && self.leases == 0 && self.instances <= self.idle;
+        self.soon |= first;
+        first
     }
 }

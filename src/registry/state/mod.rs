@@ -37,7 +37,7 @@ use tokio::{
 
 use self::entries::{Build, Draining, Failure, Live, Phase, Waiter, insert_by_age};
 use super::{Generation, Limits, Refused, Resident};
-use crate::{error::Error, metrics::CloseReason};
+use crate::{clock, error::Error, metrics::CloseReason};
 
 /// How many failed builds are remembered at most.
 const MAX_FAILURES: usize = 4096;
@@ -130,7 +130,7 @@ pub(super) struct State<R: Resident> {
     places: HashSet<PlaceId>,
     /// What ends when a place is released and the gauges say so: a little longer than the place itself.
     gone: HashMap<PlaceId, (Generation, watch::Receiver<bool>)>,
-    /// Draining with no lease left: their places come back soon.
+    /// Draining with nothing left that could hold their places for long: no lease, and no guest that still runs.
     closing: usize,
     /// Permits out.
     instances: usize,
@@ -251,6 +251,15 @@ impl<R: Resident> State<R> {
             *waiting += 1;
             let (to, answer) = oneshot::channel();
             insert_by_age(&mut build.waiters, Waiter { age, to });
+            // An elder that comes back makes the build as old as itself.
+            if let Phase::Queued { age: queued, .. } = &mut build.phase
+                && age < *queued
+            {
+                self.build_queue.remove(queued);
+                *queued = age;
+                self.build_queue.insert(age, generation);
+                self.pump(now, effects);
+            }
             return Requested::Joined(answer);
         }
         if let Some(error) = self.remembered(generation, now) {
@@ -414,7 +423,8 @@ impl<R: Resident> State<R> {
         if matches!(error, Error::InvalidPlugin { .. } | Error::EntryPointMissing { .. })
             && !self.limits.negative_ttl.is_zero()
         {
-            self.failures.push(generation, Failure { error: error.clone(), until: now + self.limits.negative_ttl });
+            self.failures
+                .push(generation, Failure { error: error.clone(), until: clock::later(now, self.limits.negative_ttl) });
             if self.failures.len() > MAX_FAILURES {
                 self.failures.pop_lru();
             }
@@ -447,8 +457,9 @@ impl<R: Resident> State<R> {
             self.serve(generation, None, effects);
         } else if let Some(draining) = self.draining.get_mut(&place) {
             draining.leases -= 1;
+            draining.idle += usize::from(back);
             if draining.leases == 0 {
-                self.closing += 1;
+                self.closing += usize::from(draining.ends_soon());
                 effects.extend(draining.resident.take().map(|resident| Effect::Drained { resident }));
                 self.pump(now, effects);
             }
@@ -474,6 +485,8 @@ impl<R: Resident> State<R> {
             let reaped = draining.reaping.min(1);
             draining.reaping -= reaped;
             self.reaping -= reaped;
+            draining.instances -= 1;
+            self.closing += usize::from(draining.ends_soon());
         }
         self.pump(now, effects);
     }
@@ -482,7 +495,7 @@ impl<R: Resident> State<R> {
     pub(super) fn place_released(&mut self, place: PlaceId, now: Instant, effects: &mut Effects<R>) {
         self.places.remove(&place);
         if let Some(draining) = self.draining.remove(&place) {
-            self.closing -= usize::from(draining.leases == 0);
+            self.closing -= usize::from(draining.soon);
             self.reaping -= draining.reaping;
         }
         self.pump(now, effects);

@@ -55,9 +55,18 @@ impl<R: Resident> State<R> {
             }
             Phase::Placed { place, .. } => {
                 self.waiting_build -= build.waiters.len();
+                // It may still compile, or initialise, for nobody knows how long: its place is not counted on.
                 if self.places.contains(&place) {
-                    self.closing += 1;
-                    self.draining.insert(place, Draining { generation, resident: None, leases: 0, reaping: 0 });
+                    let draining = Draining {
+                        generation,
+                        resident: None,
+                        leases: 0,
+                        instances: 1,
+                        idle: 0,
+                        reaping: 0,
+                        soon: false,
+                    };
+                    self.draining.insert(place, draining);
                 }
             }
         }
@@ -83,9 +92,18 @@ impl<R: Resident> State<R> {
             self.claimed.retain(|claimed| *claimed != generation);
         }
         let leased = live.leases > 0;
-        self.closing += usize::from(!leased);
+        let soon = !leased && live.instances <= live.idle;
+        self.closing += usize::from(soon);
         let resident = leased.then(|| live.resident.clone());
-        let draining = Draining { generation, resident, leases: live.leases, reaping: live.reaping };
+        let draining = Draining {
+            generation,
+            resident,
+            leases: live.leases,
+            instances: live.instances,
+            idle: live.idle,
+            reaping: live.reaping,
+            soon,
+        };
         self.draining.insert(live.place, draining);
         let evicted = matches!(reason, CloseReason::Capacity | CloseReason::Idle);
         let unused = evicted.then(|| now - live.last_used);
