@@ -97,10 +97,13 @@ pub struct LimitSettings {
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSettings {
     /// Which engine. Default `extism`.
+    #[serde(deserialize_with = "word")]
     pub kind: EngineKind,
     /// Whether instances are used again. Default `fresh`.
+    #[serde(deserialize_with = "word")]
     pub isolation: Isolation,
     /// Whether plugins get WASI. Default `auto`.
+    #[serde(deserialize_with = "word")]
     pub wasi: Wasi,
     /// Whether plugins are trusted to let initialisers and calls end, which spares the `extism` engine the counting of
     /// instructions. Default `false`.
@@ -137,8 +140,10 @@ pub struct MetricSettings {
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {
     /// The least urgent level that is written. Default `info`.
+    #[serde(deserialize_with = "word")]
     pub level: LogLevel,
     /// Default `text`.
+    #[serde(deserialize_with = "word")]
     pub format: LogFormat,
 }
 
@@ -475,6 +480,17 @@ mod off_or_number {
     }
 }
 
+/// A word out of a closed set, with serde's own error, which names them all.
+fn word<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    use serde::de::IntoDeserializer;
+
+    T::deserialize(String::deserialize(deserializer)?.into_deserializer())
+}
+
 fn list_or_commas<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -564,6 +580,7 @@ mod tests {
             ("[limits]\nmemory = '3 apples'", "limits.memory"),
             ("[limits]\nfuel = 'none'", "limits.fuel"),
             ("[engine]\nkind = 'v8'", "engine.kind"),
+            ("[engine]\nisolation = 'some'", "expected `fresh` or `reuse`"),
             ("[pool]\ncapacity = 0", "pool.capacity is 0; it must be at least 1"),
             ("[pool]\nmax_instances = 1", "pool.max_instances is 1"),
             ("pool = 3", "pool is a section"),

@@ -129,11 +129,13 @@ pub enum Error {
         /// The limit, in bytes.
         limit: u64,
     },
-    /// The evaluator was closed, before the call or during it.
-    #[error("the evaluator {name:?} is closed")]
+    /// The evaluator was closed before the call, or a close of its runtime interrupted the call after its grace.
+    #[error("{}", describe_closed(.name, *.interrupted))]
     Closed {
         /// The evaluator's name.
         name: String,
+        /// Whether the guest had begun.
+        interrupted: bool,
     },
     /// The pool is shutting down.
     #[error("the pool is shutting down")]
@@ -165,6 +167,14 @@ fn describe_missing(entry_point: Option<&str>, available: &[String]) -> String {
     match entry_point {
         Some(name) => format!("the plugin has no entry point {name:?}: {exists}"),
         None => format!("the plugin's entry point must be named: {exists}"),
+    }
+}
+
+fn describe_closed(name: &str, interrupted: bool) -> String {
+    if interrupted {
+        format!("the runtime of {name:?} was closed, which interrupted this call after its grace")
+    } else {
+        format!("the evaluator {name:?} is closed")
     }
 }
 

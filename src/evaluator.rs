@@ -147,7 +147,7 @@ impl Evaluator {
                 }
                 Ended::Failed(error) => Err(error),
                 Ended::Stopped if core.registry.is_shut_down() => Err(Error::ShuttingDown),
-                Ended::Stopped => Err(self.closed()),
+                Ended::Stopped => Err(Error::Closed { name: self.inner.name.clone(), interrupted: true }),
             };
         }
     }
@@ -223,7 +223,7 @@ impl Evaluator {
     }
 
     fn closed(&self) -> Error {
-        Error::Closed { name: self.inner.name.clone() }
+        Error::Closed { name: self.inner.name.clone(), interrupted: false }
     }
 
     pub(crate) fn generation(&self) -> Option<Generation> {
@@ -299,7 +299,7 @@ impl Inner {
     fn close(&self, grace: Option<Duration>) {
         let version = self.lock().take();
         if let Some(version) = version {
-            let refused = Refused::Error(Error::Closed { name: self.name.clone() });
+            let refused = Refused::Error(Error::Closed { name: self.name.clone(), interrupted: false });
             version.retire(&self.core, CloseReason::Closed, grace, &refused);
         }
     }

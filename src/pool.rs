@@ -391,7 +391,12 @@ impl Prepared {
         };
         let replaced = old.is_some();
         if let Some(old) = old {
-            old.retire(core, CloseReason::Replaced, None, &Refused::Error(Error::Closed { name: self.name.clone() }));
+            old.retire(
+                core,
+                CloseReason::Replaced,
+                None,
+                &Refused::Error(Error::Closed { name: self.name.clone(), interrupted: false }),
+            );
         }
         (evaluator, replaced)
     }
@@ -400,7 +405,7 @@ impl Prepared {
 impl Drop for Prepared {
     fn drop(&mut self) {
         if let Some(version) = self.version.take() {
-            let refused = Refused::Error(Error::Closed { name: self.name.clone() });
+            let refused = Refused::Error(Error::Closed { name: self.name.clone(), interrupted: false });
             version.retire(self.pool.core(), CloseReason::Invalid, None, &refused);
         }
     }

@@ -85,7 +85,7 @@ impl Version {
 
 async fn build(core: Arc<Core>, version: Arc<Version>, ticket: BuildTicket<Runtime>) {
     if version.is_retired() {
-        return ticket.fail(&Error::Closed { name: String::new() });
+        return ticket.fail(&Error::Closed { name: String::new(), interrupted: false });
     }
     match attempt(&core, &version, &ticket).await {
         Ok(Some(runtime)) => {

@@ -237,7 +237,7 @@ fn scenario() {
         tasks.push(future::spawn(async move {
             future::yield_now().await;
             let mut gone = closer.unload(generation(0), Duration::ZERO);
-            let closed = Refused::Error(Error::Closed { name: "one".into() });
+            let closed = Refused::Error(Error::Closed { name: "one".into(), interrupted: false });
             closer.retire(generation(1), CloseReason::Closed, None, &closed);
             closer.sweep(|_| Duration::ZERO);
             gone.wait().await;

@@ -76,12 +76,12 @@ pub(super) struct CheckArguments {
 
 #[derive(Debug, Args)]
 pub(super) struct LoadArguments {
-    /// Evaluators.
-    #[arg(long, value_name = "N", default_value = "200")]
+    /// Evaluators, at most a million.
+    #[arg(long, value_name = "N", default_value = "200", value_parser = tenants)]
     pub(super) tenants: NonZeroUsize,
-    /// Compiled plugins that may exist at once.
-    #[arg(long, value_name = "N", default_value = "16")]
-    pub(super) capacity: NonZeroUsize,
+    /// Compiled plugins that may exist at once [default: pool.capacity if that is set, else 16]
+    #[arg(long, value_name = "N")]
+    pub(super) capacity: Option<NonZeroUsize>,
     /// Tasks that evaluate, each one evaluation after another.
     #[arg(long, value_name = "N", default_value = "32")]
     pub(super) concurrency: NonZeroUsize,
@@ -186,6 +186,13 @@ fn skew(text: &str) -> Result<f64, String> {
 /// One of the words of a setting. The settings' own reader knows them, and names them when it meets another.
 pub(super) fn word<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, value::Error> {
     T::deserialize(text.into_deserializer())
+}
+
+/// Each takes some memory before anything is measured.
+fn tenants(text: &str) -> Result<NonZeroUsize, String> {
+    let most = 1_000_000;
+    let number = text.parse::<NonZeroUsize>().ok().filter(|number| number.get() <= most);
+    number.ok_or_else(|| format!("expected a number from 1 to {most}"))
 }
 
 #[cfg(test)]

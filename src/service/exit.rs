@@ -31,7 +31,9 @@ impl Exit {
     pub fn report(self) -> ExitCode {
         match self {
             Exit::Told(text) => {
-                print(&text);
+                if let Err(failed) = print(&text) {
+                    return failed.report();
+                }
                 ExitCode::SUCCESS
             }
             Exit::Failed(line) => {
@@ -67,12 +69,17 @@ impl From<SettingsError> for Exit {
     }
 }
 
-/// Writes an answer to standard output. Whoever closed it has read enough.
-pub(super) fn print(text: &str) {
-    use std::io::Write;
+/// Writes an answer to standard output. Whoever closed it has read enough; anything else that hinders it is a failure.
+pub(super) fn print(text: &str) -> Result<(), Exit> {
+    use std::io::{ErrorKind, Write};
 
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Exit::failed(format!("cannot write the output: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A text as one line that a terminal only shows: names and messages in it may be a stranger's.

@@ -30,7 +30,7 @@ pub(in crate::service) async fn check(arguments: CheckArguments, settings: &Sett
     let entry_point = prepared.info().and_then(|info| info.entry_point).unwrap_or_default();
     // What was built is nobody's: the end of the process takes it along.
     drop(prepared);
-    print(&describe(&plugin, &entry_point, took));
+    print(&describe(&plugin, &entry_point, took))?;
     Ok(())
 }
 

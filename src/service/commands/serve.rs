@@ -59,8 +59,11 @@ pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHa
         let _ = stopped.await;
     }));
     let upkeep = tokio::spawn(keep_up(exporter));
-    print(&greeting(address, has_tokens));
+    print(&greeting(address, has_tokens))?;
     tracing::info!(%address, "listening");
+    if !settings.engine.trusted {
+        tracing::warn!("the extism engine is for plugins whose authors you could find: see SECURITY.md");
+    }
 
     signals.next().await;
     tracing::info!(grace = ?settings.pool.grace, "draining; a second signal ends that");

@@ -49,6 +49,8 @@ pub(super) async fn put(
         // A store that fails drops `prepared`, which closes what was built.
         let publish = || prepared.publish().1;
         let replaced = store.commit(&name, &entry_point, &manner, staged, publish).map_err(not_stored)?;
+        let digest = info.digest.map(|digest| digest.to_string());
+        tracing::info!(name, digest, entry_point, replaced, "an evaluator was registered");
         Ok((info, replaced))
     })
     .await?;
@@ -111,6 +113,7 @@ pub(super) async fn unload(State(app): State<Arc<App>>, Name(name): Name, uri: U
 pub(super) async fn remove(State(app): State<Arc<App>>, Name(name): Name, uri: Uri) -> Result<StatusCode, Problem> {
     no_parameters(&uri)?;
     find(&app, &name)?;
+    tracing::info!(name, "an evaluator is removed");
     let shared = app.clone();
     let (evaluator, claim) = blocking(move || {
         let (taken, claim) = shared.store.forget(&name, || shared.pool.take(&name)).map_err(not_stored)?;

@@ -9,14 +9,19 @@ use sha2::{Digest, Sha256};
 pub(in crate::service) struct Tokens(Vec<[u8; 32]>);
 
 impl Tokens {
-    /// Reads the file. Space around a token, and empty lines, mean nothing.
+    /// Reads the file. Space around a token, empty lines and those that begin with `#` mean nothing.
     ///
     /// # Errors
     ///
     /// It cannot be read, or holds no token.
     pub(in crate::service) fn read(path: &Path) -> io::Result<Self> {
         let text = fs::read_to_string(path)?;
-        let tokens: Vec<_> = text.lines().map(str::trim).filter(|token| !token.is_empty()).map(hash).collect();
+        let tokens: Vec<_> = text
+            .lines()
+            .map(str::trim)
+            .filter(|token| !token.is_empty() && !token.starts_with('#'))
+            .map(hash)
+            .collect();
         if tokens.is_empty() { Err(io::Error::other("it holds no token")) } else { Ok(Self(tokens)) }
     }
 

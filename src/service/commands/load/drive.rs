@@ -27,7 +27,8 @@ pub(super) struct Drive<'a> {
     pub(super) concurrency: NonZeroUsize,
     pub(super) skew: f64,
     pub(super) seed: u64,
-    pub(super) until: Instant,
+    /// Counted from when all evaluators are there.
+    pub(super) duration: Duration,
     pub(super) chaos: bool,
     pub(super) watch: Arc<Watched>,
 }
@@ -63,7 +64,7 @@ pub(super) struct Shared {
 
 impl Drive<'_> {
     pub(super) async fn run(self) -> Result<Tally, Exit> {
-        let Self { pool, spec, input, tenants, concurrency, skew, seed, until, chaos, watch } = self;
+        let Self { pool, spec, input, tenants, concurrency, skew, seed, duration, chaos, watch } = self;
         let zipf = Zipf::new(tenants.get() as f64, skew).map_err(|error| Exit::unusable(error.to_string()))?;
         // An hour in nanoseconds, to three digits.
         let latency = Histogram::new_with_bounds(1, 3_600_000_000_000, 3)
@@ -73,6 +74,7 @@ impl Drive<'_> {
             .map(|rank| pool.evaluator(&tenant(rank), spec.clone()).map(Mutex::new))
             .collect::<Result<_, _>>()?;
         let shared = Arc::new(Shared { pool: pool.clone(), spec, input, tenants, tally: Mutex::new(tally), watch });
+        let until = Instant::now() + duration;
         let tasks = (0..concurrency.get() as u64).map(|task| {
             // Far apart, so that no two tasks of near seeds do the same.
             let random = StdRng::seed_from_u64(seed.wrapping_add(task.wrapping_mul(0x9E37_79B9_7F4A_7C15)));

@@ -29,6 +29,9 @@ use crate::{
     service::{Exit, cli::LoadArguments, exit::print, greet},
 };
 
+/// The capacity when neither a flag nor a setting names one.
+const CAPACITY: usize = 16;
+
 pub(in crate::service) async fn load(
     arguments: LoadArguments,
     mut settings: Settings,
@@ -38,7 +41,13 @@ pub(in crate::service) async fn load(
         settings.engine.isolation = isolation;
     }
     let (spec, input) = subject(&arguments, &settings)?;
-    let (capacity, duration) = (arguments.capacity.get(), arguments.duration);
+    let duration = arguments.duration;
+    let capacity = match arguments.capacity {
+        Some(capacity) => capacity.get(),
+        // The general default would hold every tenant of this command's, and show no eviction.
+        None if settings.pool.capacity == Settings::default().pool.capacity => CAPACITY,
+        None => settings.pool.capacity,
+    };
     let pool = EvaluatorPool::builder().settings(settings).capacity(capacity).build()?;
     // 32 bits: a larger one would not survive a reader that takes every JSON number for a double.
     let seed = arguments.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
@@ -53,7 +62,7 @@ pub(in crate::service) async fn load(
         concurrency: arguments.concurrency,
         skew: arguments.skew,
         seed,
-        until: began + duration,
+        duration,
         chaos: arguments.chaos,
         watch: watch.watched(),
     }
@@ -74,7 +83,7 @@ pub(in crate::service) async fn load(
         figures: Figures::of(&metrics),
         with_chaos: arguments.chaos,
     };
-    print(&if arguments.json { report.json() } else { report.table() });
+    print(&if arguments.json { report.json() } else { report.table() })?;
     match report.broken().as_slice() {
         [] => Ok(()),
         broken => Err(Exit::failed(broken.join("; "))),

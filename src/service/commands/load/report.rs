@@ -31,6 +31,7 @@ impl Report<'_> {
             }
         };
         let (live_max, left) = (self.seen.live_max, self.left);
+        unless(self.tally.evaluations() > 0, "there was no evaluation".to_owned());
         unless(live_max <= self.capacity, format!("{live_max} runtimes at once, over the capacity {}", self.capacity));
         unless(left == 0, format!("{left} runtimes are left after the close"));
         unless(self.figures.left() == 0, "the gauges show that something is left after the close".to_owned());
