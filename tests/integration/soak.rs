@@ -17,8 +17,9 @@ use crate::support::{
     wasm,
 };
 
-/// A few more than fit, so that most evaluations find their runtime and some evict another.
-const NAMES: usize = 10;
+/// As many as fit: most evaluations find their runtime, and what is uploaded, or never registered, evicts another. (A
+/// compile costs as much as dozens of evaluations, and is not what a long soak should spend its time on.)
+const NAMES: usize = 8;
 
 /// One of many kinds of plugin, some of them bad.
 fn some_spec(random: &mut StdRng, hostile: &[Vec<u8>]) -> Spec {
