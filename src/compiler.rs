@@ -18,7 +18,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 use crate::{
     background,
     config::Wasi,
-    engine::{self, CompileRequest, CompiledPlugin, Engine, HostFunction, Instance, InstanceLimits},
+    engine::{self, CompileRequest, CompiledPlugin, Engine, HostFunction, Instance, InstanceLimits, LinkedModule},
     error::Error,
     metrics::Metrics,
     registry::{Admission, Place},
@@ -32,7 +32,6 @@ const ENVIRONMENT: &[&str] = &[
     "config_get",
     "error_get",
     "error_set",
-    "extism_context",
     "free",
     "get_log_level",
     "http_headers",
@@ -52,7 +51,6 @@ const ENVIRONMENT: &[&str] = &[
     "log_info",
     "log_trace",
     "log_warn",
-    "memory",
     "memory_bytes",
     "output_length",
     "output_offset",
@@ -68,6 +66,7 @@ const ENVIRONMENT: &[&str] = &[
 #[derive(Debug, Clone)]
 pub(crate) struct Blueprint {
     pub(crate) plugin: Plugin,
+    pub(crate) linked: Arc<[LinkedModule]>,
     pub(crate) entry_point: String,
     pub(crate) wasi: bool,
     pub(crate) trusted: bool,
@@ -83,14 +82,20 @@ pub(crate) struct Blueprint {
 /// # Errors
 ///
 /// `invalid_plugin`, naming the first such import.
-pub(crate) fn check_imports(interface: &Interface, wasi: Wasi, functions: &[HostFunction]) -> Result<(), Error> {
+pub(crate) fn check_imports(
+    interface: &Interface,
+    wasi: Wasi,
+    functions: &[HostFunction],
+    linked: &[(&str, &Plugin)],
+) -> Result<(), Error> {
     for import in interface.imports() {
         let (module, name) = (import.module.as_str(), import.name.as_str());
         let provided = match module {
             "extism:host/env" => ENVIRONMENT.contains(&name),
             // Its functions are many and the engine knows them.
             "wasi_snapshot_preview1" => wasi == Wasi::Auto,
-            _ => false,
+            // What it exports, the engine knows.
+            _ => linked.iter().any(|(name, _)| *name == module),
         };
         let by_host = || functions.iter().any(|function| function.module() == module && function.name() == name);
         if !provided && !by_host() {
@@ -101,6 +106,33 @@ pub(crate) fn check_imports(interface: &Interface, wasi: Wasi, functions: &[Host
         }
     }
     Ok(())
+}
+
+/// Puts linked modules into an order in which each comes after those that it imports from.
+///
+/// # Errors
+///
+/// `invalid_request` for a name that cannot be linked, `invalid_plugin` for modules that import from each other.
+pub(crate) fn order_linked<'a>(mut modules: Vec<(&'a str, &'a Plugin)>) -> Result<Vec<(&'a str, &'a Plugin)>, Error> {
+    for (at, (name, _)) in modules.iter().enumerate() {
+        let taken = ["", "main", "extism:host/env", "extism:host/user", "wasi_snapshot_preview1"].contains(name);
+        if taken || modules[..at].iter().any(|(other, _)| other == name) {
+            return Err(Error::invalid_request(format!("a linked module cannot be named {name:?}: the name is taken")));
+        }
+    }
+    let mut ordered: Vec<(&str, &Plugin)> = Vec::with_capacity(modules.len());
+    while !modules.is_empty() {
+        let is_ready = |plugin: &Plugin| {
+            let waits_for = |from: &str| modules.iter().any(|(name, _)| *name == from);
+            !plugin.interface().imports().iter().any(|import| waits_for(&import.module))
+        };
+        let Some(ready) = modules.iter().position(|(_, plugin)| is_ready(plugin)) else {
+            let names: Vec<&str> = modules.iter().map(|(name, _)| *name).collect();
+            return Err(Error::invalid_plugin(format!("the modules {} import from each other", names.join(", "))));
+        };
+        ordered.push(modules.remove(ready));
+    }
+    Ok(ordered)
 }
 
 /// Compiles and validates, a bounded number at a time.
@@ -165,10 +197,12 @@ async fn attempt(
     metrics: Metrics,
 ) -> Result<Runtime, Error> {
     let Admission { place, permit } = admission;
-    let Blueprint { plugin, entry_point, wasi, trusted, config, allowed_hosts, host_functions, limits, policy } =
+    let Blueprint { plugin, linked, entry_point, wasi, trusted, config, allowed_hosts, host_functions, limits, policy } =
         blueprint;
     let request = CompileRequest {
         wasm: plugin.bytes().clone(),
+        digest: plugin.digest(),
+        linked,
         wasi,
         trusted,
         config,

@@ -93,7 +93,7 @@ pub struct LimitSettings {
 }
 
 /// How plugins are run unless their spec says otherwise.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSettings {
     /// Which engine. Default `extism`.
@@ -111,6 +111,12 @@ pub struct EngineSettings {
     /// Hosts that plugins may call over HTTP; none by default. In the environment, separated by commas.
     #[serde(deserialize_with = "list_or_commas")]
     pub allowed_hosts: Vec<String>,
+    /// Where the `direct` engine keeps compiled code, so that an evicted plugin comes back at once: `memory`, `off`, or a
+    /// folder that only this user may enter, which outlives the process. Default `memory`.
+    pub code_cache: CodeCache,
+    /// Bytes of compiled code that are kept, and removed oldest first. Default `256MiB`.
+    #[serde(with = "size")]
+    pub code_cache_size: u64,
 }
 
 /// The HTTP server.
@@ -155,6 +161,41 @@ pub enum EngineKind {
     /// The `extism` crate.
     #[default]
     Extism,
+    /// wasmtime itself.
+    Direct,
+}
+
+/// Where compiled code is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum CodeCache {
+    /// Nowhere.
+    Off,
+    /// On the heap.
+    #[default]
+    Memory,
+    /// In a folder of mode 0700, made if it does not exist.
+    Folder(PathBuf),
+}
+
+impl From<String> for CodeCache {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "off" => CodeCache::Off,
+            "memory" => CodeCache::Memory,
+            _ => CodeCache::Folder(text.into()),
+        }
+    }
+}
+
+impl From<CodeCache> for String {
+    fn from(cache: CodeCache) -> Self {
+        match cache {
+            CodeCache::Off => "off".to_owned(),
+            CodeCache::Memory => "memory".to_owned(),
+            CodeCache::Folder(folder) => folder.to_string_lossy().into_owned(),
+        }
+    }
 }
 
 /// Whether an instance serves one evaluation or many.
@@ -237,6 +278,20 @@ impl Default for LimitSettings {
     }
 }
 
+impl Default for EngineSettings {
+    fn default() -> Self {
+        Self {
+            kind: EngineKind::default(),
+            isolation: Isolation::default(),
+            wasi: Wasi::default(),
+            trusted: false,
+            allowed_hosts: Vec::new(),
+            code_cache: CodeCache::default(),
+            code_cache_size: 256 * 1024 * 1024,
+        }
+    }
+}
+
 impl Default for ServiceSettings {
     fn default() -> Self {
         Self {
@@ -253,10 +308,22 @@ impl Default for ServiceSettings {
 #[error("{0}")]
 pub struct SettingsError(String);
 
-#[cfg(not(feature = "extism"))]
 impl SettingsError {
-    pub(crate) fn engine_not_built(kind: EngineKind) -> Self {
-        Self(format!("engine.kind is {kind:?}, which this build does not have; give the builder an engine"))
+    /// For an engine that this build does not have, or that cannot be made with these settings.
+    pub(crate) fn engine(kind: EngineKind, why: &str) -> Self {
+        let kind = kind.as_str();
+        Self(format!("engine.kind is {kind}: {why}"))
+    }
+}
+
+impl EngineKind {
+    /// Its word in settings and flags.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            EngineKind::Extism => "extism",
+            EngineKind::Direct => "direct",
+        }
     }
 }
 

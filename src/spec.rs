@@ -24,6 +24,7 @@ use crate::{
 #[must_use]
 pub struct Spec {
     pub(crate) source: Source,
+    pub(crate) linked: Vec<(String, Source)>,
     pub(crate) digest: Option<Digest>,
     pub(crate) entry_point: Option<String>,
     pub(crate) isolation: Option<Isolation>,
@@ -44,6 +45,7 @@ impl Spec {
     pub fn new(source: Source) -> Self {
         Self {
             source,
+            linked: Vec::new(),
             digest: None,
             entry_point: None,
             isolation: None,
@@ -62,6 +64,14 @@ impl Spec {
     /// The digest that the bytes must have; a build of other bytes fails with `digest_mismatch`.
     pub fn with_digest(mut self, digest: Digest) -> Self {
         self.digest = Some(digest);
+        self
+    }
+
+    /// One more module, from which the plugin, or another such module, imports by this name. Each instance of the plugin
+    /// has its own instance of it. The names `main`, `extism:host/env`, `extism:host/user` and
+    /// `wasi_snapshot_preview1` are taken.
+    pub fn with_module(mut self, name: impl Into<String>, source: Source) -> Self {
+        self.linked.push((name.into(), source));
         self
     }
 

@@ -1,6 +1,8 @@
 //! Host functions in our own terms, so that one declaration serves every engine.
 
-use std::{any::Any, cell::Cell, fmt, sync::Arc};
+use std::{any::Any, cell::Cell, fmt, future::Future, pin::pin, sync::Arc};
+
+use super::BoxFuture;
 
 /// The type of a parameter or result of a host function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +50,7 @@ impl HostFunctionError {
 }
 
 /// Blocks of the guest's Extism memory, by the offset that PDKs pass as a pointer.
-pub trait GuestMemory {
+pub trait GuestMemory: Send {
     /// Copies the block at `offset` out of the guest. Offset 0 is the empty block.
     ///
     /// # Errors
@@ -64,7 +66,16 @@ pub trait GuestMemory {
     fn write(&mut self, bytes: &[u8]) -> Result<u64, HostFunctionError>;
 }
 
-pub(super) type HostClosure = dyn Fn(&mut dyn GuestMemory, &[Val]) -> Result<Vec<Val>, HostFunctionError> + Send + Sync;
+type Returned = Result<Vec<Val>, HostFunctionError>;
+pub(super) type BlockingClosure = dyn Fn(&mut dyn GuestMemory, &[Val]) -> Returned + Send + Sync;
+pub(super) type AsyncClosure =
+    dyn for<'a> Fn(&'a mut dyn GuestMemory, &'a [Val]) -> BoxFuture<'a, Returned> + Send + Sync;
+
+#[derive(Clone)]
+pub(super) enum Closure {
+    Blocking(Arc<BlockingClosure>),
+    Async(Arc<AsyncClosure>),
+}
 
 /// A function of the host that plugins may import.
 ///
@@ -94,7 +105,7 @@ pub(super) struct Portable {
     pub(super) name: String,
     pub(super) params: Vec<ValType>,
     pub(super) results: Vec<ValType>,
-    pub(super) call: Arc<HostClosure>,
+    pub(super) call: Closure,
 }
 
 impl HostFunction {
@@ -116,9 +127,77 @@ impl HostFunction {
                 name: name.into(),
                 params: params.into(),
                 results: results.into(),
-                call: Arc::new(call),
+                call: Closure::Blocking(Arc::new(call)),
             }),
         }
+    }
+
+    /// A function that may wait. Dropping the evaluation, or its deadline, drops the future that it gave.
+    ///
+    /// On the `direct` engine it waits as any future does; on `extism` it blocks the thread of its guest, and is dropped
+    /// only when the guest's `exec_timeout` is over. Needs a tokio runtime, as every evaluation does.
+    ///
+    /// ```
+    /// use evalpool::engine::{HostFunction, Val, ValType};
+    ///
+    /// let later = HostFunction::new_async("later", [ValType::I64], [ValType::I64], |memory, args| {
+    ///     Box::pin(async move {
+    ///         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    ///         let Val::I64(offset) = args[0] else { return Ok(vec![Val::I64(0)]) };
+    ///         let block = memory.read(offset.cast_unsigned())?;
+    ///         Ok(vec![Val::I64(memory.write(&block)?.cast_signed())])
+    ///     })
+    /// });
+    /// assert_eq!(later.name(), "later");
+    /// ```
+    pub fn new_async<F>(
+        name: impl Into<String>,
+        params: impl Into<Vec<ValType>>,
+        results: impl Into<Vec<ValType>>,
+        call: F,
+    ) -> Self
+    where
+        F: for<'a> Fn(&'a mut dyn GuestMemory, &'a [Val]) -> BoxFuture<'a, Result<Vec<Val>, HostFunctionError>>
+            + Send
+            + Sync
+            + 'static,
+    {
+        Self {
+            kind: Kind::Portable(Portable {
+                module: "extism:host/user".into(),
+                name: name.into(),
+                params: params.into(),
+                results: results.into(),
+                call: Closure::Async(Arc::new(call)),
+            }),
+        }
+    }
+
+    /// The usual shape, for a function that may wait: a block of bytes in, a block of bytes out.
+    ///
+    /// ```
+    /// use evalpool::HostFunction;
+    ///
+    /// let fetch = HostFunction::bytes_async("fetch", |key| async move {
+    ///     tokio::task::yield_now().await;
+    ///     Ok(key.repeat(2))
+    /// });
+    /// assert_eq!(fetch.name(), "fetch");
+    /// ```
+    pub fn bytes_async<F, R>(name: impl Into<String>, call: F) -> Self
+    where
+        F: Fn(Vec<u8>) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Vec<u8>, HostFunctionError>> + Send + 'static,
+    {
+        let call = Arc::new(call);
+        Self::new_async(name, [ValType::I64], [ValType::I64], move |memory, args| {
+            let call = call.clone();
+            Box::pin(async move {
+                let input = memory.read(first_offset(args))?;
+                let output = call(input).await?;
+                Ok(vec![Val::I64(memory.write(&output)?.cast_signed())])
+            })
+        })
     }
 
     /// The usual shape: a block of bytes in, a block of bytes out.
@@ -134,11 +213,7 @@ impl HostFunction {
         F: Fn(&[u8]) -> Result<Vec<u8>, HostFunctionError> + Send + Sync + 'static,
     {
         Self::new(name, [ValType::I64], [ValType::I64], move |memory, args| {
-            let offset = match args {
-                [Val::I64(offset)] => offset.cast_unsigned(),
-                _ => 0,
-            };
-            let input = memory.read(offset)?;
+            let input = memory.read(first_offset(args))?;
             let output = call(&input)?;
             Ok(vec![Val::I64(memory.write(&output)?.cast_signed())])
         })
@@ -173,6 +248,13 @@ impl HostFunction {
     }
 }
 
+fn first_offset(args: &[Val]) -> u64 {
+    match args {
+        [Val::I64(offset)] => offset.cast_unsigned(),
+        _ => 0,
+    }
+}
+
 impl fmt::Debug for HostFunction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "HostFunction({}::{})", self.module(), self.name())
@@ -203,4 +285,21 @@ impl Drop for GuestScope {
     fn drop(&mut self) {
         INSIDE.set(self.outer);
     }
+}
+
+/// Runs a guest that is a future: its thread is marked whenever it is polled.
+#[cfg_attr(not(feature = "direct"), expect(dead_code, reason = "only direct has guests that are futures"))]
+pub(super) async fn in_guest<T>(guest: impl Future<Output = T>) -> T {
+    let mut guest = pin!(guest);
+    std::future::poll_fn(|context| {
+        let _scope = GuestScope::enter();
+        guest.as_mut().poll(context)
+    })
+    .await
+}
+
+/// What a panic said, if it said anything.
+pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".to_owned())
 }

@@ -14,6 +14,8 @@
 //! Why boxed futures and trait objects rather than generics: one pool type for every engine, and a spy in tests. The
 //! price, an allocation a call, is less than a hundredth of the cheapest evaluation that was measured.
 
+#[cfg(feature = "direct")]
+pub mod direct;
 #[cfg(feature = "extism")]
 pub mod extism;
 mod host;
@@ -25,7 +27,7 @@ use tokio::time::Instant;
 
 pub(crate) use self::host::inside_host_function;
 pub use self::host::{GuestMemory, HostFunction, HostFunctionError, Val, ValType};
-use crate::error::Error;
+use crate::{error::Error, source::Digest};
 
 /// A boxed future that can be sent to another thread.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -71,6 +73,10 @@ pub struct InstanceLimits {
 pub struct CompileRequest {
     /// A WebAssembly binary that has been inspected.
     pub wasm: Bytes,
+    /// The digest of those bytes.
+    pub digest: Digest,
+    /// Modules that it, or a later one of them, imports from.
+    pub linked: Arc<[LinkedModule]>,
     /// Whether to link WASI preview 1, with nothing preopened, no environment and no stdio.
     pub wasi: bool,
     /// Whether its author is trusted to let initialisers and calls end. What an engine can interrupt it interrupts all
@@ -88,6 +94,39 @@ pub struct CompileRequest {
     pub permit: Permit,
 }
 
+/// A module that a plugin is linked with.
+#[derive(Debug, Clone)]
+pub struct LinkedModule {
+    /// The name that others import from.
+    pub name: String,
+    /// A WebAssembly binary that has been inspected.
+    pub wasm: Bytes,
+    /// The digest of those bytes.
+    pub digest: Digest,
+}
+
+/// What an engine that reserves its instances' slots in advance has of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Slots {
+    /// Held by instances now.
+    pub live: SlotCounts,
+    /// Free, and kept ready for the next instance of the same plugin.
+    pub warm: SlotCounts,
+}
+
+/// Slots by kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SlotCounts {
+    /// Of modules, several to one instance of a plugin: the kernel's, its own, those it is linked with.
+    pub instances: u64,
+    /// Of linear memories.
+    pub memories: u64,
+    /// Of tables.
+    pub tables: u64,
+    /// Of stacks: guests that are being called or initialised.
+    pub stacks: u64,
+}
+
 /// Compiles plugins.
 pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// Compiles a plugin. The work cannot be interrupted: when the future is dropped it runs to its end, in its own
@@ -97,6 +136,11 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     ///
     /// `invalid_plugin` when the plugin is at fault, `internal` when the engine is.
     fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>>;
+
+    /// The slots that it has, if it has any. Quick, and blocks nobody.
+    fn slots(&self) -> Option<Slots> {
+        None
+    }
 }
 
 /// A compiled plugin: makes instances. Dropping it and its instances gives everything back; may take milliseconds.
@@ -115,7 +159,8 @@ pub trait CompiledPlugin: Send + Sync + 'static {
     fn as_any(&self) -> &dyn Any;
 }
 
-/// One sandboxed guest. Serves one call at a time.
+/// One sandboxed guest. Serves one call at a time. Dropping it is quick: an engine that needs longer does it elsewhere,
+/// where the permit goes with it.
 pub trait Instance: Send + 'static {
     /// Calls an entry point. **Dropping the future stops the guest**, and the instance is not [sound](Self::is_sound)
     /// afterwards. `deadline` is for the engine to keep should the future not be polled; whoever polls it has a timer

@@ -14,7 +14,7 @@ use super::Core;
 use crate::{
     background, clock,
     compiler::{self, Blueprint},
-    engine::InstanceLimits,
+    engine::{InstanceLimits, LinkedModule},
     error::Error,
     metrics::CloseReason,
     registry::{Age, BuildTicket, Generation, Leased, Refused},
@@ -106,22 +106,35 @@ async fn build(core: Arc<Core>, version: Arc<Version>, ticket: BuildTicket<Runti
 async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) -> Result<Option<Runtime>, Error> {
     let spec = &version.spec;
     let kib = |bytes: u64| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(core.fetching_total);
-    let cost = kib(spec.source.cost(core.limits.plugin_size));
+    let sources = || std::iter::once(&spec.source).chain(spec.linked.iter().map(|(_, source)| source));
+    let cost = kib(sources().map(|source| source.cost(core.limits.plugin_size)).sum());
     // Held until the build ends: what is fetched is in memory for as long.
     let mut fetched =
         core.fetching.acquire_many(cost).await.map_err(|error| Error::internal("fetching is over", error))?;
     let started = Instant::now();
     let within = core.limits.build_timeout;
-    let Ok(loaded) = timeout(within, spec.source.load(core.limits.plugin_size, spec.digest)).await else {
+    let load = async {
+        let plugin = spec.source.load(core.limits.plugin_size, spec.digest).await?;
+        let mut linked = Vec::with_capacity(spec.linked.len());
+        for (name, source) in &spec.linked {
+            linked.push((name.as_str(), source.load(core.limits.plugin_size, None).await?));
+        }
+        Ok::<_, Error>((plugin, linked))
+    };
+    let Ok(loaded) = timeout(within, load).await else {
         let slow = std::io::Error::other(format!("it was not read within {within:?}"));
         return Err(Error::SourceUnavailable { cause: Arc::new(slow) });
     };
-    let plugin = loaded?;
+    let (plugin, linked) = loaded?;
     let fetching = started.elapsed();
     core.metrics.fetched(fetching);
     // What was charged above the real size is given back.
-    drop(fetched.split(cost.saturating_sub(kib(plugin.bytes().len() as u64)) as usize));
-    let blueprint = blueprint(core, spec, plugin)?;
+    let held = sources()
+        .zip(std::iter::once(&plugin).chain(linked.iter().map(|(_, plugin)| plugin)))
+        .filter(|(source, _)| source.cost(core.limits.plugin_size) > 0)
+        .map(|(_, plugin)| plugin.bytes().len() as u64);
+    drop(fetched.split(cost.saturating_sub(kib(held.sum())) as usize));
+    let blueprint = blueprint(core, spec, plugin, &linked)?;
     let facts = Facts {
         digest: blueprint.plugin.digest(),
         entry_point: blueprint.entry_point.clone(),
@@ -133,10 +146,15 @@ async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) 
     core.compiler.build(blueprint, admission, core.limits.wait_timeout).await.map(Some)
 }
 
-fn blueprint(core: &Core, spec: &Spec, plugin: Plugin) -> Result<Blueprint, Error> {
+fn blueprint(core: &Core, spec: &Spec, plugin: Plugin, linked: &[(&str, Plugin)]) -> Result<Blueprint, Error> {
     let entry_point = plugin.interface().resolve(spec.entry_point.as_deref())?;
     let wasi = spec.wasi.unwrap_or(core.engine.wasi);
-    compiler::check_imports(plugin.interface(), wasi, &spec.host_functions)?;
+    let linked = compiler::order_linked(linked.iter().map(|(name, plugin)| (*name, plugin)).collect())?;
+    let all = || linked.iter().map(|(_, plugin)| *plugin).chain([&plugin]);
+    for plugin in all() {
+        compiler::check_imports(plugin.interface(), wasi, &spec.host_functions, &linked)?;
+    }
+    let wants_wasi = all().any(|plugin| plugin.interface().wants_wasi());
     let limits = InstanceLimits {
         memory: spec.memory.unwrap_or(core.limits.memory),
         table_elements: core.limits.table_elements,
@@ -156,7 +174,15 @@ fn blueprint(core: &Core, spec: &Spec, plugin: Plugin) -> Result<Blueprint, Erro
     let hosts = spec.allowed_hosts.clone();
     Ok(Blueprint {
         entry_point,
-        wasi: plugin.interface().wants_wasi(),
+        wasi: wants_wasi,
+        linked: linked
+            .iter()
+            .map(|(name, plugin)| LinkedModule {
+                name: (*name).to_owned(),
+                wasm: plugin.bytes().clone(),
+                digest: plugin.digest(),
+            })
+            .collect(),
         trusted: spec.trusted.unwrap_or(core.engine.trusted),
         config: spec.config.clone(),
         allowed_hosts: hosts.unwrap_or_else(|| core.engine.allowed_hosts.iter().cloned().collect()),

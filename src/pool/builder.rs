@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use super::{Core, EvaluatorPool};
 use crate::{
     compiler::Compiler,
-    config::{EngineKind, Isolation, LimitSettings, Settings, SettingsError},
+    config::{EngineKind, EngineSettings, Isolation, LimitSettings, PoolSettings, Settings, SettingsError},
     engine::Engine,
     metrics::Metrics,
     registry::{Limits, Registry},
@@ -91,18 +91,24 @@ impl PoolBuilder {
         self
     }
 
+    /// Which engine, by name. Default [`EngineKind::Extism`].
+    pub fn engine_kind(mut self, kind: EngineKind) -> Self {
+        self.settings.engine.kind = kind;
+        self
+    }
+
     /// The engine, in place of the one that `engine.kind` names.
     pub fn engine(mut self, engine: impl Engine) -> Self {
         self.engine = Some(Arc::new(engine));
         self
     }
 
-    /// Makes the pool. Compiles nothing and starts no thread. Takes its metric handles from the recorder that is
-    /// installed now.
+    /// Makes the pool. The `direct` engine reserves the address space of all instances now and starts its ticker thread;
+    /// `extism` does nothing before the first build. Takes its metric handles from the recorder that is installed now.
     ///
     /// # Errors
     ///
-    /// The first setting that is out of its range.
+    /// The first setting that is out of its range, or why the engine cannot be made.
     pub fn build(self) -> Result<EvaluatorPool, SettingsError> {
         let Settings { pool, limits, engine, .. } = {
             self.settings.validate()?;
@@ -111,7 +117,7 @@ impl PoolBuilder {
         let metrics = Metrics::new();
         let chosen = match self.engine {
             Some(chosen) => chosen,
-            None => make_engine(engine.kind)?,
+            None => make_engine(&pool, &limits, &engine)?,
         };
         let registry = Registry::new(
             Limits {
@@ -139,17 +145,24 @@ impl PoolBuilder {
     }
 }
 
-#[cfg(feature = "extism")]
-#[expect(clippy::unnecessary_wraps, reason = "fails in builds without an engine")]
-fn make_engine(kind: EngineKind) -> Result<Arc<dyn Engine>, SettingsError> {
-    match kind {
+/// The engine that the settings name.
+fn make_engine(
+    pool: &PoolSettings,
+    limits: &LimitSettings,
+    engine: &EngineSettings,
+) -> Result<Arc<dyn Engine>, SettingsError> {
+    let _ = (pool, limits);
+    match engine.kind {
+        #[cfg(feature = "extism")]
         EngineKind::Extism => Ok(Arc::new(crate::engine::extism::ExtismEngine::new())),
+        #[cfg(feature = "direct")]
+        EngineKind::Direct => match crate::engine::direct::DirectEngine::new(pool, limits, engine) {
+            Ok(engine) => Ok(Arc::new(engine)),
+            Err(error) => Err(SettingsError::engine(EngineKind::Direct, &error.chain())),
+        },
+        #[cfg(not(all(feature = "extism", feature = "direct")))]
+        kind => Err(SettingsError::engine(kind, "this build does not have it; give the builder an engine")),
     }
-}
-
-#[cfg(not(feature = "extism"))]
-fn make_engine(kind: EngineKind) -> Result<Arc<dyn Engine>, SettingsError> {
-    Err(SettingsError::engine_not_built(kind))
 }
 
 impl fmt::Debug for PoolBuilder {

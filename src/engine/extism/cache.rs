@@ -10,7 +10,7 @@ use std::{
 };
 
 use lru::LruCache;
-use wasmtime::CacheStore;
+use wasmtime_of_extism::CacheStore;
 
 pub(super) struct CodeCache {
     max_bytes: usize,

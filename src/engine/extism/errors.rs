@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wasmtime::Trap;
+use wasmtime_of_extism::Trap;
 
 use crate::{engine::InstanceLimits, error::Error};
 

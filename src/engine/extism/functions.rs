@@ -1,13 +1,14 @@
 //! Host functions in extism's terms.
 
-use std::{any::Any, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use extism::{CurrentPlugin, Function, UserData};
+use tokio::{runtime::Handle, time::timeout};
 
 use crate::{
     engine::{
         GuestMemory, HostFunction, HostFunctionError, Val, ValType,
-        host::{Kind, Portable},
+        host::{Closure, Kind, Portable},
     },
     error::Error,
 };
@@ -25,9 +26,10 @@ impl From<Function> for HostFunction {
     }
 }
 
-pub(super) fn translate(function: &HostFunction) -> Result<Function, Error> {
+/// `longest` is how long a function that waits may take.
+pub(super) fn translate(function: &HostFunction, longest: Duration) -> Result<Function, Error> {
     match &function.kind {
-        Kind::Portable(portable) => Ok(wrap(portable.clone())),
+        Kind::Portable(portable) => Ok(wrap(portable.clone(), longest)),
         Kind::Native { module, function, .. } => match function.downcast_ref::<Function>() {
             Some(function) => Ok(function.clone().with_namespace(module.clone())),
             None => Err(Error::invalid_request("a host function of another engine cannot run on the extism engine")),
@@ -35,7 +37,7 @@ pub(super) fn translate(function: &HostFunction) -> Result<Function, Error> {
     }
 }
 
-fn wrap(function: Portable) -> Function {
+fn wrap(function: Portable, longest: Duration) -> Function {
     let Portable { module, name, params, results, call } = function;
     let expected = results.clone();
     let shown = name.clone();
@@ -43,7 +45,15 @@ fn wrap(function: Portable) -> Function {
     Function::new(name, types(params), types(results), UserData::new(()), move |plugin, inputs, outputs, _| {
         let args: Vec<Val> = inputs.iter().filter_map(from_extism).collect();
         // A panic in it passes through the guest's frames, which wasmtime allows, and is caught around the call.
-        let returned = call(&mut Memory(plugin), &args)?;
+        let returned = match &call {
+            Closure::Blocking(call) => call(&mut Memory(plugin), &args)?,
+            // On a thread that may block. What does not end by itself must not hold it for longer than a guest may run.
+            Closure::Async(call) => {
+                let mut memory = Memory(plugin);
+                let waiting = timeout(longest, call(&mut memory, &args));
+                Handle::try_current()?.block_on(waiting).map_err(|_| extism::Error::msg("timeout"))??
+            }
+        };
         if returned.iter().map(|value| value.ty()).ne(expected.iter().copied()) {
             return Err(extism::Error::msg(format!(
                 "the host function {shown} gave results of other types than declared"
@@ -101,10 +111,4 @@ fn to_extism(value: Val) -> extism::Val {
         Val::F32(value) => extism::Val::F32(value.to_bits()),
         Val::F64(value) => extism::Val::F64(value.to_bits()),
     }
-}
-
-/// What a panic said, if it said anything.
-pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".to_owned())
 }

@@ -33,7 +33,10 @@ use extism::{Manifest, Plugin, PluginBuilder, Wasm};
 use tokio::time::Instant;
 
 use self::{cache::CodeCache, stop::StopOnDrop};
-use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Instance, InstanceLimits, Permit, host::GuestScope};
+use super::{
+    BoxFuture, CompileRequest, CompiledPlugin, Engine, Instance, InstanceLimits, Permit,
+    host::{GuestScope, panic_text},
+};
 use crate::error::Error;
 
 /// Compiled functions that are kept for all plugins of one engine, in bytes.
@@ -100,7 +103,9 @@ impl Recipe {
     fn new(request: CompileRequest, cache: Arc<CodeCache>) -> Result<Self, Error> {
         let limits = request.limits;
         let pages = u32::try_from(limits.memory / 65_536).unwrap_or(u32::MAX);
-        let mut manifest = Manifest::new([Wasm::data(request.wasm.to_vec())])
+        // A module with a name is one to import from; the last one is the plugin.
+        let linked = request.linked.iter().map(|linked| Wasm::data(linked.wasm.to_vec()).with_name(&linked.name));
+        let mut manifest = Manifest::new(linked.chain([Wasm::data(request.wasm.to_vec())]))
             .with_timeout(limits.exec_timeout)
             .with_memory_max(pages)
             .with_allowed_hosts(request.allowed_hosts.iter().cloned())
@@ -110,12 +115,16 @@ impl Recipe {
         let longest = limits.build_timeout.max(limits.exec_timeout);
         let backstop = FUEL_PER_SECOND.saturating_mul(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX)) / 1000;
         let fuel = limits.fuel.or_else(|| (!request.trusted).then_some(backstop));
-        let functions = request.host_functions.iter().map(functions::translate).collect::<Result<_, _>>()?;
+        let functions = request
+            .host_functions
+            .iter()
+            .map(|function| functions::translate(function, longest))
+            .collect::<Result<_, _>>()?;
         Ok(Self { manifest, wasi: request.wasi, functions, limits, fuel, cache, _permit: request.permit })
     }
 
     fn compile(&self) -> Result<extism::CompiledPlugin, Error> {
-        let mut config = wasmtime::Config::new();
+        let mut config = wasmtime_of_extism::Config::new();
         let cached = config.enable_incremental_compilation(self.cache.clone());
         if let Err(error) = cached {
             return Err(Error::internal("the code cache cannot be used", error.to_string()));
@@ -123,6 +132,7 @@ impl Recipe {
         let mut builder = PluginBuilder::new(&self.manifest)
             .with_wasi(self.wasi)
             .with_functions(self.functions.iter().cloned())
+            .with_http_response_headers(true)
             .with_cache_disabled()
             .with_wasmtime_config(config);
         if let Some(fuel) = self.fuel {
@@ -260,7 +270,7 @@ impl Instance for ExtismInstance {
                     Ok(Ok(output)) => Ok((Some(guest), Ok(output))),
                     Ok(Err(failure)) => Ok((failure.is_sound.then_some(guest), Err(failure.error))),
                     Err(panic) => {
-                        let error = Error::internal("a host function panicked", functions::panic_text(&*panic));
+                        let error = Error::internal("a host function panicked", panic_text(&*panic));
                         Ok((None, Err(error)))
                     }
                 }

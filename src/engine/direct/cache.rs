@@ -1,0 +1,280 @@
+//! Compiled code that is kept, so that an evicted plugin comes back in a millisecond.
+//!
+//! In memory, or in a folder that only this user can enter. What is kept is found by the digest of the plugin's bytes
+//! and belongs to one version of wasmtime with one set of settings; both are part of its name, and wasmtime checks them
+//! once more when it loads it. Bounded in bytes: what was not used for longest goes first.
+//!
+//! Considered and not taken: keeping modules themselves (then an evicted plugin's code would still be mapped), and
+//! wasmtime's own cache (one worker thread for each, and no bound that is kept at once).
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use lru::LruCache;
+use sha2::{Digest as _, Sha256};
+use wasmtime::{Engine, Module};
+
+use crate::{config::CodeCache, source::Digest};
+
+/// Where compiled code is kept.
+pub(super) enum Cache {
+    Off,
+    Memory { kept: Mutex<Kept>, limit: u64 },
+    Folder { root: PathBuf, limit: u64 },
+}
+
+pub(super) struct Kept {
+    code: LruCache<Key, Arc<[u8]>>,
+    bytes: u64,
+}
+
+/// A plugin under one engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) plugin: Digest,
+    /// wasmtime's version and settings.
+    pub(super) engine: u64,
+}
+
+impl Cache {
+    /// Creates the folder, if it is to be one.
+    pub(super) fn open(kind: &CodeCache, limit: u64) -> io::Result<Self> {
+        Ok(match kind {
+            CodeCache::Off => Cache::Off,
+            CodeCache::Memory => {
+                Cache::Memory { kept: Mutex::new(Kept { code: LruCache::unbounded(), bytes: 0 }), limit }
+            }
+            CodeCache::Folder(root) => {
+                fs::DirBuilder::new().recursive(true).mode(0o700).create(root)?;
+                check_private(root)?;
+                Cache::Folder { root: root.clone(), limit }
+            }
+        })
+    }
+
+    /// The module, if its code is kept. Blocks on the file system if that is where it is.
+    pub(super) fn load(&self, engine: &Engine, key: Key) -> Option<Module> {
+        match self {
+            Cache::Off => None,
+            Cache::Memory { kept, .. } => {
+                let code = lock(kept).code.get(&key)?.clone();
+                load(engine, &code)
+            }
+            Cache::Folder { root, .. } => {
+                let path = file(root, key);
+                let code = fs::read(&path).ok()?;
+                let module = check(&code).and_then(|code| load(engine, code));
+                if module.is_some() {
+                    // The time of last use, by which old ones are found. Should it fail, it goes sooner.
+                    let _ = fs::File::options()
+                        .append(true)
+                        .open(&path)
+                        .and_then(|file| file.set_modified(SystemTime::now()));
+                } else {
+                    let _ = fs::remove_file(&path);
+                }
+                module
+            }
+        }
+    }
+
+    /// Keeps a module's code, if there is room for it. A cache that fails is one that is empty: it says so in the log.
+    pub(super) fn keep(&self, key: Key, module: &Module) {
+        if matches!(self, Cache::Off) {
+            return;
+        }
+        let code = match module.serialize() {
+            Ok(code) => code,
+            Err(error) => return tracing::warn!(%error, "compiled code cannot be kept"),
+        };
+        match self {
+            Cache::Off => {}
+            Cache::Memory { kept, limit } => {
+                let size = code.len() as u64;
+                if size <= *limit {
+                    // What goes is dropped outside the lock.
+                    drop(lock(kept).put(key, code.into(), *limit));
+                }
+            }
+            Cache::Folder { root, limit } => {
+                if let Err(error) = store(root, key, &code, *limit) {
+                    tracing::warn!(%error, folder = %root.display(), "compiled code cannot be kept");
+                }
+            }
+        }
+    }
+}
+
+impl Kept {
+    fn put(&mut self, key: Key, code: Arc<[u8]>, limit: u64) -> Vec<Arc<[u8]>> {
+        self.bytes += code.len() as u64;
+        let mut gone: Vec<_> = self.code.put(key, code).into_iter().collect();
+        self.bytes -= gone.iter().map(|code| code.len() as u64).sum::<u64>();
+        while self.bytes > limit
+            && let Some((_, oldest)) = self.code.pop_lru()
+        {
+            self.bytes -= oldest.len() as u64;
+            gone.push(oldest);
+        }
+        gone
+    }
+}
+
+fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Code of this crate's own making, back into a module.
+#[expect(unsafe_code, reason = "the one exception: see below")]
+fn load(engine: &Engine, code: &[u8]) -> Option<Module> {
+    // SAFETY: wasmtime asks that the bytes were made by `Module::serialize` and not changed since, for they are run. In
+    // memory, they are a private field that only `Cache::keep` fills, from `serialize`. In a folder, it is one that
+    // belongs to this user and that nobody else can enter (`check_private`, at start), files appear in it whole by
+    // being renamed, and the SHA-256 in front of each says that it is what was written (`check`, each time): who could
+    // put other bytes there could as well replace this program. Whether they are of this version of wasmtime, with
+    // these settings, on a processor with these features, wasmtime checks itself.
+    unsafe { Module::deserialize(engine, code) }.ok()
+}
+
+/// What was written, if it is still that.
+fn check(file: &[u8]) -> Option<&[u8]> {
+    let (digest, code) = file.split_first_chunk::<32>()?;
+    (Sha256::digest(code)[..] == digest[..]).then_some(code)
+}
+
+fn check_private(root: &Path) -> io::Result<()> {
+    let folder = fs::symlink_metadata(root)?;
+    let shown = root.display();
+    if !folder.is_dir() {
+        return Err(io::Error::other(format!("{shown} is not a folder")));
+    }
+    let mode = folder.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(io::Error::other(format!("others can enter {shown} (mode {mode:o}); chmod 700 it")));
+    }
+    // A process is its user's.
+    if folder.uid() != fs::metadata("/proc/self")?.uid() {
+        return Err(io::Error::other(format!("{shown} belongs to another user")));
+    }
+    Ok(())
+}
+
+fn file(root: &Path, key: Key) -> PathBuf {
+    let digest = key.plugin.to_string();
+    root.join(format!("{:016x}", key.engine)).join(digest.trim_start_matches("sha256:"))
+}
+
+fn store(root: &Path, key: Key, code: &[u8], limit: u64) -> io::Result<()> {
+    use io::Write;
+
+    let size = code.len() as u64 + 32;
+    if size > limit {
+        return Ok(());
+    }
+    make_room(root, limit - size)?;
+    let path = file(root, key);
+    let folder = path.parent().unwrap_or(root);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    // Its own name for each writer, other processes included.
+    let unique = format!("{}.{}", std::process::id(), NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+    let partial = path.with_extension(unique);
+    let written = fs::File::create_new(&partial)
+        .and_then(|mut file| file.write_all(&Sha256::digest(code)).and_then(|()| file.write_all(code)))
+        .and_then(|()| fs::rename(&partial, &path));
+    if written.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    written
+}
+
+static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+/// Removes what was not used for longest until no more than `room` bytes are kept, whatever version they are of.
+fn make_room(root: &Path, room: u64) -> io::Result<()> {
+    let mut kept = Vec::new();
+    for folder in fs::read_dir(root)? {
+        for file in fs::read_dir(folder?.path()).into_iter().flatten().flatten() {
+            if let Ok(metadata) = file.metadata() {
+                kept.push((metadata.modified()?, metadata.len(), file.path()));
+            }
+        }
+    }
+    kept.sort();
+    let mut total: u64 = kept.iter().map(|(_, size, _)| size).sum();
+    for (_, size, path) in kept {
+        if total <= room {
+            break;
+        }
+        fs::remove_file(path)?;
+        total -= size;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn module(engine: &Engine, text: &str) -> (Key, Module) {
+        let bytes = wat::parse_str(text).unwrap();
+        (Key { plugin: Digest::of(&bytes), engine: 1 }, Module::new(engine, bytes).unwrap())
+    }
+
+    fn folder(root: &Path, limit: u64) -> Cache {
+        Cache::open(&CodeCache::Folder(root.join("code")), limit).unwrap()
+    }
+
+    #[test]
+    fn what_is_kept_comes_back_and_the_oldest_goes_first() {
+        let engine = Engine::default();
+        let (a, module_a) = module(&engine, "(module (func (export \"a\")))");
+        let (b, module_b) = module(&engine, "(module (func (export \"b\")))");
+        let size = module_a.serialize().unwrap().len() as u64;
+        let temporary = tempfile::tempdir().unwrap();
+        for cache in [Cache::open(&CodeCache::Memory, size * 3 / 2).unwrap(), folder(temporary.path(), size * 3 / 2)] {
+            assert!(cache.load(&engine, a).is_none());
+            cache.keep(a, &module_a);
+            assert!(cache.load(&engine, a).unwrap().get_export("a").is_some());
+            cache.keep(b, &module_b);
+            assert!(cache.load(&engine, a).is_none(), "no room for both");
+            assert!(cache.load(&engine, b).is_some());
+            assert!(cache.load(&engine, Key { engine: 2, ..b }).is_none(), "of another engine");
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_changed_is_not_loaded() {
+        let engine = Engine::default();
+        let (key, module) = module(&engine, "(module (func (export \"a\")))");
+        let temporary = tempfile::tempdir().unwrap();
+        let cache = folder(temporary.path(), 1 << 20);
+        cache.keep(key, &module);
+        let path = file(&temporary.path().join("code"), key);
+        let whole = fs::read(&path).unwrap();
+        for at in [0, 40, whole.len() - 1] {
+            let mut changed = whole.clone();
+            changed[at] ^= 1;
+            fs::write(&path, changed).unwrap();
+            assert!(cache.load(&engine, key).is_none(), "byte {at}");
+            assert!(!path.exists(), "it is removed");
+        }
+        fs::write(&path, &whole[..20]).unwrap();
+        assert!(cache.load(&engine, key).is_none());
+        fs::write(&path, &whole).unwrap();
+        assert!(cache.load(&engine, key).is_some());
+    }
+
+    #[test]
+    fn a_folder_that_others_can_enter_is_refused() {
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path().join("open");
+        fs::DirBuilder::new().mode(0o755).create(&root).unwrap();
+        let error = Cache::open(&CodeCache::Folder(root), 1).err().unwrap().to_string();
+        assert!(error.contains("chmod 700"), "{error}");
+    }
+}

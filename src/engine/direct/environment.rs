@@ -1,0 +1,115 @@
+//! The functions of `extism:host/env` that are not the kernel's accessors: allocation, configuration, variables, logs.
+//!
+//! A function takes the blocks that it is passed out of the guest's hands and frees them, as Extism's do. Messages for
+//! what a guest does wrong are Extism's too: authors of plugins know them.
+
+use tracing::{Level, level_filters::LevelFilter};
+use wasmtime::{Caller, Linker};
+
+use super::{
+    http,
+    kernel::Kernel,
+    state::{LogBudget, Logging, State, Stop},
+};
+
+pub(super) const MODULE: &str = "extism:host/env";
+
+type Result<T> = wasmtime::Result<T>;
+
+/// Adds them all.
+pub(super) fn link(linker: &mut Linker<State>) -> Result<()> {
+    linker.func_wrap(MODULE, "alloc", |mut caller: Caller<'_, State>, length: u64| {
+        kernel(&caller)?.alloc(&mut caller, length)
+    })?;
+    linker.func_wrap(MODULE, "free", |mut caller: Caller<'_, State>, offset: u64| {
+        kernel(&caller)?.free(&mut caller, offset)
+    })?;
+    linker.func_wrap(MODULE, "reset", |mut caller: Caller<'_, State>| kernel(&caller)?.reset(&mut caller))?;
+    for name in ["length", "length_unsafe"] {
+        linker.func_wrap(MODULE, name, |caller: Caller<'_, State>, offset: u64| Kernel::length(&caller, offset))?;
+    }
+    linker.func_wrap(MODULE, "config_get", |mut caller: Caller<'_, State>, key: u64| {
+        let shared = caller.data().shared.clone();
+        let value = shared.config.get(&take_text(&mut caller, key, "config key")?);
+        value.map_or(Ok(0), |value| give(&mut caller, value.as_bytes()))
+    })?;
+    linker.func_wrap(MODULE, "var_get", |mut caller: Caller<'_, State>, name: u64| {
+        let name = take_text(&mut caller, name, "var key")?;
+        let value = caller.data().variables.get(&name).map(<[u8]>::to_vec);
+        value.map_or(Ok(0), |value| give(&mut caller, &value))
+    })?;
+    linker.func_wrap(MODULE, "var_set", |mut caller: Caller<'_, State>, name: u64, value: u64| -> Result<()> {
+        let name = take_text(&mut caller, name, "var key")?;
+        if value == 0 {
+            caller.data_mut().variables.remove(&name);
+            return Ok(());
+        }
+        let value = take(&mut caller, value, "var value")?;
+        Ok(caller.data_mut().variables.set(&name, value)?)
+    })?;
+    for (name, level) in [
+        ("log_trace", Level::TRACE),
+        ("log_debug", Level::DEBUG),
+        ("log_info", Level::INFO),
+        ("log_warn", Level::WARN),
+        ("log_error", Level::ERROR),
+    ] {
+        linker.func_wrap(MODULE, name, move |mut caller: Caller<'_, State>, message: u64| {
+            log(&mut caller, level, message)
+        })?;
+    }
+    linker.func_wrap(MODULE, "get_log_level", || match LevelFilter::current().into_level() {
+        None => i32::MAX,
+        Some(Level::TRACE) => 0,
+        Some(Level::DEBUG) => 1,
+        Some(Level::INFO) => 2,
+        Some(Level::WARN) => 3,
+        Some(Level::ERROR) => 4,
+    })?;
+    http::link(linker)
+}
+
+/// The kernel of the guest that is calling.
+pub(super) fn kernel(caller: &Caller<'_, State>) -> Result<Kernel> {
+    caller.data().kernel.ok_or_else(|| Stop::Broken("a guest without a kernel".into()).into())
+}
+
+/// Copies a block out of the guest and frees it.
+pub(super) fn take(caller: &mut Caller<'_, State>, offset: u64, what: &str) -> Result<Vec<u8>> {
+    let kernel = kernel(caller)?;
+    let bytes = kernel.read(&*caller, offset).map(<[u8]>::to_vec);
+    let bytes = bytes.ok_or_else(|| Stop::Failed(format!("invalid handle offset for {what}: {offset}")))?;
+    kernel.free(caller, offset)?;
+    Ok(bytes)
+}
+
+fn take_text(caller: &mut Caller<'_, State>, offset: u64, what: &str) -> Result<String> {
+    let bytes = take(caller, offset, what)?;
+    Ok(String::from_utf8(bytes).map_err(|error| Stop::Failed(error.utf8_error().to_string()))?)
+}
+
+/// Puts a block into the guest; 0 when there is nothing in it.
+pub(super) fn give(caller: &mut Caller<'_, State>, bytes: &[u8]) -> Result<u64> {
+    kernel(caller)?.write(caller, bytes)
+}
+
+fn log(caller: &mut Caller<'_, State>, level: Level, message: u64) -> Result<()> {
+    let kernel = kernel(caller)?;
+    if level > LevelFilter::current() {
+        return kernel.free(caller, message);
+    }
+    let message = take(caller, message, "log message")?;
+    let text = match caller.data_mut().log.take() {
+        Logging::Nothing => return Ok(()),
+        Logging::LastLine => "this evaluation has written enough; the rest is not shown".into(),
+        Logging::Line => String::from_utf8_lossy(&message[..message.len().min(LogBudget::LINE)]),
+    };
+    let plugin = caller.data().shared.digest;
+    macro_rules! write {
+        ($($level:ident),*) => { match level {
+            $(Level::$level => tracing::event!(target: "evalpool::plugin", Level::$level, %plugin, "{text}"),)*
+        } };
+    }
+    write!(TRACE, DEBUG, INFO, WARN, ERROR);
+    Ok(())
+}

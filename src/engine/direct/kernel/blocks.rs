@@ -1,0 +1,190 @@
+//! Which parts of the kernel's memory are allocated. Host data only: nothing that a guest writes into its memory can
+//! change it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Where the first block's header would be in Extism's own kernel. Kept, so that offsets are the same.
+const START: u64 = 65;
+
+/// Between blocks, where that kernel keeps its headers.
+const HEADER: u64 = 12;
+
+/// A free block that is larger than needed by this much is split.
+const SPLIT: u64 = 128;
+
+/// What one block costs the host, in bytes: it counts against the guest's memory.
+pub(super) const BOOKKEEPING: u64 = 64;
+
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    size: u64,
+    used: u64,
+    active: bool,
+}
+
+/// The allocator's books.
+#[derive(Debug, Default)]
+pub(in crate::engine::direct) struct Blocks {
+    /// By offset.
+    all: BTreeMap<u64, Block>,
+    /// Free ones by size, then offset.
+    free: BTreeSet<(u64, u64)>,
+    /// Bytes after `START` that are taken.
+    position: u64,
+}
+
+/// Where a block would be put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Placement {
+    pub(super) offset: u64,
+    /// The memory must reach to here.
+    pub(super) end: u64,
+    /// Whether the books grow by a block.
+    pub(super) adds_block: bool,
+    reused: Option<u64>,
+}
+
+impl Blocks {
+    /// Where `length` bytes would go; `None` beyond all offsets. `length` is not 0.
+    pub(super) fn place(&self, length: u64) -> Option<Placement> {
+        if let Some((size, offset)) = self.free.range((length, 0)..).next().copied() {
+            let splits = size - length >= SPLIT;
+            // The tail of what is split, as in Extism's own kernel.
+            let offset_within = if splits { offset + size - length } else { offset };
+            return Some(Placement {
+                offset: offset_within,
+                end: offset + size,
+                adds_block: splits,
+                reused: Some(offset),
+            });
+        }
+        let offset = START + self.position + HEADER;
+        let end = offset.checked_add(length).filter(|end| *end <= 1 << 32)?;
+        Some(Placement { offset, end, adds_block: true, reused: None })
+    }
+
+    /// Puts it there.
+    pub(super) fn allocate(&mut self, placement: Placement, length: u64) {
+        let Placement { offset, reused, .. } = placement;
+        let mut size = length;
+        match reused.and_then(|from| Some((from, self.all.get_mut(&from)?))) {
+            None => self.position += HEADER + length,
+            Some((from, block)) => {
+                self.free.remove(&(block.size, from));
+                if from == offset {
+                    size = block.size;
+                } else {
+                    block.size -= length + HEADER;
+                    self.free.insert((block.size, from));
+                }
+            }
+        }
+        self.all.insert(offset, Block { size, used: length, active: true });
+    }
+
+    /// Frees the block that begins at `offset`, if one does.
+    pub(super) fn free(&mut self, offset: u64) -> bool {
+        match self.all.get_mut(&offset) {
+            Some(block) if block.active => {
+                block.active = false;
+                self.free.insert((block.size, offset));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The length of the block that begins at `offset`; 0 when none does.
+    pub(super) fn length(&self, offset: u64) -> u64 {
+        self.all.get(&offset).filter(|block| block.active).map_or(0, |block| block.used)
+    }
+
+    /// How many blocks the books hold.
+    pub(super) fn count(&self) -> u64 {
+        self.all.len() as u64
+    }
+
+    /// Forgets all blocks and gives the range of memory that they were in.
+    pub(super) fn clear(&mut self) -> std::ops::Range<u64> {
+        let used = START..START + self.position;
+        *self = Self::default();
+        used
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alloc(blocks: &mut Blocks, length: u64) -> u64 {
+        let placement = blocks.place(length).unwrap();
+        blocks.allocate(placement, length);
+        placement.offset
+    }
+
+    #[test]
+    fn offsets_are_those_of_extisms_own_kernel() {
+        let mut blocks = Blocks::default();
+        assert_eq!(alloc(&mut blocks, 1065), 77);
+        assert_eq!(alloc(&mut blocks, 288), 1154);
+        assert_eq!(alloc(&mut blocks, 128), 1454);
+        assert_eq!(blocks.length(1154), 288);
+        assert!(blocks.free(1454));
+        assert_eq!(alloc(&mut blocks, 213), 1594);
+        assert_eq!(alloc(&mut blocks, 511), 1819);
+        assert_eq!(alloc(&mut blocks, 4), 1454);
+        assert_eq!(blocks.length(1454), 4);
+    }
+
+    #[test]
+    fn a_large_free_block_is_split_and_both_parts_serve() {
+        let mut blocks = Blocks::default();
+        let large = alloc(&mut blocks, 1000);
+        let after = alloc(&mut blocks, 10);
+        assert!(blocks.free(large));
+        let tail = alloc(&mut blocks, 100);
+        assert_eq!(tail, large + 900);
+        assert_eq!(alloc(&mut blocks, 888), large, "what was split off, less a header");
+        assert_eq!(blocks.length(after), 10);
+    }
+
+    #[test]
+    fn only_the_beginning_of_an_active_block_is_a_block() {
+        let mut blocks = Blocks::default();
+        let offset = alloc(&mut blocks, 10);
+        assert_eq!(blocks.length(offset + 1), 0);
+        assert!(!blocks.free(offset + 1));
+        assert!(blocks.free(offset));
+        assert!(!blocks.free(offset), "twice");
+        assert_eq!(blocks.length(offset), 0);
+    }
+
+    #[test]
+    fn nothing_is_placed_beyond_all_offsets() {
+        assert_eq!(Blocks::default().place(u64::MAX), None);
+        assert_eq!(Blocks::default().place(1 << 32), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn active_blocks_never_overlap(steps in proptest::collection::vec((0_u64..3000, proptest::bool::ANY), 1..200)) {
+            let mut blocks = Blocks::default();
+            let mut active: Vec<(u64, u64)> = Vec::new();
+            for (length, frees) in steps {
+                if frees && !active.is_empty() {
+                    let (offset, _) = active.swap_remove(usize::try_from(length).unwrap() % active.len());
+                    assert!(blocks.free(offset));
+                } else if length > 0 {
+                    let offset = alloc(&mut blocks, length);
+                    for (other, size) in &active {
+                        assert!(offset + length <= *other || other + size <= offset, "{offset} + {length}, {other} + {size}");
+                    }
+                    active.push((offset, length));
+                }
+            }
+            for (offset, length) in active {
+                assert_eq!(blocks.length(offset), length);
+            }
+        }
+    }
+}

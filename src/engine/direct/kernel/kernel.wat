@@ -1,0 +1,71 @@
+;; The part of Extism's kernel that guests call for every byte: loads and stores with their bounds, and where input,
+;; output and error are. What is called a few times in an evaluation (alloc, free, length, reset) is host code: see
+;; `mod.rs`. Offsets and bounds are those of Extism's own kernel: a root of 64 bytes after offset 1, then blocks.
+(module
+  (memory (export "memory") 1)
+  (global $input (export "input") (mut i64) (i64.const 0))
+  (global $input_len (export "input_len") (mut i64) (i64.const 0))
+  (global $output (export "output") (mut i64) (i64.const 0))
+  (global $output_len (export "output_len") (mut i64) (i64.const 0))
+  (global $error (export "error") (mut i64) (i64.const 0))
+
+  (func $end (result i64) (i64.shl (i64.extend_i32_u (memory.size)) (i64.const 16)))
+
+  ;; Whether a byte may be touched. An offset at the very end passes, and the access below then traps.
+  (func $reachable (param $p i64) (result i32)
+    (i32.and (i64.ge_u (local.get $p) (i64.const 64)) (i64.le_u (local.get $p) (call $end))))
+
+  ;; Whether a range may begin or end here.
+  (func $within (param $p i64) (result i32)
+    (i32.and (i64.ge_u (local.get $p) (i64.const 65)) (i64.le_u (local.get $p) (call $end))))
+
+  (func $range (param $p i64) (param $len i64) (result i32)
+    (i32.and (call $within (local.get $p))
+      (call $within (i64.sub (i64.add (local.get $p) (local.get $len)) (i64.const 1)))))
+
+  (func (export "load_u8") (param $p i64) (result i32)
+    (if (call $reachable (local.get $p))
+      (then (return (i32.load8_u (i32.wrap_i64 (local.get $p))))))
+    (i32.const 0))
+
+  (func (export "load_u64") (param $p i64) (result i64)
+    (if (call $reachable (i64.add (local.get $p) (i64.const 7)))
+      (then (return (i64.load (i32.wrap_i64 (local.get $p))))))
+    (i64.const 0))
+
+  (func (export "store_u8") (param $p i64) (param $x i32)
+    (if (call $reachable (local.get $p))
+      (then (i32.store8 (i32.wrap_i64 (local.get $p)) (local.get $x)))))
+
+  (func (export "store_u64") (param $p i64) (param $x i64)
+    (if (call $reachable (i64.add (local.get $p) (i64.const 7)))
+      (then (i64.store (i32.wrap_i64 (local.get $p)) (local.get $x)))))
+
+  (func (export "input_load_u8") (param $at i64) (result i32)
+    (if (i64.lt_u (local.get $at) (global.get $input_len))
+      (then (return (i32.load8_u (i32.wrap_i64 (i64.add (global.get $input) (local.get $at)))))))
+    (i32.const 0))
+
+  (func (export "input_load_u64") (param $at i64) (result i64)
+    (if (i64.le_u (i64.add (local.get $at) (i64.const 8)) (global.get $input_len))
+      (then (return (i64.load (i32.wrap_i64 (i64.add (global.get $input) (local.get $at)))))))
+    (i64.const 0))
+
+  (func (export "input_set") (param $p i64) (param $len i64)
+    (if (call $range (local.get $p) (local.get $len))
+      (then (global.set $input (local.get $p)) (global.set $input_len (local.get $len)))))
+
+  (func (export "output_set") (param $p i64) (param $len i64)
+    (if (call $range (local.get $p) (local.get $len))
+      (then (global.set $output (local.get $p)) (global.set $output_len (local.get $len)))))
+
+  (func (export "error_set") (param $p i64)
+    (if (i32.or (i64.eqz (local.get $p)) (call $within (local.get $p)))
+      (then (global.set $error (local.get $p)))))
+
+  (func (export "input_length") (result i64) (global.get $input_len))
+  (func (export "input_offset") (result i64) (global.get $input))
+  (func (export "output_length") (result i64) (global.get $output_len))
+  (func (export "output_offset") (result i64) (global.get $output))
+  (func (export "error_get") (result i64) (global.get $error))
+  (func (export "memory_bytes") (result i64) (i64.sub (call $end) (i64.const 64))))

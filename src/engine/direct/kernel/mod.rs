@@ -1,0 +1,209 @@
+//! Extism's kernel: the memory through which guest and host exchange input, output, errors and everything else.
+//!
+//! A plugin asks it for each byte, or each eight, of its input and output, so those accessors are WebAssembly
+//! (`kernel.wat`), instantiated beside the plugin in the same store; the allocator's books are host data (`blocks`).
+//!
+//! Considered and not taken: all of it as host code (a host call for each eight bytes is about three times as slow as
+//! a call between modules, which an input of a few kilobytes already pays for), and all of it as WebAssembly, as in
+//! Extism (its block headers are in the guest's reach, and a host function that returns a block would have to call
+//! back into the guest's store).
+//!
+//! What is checked: every range that leaves this module lies within the memory. Where Extism's kernel takes a range
+//! that does not (lengths that wrap around), the call ends as `guest_error`.
+
+mod blocks;
+
+use wasmtime::{AsContext, AsContextMut, Engine, Global, Instance, Memory, Module, ModuleExport, Store, Val};
+
+use self::blocks::{BOOKKEEPING, Blocks};
+use super::state::{State, Stop};
+use crate::error::Error;
+
+const PAGE: u64 = 65_536;
+
+/// The compiled kernel, and where its exports are.
+pub(super) struct KernelModule {
+    module: Module,
+    memory: ModuleExport,
+    globals: [ModuleExport; 5],
+}
+
+/// The kernel of one guest. Copies refer to the same one.
+#[derive(Clone, Copy)]
+pub(super) struct Kernel {
+    instance: Instance,
+    memory: Memory,
+    input: Global,
+    input_len: Global,
+    output: Global,
+    output_len: Global,
+    error: Global,
+}
+
+impl KernelModule {
+    pub(super) fn compile(engine: &Engine) -> Result<Self, Error> {
+        let broken = |error: Box<dyn std::error::Error + Send + Sync>| Error::internal("the kernel is broken", error);
+        let bytes = wat::parse_str(include_str!("kernel.wat")).map_err(|error| broken(error.into()))?;
+        let module = Module::new(engine, bytes).map_err(|error| broken(error.to_string().into()))?;
+        let find = |name: &str| module.get_export_index(name).ok_or_else(|| broken(format!("no {name}").into()));
+        let globals = [find("input")?, find("input_len")?, find("output")?, find("output_len")?, find("error")?];
+        Ok(Self { memory: find("memory")?, globals, module })
+    }
+
+    /// Where the accessor of this name is, if it is one.
+    pub(super) fn accessor(&self, name: &str) -> Option<ModuleExport> {
+        self.module.get_export(name)?.func()?;
+        self.module.get_export_index(name)
+    }
+
+    pub(super) async fn instantiate(&self, store: &mut Store<State>) -> wasmtime::Result<Kernel> {
+        let instance = Instance::new_async(&mut *store, &self.module, &[]).await?;
+        let memory = instance.get_module_export(&mut *store, &self.memory).and_then(wasmtime::Extern::into_memory);
+        let mut globals = [None; 5];
+        for (slot, export) in globals.iter_mut().zip(&self.globals) {
+            *slot = instance.get_module_export(&mut *store, export).and_then(wasmtime::Extern::into_global);
+        }
+        match (memory, globals) {
+            (Some(memory), [Some(input), Some(input_len), Some(output), Some(output_len), Some(error)]) => {
+                Ok(Kernel { instance, memory, input, input_len, output, output_len, error })
+            }
+            _ => Err(wasmtime::Error::msg("the kernel lacks an export")),
+        }
+    }
+}
+
+/// What a guest left as its output.
+pub(super) enum Output {
+    Bytes(bytes::Bytes),
+    TooLarge,
+    /// Not within its memory.
+    Nowhere,
+}
+
+impl Kernel {
+    pub(super) fn export(&self, store: &mut Store<State>, export: &ModuleExport) -> Option<wasmtime::Extern> {
+        self.instance.get_module_export(store, export)
+    }
+
+    fn get(global: Global, store: &mut impl AsContextMut) -> u64 {
+        match global.get(store) {
+            Val::I64(value) => value.cast_unsigned(),
+            _ => 0,
+        }
+    }
+
+    fn set(global: Global, store: &mut impl AsContextMut, value: u64) -> wasmtime::Result<()> {
+        global.set(store, Val::I64(value.cast_signed()))
+    }
+
+    /// Empties the memory of an earlier call and puts an input into it.
+    pub(super) fn begin(&self, store: &mut Store<State>, input: &[u8]) -> wasmtime::Result<()> {
+        self.reset(store)?;
+        let offset = self.write(store, input)?;
+        if offset != 0 {
+            Self::set(self.input, store, offset)?;
+            Self::set(self.input_len, store, input.len() as u64)?;
+        }
+        Ok(())
+    }
+
+    /// The output, if it is within the memory and its limit.
+    pub(super) fn output(&self, store: &mut Store<State>, limit: u64) -> Output {
+        let (offset, len) = (Self::get(self.output, store), Self::get(self.output_len, store));
+        match self.bytes(&*store, offset, len) {
+            None => Output::Nowhere,
+            Some(bytes) if bytes.len() as u64 > limit => Output::TooLarge,
+            Some(bytes) => Output::Bytes(bytes::Bytes::copy_from_slice(bytes)),
+        }
+    }
+
+    /// The error that the guest has set, if it has.
+    pub(super) fn error(&self, store: &mut Store<State>) -> Option<Vec<u8>> {
+        let offset = Self::get(self.error, store);
+        let len = store.data().blocks.length(offset);
+        if offset == 0 || len == 0 { None } else { self.bytes(&*store, offset, len).map(<[u8]>::to_vec) }
+    }
+
+    fn bytes<'a>(&self, store: &'a Store<State>, offset: u64, len: u64) -> Option<&'a [u8]> {
+        slice(self.memory.data(store), offset, len)
+    }
+
+    /// Frees everything, and clears it, as Extism's kernel does.
+    pub(super) fn reset(&self, store: &mut impl AsContextMut<Data = State>) -> wasmtime::Result<()> {
+        let (memory, state) = self.memory.data_and_store_mut(&mut *store);
+        state.budget.give_back(state.blocks.count().saturating_mul(BOOKKEEPING));
+        let used = state.blocks.clear();
+        if let Some(used) = range(used.start, used.end - used.start, memory.len()) {
+            memory[used].fill(0);
+        }
+        for global in [self.input, self.input_len, self.output, self.output_len, self.error] {
+            Self::set(global, store, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Allocates a block; 0 for none.
+    pub(super) fn alloc(&self, store: &mut impl AsContextMut<Data = State>, length: u64) -> wasmtime::Result<u64> {
+        if length == 0 {
+            return Ok(0);
+        }
+        let state = store.as_context_mut();
+        let placement = state.data().blocks.place(length).ok_or(Stop::OutOfMemory)?;
+        let size = self.memory.data_size(&*store) as u64;
+        if placement.end > size {
+            // The limiter answers for its own limit; whatever else refuses is the end of memory too.
+            self.memory.grow(&mut *store, (placement.end - size).div_ceil(PAGE)).map_err(|_| Stop::OutOfMemory)?;
+        }
+        let mut context = store.as_context_mut();
+        let state = context.data_mut();
+        if placement.adds_block {
+            state.budget.take(BOOKKEEPING)?;
+        }
+        state.blocks.allocate(placement, length);
+        Ok(placement.offset)
+    }
+
+    pub(super) fn free(&self, store: &mut impl AsContextMut<Data = State>, offset: u64) -> wasmtime::Result<()> {
+        let freed = store.as_context_mut().data_mut().blocks.free(offset);
+        if freed && offset == Self::get(self.input, store) {
+            Self::set(self.input_len, store, 0)?;
+        }
+        Ok(())
+    }
+
+    /// The length of the block that begins at `offset`; 0 when none does.
+    pub(super) fn length(store: &impl AsContext<Data = State>, offset: u64) -> u64 {
+        store.as_context().data().blocks.length(offset)
+    }
+
+    /// Allocates a block with these bytes; 0 when there are none.
+    pub(super) fn write(&self, store: &mut impl AsContextMut<Data = State>, bytes: &[u8]) -> wasmtime::Result<u64> {
+        let offset = self.alloc(store, bytes.len() as u64)?;
+        if offset != 0 {
+            let memory = self.memory.data_mut(store);
+            let target = range(offset, bytes.len() as u64, memory.len()).ok_or(Stop::OutOfMemory)?;
+            memory[target].copy_from_slice(bytes);
+        }
+        Ok(offset)
+    }
+
+    /// The block that begins at `offset`: empty for 0, `None` when none does.
+    pub(super) fn read<'a>(&self, store: &'a impl AsContext<Data = State>, offset: u64) -> Option<&'a [u8]> {
+        match (offset, Self::length(store, offset)) {
+            (0, _) => Some(&[]),
+            (_, 0) => None,
+            (_, len) => slice(self.memory.data(store.as_context()), offset, len),
+        }
+    }
+}
+
+fn range(offset: u64, len: u64, size: usize) -> Option<std::ops::Range<usize>> {
+    let end = offset.checked_add(len).filter(|end| *end <= size as u64)?;
+    Some(usize::try_from(offset).ok()?..usize::try_from(end).ok()?)
+}
+
+fn slice(memory: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
+    Some(&memory[range(offset, len, memory.len())?])
+}
+
+pub(super) type Books = Blocks;

@@ -1,0 +1,192 @@
+//! Extism's plugins on wasmtime itself.
+//!
+//! One wasmtime engine for all runtimes. Its pooling allocator has a slot for every instance that the pool permits, so
+//! that memories, tables and stacks have a hard bound for the whole process, and making an instance maps nothing new.
+//! The guest side of Extism that PDKs speak is ours: the [`kernel`] and the rest of `extism:host/env`.
+//!
+//! How it keeps the rules of [an engine](super):
+//!
+//! - **Dropping a call's future stops the guest**: guests run as futures, on fibers. At each tick a guest returns to
+//!   its executor, initialisers included; dropping the future unwinds it. No thread is blocked or waited for.
+//! - **A deadline ends a guest within two ticks**, by the store's own clock check at the tick; nothing of it is shared
+//!   with another store.
+//! - **Dropping the last object gives everything back**: slots at once, code with the module.
+//!
+//! Considered and not taken: a wasmtime engine for each plugin (31 of them exhaust the address space, and no slot is
+//! shared), and fuel for interruption (it costs guests up to a third; epochs cost about a thousandth). Fuel is counted
+//! only for specs that limit it, by a second engine that is made when first needed.
+//!
+//! # What differs from the `extism` engine
+//!
+//! - An initialiser runs once for each instance, not twice; one that fails is `invalid_plugin` at validation, also
+//!   `__wasm_call_ctors` and `hs_init`, which Extism runs at the first call.
+//! - `limits.memory` counts all memories of an instance together, from the first page on; Extism's count starts afresh
+//!   after initialising. `memory.grow` beyond a module's own declared maximum gives −1, as WebAssembly has it, where
+//!   Extism ends the call as out of memory.
+//! - Tables are bounded: `table.grow` beyond `limits.table_elements` gives −1.
+//! - Output outside the guest's memory is a `guest_error`, where Extism's host crashes.
+//! - The allocator takes the best free block, Extism's the first; offsets may differ once blocks were freed.
+//! - `http_request` reaches addresses of this machine and of private networks only when a pattern names the host
+//!   literally; what it says when a request fails is its client's text.
+//! - An instance that ran `_start`, or exited with 0, is not used again.
+
+mod cache;
+mod compiled;
+mod environment;
+mod functions;
+mod http;
+mod instance;
+mod kernel;
+mod outcome;
+mod plan;
+mod state;
+mod ticker;
+mod turns;
+mod wasi;
+
+use std::{
+    any::Any,
+    fmt,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use wasmtime::{Config, Engine as Wasmtime, Linker, Module};
+
+pub use self::compiled::Compiled;
+use self::{cache::Cache, kernel::KernelModule, plan::Plan, state::State, ticker::Ticker, turns::Turns};
+use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Slots};
+use crate::{
+    config::{EngineSettings, LimitSettings, PoolSettings},
+    error::Error,
+    source::Digest,
+};
+
+/// Runs plugins on wasmtime.
+pub struct DirectEngine {
+    plan: Plan,
+    cache: Arc<Cache>,
+    turns: Arc<Turns>,
+    plain: Arc<Host>,
+    /// For specs that limit fuel; made when first needed.
+    fueled: Mutex<Option<Arc<Host>>>,
+}
+
+/// One wasmtime engine and what all guests on it share.
+struct Host {
+    engine: Wasmtime,
+    kernel: KernelModule,
+    environment: Linker<State>,
+    ticker: Ticker,
+    turns: Arc<Turns>,
+    cache: Arc<Cache>,
+    /// wasmtime's version and settings.
+    version: u64,
+}
+
+impl DirectEngine {
+    /// An engine with slots for `pool.max_instances` instances of at most `limits.memory`. Reserves their address
+    /// space and starts one thread, the ticker.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_request` when the slots do not fit into the address space, or the folder for compiled code cannot be
+    /// used; `internal` when the system refuses the reservation or the thread.
+    pub fn new(pool: &PoolSettings, limits: &LimitSettings, engine: &EngineSettings) -> Result<Self, Error> {
+        let plan = Plan::new(pool, limits, plan::available()).map_err(Error::invalid_request)?;
+        let cache = Cache::open(&engine.code_cache, engine.code_cache_size)
+            .map_err(|error| Error::invalid_request(format!("engine.code_cache cannot be used: {error}")))?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let (cache, turns) = (Arc::new(cache), Arc::new(Turns::new(cores)));
+        let plain = Host::new(plan, false, turns.clone(), cache.clone())?;
+        Ok(Self { plan, cache, turns, plain, fueled: Mutex::new(None) })
+    }
+
+    fn host(&self, fueled: bool) -> Result<Arc<Host>, Error> {
+        if !fueled {
+            return Ok(self.plain.clone());
+        }
+        let mut made = self.fueled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(host) = &*made {
+            return Ok(host.clone());
+        }
+        let host = Host::new(self.plan, true, self.turns.clone(), self.cache.clone())?;
+        Ok(made.insert(host).clone())
+    }
+}
+
+impl Host {
+    fn new(plan: Plan, fueled: bool, turns: Arc<Turns>, cache: Arc<Cache>) -> Result<Arc<Self>, Error> {
+        let failed = |error: wasmtime::Error| Error::internal("the engine cannot be made", format!("{error:#}"));
+        let mut config = Config::new();
+        config
+            .epoch_interruption(true)
+            .consume_fuel(fueled)
+            // What `source::inspect` lets through, and no more.
+            .wasm_memory64(false)
+            .wasm_multi_memory(false)
+            .wasm_relaxed_simd(false)
+            .wasm_tail_call(true)
+            .wasm_extended_const(true)
+            .max_wasm_stack(512 << 10);
+        plan.apply(&mut config);
+        let engine = Wasmtime::new(&config).map_err(failed)?;
+        let kernel = KernelModule::compile(&engine)?;
+        let mut environment = Linker::new(&engine);
+        environment::link(&mut environment).map_err(failed)?;
+        let ticker =
+            Ticker::start(engine.weak()).map_err(|error| Error::internal("no thread for the ticker", error))?;
+        let mut version = DefaultHasher::new();
+        engine.precompile_compatibility_hash().hash(&mut version);
+        Ok(Arc::new(Self { kernel, environment, ticker, turns, cache, version: version.finish(), engine }))
+    }
+
+    /// Compiles a module, or loads what was compiled before. Blocks.
+    fn module(&self, digest: Digest, wasm: &[u8]) -> wasmtime::Result<Module> {
+        let key = cache::Key { plugin: digest, engine: self.version };
+        if let Some(module) = self.cache.load(&self.engine, key) {
+            return Ok(module);
+        }
+        let module = Module::new(&self.engine, wasm)?;
+        self.cache.keep(key, &module);
+        Ok(module)
+    }
+}
+
+impl Engine for DirectEngine {
+    fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>> {
+        Box::pin(async move {
+            let host = self.host(request.limits.fuel.is_some())?;
+            let compiled = tokio::task::spawn_blocking(move || Compiled::new(host, request)).await;
+            let compiled = compiled.map_err(|error| Error::internal("compiling did not finish", error))??;
+            Ok(Box::new(compiled) as Box<dyn CompiledPlugin>)
+        })
+    }
+
+    fn slots(&self) -> Option<Slots> {
+        let fueled = self.fueled.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut slots = Slots::default();
+        for host in [Some(self.plain.clone()), fueled].into_iter().flatten() {
+            let Some(metrics) = host.engine.pooling_allocator_metrics() else { continue };
+            slots.live.instances += metrics.core_instances();
+            slots.live.memories += metrics.memories() as u64;
+            slots.live.tables += metrics.tables() as u64;
+            slots.live.stacks += metrics.stacks() as u64;
+            slots.warm.memories += u64::from(metrics.unused_warm_memories());
+            slots.warm.tables += u64::from(metrics.unused_warm_tables());
+            slots.warm.stacks += u64::from(metrics.unused_warm_stacks());
+        }
+        Some(slots)
+    }
+}
+
+impl fmt::Debug for DirectEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DirectEngine").field("plan", &self.plan).finish_non_exhaustive()
+    }
+}
+
+/// What a panic said, if it said anything.
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    crate::engine::host::panic_text(panic)
+}

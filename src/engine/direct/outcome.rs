@@ -1,0 +1,98 @@
+//! How a guest ended, in this crate's words. Read here, once, and nowhere else.
+
+use std::sync::Arc;
+
+use wasmtime::Trap;
+use wasmtime_wasi::I32Exit;
+
+use super::state::Stop;
+use crate::{engine::InstanceLimits, error::Error};
+
+/// The most of a guest's own message that is kept, in bytes.
+const MAX_MESSAGE: usize = 4096;
+
+/// A failure to compile, link or initialise. Its text is fit for the plugin's author.
+pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error {
+    let root = error.root_cause().to_string();
+    let reason = match (error.downcast_ref::<Stop>(), error.downcast_ref::<Trap>()) {
+        (Some(Stop::Deadline), _) => return Error::BuildTimeout { after: limits.build_timeout },
+        (Some(Stop::OutOfMemory), _) => "it needs more memory than its limit to start".to_owned(),
+        (Some(Stop::Broken(text)), _) => return Error::internal("initialising failed", text.clone()),
+        (Some(Stop::Failed(text)), _) => text.clone(),
+        (None, Some(Trap::OutOfFuel)) => "its initialisation ran out of fuel".to_owned(),
+        (None, Some(trap)) => format!("its initialisation trapped: {trap}"),
+        (None, None) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
+            return Error::Saturated { reason: "every slot for instances is in use" };
+        }
+        (None, None) => root.lines().next().unwrap_or_default().to_owned(),
+    };
+    Error::InvalidPlugin { reason: shorten(&reason), cause: Some(Arc::from(Box::from(format!("{error:#}")))) }
+}
+
+/// Why a call did not give its output, and whether its instance can be called again.
+pub(super) struct Failure {
+    pub(super) error: Error,
+    pub(super) is_sound: bool,
+}
+
+/// How a call ended, from what it returned and the error that the guest may have set.
+///
+/// What the guest says of itself comes before what it trapped with, since that is how many a PDK reports an error; what
+/// the host decided comes before both.
+pub(super) fn of_call(
+    returned: wasmtime::Result<i32>,
+    said: Option<Vec<u8>>,
+    limits: &InstanceLimits,
+) -> Result<Finished, Failure> {
+    let said = said.map(|bytes| match String::from_utf8(bytes) {
+        Ok(text) => shorten(&text),
+        Err(error) => format!("unable to load error message from memory: {}", error.utf8_error()),
+    });
+    let unsound = |error| Failure { error, is_sound: false };
+    match (returned, said) {
+        (Ok(_), Some(message)) => Err(Failure { error: Error::GuestError { message }, is_sound: true }),
+        (Ok(0), None) => Ok(Finished { is_sound: true }),
+        (Ok(code), None) => {
+            Err(Failure { error: Error::GuestError { message: format!("it returned {code}") }, is_sound: true })
+        }
+        (Err(error), said) => match (interrupted(&error, limits), said) {
+            (Some(error), _) => Err(unsound(error)),
+            (None, Some(message)) => Err(unsound(Error::GuestError { message })),
+            (None, None) => match error.downcast_ref::<I32Exit>() {
+                Some(I32Exit(0)) => Ok(Finished { is_sound: false }),
+                Some(I32Exit(code)) => Err(unsound(Error::GuestExit { code: *code })),
+                None => Err(unsound(own_fault(&error))),
+            },
+        },
+    }
+}
+
+/// A guest that has returned, or exited with 0: then its frames are gone and it is not called again.
+pub(super) struct Finished {
+    pub(super) is_sound: bool,
+}
+
+/// What the host decided.
+fn interrupted(error: &wasmtime::Error, limits: &InstanceLimits) -> Option<Error> {
+    match (error.downcast_ref::<Stop>(), error.downcast_ref::<Trap>()) {
+        (Some(Stop::Deadline), _) | (_, Some(Trap::Interrupt)) => {
+            Some(Error::ExecTimeout { after: limits.exec_timeout })
+        }
+        (Some(Stop::Broken(text)), _) => Some(Error::internal("a host function broke its declaration", text.clone())),
+        (_, Some(Trap::OutOfFuel)) => Some(Error::OutOfFuel),
+        _ => None,
+    }
+}
+
+fn own_fault(error: &wasmtime::Error) -> Error {
+    match (error.downcast_ref::<Stop>(), error.downcast_ref::<Trap>()) {
+        (Some(Stop::OutOfMemory), _) => Error::OutOfMemory,
+        (Some(stop), _) => Error::GuestError { message: shorten(&stop.to_string()) },
+        (None, Some(trap)) => Error::GuestTrap { reason: trap.to_string() },
+        (None, None) => Error::GuestError { message: shorten(&error.root_cause().to_string()) },
+    }
+}
+
+fn shorten(text: &str) -> String {
+    text[..text.floor_char_boundary(MAX_MESSAGE)].to_owned()
+}

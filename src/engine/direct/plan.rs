@@ -1,0 +1,120 @@
+//! How much address space the slots of all instances take, and what is given up where that does not fit.
+//!
+//! wasmtime's pooling allocator reserves every slot at start: that is what makes an instance cheap, and a hard bound
+//! for the whole process. A reservation costs no memory.
+
+use wasmtime::{Config, Enabled, PoolingAllocationConfig};
+
+use crate::config::{LimitSettings, PoolSettings};
+
+/// Kernel, plugin, and one more for plugins of several modules.
+const MODULES: u64 = 3;
+
+/// Tables of one module. Toolchains make one.
+const TABLES: u64 = 4;
+
+const STACK: u64 = 2 << 20;
+
+/// Of a linear memory that stays resident, and zeroed by hand, while its slot waits for the next instance. What most
+/// plugins touch fits, and giving pages back to the system and faulting them in again costs more than to clear them.
+const KEEP_RESIDENT: usize = 64 << 10;
+
+/// What a slot is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Plan {
+    instances: u64,
+    memory: u64,
+    guard: u64,
+    table_elements: u64,
+}
+
+impl Plan {
+    /// The largest plan that fits into `available` bytes of address space.
+    ///
+    /// # Errors
+    ///
+    /// Text that names the settings and what they would need.
+    pub(super) fn new(pool: &PoolSettings, limits: &LimitSettings, available: u64) -> Result<Self, String> {
+        const PAGE: u64 = 65_536;
+        let table_elements = limits.table_elements.clamp(1, 10_000_000);
+        let memory = limits.memory.div_ceil(PAGE) * PAGE;
+        let mut plan = Self { instances: pool.max_instances as u64, memory, guard: 32 << 20, table_elements };
+        // Guards spare bounds checks on constant offsets and nothing else: they are given up first.
+        for guard in [32 << 20, 1 << 20, PAGE] {
+            plan.guard = guard;
+            if plan.bytes() <= u128::from(available) {
+                return Ok(plan);
+            }
+        }
+        Err(format!(
+            "pool.max_instances = {} with limits.memory = {} bytes needs {} GiB of address space, and there are {}; lower either",
+            pool.max_instances,
+            limits.memory,
+            plan.bytes() >> 30,
+            available >> 30
+        ))
+    }
+
+    fn bytes(self) -> u128 {
+        let memory = u128::from(MODULES) * u128::from(self.memory + self.guard);
+        let tables = u128::from(MODULES * TABLES) * u128::from(self.table_elements * 8);
+        u128::from(self.instances) * (memory + tables + u128::from(STACK))
+    }
+
+    pub(super) fn apply(self, config: &mut Config) {
+        let count = |each: u64| u32::try_from(self.instances.saturating_mul(each)).unwrap_or(u32::MAX);
+        let mut pool = PoolingAllocationConfig::new();
+        pool.total_core_instances(count(MODULES))
+            .total_memories(count(MODULES))
+            .total_tables(count(MODULES * TABLES))
+            .total_stacks(count(1))
+            .max_memories_per_module(1)
+            .max_tables_per_module(4)
+            .max_memory_size(usize::try_from(self.memory).unwrap_or(usize::MAX))
+            .table_elements(usize::try_from(self.table_elements).unwrap_or(usize::MAX))
+            .linear_memory_keep_resident(KEEP_RESIDENT)
+            .table_keep_resident(KEEP_RESIDENT)
+            // Looks which pages were touched instead of assuming that the first were; from Linux 6.7 on.
+            .pagemap_scan(Enabled::Auto);
+        config
+            .allocation_strategy(pool)
+            // No larger than what may be used: smaller page tables, and thousands of slots in 47 bits.
+            .memory_reservation(self.memory)
+            .memory_guard_size(self.guard)
+            .async_stack_size(usize::try_from(STACK).unwrap_or(usize::MAX));
+    }
+}
+
+/// Address space that may be reserved: half of what the processor has, or of what this process is limited to.
+pub(super) fn available() -> u64 {
+    // 47 bits, of which other things need some.
+    let most = 1 << 46;
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let soft = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max address space"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    soft.map_or(most, |limit| most.min(limit / 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(instances: usize, memory: u64, available: u64) -> Result<Plan, String> {
+        let pool = PoolSettings { max_instances: instances, ..PoolSettings::default() };
+        Plan::new(&pool, &LimitSettings { memory, ..LimitSettings::default() }, available)
+    }
+
+    #[test]
+    fn the_defaults_fit_with_room_to_spare() {
+        assert_eq!(plan(1024, 64 << 20, 1 << 40).unwrap().guard, 32 << 20);
+    }
+
+    #[test]
+    fn guards_are_given_up_before_the_plan_is_refused() {
+        assert_eq!(plan(1024, 64 << 20, 256 << 30).unwrap().guard, 1 << 20);
+        let error = plan(1_000_000, 4 << 30, 1 << 46).unwrap_err();
+        assert!(error.contains("pool.max_instances = 1000000") && error.contains("limits.memory"), "{error}");
+    }
+}

@@ -1,0 +1,173 @@
+//! What the host keeps for one guest.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tokio::time::Instant;
+use wasmtime::ResourceLimiter;
+use wasmtime_wasi::p1::WasiP1Ctx;
+
+use super::{
+    compiled::Shared,
+    kernel::{Books, Kernel},
+    turns::Turn,
+};
+
+/// Why the host ended a guest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Stop {
+    #[error("its deadline has passed")]
+    Deadline,
+    #[error("out of memory")]
+    OutOfMemory,
+    /// A host function failed, or was called with something impossible.
+    #[error("{0}")]
+    Failed(String),
+    /// A host function broke its own declaration.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// A store's data.
+pub(super) struct State {
+    pub(super) shared: Arc<Shared>,
+    /// `None` only until it is instantiated, before any guest code runs.
+    pub(super) kernel: Option<Kernel>,
+    pub(super) blocks: Books,
+    pub(super) budget: Budget,
+    pub(super) variables: Variables,
+    pub(super) http: Response,
+    pub(super) wasi: Option<WasiP1Ctx>,
+    pub(super) log: LogBudget,
+    pub(super) turn: Turn,
+    pub(super) deadline: Instant,
+}
+
+impl State {
+    pub(super) fn new(shared: Arc<Shared>, deadline: Instant) -> Self {
+        let limits = &shared.limits;
+        Self {
+            kernel: None,
+            blocks: Books::default(),
+            budget: Budget { memory_left: limits.memory, table_elements: limits.table_elements },
+            variables: Variables::default(),
+            http: Response::default(),
+            wasi: shared.wasi.then(super::wasi::context),
+            log: LogBudget::default(),
+            turn: shared.host.turns.begin(),
+            deadline,
+            shared,
+        }
+    }
+}
+
+/// What a guest may still take of its limits: linear memories, the kernel's and its books included, and tables.
+#[derive(Debug)]
+pub(super) struct Budget {
+    memory_left: u64,
+    table_elements: u64,
+}
+
+impl Budget {
+    pub(super) fn take(&mut self, bytes: u64) -> Result<(), Stop> {
+        self.memory_left = self.memory_left.checked_sub(bytes).ok_or(Stop::OutOfMemory)?;
+        Ok(())
+    }
+
+    pub(super) fn give_back(&mut self, bytes: u64) {
+        self.memory_left = self.memory_left.saturating_add(bytes);
+    }
+}
+
+impl ResourceLimiter for Budget {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        // Beyond what the module itself declares, growing fails as WebAssembly has it; beyond the limit, the call ends.
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        self.take(desired.saturating_sub(current) as u64)?;
+        Ok(true)
+    }
+
+    fn table_growing(&mut self, _current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(maximum.is_none_or(|maximum| desired <= maximum) && desired as u64 <= self.table_elements)
+    }
+}
+
+/// `var_get` and `var_set`.
+#[derive(Debug, Default)]
+pub(super) struct Variables {
+    values: BTreeMap<String, Vec<u8>>,
+}
+
+impl Variables {
+    /// Bytes of all variables of one instance, as extism counts them (its own default).
+    const MOST: usize = 1024 * 1024;
+    const EACH: usize = size_of::<String>() + size_of::<Vec<u8>>();
+
+    pub(super) fn get(&self, name: &str) -> Option<&[u8]> {
+        self.values.get(name).map(Vec::as_slice)
+    }
+
+    pub(super) fn remove(&mut self, name: &str) {
+        self.values.remove(name);
+    }
+
+    pub(super) fn set(&mut self, name: &str, value: Vec<u8>) -> Result<(), Stop> {
+        let held: usize = self.values.iter().map(|(name, value)| Self::EACH + name.len() + value.len()).sum();
+        if held + Self::EACH + name.len() + value.len() > Self::MOST {
+            return Err(Stop::Failed("Variable store is full".into()));
+        }
+        self.values.insert(name.to_owned(), value);
+        Ok(())
+    }
+}
+
+/// What the last `http_request` of a guest came back with.
+#[derive(Debug, Default)]
+pub(super) struct Response {
+    pub(super) status: u16,
+    pub(super) headers: BTreeMap<String, String>,
+}
+
+/// How much one evaluation may still write to the log.
+#[derive(Debug)]
+pub(super) struct LogBudget {
+    lines: u32,
+}
+
+impl Default for LogBudget {
+    fn default() -> Self {
+        Self { lines: Self::LINES }
+    }
+}
+
+impl LogBudget {
+    /// Lines that one evaluation may write.
+    pub(super) const LINES: u32 = 100;
+
+    /// Bytes of one line.
+    pub(super) const LINE: usize = 4096;
+
+    /// Whether one more line may be written. The one after the last is to say so.
+    pub(super) fn take(&mut self) -> Logging {
+        match self.lines {
+            0 => Logging::Nothing,
+            1 => {
+                self.lines = 0;
+                Logging::LastLine
+            }
+            _ => {
+                self.lines -= 1;
+                Logging::Line
+            }
+        }
+    }
+}
+
+/// What becomes of one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Logging {
+    Line,
+    LastLine,
+    Nothing,
+}

@@ -1,0 +1,19 @@
+//! WASI preview 1 for plugins that import it: clocks, randomness, exit. Nothing preopened, no arguments, no environment,
+//! no stdio (input is empty, output goes nowhere), no sockets.
+
+use wasmtime::Linker;
+use wasmtime_wasi::{
+    WasiCtx,
+    p1::{self, WasiP1Ctx},
+};
+
+use super::state::State;
+
+pub(super) fn context() -> WasiP1Ctx {
+    WasiCtx::builder().build_p1()
+}
+
+/// Adds WASI's functions for stores that have a context.
+pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    p1::add_to_linker_async(linker, |state: &mut State| state.wasi.get_or_insert_with(context))
+}
