@@ -1,4 +1,4 @@
-//! The `extism` engine on real plugins: answers, classified failures, and interruption.
+//! Each engine on real plugins: answers, classified failures, and interruption.
 
 use std::{
     sync::{
@@ -10,15 +10,15 @@ use std::{
 
 use evalpool::{
     Data, Evaluator, EvaluatorPool, HostFunction, Isolation, Source, Spec,
-    config::LimitSettings,
+    config::{EngineKind, LimitSettings},
     engine::{Val, ValType},
 };
 use serde_json::json;
 
 use crate::support::{CALL_HOST, GREET, NO_ABORT, TEXT, TOTALS, WORDS, eventually, wasm};
 
-fn pool() -> EvaluatorPool {
-    EvaluatorPool::builder().capacity(4).build().unwrap()
+fn pool(engine: EngineKind) -> EvaluatorPool {
+    EvaluatorPool::builder().capacity(4).engine_kind(engine).build().unwrap()
 }
 
 fn spec(bytes: &'static [u8], entry_point: &str) -> Spec {
@@ -35,9 +35,8 @@ async fn kind_of(evaluator: &Evaluator, data: impl Into<Data>) -> String {
     error.kind().to_string()
 }
 
-#[tokio::test]
-async fn greet_greets() {
-    let pool = pool();
+async fn greet_greets(engine: EngineKind) {
+    let pool = pool(engine);
     let greet = pool.evaluator("greet", spec(GREET, "greet")).unwrap();
     let response = greet.evaluate(json!({"name": "Ada"})).await.unwrap();
     assert_eq!(response.json().unwrap(), json!({"greeting": "Hello, Ada!"}));
@@ -49,9 +48,8 @@ async fn greet_greets() {
     pool.close().await;
 }
 
-#[tokio::test]
-async fn plugins_made_with_official_pdks_and_in_c_answer() {
-    let pool = pool();
+async fn plugins_made_with_official_pdks_and_in_c_answer(engine: EngineKind) {
+    let pool = pool(engine);
     let words = pool.evaluator("words", spec(WORDS, "word_count")).unwrap();
     assert_eq!(words.evaluate("the naïve café").await.unwrap().json().unwrap()["words"], 3);
     let totals = pool.evaluator("totals", spec(TOTALS, "transform")).unwrap();
@@ -65,9 +63,9 @@ async fn plugins_made_with_official_pdks_and_in_c_answer() {
     pool.close().await;
 }
 
-#[tokio::test]
-async fn each_failure_of_a_guest_has_its_kind() {
+async fn each_failure_of_a_guest_has_its_kind(engine: EngineKind) {
     let pool = EvaluatorPool::builder()
+        .engine_kind(engine)
         .capacity(2)
         .limits(LimitSettings {
             exec_timeout: Duration::from_millis(200),
@@ -88,6 +86,8 @@ async fn each_failure_of_a_guest_has_its_kind() {
     };
     let exit = r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
         (memory (export "memory") 1) (func (export "run") (call $exit (i32.const 3))))"#;
+    // extism knows its length only; the memory's end is the direct engine's to know.
+    let wild_output = if engine == EngineKind::Direct { "guest_error" } else { "output_too_large" };
     let cases = [
         ("guest_trap", env("unreachable")),
         ("guest_trap", env("(i32.load (i32.const -1))")),
@@ -97,7 +97,7 @@ async fn each_failure_of_a_guest_has_its_kind() {
         ("guest_exit", exit.to_owned()),
         ("out_of_memory", env("(drop (memory.grow (i32.const 1000))) i32.const 0")),
         ("output_too_large", env("(call $output_set (call $alloc (i64.const 2000)) (i64.const 2000)) i32.const 0")),
-        ("output_too_large", env("(call $output_set (call $alloc (i64.const 8)) (i64.const -1)) i32.const 0")),
+        (wild_output, env("(call $output_set (call $alloc (i64.const 8)) (i64.const -1)) i32.const 0")),
     ];
     for isolation in [Isolation::Fresh, Isolation::Reuse] {
         for (kind, text) in &cases {
@@ -114,9 +114,8 @@ async fn each_failure_of_a_guest_has_its_kind() {
     assert_eq!(pool.runtimes(), 0);
 }
 
-#[tokio::test]
-async fn each_plugin_that_is_not_valid_is_refused_with_its_kind() {
-    let pool = pool();
+async fn each_plugin_that_is_not_valid_is_refused_with_its_kind(engine: EngineKind) {
+    let pool = pool(engine);
     let unknown = r#"(module (import "env" "mystery" (func)) (func (export "run")))"#;
     let wild = r#"(module (import "extism:host/env" "no_such" (func)) (func (export "run")))"#;
     let mistyped = r#"(module (import "extism:host/env" "alloc" (func (param i32))) (func (export "run")))"#;
@@ -149,9 +148,8 @@ async fn each_plugin_that_is_not_valid_is_refused_with_its_kind() {
     eventually("everything is closed", || pool.runtimes() == 0).await;
 }
 
-#[tokio::test]
-async fn a_fresh_instance_knows_nothing_and_a_reused_one_remembers() {
-    let pool = pool();
+async fn a_fresh_instance_knows_nothing_and_a_reused_one_remembers(engine: EngineKind) {
+    let pool = pool(engine);
     let fresh = pool.evaluator("fresh", spec(TEXT, "counter")).unwrap();
     let reuse = pool.evaluator("reuse", spec(TEXT, "counter").with_isolation(Isolation::Reuse)).unwrap();
     for call in 1..=5 {
@@ -163,9 +161,8 @@ async fn a_fresh_instance_knows_nothing_and_a_reused_one_remembers() {
     pool.close().await;
 }
 
-#[tokio::test]
-async fn variables_and_config_reach_the_plugin() {
-    let pool = pool();
+async fn variables_and_config_reach_the_plugin(engine: EngineKind) {
+    let pool = pool(engine);
     let remember = pool.evaluator("remember", spec(WORDS, "remember").with_isolation(Isolation::Reuse)).unwrap();
     remember.evaluate("a").await.unwrap();
     assert_eq!(remember.evaluate("b").await.unwrap().bytes(), "ab");
@@ -175,9 +172,8 @@ async fn variables_and_config_reach_the_plugin() {
     pool.close().await;
 }
 
-#[tokio::test]
-async fn host_functions_of_either_kind_are_called() {
-    let pool = pool();
+async fn host_functions_of_either_kind_are_called(engine: EngineKind) {
+    let pool = pool(engine);
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = calls.clone();
     let upper = HostFunction::bytes("host_upper", move |input| {
@@ -186,25 +182,37 @@ async fn host_functions_of_either_kind_are_called() {
     });
     let ours = pool.evaluator("ours", spec(CALL_HOST, "call_host").with_host_function(upper)).unwrap();
     assert_eq!(ours.evaluate("quiet").await.unwrap().bytes(), "QUIET");
-    let native = extism::Function::new(
-        "host_upper",
-        [extism::PTR],
-        [extism::PTR],
-        extism::UserData::new(()),
-        |plugin, inputs, outputs, _| {
-            let text: String = plugin.memory_get_val(&inputs[0])?;
-            plugin.memory_set_val(&mut outputs[0], text.to_uppercase())
-        },
-    );
-    let theirs = pool.evaluator("theirs", spec(CALL_HOST, "call_host").with_host_function(native)).unwrap();
-    assert_eq!(theirs.evaluate("quiet").await.unwrap().bytes(), "QUIET");
-    assert_eq!(calls.load(Ordering::SeqCst), 1);
     pool.close().await;
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
-async fn a_host_function_that_panics_or_fails_costs_only_its_own_evaluation() {
-    let pool = pool();
+async fn extisms_own_functions_run_on_its_engine_and_are_refused_by_the_other() {
+    let function = || {
+        extism::Function::new(
+            "host_upper",
+            [extism::PTR],
+            [extism::PTR],
+            extism::UserData::new(()),
+            |plugin, inputs, outputs, _| {
+                let text: String = plugin.memory_get_val(&inputs[0])?;
+                plugin.memory_set_val(&mut outputs[0], text.to_uppercase())
+            },
+        )
+    };
+    for engine in [EngineKind::Extism, EngineKind::Direct] {
+        let pool = pool(engine);
+        let theirs = pool.evaluator("theirs", spec(CALL_HOST, "call_host").with_host_function(function())).unwrap();
+        match engine {
+            EngineKind::Extism => assert_eq!(theirs.evaluate("quiet").await.unwrap().bytes(), "QUIET"),
+            _ => assert_eq!(kind_of(&theirs, "quiet").await, "invalid_request"),
+        }
+        pool.close().await;
+    }
+}
+
+async fn a_host_function_that_panics_or_fails_costs_only_its_own_evaluation(engine: EngineKind) {
+    let pool = pool(engine);
     let panics = HostFunction::new("host_upper", [ValType::I64], [ValType::I64], |_, args| match args {
         [Val::I64(_)] => panic!("a bug in a host function"),
         _ => Ok(vec![]),
@@ -222,9 +230,8 @@ async fn a_host_function_that_panics_or_fails_costs_only_its_own_evaluation() {
     pool.close().await;
 }
 
-#[tokio::test]
-async fn corner_14_a_nested_evaluation_is_saturated_rather_than_waiting_for_itself() {
-    let pool = EvaluatorPool::builder().capacity(1).build().unwrap();
+async fn corner_14_a_nested_evaluation_is_saturated_rather_than_waiting_for_itself(engine: EngineKind) {
+    let pool = EvaluatorPool::builder().engine_kind(engine).capacity(1).build().unwrap();
     let inner = pool.evaluator("inner", spec(TEXT, "upper")).unwrap();
     let nested = inner.clone();
     let call = HostFunction::bytes("host_upper", move |input| {
@@ -236,9 +243,9 @@ async fn corner_14_a_nested_evaluation_is_saturated_rather_than_waiting_for_itse
     pool.close().await;
 }
 
-#[tokio::test]
-async fn dropping_an_evaluation_stops_its_guest_and_hurts_no_sibling() {
+async fn dropping_an_evaluation_stops_its_guest_and_hurts_no_sibling(engine: EngineKind) {
     let pool = EvaluatorPool::builder()
+        .engine_kind(engine)
         .capacity(1)
         .max_instances_per_evaluator(2)
         .limits(LimitSettings { exec_timeout: Duration::from_mins(1), ..Default::default() })
@@ -273,9 +280,8 @@ async fn dropping_an_evaluation_stops_its_guest_and_hurts_no_sibling() {
     assert_eq!(pool.runtimes(), 0);
 }
 
-#[test]
-fn callers_without_tokio_have_a_twin_that_blocks() {
-    let pool = pool();
+fn callers_without_tokio_have_a_twin_that_blocks(engine: EngineKind) {
+    let pool = pool(engine);
     let upper = pool.evaluator("upper", spec(TEXT, "upper")).unwrap();
     assert_eq!(upper.evaluate_blocking("abc").unwrap().bytes(), "ABC");
     let error = futures_util::FutureExt::now_or_never(upper.evaluate("abc")).unwrap().unwrap_err();
@@ -285,5 +291,25 @@ fn callers_without_tokio_have_a_twin_that_blocks() {
     while pool.runtimes() > 0 {
         assert!(Instant::now() < deadline, "dropping the last handle closes the runtime");
         std::thread::yield_now();
+    }
+}
+
+on_each_engine!(
+    greet_greets,
+    plugins_made_with_official_pdks_and_in_c_answer,
+    each_failure_of_a_guest_has_its_kind,
+    each_plugin_that_is_not_valid_is_refused_with_its_kind,
+    a_fresh_instance_knows_nothing_and_a_reused_one_remembers,
+    variables_and_config_reach_the_plugin,
+    host_functions_of_either_kind_are_called,
+    a_host_function_that_panics_or_fails_costs_only_its_own_evaluation,
+    corner_14_a_nested_evaluation_is_saturated_rather_than_waiting_for_itself,
+    dropping_an_evaluation_stops_its_guest_and_hurts_no_sibling,
+);
+
+#[test]
+fn callers_without_tokio_have_a_twin_that_blocks_on_each_engine() {
+    for engine in [EngineKind::Extism, EngineKind::Direct] {
+        callers_without_tokio_have_a_twin_that_blocks(engine);
     }
 }

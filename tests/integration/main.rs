@@ -1,7 +1,11 @@
 //! What the pool promises, a module per concern, in one binary: linking the engine takes longer than running the tests.
 
+#[macro_use]
+mod support;
+
 mod cancellation;
 mod config;
+mod conformance;
 mod dashboards;
 mod engine;
 mod guard;
@@ -13,4 +17,3 @@ mod registry;
 mod service;
 mod soak;
 mod structure;
-mod support;

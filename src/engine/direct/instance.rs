@@ -202,6 +202,9 @@ async fn initialise(
         let ty = module.get_export(name).and_then(|export| export.func().cloned());
         ty.is_some_and(|ty| ty.params().len() == 0 && ty.results().len() == 0)
     };
+    if has("_initialize") && !plain("_initialize") && !has("_start") {
+        return Err(wasmtime::Error::msg("its _initialize takes parameters or gives results"));
+    }
     let first = match main {
         true if has("hs_init") => plain("_initialize").then_some("_initialize"),
         true if has("__wasm_call_ctors") => plain("__wasm_call_ctors").then_some("__wasm_call_ctors"),

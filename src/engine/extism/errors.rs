@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use wasmtime_of_extism::Trap;
 
+use super::functions::BrokenDeclaration;
 use crate::{engine::InstanceLimits, error::Error};
 
 const OUT_OF_FUEL: &str = "plugin ran out of fuel";
@@ -59,6 +60,9 @@ pub(super) fn classify(error: &extism::Error, elapsed: Duration, limits: &Instan
             _ if root != trap.to_string() => Error::GuestError { message: shorten(&root) },
             trap => Error::GuestTrap { reason: trap.to_string() },
         });
+    }
+    if let Some(broken) = error.downcast_ref::<BrokenDeclaration>() {
+        return Failure::unsound(Error::internal("a host function broke its declaration", broken.to_string()));
     }
     if let Some(code) = root.strip_prefix("Exited with i32 exit status ").and_then(|code| code.parse().ok()) {
         return Failure::unsound(Error::GuestExit { code });

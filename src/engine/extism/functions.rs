@@ -55,9 +55,7 @@ fn wrap(function: Portable, longest: Duration) -> Function {
             }
         };
         if returned.iter().map(|value| value.ty()).ne(expected.iter().copied()) {
-            return Err(extism::Error::msg(format!(
-                "the host function {shown} gave results of other types than declared"
-            )));
+            return Err(BrokenDeclaration(shown.clone()).into());
         }
         for (slot, value) in outputs.iter_mut().zip(returned) {
             *slot = to_extism(value);
@@ -66,6 +64,11 @@ fn wrap(function: Portable, longest: Duration) -> Function {
     })
     .with_namespace(module)
 }
+
+/// A host function gave other results than it declares: the embedder's mistake, not the guest's.
+#[derive(Debug, thiserror::Error)]
+#[error("the host function {0} gave results of other types than declared")]
+pub(super) struct BrokenDeclaration(String);
 
 struct Memory<'a>(&'a mut CurrentPlugin);
 

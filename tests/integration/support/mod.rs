@@ -43,3 +43,21 @@ pub(crate) fn on_threads<T>(future: impl Future<Output = T>) -> T {
         .expect("the system gives a test its threads")
         .block_on(future)
 }
+
+/// Makes each promise, an async function that takes an engine's kind, a test for each engine.
+macro_rules! on_each_engine {
+    ($($promise:ident),* $(,)?) => {
+        mod on_extism {
+            $(#[tokio::test]
+            async fn $promise() {
+                super::$promise(evalpool::config::EngineKind::Extism).await;
+            })*
+        }
+        mod on_direct {
+            $(#[tokio::test]
+            async fn $promise() {
+                super::$promise(evalpool::config::EngineKind::Direct).await;
+            })*
+        }
+    };
+}
