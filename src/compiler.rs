@@ -18,7 +18,9 @@ use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 use crate::{
     background,
     config::Wasi,
-    engine::{self, CompileRequest, CompiledPlugin, Engine, HostFunction, Instance, InstanceLimits, LinkedModule},
+    engine::{
+        self, CompileRequest, CompiledPlugin, Engine, HostFunction, Instance, InstanceLimits, LinkedModule, Slots,
+    },
     error::Error,
     metrics::Metrics,
     registry::{Admission, Place},
@@ -145,6 +147,11 @@ pub(crate) struct Compiler {
 impl Compiler {
     pub(crate) fn new(engine: Arc<dyn Engine>, concurrency: usize, metrics: Metrics) -> Self {
         Self { engine, slots: Arc::new(Semaphore::new(concurrency)), metrics }
+    }
+
+    /// The engine's slots, if it has any.
+    pub(crate) fn slots(&self) -> Option<Slots> {
+        self.engine.slots()
     }
 
     /// Compiles a plugin into a runtime, or closes whatever was opened for it.

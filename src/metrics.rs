@@ -77,6 +77,10 @@ catalogue! {
         "The most runtimes that may exist.";
     INSTANCES Gauge "evalpool_instances_live" { "state" = &["idle", "busy"] }
         "Instances that exist: waiting for an evaluation, and in one (or being made or given back).";
+    SLOTS_LIVE Gauge "evalpool_slots_live" { "kind" = &["instance", "memory", "table", "stack"] }
+        "Slots of the direct engine that instances hold.";
+    SLOTS_WARM Gauge "evalpool_slots_warm" { "kind" = &["memory", "table", "stack"] }
+        "Slots of the direct engine that are free and kept ready for the next instance of the same plugin.";
     REGISTERED Gauge "evalpool_evaluators_registered"
         "Evaluators registered by name, live or cold.";
     WAITING Gauge "evalpool_waiting" { "for" = &["capacity", "instance", "build"] }
@@ -158,6 +162,8 @@ pub(crate) struct Metrics {
     runtimes: Vec<Gauge>,
     capacity: Gauge,
     instances: Vec<Gauge>,
+    slots_live: Vec<Gauge>,
+    slots_warm: Vec<Gauge>,
     registered: Gauge,
     waiting: Vec<Gauge>,
     lookups: Vec<Counter>,
@@ -184,15 +190,13 @@ impl Metrics {
             }
         }
         Self {
-            runtimes: labelled(&RUNTIMES)
-                .map(|(label, value)| metrics::gauge!(RUNTIMES.name, label => value))
-                .collect(),
+            runtimes: gauges(&RUNTIMES),
             capacity: metrics::gauge!(CAPACITY.name),
-            instances: labelled(&INSTANCES)
-                .map(|(label, value)| metrics::gauge!(INSTANCES.name, label => value))
-                .collect(),
+            instances: gauges(&INSTANCES),
+            slots_live: gauges(&SLOTS_LIVE),
+            slots_warm: gauges(&SLOTS_WARM),
             registered: metrics::gauge!(REGISTERED.name),
-            waiting: labelled(&WAITING).map(|(label, value)| metrics::gauge!(WAITING.name, label => value)).collect(),
+            waiting: gauges(&WAITING),
             lookups: counters(&LOOKUPS),
             builds: by_outcome(&BUILDS),
             build_seconds: histograms(&BUILD_SECONDS),
@@ -224,16 +228,15 @@ impl Metrics {
     }
 
     pub(crate) fn set_counts(&self, counts: Counts) {
-        let families = [
-            (&self.runtimes, &[counts.building, counts.live, counts.draining][..]),
-            (&self.instances, &[counts.idle, counts.busy][..]),
-            (&self.waiting, &[counts.waiting_capacity, counts.waiting_instance, counts.waiting_build][..]),
-        ];
-        for (gauges, values) in families {
-            for (gauge, value) in gauges.iter().zip(values) {
-                gauge.set(*value as f64);
-            }
-        }
+        set(&self.runtimes, [counts.building, counts.live, counts.draining]);
+        set(&self.instances, [counts.idle, counts.busy]);
+        set(&self.waiting, [counts.waiting_capacity, counts.waiting_instance, counts.waiting_build]);
+    }
+
+    /// In the order of their label's values.
+    pub(crate) fn set_slots(&self, live: [u64; 4], warm: [u64; 3]) {
+        set(&self.slots_live, live.map(|count| usize::try_from(count).unwrap_or(usize::MAX)));
+        set(&self.slots_warm, warm.map(|count| usize::try_from(count).unwrap_or(usize::MAX)));
     }
 
     pub(crate) fn lookup(&self, result: Lookup) {
@@ -289,6 +292,17 @@ impl Metrics {
 fn labelled(metric: &'static Metric) -> impl Iterator<Item = (&'static str, &'static str)> {
     let (label, values) = metric.label.unwrap_or(("", &[]));
     values.iter().map(move |value| (label, *value))
+}
+
+fn set<const N: usize>(gauges: &[Gauge], values: [usize; N]) {
+    for (gauge, value) in gauges.iter().zip(values) {
+        gauge.set(value as f64);
+    }
+}
+
+/// Gauges in the order of their label's values.
+fn gauges(metric: &'static Metric) -> Vec<Gauge> {
+    labelled(metric).map(|(label, value)| metrics::gauge!(metric.name, label => value)).collect()
 }
 
 /// Counters in the order of their label's values. A counter that is set to 0 exists before its first event.

@@ -38,7 +38,7 @@ use crate::{
     close::{Close, CloseReport},
     compiler::Compiler,
     config::{EngineSettings, LimitSettings, PoolSettings, Settings, SettingsError},
-    engine::BoxFuture,
+    engine::{BoxFuture, Slots},
     error::Error,
     evaluator::Evaluator,
     info::{EvaluatorInfo, RuntimeInfo, State},
@@ -84,6 +84,17 @@ impl Core {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// The engine's slots, shown in their gauges too.
+    fn slots(&self) -> Option<Slots> {
+        let slots = self.compiler.slots()?;
+        let Slots { live, warm } = slots;
+        self.metrics.set_slots(
+            [live.instances, live.memories, live.tables, live.stacks],
+            [warm.memories, warm.tables, warm.stacks],
+        );
+        Some(slots)
+    }
+
     /// Starts the idle sweep at the first use from within a tokio runtime. It ends with the pool.
     pub(crate) fn ensure_sweeping(self: &Arc<Self>) {
         if self.sweeping.swap(true, Ordering::Relaxed) {
@@ -96,6 +107,7 @@ impl Core {
             loop {
                 tokio::time::sleep(pause).await;
                 let Some(core) = sweeping.0.upgrade() else { return };
+                core.slots();
                 // Up to a tenth later, by generation: what became idle together is not closed together.
                 core.registry.sweep(|generation| {
                     let lot = generation.version.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 54;
@@ -289,6 +301,13 @@ impl EvaluatorPool {
             unused: runtime.last_used.map(|last_used| now - last_used),
         };
         self.core().registry.snapshot().into_iter().map(info).collect()
+    }
+
+    /// The engine's slots, if it is one that has them: `direct`. Brings their gauges up to date as well, which otherwise
+    /// happens with each idle sweep; call it before you show the metrics.
+    #[must_use]
+    pub fn slots(&self) -> Option<Slots> {
+        self.core().slots()
     }
 
     /// Builds the runtimes of registered evaluators ahead of their first calls, `build_concurrency` at a time, and

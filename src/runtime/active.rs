@@ -8,7 +8,7 @@ use tokio::time::timeout_at;
 
 use super::{Instance, Runtime};
 use crate::{
-    background, clock,
+    clock,
     config::Isolation,
     error::Error,
     metrics::Discard,
@@ -111,7 +111,7 @@ impl Drop for Active {
             }
             Some(reason) => {
                 runtime.inner.metrics.discarded(reason);
-                background::drop_elsewhere(instance);
+                drop(instance);
                 let fresh = (runtime.inner.policy.isolation == Isolation::Fresh).then(|| runtime.clone());
                 drop(runtime);
                 drop(lease);

@@ -148,7 +148,7 @@ impl Runtime {
     /// Puts an instance into the pool. It has room for all that the registry permits.
     fn put_back(&self, instance: Instance) {
         if let Err((instance, _)) = self.inner.idle.try_add(instance) {
-            background::drop_elsewhere(instance);
+            drop(instance);
         }
     }
 
@@ -220,9 +220,7 @@ impl Resident for Runtime {
     }
 
     fn reap(&self) {
-        if let Ok(instance) = self.inner.idle.try_remove() {
-            background::drop_elsewhere(instance);
-        }
+        drop(self.inner.idle.try_remove());
     }
 }
 
@@ -244,9 +242,7 @@ impl Closing {
             // What is idle serves nobody any more: its memory need not wait for those in flight. No more than that:
             // the rest is set aside for leases that are just beginning.
             for _ in 0..idle {
-                if let Ok(instance) = inner.idle.try_remove() {
-                    background::drop_elsewhere(instance);
-                }
+                drop(inner.idle.try_remove());
             }
             let in_time = tokio::select! {
                 biased;

@@ -12,7 +12,7 @@ use serde::{
 };
 
 use super::Exit;
-use crate::{Isolation, Settings, Wasi};
+use crate::{Isolation, Settings, Wasi, config::EngineKind};
 
 /// Runs Extism plugins (WebAssembly) in a capacity-bounded pool.
 #[derive(Debug, Parser)]
@@ -21,6 +21,9 @@ struct Cli {
     /// Settings in TOML. The environment wins over them (`EVALPOOL_POOL_CAPACITY` and so on), and flags over both.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// What compiles and runs plugins: extism or direct [default: extism]
+    #[arg(long, global = true, value_name = "extism|direct", value_parser = word::<EngineKind>)]
+    engine: Option<EngineKind>,
     #[command(subcommand)]
     command: Command,
 }
@@ -142,8 +145,9 @@ pub(super) struct Asked {
 
 /// Reads the arguments, the settings file that they name, and the environment.
 pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Asked, Exit> {
-    let Cli { config, command } = Cli::try_parse_from(arguments).map_err(|error| not_understood(&error))?;
+    let Cli { config, engine, command } = Cli::try_parse_from(arguments).map_err(|error| not_understood(&error))?;
     let mut settings = Settings::load(config.as_deref())?;
+    settings.engine.kind = engine.unwrap_or(settings.engine.kind);
     if let Command::Serve(ServeArguments { listen, data }) = &command {
         settings.service.listen = listen.unwrap_or(settings.service.listen);
         if let Some(data) = data {

@@ -12,8 +12,8 @@ use tracing_subscriber::{
 
 use crate::config::{LogFormat, LogLevel, LogSettings};
 
-/// Where the engine writes what plugins log, and where it writes of each call that fails.
-const PLUGINS: &str = "extism::pdk";
+/// Where each engine writes what plugins log, and where extism writes of each call that fails.
+const PLUGINS: [&str; 2] = ["extism::pdk", "evalpool::plugin"];
 const ENGINE: &str = "extism";
 
 /// How to log.
@@ -53,5 +53,5 @@ fn targets(log: Log<'_>) -> Targets {
         .with_default(level.min(LevelFilter::WARN))
         .with_target("evalpool", level)
         .with_target(ENGINE, strangers)
-        .with_target(PLUGINS, plugins)
+        .with_targets(PLUGINS.map(|target| (target, plugins)))
 }

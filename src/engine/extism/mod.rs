@@ -37,7 +37,7 @@ use super::{
     BoxFuture, CompileRequest, CompiledPlugin, Engine, Instance, InstanceLimits, Permit,
     host::{GuestScope, panic_text},
 };
-use crate::error::Error;
+use crate::{background, error::Error};
 
 /// Compiled functions that are kept for all plugins of one engine, in bytes.
 const CODE_CACHE_BYTES: usize = 64 * 1024 * 1024;
@@ -289,9 +289,9 @@ impl Instance for ExtismInstance {
 
 impl Drop for ExtismInstance {
     fn drop(&mut self) {
-        // Unmapping a guest's memory takes a while: not on a thread that drives other tasks, when there is another.
-        if let (Some(guest), Ok(runtime)) = (self.guest.take(), tokio::runtime::Handle::try_current()) {
-            runtime.spawn_blocking(move || drop(guest));
+        // Unmapping a guest's memory takes a while: not on a thread that drives other tasks.
+        if let Some(guest) = self.guest.take() {
+            background::drop_elsewhere(guest);
         }
     }
 }

@@ -28,7 +28,7 @@ use tokio::{
 
 use crate::{
     CloseReport, EvaluatorPool, Settings,
-    config::ServiceSettings,
+    config::{EngineKind, ServiceSettings},
     service::{
         Exit,
         exit::print,
@@ -61,8 +61,10 @@ pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHa
     let upkeep = tokio::spawn(keep_up(exporter));
     print(&greeting(address, has_tokens))?;
     tracing::info!(%address, "listening");
-    if !settings.engine.trusted {
-        tracing::warn!("the extism engine is for plugins whose authors you could find: see SECURITY.md");
+    if settings.engine.kind == EngineKind::Extism && !settings.engine.trusted {
+        tracing::warn!(
+            "the extism engine is for plugins whose authors you could find, direct for everybody's: see SECURITY.md"
+        );
     }
 
     signals.next().await;

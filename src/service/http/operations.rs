@@ -26,6 +26,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Pro
     // Reads the system's files about this process, then writes some hundred lines.
     let text = blocking(move || {
         app.process.collect();
+        let _ = app.pool.slots();
         Ok(app.exporter.render())
     })
     .await?;

@@ -1,0 +1,284 @@
+//! Reading settings: the file, then the environment over it, then every range.
+
+use std::{collections::HashMap, fmt, path::Path};
+
+use super::{EngineKind, Settings};
+
+/// A setting that cannot be used. Its text is one line that names the key and what would be right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SettingsError(String);
+
+impl SettingsError {
+    /// For an engine that this build does not have, or that cannot be made with these settings.
+    pub(crate) fn engine(kind: EngineKind, why: &str) -> Self {
+        let kind = kind.as_str();
+        Self(format!("engine.kind is {kind}: {why}"))
+    }
+}
+
+impl Settings {
+    /// Reads a TOML file, if one is given, and the process's environment over the defaults, and checks every range.
+    ///
+    /// Reads the file with blocking I/O: call it at start.
+    ///
+    /// # Errors
+    ///
+    /// One line that names the file or variable, the key and what would be right.
+    ///
+    /// ```
+    /// let settings = evalpool::config::Settings::load(None)?;
+    /// assert_eq!(settings.pool.capacity, 256);
+    /// # Ok::<(), evalpool::config::SettingsError>(())
+    /// ```
+    pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
+        let text = match file {
+            None => String::new(),
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|error| SettingsError(format!("cannot read settings from {}: {error}", path.display())))?,
+        };
+        // A variable that is not Unicode cannot be a setting of ours; one that is named like ours is shown lossily.
+        let environment = std::env::vars_os()
+            .map(|(key, value)| (key.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()));
+        let name = file.map_or_else(|| "settings".to_owned(), |path| path.display().to_string());
+        Self::parse(&name, &text, environment)
+    }
+
+    /// The same from a text and given variables; `name` is what errors call the text.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn parse(
+        name: &str,
+        text: &str,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, SettingsError> {
+        let known = known_keys();
+        let overrides = environment_overrides(environment, &known)?;
+        let said = |error: &dyn fmt::Display| SettingsError(format!("{name}: {}", one_line(&error.to_string())));
+        let file = config::Config::builder()
+            .add_source(config::File::from_str(text, config::FileFormat::Toml))
+            .build()
+            .map_err(|error| said(&error))?;
+        let table: HashMap<String, config::Value> = file.clone().try_deserialize().map_err(|error| said(&error))?;
+        check_keys(name, &table, &known)?;
+        let settings: Settings = config::Config::builder()
+            .add_source(file)
+            .add_source(config::Environment::default().separator(".").try_parsing(true).source(Some(overrides)))
+            .build()
+            .and_then(config::Config::try_deserialize)
+            .map_err(|error| said(&error))?;
+        settings.validate()?;
+        Ok(settings)
+    }
+
+    /// Checks every range.
+    ///
+    /// # Errors
+    ///
+    /// The first setting that is out of its range, and the range.
+    pub fn validate(&self) -> Result<(), SettingsError> {
+        let at_least_one = [
+            ("pool.capacity", self.pool.capacity as u64),
+            ("pool.max_instances_per_evaluator", self.pool.max_instances_per_evaluator as u64),
+            ("pool.max_uses", self.pool.max_uses),
+            ("pool.build_concurrency", self.pool.build_concurrency as u64),
+            ("service.max_connections", self.service.max_connections as u64),
+            ("limits.plugin_size", self.limits.plugin_size),
+        ];
+        for (key, value) in at_least_one {
+            if value == 0 {
+                return Err(SettingsError(format!("{key} is 0; it must be at least 1")));
+            }
+        }
+        if self.pool.max_instances < self.pool.capacity {
+            return Err(SettingsError(format!(
+                "pool.max_instances is {} and pool.capacity {}; every runtime begins with an instance, so max_instances must be at least capacity",
+                self.pool.max_instances, self.pool.capacity
+            )));
+        }
+        // More than any machine holds, and few enough to keep lists of.
+        let most = 1_000_000;
+        for (key, value) in [
+            ("pool.max_instances", self.pool.max_instances),
+            ("pool.max_instances_per_evaluator", self.pool.max_instances_per_evaluator),
+            ("pool.build_concurrency", self.pool.build_concurrency),
+            ("service.max_connections", self.service.max_connections),
+        ] {
+            if value > most {
+                return Err(SettingsError(format!("{key} is {value}; it must be at most {most}")));
+            }
+        }
+        if self.limits.memory < 65_536 || self.limits.memory > 4 * 1024 * 1024 * 1024 {
+            return Err(SettingsError(format!(
+                "limits.memory is {} bytes; it must be between 64KiB and 4GiB",
+                self.limits.memory
+            )));
+        }
+        for (key, value) in
+            [("limits.build_timeout", self.limits.build_timeout), ("limits.exec_timeout", self.limits.exec_timeout)]
+        {
+            if value.is_zero() {
+                return Err(SettingsError(format!("{key} is 0s; it must be longer")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `section.key` of every setting, read off the defaults so that no second list can disagree.
+fn known_keys() -> Vec<String> {
+    let defaults = serde_json::to_value(Settings::default()).unwrap_or_default();
+    let sections = defaults.as_object().into_iter().flatten();
+    sections
+        .flat_map(|(section, keys)| {
+            keys.as_object().into_iter().flatten().map(move |(key, _)| format!("{section}.{key}"))
+        })
+        .collect()
+}
+
+fn environment_overrides(
+    environment: impl IntoIterator<Item = (String, String)>,
+    known: &[String],
+) -> Result<HashMap<String, String>, SettingsError> {
+    let variable = |key: &str| format!("EVALPOOL_{}", key.replace('.', "_").to_uppercase());
+    let by_variable: HashMap<String, &String> = known.iter().map(|key| (variable(key), key)).collect();
+    let mut overrides = HashMap::new();
+    for (name, value) in environment {
+        if !name.starts_with("EVALPOOL_") {
+            continue;
+        }
+        let Some(key) = by_variable.get(&name) else {
+            let hint = nearest(&name, by_variable.keys().map(String::as_str));
+            return Err(SettingsError(format!("the environment variable {name} is no setting{hint}")));
+        };
+        overrides.insert((*key).clone(), value);
+    }
+    Ok(overrides)
+}
+
+fn check_keys(name: &str, table: &HashMap<String, config::Value>, known: &[String]) -> Result<(), SettingsError> {
+    let sections: Vec<&str> = known.iter().filter_map(|key| Some(key.split_once('.')?.0)).collect();
+    for (section, value) in table {
+        if !sections.contains(&section.as_str()) {
+            let hint = nearest(section, sections.iter().copied());
+            return Err(SettingsError(format!("{name}: there is no section [{section}]{hint}")));
+        }
+        let Ok(keys) = value.clone().into_table() else {
+            return Err(SettingsError(format!("{name}: {section} is a section; write [{section}] and its keys below")));
+        };
+        for key in keys.keys() {
+            let full = format!("{section}.{key}");
+            if !known.contains(&full) {
+                let hint = nearest(&full, known.iter().map(String::as_str));
+                return Err(SettingsError(format!("{name}: there is no setting {full}{hint}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `; did you mean X?`, or nothing when no known name is near.
+fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    known
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map_or_else(String::new, |(_, candidate)| format!("; did you mean {candidate}?"))
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::{Isolation, LogFormat};
+
+    fn parse(text: &str) -> Result<Settings, SettingsError> {
+        Settings::parse("test.toml", text, [])
+    }
+
+    fn with_environment(pairs: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+        Settings::parse("test.toml", "", pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())))
+    }
+
+    #[test]
+    fn nothing_said_is_the_default() {
+        assert_eq!(parse("").unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn durations_sizes_and_words_read_as_people_write_them() {
+        let settings = parse(
+            "[pool]\nidle_ttl = '2m'\n[limits]\nmemory = '1MiB'\nfuel = 12\nexec_timeout='250ms'\n[engine]\nisolation='reuse'",
+        )
+        .unwrap();
+        assert_eq!(settings.pool.idle_ttl, Duration::from_mins(2));
+        assert_eq!(settings.limits.memory, 1 << 20);
+        assert_eq!(settings.limits.fuel, Some(12));
+        assert_eq!(settings.limits.exec_timeout, Duration::from_millis(250));
+        assert_eq!(settings.engine.isolation, Isolation::Reuse);
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let environment = [("EVALPOOL_POOL_MAX_WAITING".to_owned(), "7".to_owned())];
+        let settings = Settings::parse("test.toml", "[pool]\nmax_waiting = 3\ncapacity = 5", environment).unwrap();
+        assert_eq!((settings.pool.max_waiting, settings.pool.capacity), (7, 5));
+    }
+
+    #[test]
+    fn every_key_can_be_set_from_the_environment() {
+        let settings = with_environment(&[
+            ("EVALPOOL_LIMITS_FUEL", "off"),
+            ("EVALPOOL_LIMITS_WAIT_TIMEOUT", "3s"),
+            ("EVALPOOL_LIMITS_OUTPUT_SIZE", "2KiB"),
+            ("EVALPOOL_ENGINE_ALLOWED_HOSTS", "a.example, b.example"),
+            ("EVALPOOL_SERVICE_LISTEN", "127.0.0.1:0"),
+            ("EVALPOOL_LOG_FORMAT", "json"),
+            ("HOME", "/root"),
+        ])
+        .unwrap();
+        assert_eq!(settings.limits.wait_timeout, Duration::from_secs(3));
+        assert_eq!(settings.limits.output_size, 2048);
+        assert_eq!(settings.engine.allowed_hosts, ["a.example", "b.example"]);
+        assert_eq!(settings.log.format, LogFormat::Json);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_the_nearest() {
+        let error = parse("[pool]\ncapasity = 3").unwrap_err().to_string();
+        assert_eq!(error, "test.toml: there is no setting pool.capasity; did you mean pool.capacity?");
+        let error = parse("[limit]\nmemory = 3").unwrap_err().to_string();
+        assert_eq!(error, "test.toml: there is no section [limit]; did you mean limits?");
+        let error = with_environment(&[("EVALPOOL_POOL_CAPASITY", "3")]).unwrap_err().to_string();
+        assert!(error.ends_with("did you mean EVALPOOL_POOL_CAPACITY?"), "{error}");
+    }
+
+    #[test]
+    fn a_bad_value_is_one_line_that_names_its_key() {
+        for (text, part) in [
+            ("[pool]\ncapacity = 'many'", "pool.capacity"),
+            ("[pool]\ncapacity = -1", "pool.capacity"),
+            ("[pool]\ngrace = 'soon'", "pool.grace"),
+            ("[limits]\nmemory = '3 apples'", "limits.memory"),
+            ("[limits]\nfuel = 'none'", "limits.fuel"),
+            ("[engine]\nkind = 'v8'", "engine.kind"),
+            ("[engine]\nisolation = 'some'", "expected `fresh` or `reuse`"),
+            ("[pool]\ncapacity = 0", "pool.capacity is 0; it must be at least 1"),
+            ("[pool]\nmax_instances = 1", "pool.max_instances is 1"),
+            ("pool = 3", "pool is a section"),
+            ("[pool", "test.toml"),
+            ("{\"pool\": 3}", "test.toml"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text:?} gave {error:?}, which lacks {part:?}");
+            assert_eq!(error.lines().count(), 1, "{error:?}");
+        }
+    }
+}
