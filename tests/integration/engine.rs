@@ -15,7 +15,7 @@ use evalpool::{
 };
 use serde_json::json;
 
-use crate::support::{CALL_HOST, GREET, NO_ABORT, TEXT, TOTALS, WORDS, eventually, wasm};
+use crate::support::{CALL_HOST, ENGINES, GREET, NO_ABORT, TEXT, TOTALS, WORDS, eventually, wasm};
 
 fn pool(engine: EngineKind) -> EvaluatorPool {
     EvaluatorPool::builder().capacity(4).engine_kind(engine).build().unwrap()
@@ -200,7 +200,7 @@ async fn extisms_own_functions_run_on_its_engine_and_are_refused_by_the_other() 
             },
         )
     };
-    for engine in [EngineKind::Extism, EngineKind::Direct] {
+    for engine in ENGINES {
         let pool = pool(engine);
         let theirs = pool.evaluator("theirs", spec(CALL_HOST, "call_host").with_host_function(function())).unwrap();
         match engine {
@@ -309,7 +309,7 @@ on_each_engine!(
 
 #[test]
 fn callers_without_tokio_have_a_twin_that_blocks_on_each_engine() {
-    for engine in [EngineKind::Extism, EngineKind::Direct] {
+    for engine in ENGINES {
         callers_without_tokio_have_a_twin_that_blocks(engine);
     }
 }

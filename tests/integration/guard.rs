@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use evalpool::{EvaluatorPool, Source, Spec};
+use evalpool::{EvaluatorPool, Source, Spec, config::EngineKind};
 
 use crate::support::{
-    GREET, eventually,
+    ENGINES, GREET, eventually,
     process::{alone, executable_mappings, threads},
     spy::{Act, Spy},
     wasm,
@@ -120,9 +120,9 @@ async fn two_hundred_failing_builds_on_the_spy_close_all_that_they_open() {
     spy.assert_nothing_left();
 }
 
-/// Two hundred builds in a row of one bad plugin on the real engine: executable mappings and threads are where they
+/// Two hundred builds in a row of one bad plugin on each real engine: executable mappings and threads are where they
 /// were.
-fn leaves_no_trace(name: &str, spec: impl FnOnce() -> Spec, kind: &str) {
+fn leaves_no_trace(name: &str, spec: impl Fn() -> Spec, kind: &str) {
     // Other tests of this binary compile and spawn at the same time, so the figures are taken in a process of its own.
     if !alone(&format!("guard::{name}")) {
         return;
@@ -133,33 +133,37 @@ fn leaves_no_trace(name: &str, spec: impl FnOnce() -> Spec, kind: &str) {
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(async {
-        let mut settings = evalpool::Settings::default();
-        settings.pool.capacity = 2;
-        settings.pool.negative_ttl = Duration::ZERO;
-        let pool = EvaluatorPool::from_settings(&settings).unwrap();
-        let spec = spec();
-        let build = async || {
-            let error = pool.evaluator("bad", spec.clone()).unwrap().evaluate("").await.unwrap_err();
-            assert_eq!(error.kind(), kind);
-        };
-        // The first builds start what the engine starts once for the process; its idle threads then go.
-        for _ in 0..5 {
-            build().await;
-        }
-        let settled = async || {
-            eventually("the builds are closed", || pool.runtimes() == 0).await;
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            (executable_mappings(), threads())
-        };
-        let before = settled().await;
-        for _ in 0..200 {
-            build().await;
-        }
-        let after = settled().await;
-        println!("(executable mappings, threads): {before:?} before, {after:?} after");
-        assert_eq!(before, after);
-    });
+    for engine in ENGINES {
+        runtime.block_on(traceless(engine, spec(), kind));
+    }
+}
+
+async fn traceless(engine: EngineKind, spec: Spec, kind: &str) {
+    let mut settings = evalpool::Settings::default();
+    settings.engine.kind = engine;
+    settings.pool.capacity = 2;
+    settings.pool.negative_ttl = Duration::ZERO;
+    let pool = EvaluatorPool::from_settings(&settings).unwrap();
+    let build = async || {
+        let error = pool.evaluator("bad", spec.clone()).unwrap().evaluate("").await.unwrap_err();
+        assert_eq!(error.kind(), kind);
+    };
+    // The first builds start what the engine starts once for the process; its idle threads then go.
+    for _ in 0..5 {
+        build().await;
+    }
+    let settled = async || {
+        eventually("the builds are closed", || pool.runtimes() == 0).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        (executable_mappings(), threads())
+    };
+    let before = settled().await;
+    for _ in 0..200 {
+        build().await;
+    }
+    let after = settled().await;
+    println!("{engine:?}: (executable mappings, threads): {before:?} before, {after:?} after");
+    assert_eq!(before, after);
 }
 
 #[test]

@@ -11,12 +11,13 @@ use std::{
 };
 
 use evalpool::{
-    Close, CloseReport, EvaluatorPool, HostFunction, Isolation, Source, Spec, State, config::LimitSettings,
+    Close, CloseReport, EvaluatorPool, HostFunction, Isolation, Source, Spec, State,
+    config::{EngineKind, LimitSettings},
 };
 use tokio::{task::JoinSet, time::timeout};
 
 use crate::support::{
-    CALL_HOST, GREET, eventually, on_threads,
+    CALL_HOST, ENGINES, GREET, eventually, on_threads,
     process::{alone, resident_mib},
     spy::{Act, Spy},
 };
@@ -384,7 +385,11 @@ impl Drop for AliveCount {
 }
 
 #[test]
-fn what_a_host_function_captured_is_dropped_when_its_evaluator_is_closed_on_every_path() {
+fn what_a_host_function_captured_is_dropped_when_its_evaluator_is_closed_on_every_path_of_each_engine() {
+    ENGINES.into_iter().for_each(what_a_host_function_captured_is_dropped);
+}
+
+fn what_a_host_function_captured_is_dropped(engine: EngineKind) {
     on_threads(async {
         let alive = Arc::new(AtomicUsize::new(0));
         let captured = || {
@@ -404,7 +409,7 @@ fn what_a_host_function_captured_is_dropped_when_its_evaluator_is_closed_on_ever
             Spec::new(Source::bytes(CALL_HOST)).with_entry_point(entry_point).with_host_function(function)
         };
         let all_dropped = || alive.load(Ordering::SeqCst) == 0;
-        let pool = EvaluatorPool::builder().capacity(2).build().unwrap();
+        let pool = EvaluatorPool::builder().engine_kind(engine).capacity(2).build().unwrap();
 
         for input in ["x", "panic", "fail"] {
             let evaluator = pool.evaluator("closed", spec("call_host")).unwrap();

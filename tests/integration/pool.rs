@@ -1,27 +1,28 @@
-//! The pool on the real engine: the bound, the gauges, replacement, and what the metrics say.
+//! The pool on the real engines: the bound, the gauges, replacement, and what the metrics say.
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use evalpool::{CloseReport, EvaluatorPool, Source, Spec};
+use evalpool::{CloseReport, EvaluatorPool, Source, Spec, config::EngineKind};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::support::{GREET, on_threads, wasm};
+use crate::support::{ENGINES, GREET, on_threads, wasm};
 
 fn greet() -> Spec {
     Spec::new(Source::bytes(GREET))
 }
 
 /// A pool whose metrics are its own, and where to read them.
-fn measured(capacity: usize) -> (EvaluatorPool, PrometheusHandle) {
+fn measured(engine: EngineKind, capacity: usize) -> (EvaluatorPool, PrometheusHandle) {
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
-    let pool = metrics::with_local_recorder(&recorder, || EvaluatorPool::builder().capacity(capacity).build());
+    let builder = EvaluatorPool::builder().engine_kind(engine).capacity(capacity);
+    let pool = metrics::with_local_recorder(&recorder, || builder.build());
     (pool.unwrap(), handle)
 }
 
@@ -38,11 +39,15 @@ fn sum(rendered: &str, name: &str, parts: &[&str]) -> u64 {
 }
 
 #[test]
-fn fifty_evaluators_share_four_places_on_the_real_engine() {
+fn fifty_evaluators_share_four_places_on_each_real_engine() {
+    ENGINES.into_iter().for_each(fifty_evaluators_share_four_places);
+}
+
+fn fifty_evaluators_share_four_places(engine: EngineKind) {
     let seed: u64 = rand::random();
     println!("seed {seed}");
     on_threads(async {
-        let (pool, metrics) = measured(4);
+        let (pool, metrics) = measured(engine, 4);
         let evaluators: Arc<Vec<_>> =
             Arc::new((0..50).map(|index| pool.evaluator(&format!("e{index}"), greet()).unwrap()).collect());
         let (most, watching) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(true)));
@@ -91,7 +96,7 @@ fn fifty_evaluators_share_four_places_on_the_real_engine() {
 
 #[test]
 fn every_metric_exists_from_the_start() {
-    let (_pool, metrics) = measured(7);
+    let (_pool, metrics) = measured(EngineKind::Extism, 7);
     let rendered = metrics.render();
     assert_eq!(sum(&rendered, "evalpool_runtimes_capacity", &[]), 7);
     for metric in evalpool::metrics::CATALOGUE {
@@ -113,7 +118,7 @@ fn every_metric_exists_from_the_start() {
 #[test]
 fn at_rest_the_gauges_equal_what_exists() {
     on_threads(async {
-        let (pool, metrics) = measured(8);
+        let (pool, metrics) = measured(EngineKind::Extism, 8);
         let evaluators: Vec<_> = (0..3).map(|index| pool.register(&format!("e{index}"), greet()).unwrap()).collect();
         for evaluator in &evaluators {
             evaluator.evaluate(json!({"name": "Ada"})).await.unwrap();
@@ -133,7 +138,11 @@ fn at_rest_the_gauges_equal_what_exists() {
 }
 
 #[test]
-fn a_replaced_plugin_finishes_its_calls_and_the_new_one_answers_the_next() {
+fn a_replaced_plugin_finishes_its_calls_and_the_new_one_answers_the_next_on_each_engine() {
+    ENGINES.into_iter().for_each(a_replaced_plugin_finishes_its_calls);
+}
+
+fn a_replaced_plugin_finishes_its_calls(engine: EngineKind) {
     let answer = |text: &str| {
         wasm(&format!(
             r#"(module
@@ -149,7 +158,7 @@ fn a_replaced_plugin_finishes_its_calls_and_the_new_one_answers_the_next() {
         ))
     };
     on_threads(async {
-        let (pool, _) = measured(4);
+        let (pool, _) = measured(engine, 4);
         pool.prepare("name", Spec::new(Source::bytes(answer("a")))).await.unwrap().publish();
         let stop = Arc::new(AtomicBool::new(false));
         let callers: Vec<_> = (0..4)

@@ -6,7 +6,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use evalpool::{EvaluatorPool, HostFunction, Isolation, Settings, Source, Spec};
+use evalpool::{
+    EvaluatorPool, HostFunction, Isolation, Settings, Source, Spec, config::EngineKind, engine::SlotCounts,
+};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
 use tokio::{task::JoinSet, time::timeout};
@@ -135,15 +137,25 @@ async fn held(pool: &EvaluatorPool) -> Held {
 }
 
 #[test]
-fn after_a_soak_the_process_holds_what_it_held_when_it_was_warm() {
-    if !alone("soak::after_a_soak_the_process_holds_what_it_held_when_it_was_warm") {
-        return;
+fn after_a_soak_on_extism_the_process_holds_what_it_held_when_it_was_warm() {
+    if alone("soak::after_a_soak_on_extism_the_process_holds_what_it_held_when_it_was_warm") {
+        soak(EngineKind::Extism);
     }
+}
+
+#[test]
+fn after_a_soak_on_direct_the_process_holds_what_it_held_when_it_was_warm() {
+    if alone("soak::after_a_soak_on_direct_the_process_holds_what_it_held_when_it_was_warm") {
+        soak(EngineKind::Direct);
+    }
+}
+
+fn soak(engine: EngineKind) {
     let operations: usize =
         std::env::var("EVALPOOL_SOAK_OPERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(2_000);
     let seed: u64 =
         std::env::var("EVALPOOL_SOAK_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
-    println!("{operations} operations, EVALPOOL_SOAK_SEED={seed}");
+    println!("{operations} operations on {engine:?}, EVALPOOL_SOAK_SEED={seed}");
     let texts = [
         r#"(module (func (export "run") unreachable))"#,
         r#"(module (func (export "run") (loop br 0)))"#,
@@ -162,6 +174,7 @@ fn after_a_soak_the_process_holds_what_it_held_when_it_was_warm() {
         .unwrap();
     runtime.block_on(async {
         let mut settings = Settings::default();
+        settings.engine.kind = engine;
         settings.pool.capacity = 8;
         settings.pool.max_instances = 16;
         settings.pool.idle_ttl = Duration::from_secs(1);
@@ -192,6 +205,10 @@ fn after_a_soak_the_process_holds_what_it_held_when_it_was_warm() {
         assert_eq!(after.address_space_gib, warm.address_space_gib);
         let most = warm.resident_mib + warm.resident_mib.div_ceil(10);
         assert!(after.resident_mib <= most, "{} MiB resident, more than {most}", after.resident_mib);
+        if let Some(slots) = pool.slots() {
+            println!("slots: {slots:?}");
+            assert_eq!(slots.live, SlotCounts::default());
+        }
         pool.close().await;
     });
 }

@@ -25,6 +25,7 @@
 //!   Extism ends the call as out of memory.
 //! - Tables are bounded: `table.grow` beyond `limits.table_elements` gives −1.
 //! - Output outside the guest's memory is a `guest_error`, where Extism's host crashes.
+//! - `input_load_u64` just below offset 0 gives 0; Extism reads what is in front of the input.
 //! - The allocator takes the best free block, Extism's the first; offsets may differ once blocks were freed.
 //! - `http_request` reaches addresses of this machine and of private networks only when a pattern names the host
 //!   literally; what it says when a request fails is its client's text.

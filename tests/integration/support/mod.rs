@@ -5,6 +5,8 @@ pub(crate) mod spy;
 
 use std::{future::Future, time::Duration};
 
+use evalpool::config::EngineKind;
+
 /// The built-in plugin: `{"name":"Ada"}` → `{"greeting":"Hello, Ada!"}`.
 pub(crate) const GREET: &[u8] = include_bytes!("../../../src/service/greet/greet.wasm");
 /// Written in C: `upper`, `count_vowels`, `fail`, `counter`.
@@ -22,6 +24,9 @@ pub(crate) const CALL_HOST: &[u8] = include_bytes!("../../plugins/rust-host/call
 pub(crate) fn wasm(text: &str) -> Vec<u8> {
     wat::parse_str(text).expect("a test's module is well formed")
 }
+
+/// Every engine there is.
+pub(crate) const ENGINES: [EngineKind; 2] = [EngineKind::Extism, EngineKind::Direct];
 
 /// Waits until `condition` holds, looking again each millisecond; panics with `what` after ten seconds.
 pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {

@@ -47,7 +47,9 @@
     (i32.const 0))
 
   (func (export "input_load_u64") (param $at i64) (result i64)
-    (if (i64.le_u (i64.add (local.get $at) (i64.const 8)) (global.get $input_len))
+    ;; Without the first condition, an offset just below 0 would wrap around and read in front of the input.
+    (if (i32.and (i64.lt_u (local.get $at) (global.get $input_len))
+          (i64.le_u (i64.add (local.get $at) (i64.const 8)) (global.get $input_len)))
       (then (return (i64.load (i32.wrap_i64 (i64.add (global.get $input) (local.get $at)))))))
     (i64.const 0))
 
