@@ -4,6 +4,7 @@
 
 use std::{
     future::Future,
+    ops::Deref,
     pin::pin,
     task::{Context, Waker},
     time::Duration,
@@ -12,8 +13,12 @@ use std::{
 use futures_util::FutureExt;
 
 use evalpool::{EvaluatorPool, Isolation, Settings};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
-use crate::support::spy::{Act, Spy};
+use crate::support::{
+    eventually,
+    spy::{Act, Spy},
+};
 
 const ACTS: [Act; 6] =
     [Act::Succeed, Act::Slow(Duration::from_millis(5)), Act::Fail, Act::Panic, Act::Never, Act::Held];
@@ -35,7 +40,37 @@ async fn poll_and_drop(polls: usize, future: impl Future) -> bool {
     false
 }
 
-fn pool(spy: &Spy, isolation: Isolation) -> EvaluatorPool {
+/// A pool whose metrics are its own.
+struct Measured {
+    pool: EvaluatorPool,
+    metrics: PrometheusHandle,
+}
+
+impl Deref for Measured {
+    type Target = EvaluatorPool;
+
+    fn deref(&self) -> &EvaluatorPool {
+        &self.pool
+    }
+}
+
+impl Measured {
+    /// What the gauges of a family add up to, as they are rendered.
+    fn gauge(&self, name: &str) -> usize {
+        let rendered = self.metrics.render();
+        let series = rendered.lines().filter(|line| line.starts_with(&format!("{name}{{")));
+        series.map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum()
+    }
+
+    /// At rest the gauges say what there is.
+    fn gauges_are_true(&self, spy: &Spy) -> bool {
+        self.gauge("evalpool_runtimes_live") == spy.runtimes_live()
+            && self.gauge("evalpool_instances_live") == spy.instances_live()
+            && self.gauge("evalpool_waiting") == 0
+    }
+}
+
+fn pool(spy: &Spy, isolation: Isolation) -> Measured {
     let mut settings = Settings::default();
     settings.pool.capacity = 2;
     settings.pool.negative_ttl = Duration::ZERO;
@@ -43,11 +78,14 @@ fn pool(spy: &Spy, isolation: Isolation) -> EvaluatorPool {
     settings.engine.isolation = isolation;
     settings.limits.build_timeout = Duration::from_secs(1);
     settings.limits.exec_timeout = Duration::from_secs(1);
-    spy.pool(|builder| builder.settings(settings))
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let metrics = recorder.handle();
+    let pool = metrics::with_local_recorder(&recorder, || spy.pool(|builder| builder.settings(settings)));
+    Measured { pool, metrics }
 }
 
 /// After the drop: what is held is released, and the pool must come to rest and be whole.
-async fn comes_to_rest(case: &str, spy: &Spy, pool: &EvaluatorPool) {
+async fn comes_to_rest(case: &str, spy: &Spy, pool: &Measured) {
     spy.release();
     let next = pool.evaluator("next", Spy::spec()).unwrap();
     // The acts that were not used up belong to the case, so the next caller may meet one: it must be answered.
@@ -57,14 +95,19 @@ async fn comes_to_rest(case: &str, spy: &Spy, pool: &EvaluatorPool) {
         }
     }
     next.evaluate("").await.unwrap_or_else(|error| panic!("{case}: the next caller got {error}"));
+    // What never answers holds its place and is no object yet; everything else is counted as it is.
+    if !case.contains("Never") {
+        eventually(&format!("the gauges tell the truth: {case}"), || pool.gauges_are_true(spy)).await;
+    }
     drop(next);
     let report = pool.close().await;
     // A compile that never answers cannot be interrupted: it, and nothing else, is reported and stays counted.
     if spy.runtimes_live() > 0 {
-        assert!(case.contains("compile Never") || case.contains("probe Never"), "{case}: {report:?}, {pool:?}");
+        assert!(case.contains("compile Never") || case.contains("probe Never"), "{case}: {report:?}, {:?}", pool.pool);
         return;
     }
     assert_eq!(pool.runtimes(), 0, "{case}");
+    assert!(pool.gauges_are_true(spy), "{case}: {}", pool.metrics.render());
     assert_eq!(spy.opens(), spy.closes(), "{case}");
     assert_eq!(spy.instances_live(), 0, "{case}");
     assert!(spy.runtimes_live_max() <= 2, "{case}");
@@ -139,6 +182,7 @@ async fn a_close_dropped_at_any_await_closes_all_the_same() {
                     let _ = poll_and_drop(MOST_POLLS, call).await;
                     pool.close().await;
                     spy.assert_nothing_left();
+                    assert!(pool.gauges_are_true(&spy), "{case}");
                 } else {
                     poll_and_drop(polls, evaluator.close()).await;
                     tokio::time::sleep(Duration::from_millis(50)).await;

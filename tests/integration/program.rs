@@ -5,6 +5,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    time::Duration,
 };
 
 use evalpool::Digest;
@@ -327,6 +328,28 @@ fn a_load_keeps_the_bound_makes_no_errors_and_leaves_nothing() {
     assert_eq!(report["errors"], serde_json::json!({}), "{report}");
     assert_eq!(report["runtimes"]["capacity"], 4);
     assert!(report["runtimes"]["evicted"].as_u64().unwrap() > 0, "{report}");
+}
+
+#[test]
+fn a_load_that_is_told_to_end_reports_what_it_did_and_leaves_nothing() {
+    for (signal, engine) in [("TERM", "extism"), ("INT", "direct")] {
+        let child = program()
+            .args(["load", "--json", "--engine", engine, "--tenants", "50", "--capacity", "4", "--duration", "10m"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Whenever it comes, it is in the middle of a load, or of its beginning.
+        std::thread::sleep(Duration::from_millis(700));
+        let status = Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status().unwrap();
+        assert!(status.success());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["runtimes"]["live_end_after_close"], 0, "{report}");
+        assert_eq!(report["runtimes"]["built"], report["runtimes"]["closed"], "{report}");
+        assert_eq!(report["metrics_agree"], true, "{report}");
+    }
 }
 
 #[test]

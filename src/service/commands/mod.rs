@@ -4,6 +4,7 @@ mod check;
 mod load;
 mod run;
 mod serve;
+mod signals;
 
 use std::{
     fs::File,

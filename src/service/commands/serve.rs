@@ -13,7 +13,6 @@
 //! `shutting_down`. Then the listener closes, answers are sent, and the program ends with 0.
 
 use std::{
-    io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -26,6 +25,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
+use super::signals::Signals;
 use crate::{
     CloseReport, EvaluatorPool, Settings,
     config::{EngineKind, ServiceSettings},
@@ -44,7 +44,7 @@ pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHa
     let service = &settings.service;
     let tokens = read_tokens(service)?;
     let has_tokens = tokens.is_some();
-    let mut signals = Signals::new().map_err(|error| Exit::failed(format!("signals cannot be received: {error}")))?;
+    let mut signals = Signals::new()?;
     // Before the folder is touched: a server that cannot listen leaves no trace.
     let cannot_listen = |error| Exit::unusable(format!("cannot listen on {}: {error}", service.listen));
     let listener = TcpListener::bind(service.listen).await.map_err(cannot_listen)?;
@@ -137,45 +137,5 @@ async fn keep_up(exporter: PrometheusHandle) {
     loop {
         ticks.tick().await;
         exporter.run_upkeep();
-    }
-}
-
-/// Requests to end.
-struct Signals {
-    #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
-    #[cfg(unix)]
-    interrupt: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Signals {
-    /// From here on, they no longer end the process by themselves.
-    fn new() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
-#[cfg(not(unix))]
-impl Signals {
-    #[expect(clippy::unnecessary_wraps, reason = "fails on Unix")]
-    fn new() -> io::Result<Self> {
-        Ok(Self {})
-    }
-
-    async fn next(&mut self) {
-        // Without a handler there is no signal to wait for.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
     }
 }

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -31,6 +34,8 @@ pub(super) struct Drive<'a> {
     pub(super) duration: Duration,
     pub(super) chaos: bool,
     pub(super) watch: Arc<Watched>,
+    /// Set when it is to end before its time: each task ends with the evaluation that it is at.
+    pub(super) stop: Arc<AtomicBool>,
 }
 
 /// What the tasks counted.
@@ -60,11 +65,12 @@ pub(super) struct Shared {
     pub(super) tenants: Vec<Mutex<Evaluator>>,
     tally: Mutex<Tally>,
     watch: Arc<Watched>,
+    stop: Arc<AtomicBool>,
 }
 
 impl Drive<'_> {
     pub(super) async fn run(self) -> Result<Tally, Exit> {
-        let Self { pool, spec, input, tenants, concurrency, skew, seed, duration, chaos, watch } = self;
+        let Self { pool, spec, input, tenants, concurrency, skew, seed, duration, chaos, watch, stop } = self;
         let zipf = Zipf::new(tenants.get() as f64, skew).map_err(|error| Exit::unusable(error.to_string()))?;
         // An hour in nanoseconds, to three digits.
         let latency = Histogram::new_with_bounds(1, 3_600_000_000_000, 3)
@@ -73,7 +79,8 @@ impl Drive<'_> {
         let tenants = (0..tenants.get())
             .map(|rank| pool.evaluator(&tenant(rank), spec.clone()).map(Mutex::new))
             .collect::<Result<_, _>>()?;
-        let shared = Arc::new(Shared { pool: pool.clone(), spec, input, tenants, tally: Mutex::new(tally), watch });
+        let shared =
+            Arc::new(Shared { pool: pool.clone(), spec, input, tenants, tally: Mutex::new(tally), watch, stop });
         let until = Instant::now() + duration;
         let tasks = (0..concurrency.get() as u64).map(|task| {
             // Far apart, so that no two tasks of near seeds do the same.
@@ -93,7 +100,7 @@ pub(super) fn tenant(rank: usize) -> String {
 }
 
 async fn work(shared: Arc<Shared>, mut random: StdRng, zipf: Zipf<f64>, until: Instant, chaos: bool) {
-    while Instant::now() < until {
+    while Instant::now() < until && !shared.stop.load(Ordering::Relaxed) {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number from 1 to tenants")]
         let rank = zipf.sample(&mut random) as usize - 1;
         if chaos {

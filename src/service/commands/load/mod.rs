@@ -18,12 +18,19 @@ mod figures;
 mod report;
 mod watch;
 
-use std::time::Instant;
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use self::{drive::Drive, figures::Figures, report::Report, watch::Watch};
-use super::{read_input, read_plugin};
+use super::{read_input, read_plugin, signals::Signals};
 use crate::{
     EvaluatorPool, Plugin, Settings, Source, Spec,
     service::{Exit, cli::LoadArguments, exit::print, greet},
@@ -54,7 +61,9 @@ pub(in crate::service) async fn load(
 
     let watch = Watch::start(&pool, &exporter, duration)?;
     let began = Instant::now();
-    let tally = Drive {
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut signals = Signals::new()?;
+    let drive = Drive {
         pool: &pool,
         spec,
         input,
@@ -65,9 +74,20 @@ pub(in crate::service) async fn load(
         duration,
         chaos: arguments.chaos,
         watch: watch.watched(),
-    }
-    .run()
-    .await?;
+        stop: stop.clone(),
+    };
+    let mut running = pin!(drive.run());
+    let tally = tokio::select! {
+        tally = &mut running => tally?,
+        () = signals.next() => {
+            // What was measured until now is reported as ever. A second signal does not wait for that.
+            stop.store(true, Ordering::Relaxed);
+            tokio::select! {
+                tally = running => tally?,
+                () = signals.next() => return Err(Exit::failed("interrupted")),
+            }
+        }
+    };
     let took = began.elapsed();
     let closed = pool.close().await;
     let left = pool.runtimes();

@@ -1,0 +1,399 @@
+//! The two engines side by side, through the whole pool, and what the issue of each figure is: see the table that it
+//! prints. Percentiles and ratios, which is why it is not one of criterion's.
+//!
+//! ```text
+//! cargo bench --bench engines            # all
+//! cargo bench --bench engines -- warm    # one of them
+//! ```
+
+use std::{
+    future::Future,
+    hint::black_box,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use evalpool::{
+    Evaluator, EvaluatorPool, Isolation, Source, Spec,
+    config::{EngineKind, LimitSettings, Settings},
+};
+use tokio::runtime::Runtime;
+
+const TOTALS: (&str, &str, &[u8]) =
+    ("tests/plugins/rust/totals.wasm", "transform", br#"{"items":[{"price":2.5,"qty":4},{"price":1.25,"qty":8}]}"#);
+
+/// Callers at once, where there are many.
+const TASKS: usize = 64;
+
+fn runtime(workers: usize) -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap()
+}
+
+fn pool(engine: EngineKind, isolation: Isolation, change: impl FnOnce(&mut Settings)) -> EvaluatorPool {
+    let mut settings = Settings::default();
+    settings.engine.kind = engine;
+    settings.engine.isolation = isolation;
+    settings.pool.max_instances_per_evaluator = TASKS;
+    change(&mut settings);
+    EvaluatorPool::from_settings(&settings).unwrap()
+}
+
+fn totals() -> Spec {
+    let (file, entry_point, _) = TOTALS;
+    let wasm = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    Spec::new(Source::bytes(wasm)).with_entry_point(entry_point)
+}
+
+fn text(text: &str) -> Spec {
+    Spec::new(Source::bytes(wat::parse_str(text).unwrap()))
+}
+
+/// Does as good as nothing.
+fn trivial() -> Spec {
+    text(r#"(module (func (export "run") (result i32) i32.const 0))"#)
+}
+
+/// Evaluations a second, by `tasks` callers.
+fn per_second(runtime: &Runtime, evaluator: &Evaluator, input: &'static [u8], tasks: usize, length: Duration) -> f64 {
+    runtime.block_on(async {
+        evaluator.evaluate(Bytes::from_static(input)).await.unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let running: Vec<_> = (0..tasks)
+            .map(|_| {
+                let (evaluator, stop) = (evaluator.clone(), stop.clone());
+                tokio::spawn(async move {
+                    let mut done = 0_u64;
+                    while !stop.load(Ordering::Relaxed) {
+                        let _ = black_box(evaluator.evaluate(Bytes::from_static(input)).await.unwrap());
+                        done += 1;
+                        // Callers come from a network; none keeps its thread for ever.
+                        tokio::task::consume_budget().await;
+                    }
+                    done
+                })
+            })
+            .collect();
+        let started = Instant::now();
+        tokio::time::sleep(length).await;
+        stop.store(true, Ordering::Relaxed);
+        let mut done = 0;
+        for task in running {
+            done += task.await.unwrap();
+        }
+        done as f64 / started.elapsed().as_secs_f64()
+    })
+}
+
+/// How long each of many calls took, sorted.
+async fn latencies<F: Future<Output = ()>>(length: Duration, mut call: impl FnMut() -> F) -> Vec<Duration> {
+    for _ in 0..20 {
+        call().await;
+    }
+    let mut took = Vec::new();
+    let started = Instant::now();
+    while started.elapsed() < length {
+        let began = Instant::now();
+        call().await;
+        took.push(began.elapsed());
+    }
+    took.sort();
+    took
+}
+
+fn quantile(sorted: &[Duration], quantile: f64) -> Duration {
+    sorted[((sorted.len() - 1) as f64 * quantile) as usize]
+}
+
+fn line(what: &str, given: &str, wanted: &str) {
+    println!("{what:<64} {given:<44} {wanted}");
+}
+
+/// Turn and turn about, so that a machine that slows down slows both; the median of three.
+fn compare(mut measure: impl FnMut(EngineKind) -> f64) -> (f64, f64) {
+    let (mut extism, mut direct) = ([0.0; 3], [0.0; 3]);
+    for round in 0..3 {
+        extism[round] = measure(EngineKind::Extism);
+        direct[round] = measure(EngineKind::Direct);
+    }
+    extism.sort_by(f64::total_cmp);
+    direct.sort_by(f64::total_cmp);
+    (extism[1], direct[1])
+}
+
+fn fresh_many(length: Duration) {
+    let runtime = runtime(2);
+    let (extism, direct) = compare(|engine| {
+        let pool = pool(engine, Isolation::Fresh, |_| {});
+        let evaluator = pool.evaluator("totals", totals()).unwrap();
+        let rate = per_second(&runtime, &evaluator, TOTALS.2, TASKS, length);
+        runtime.block_on(pool.close());
+        rate
+    });
+    let given = format!("{extism:.0} and {direct:.0} a second, {:.1} x", direct / extism);
+    line("fresh, Rust PDK, 64 tasks, 2 workers: extism and direct", &given, "at least 10 x");
+}
+
+fn fresh_one(length: Duration) {
+    let runtime = runtime(2);
+    let of = |engine| {
+        let pool = pool(engine, Isolation::Fresh, |_| {});
+        let evaluator = pool.evaluator("totals", totals()).unwrap();
+        let took = on_worker(&runtime, async move {
+            latencies(length, || async {
+                let _ = black_box(evaluator.evaluate(Bytes::from_static(TOTALS.2)).await.unwrap());
+            })
+            .await
+        });
+        runtime.block_on(pool.close());
+        took
+    };
+    let extism = of(EngineKind::Extism);
+    let before = on_worker(&runtime, bare::latencies(length));
+    let direct = of(EngineKind::Direct);
+    let after = on_worker(&runtime, bare::latencies(length));
+    let shown = |took: &[Duration]| format!("p50 {:.1?} p99 {:.1?}", quantile(took, 0.5), quantile(took, 0.99));
+    line("fresh, Rust PDK, one task: extism", &shown(&extism), "");
+    line("  bare wasmtime, before", &shown(&before), "");
+    line("  direct", &shown(&direct), "p50 <= 25 us, p99 <= 3 x p50; or 1.3 x bare");
+    line("  bare wasmtime, after", &shown(&after), "");
+}
+
+fn on_worker<T: Send + 'static>(runtime: &Runtime, future: impl Future<Output = T> + Send + 'static) -> T {
+    runtime.block_on(async { tokio::spawn(future).await.unwrap() })
+}
+
+fn warm(length: Duration) {
+    let mut rates = Vec::new();
+    for workers in [1, 2] {
+        let runtime = runtime(workers);
+        rates.push(compare(|engine| {
+            let pool = pool(engine, Isolation::Reuse, |_| {});
+            let evaluator = pool.evaluator("trivial", trivial()).unwrap();
+            let rate = per_second(&runtime, &evaluator, b"", 8, length);
+            runtime.block_on(pool.close());
+            rate
+        }));
+    }
+    let [(_, one), (extism, two)] = rates[..] else { unreachable!("two rounds") };
+    let given = format!("{extism:.0} and {two:.0} a second, {:.1} x", two / extism);
+    line("warm, trivial, 2 workers: extism and direct", &given, "at least 5 x");
+    let given = format!("{one:.0} and {two:.0} a second, {:.2} x", two / one);
+    line("warm, trivial, direct: 1 and 2 workers", &given, "at least 1.6 x");
+}
+
+fn neighbour(length: Duration) {
+    for engine in [EngineKind::Extism, EngineKind::Direct] {
+        let runtime = runtime(2);
+        let pool = pool(engine, Isolation::Fresh, |settings| {
+            settings.limits = LimitSettings { exec_timeout: Duration::from_secs(1), ..LimitSettings::default() };
+        });
+        // About 10 microseconds of arithmetic.
+        let short = text(
+            r#"(module (func (export "run") (result i32) (local $i i32)
+                (loop $again (br_if $again (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 10000))))
+                i32.const 0))"#,
+        );
+        let short = pool.evaluator("short", short).unwrap();
+        let call = move || {
+            let short = short.clone();
+            async move {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                let began = Instant::now();
+                short.evaluate("").await.unwrap();
+                began.elapsed()
+            }
+        };
+        let measure = |length: Duration| {
+            let call = call.clone();
+            on_worker(&runtime, async move {
+                let (mut took, started) = (Vec::new(), Instant::now());
+                while started.elapsed() < length {
+                    took.push(call().await);
+                }
+                took.sort();
+                took
+            })
+        };
+        let alone = measure(length);
+        let stop = Arc::new(AtomicBool::new(false));
+        let endless: Vec<_> = (0..TASKS)
+            .map(|number| {
+                let endless =
+                    text(&format!(r#"(module (global i32 (i32.const {number})) (func (export "run") (loop br 0)))"#));
+                let (evaluator, stop) = (pool.evaluator("endless", endless).unwrap(), stop.clone());
+                runtime.spawn(async move {
+                    while !stop.load(Ordering::Relaxed) {
+                        let _ = evaluator.evaluate("").await;
+                    }
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_secs(1));
+        let beside = measure(length);
+        stop.store(true, Ordering::Relaxed);
+        runtime.block_on(async {
+            pool.close_with(Duration::ZERO).await;
+            for task in endless {
+                task.await.unwrap();
+            }
+        });
+        let given = format!("p99 {:.2?} alone, {:.2?} beside", quantile(&alone, 0.99), quantile(&beside, 0.99));
+        let wanted = if engine == EngineKind::Direct { "at most 3 ticks, 3 ms" } else { "" };
+        line(&format!("10 us beside 64 endless guests, 2 workers: {}", engine.as_str()), &given, wanted);
+    }
+}
+
+fn back(length: Duration) {
+    // 1.8 MB of code that no toolchain made: thousands of functions.
+    let functions: String = (0..9000)
+        .map(|number| {
+            let step = |step: i32| {
+                format!(
+                    "(local.set 0 (i32.add (i32.mul (local.get 0) (i32.const {})) (i32.const {})))",
+                    number * 7 + step,
+                    step * 100_003
+                )
+            };
+            format!(
+                "(func $f{number} (param i32) (result i32) {} (local.get 0))",
+                (0..16).map(step).collect::<String>()
+            )
+        })
+        .collect();
+    let wasm = wat::parse_str(format!(
+        r#"(module {functions} (memory (export "memory") 2) (func (export "run") (result i32) (drop (call $f1 (i32.const 0))) i32.const 0))"#
+    ))
+    .unwrap();
+    let size = wasm.len() as f64 / 1e6;
+    for engine in [EngineKind::Extism, EngineKind::Direct] {
+        let runtime = runtime(2);
+        let pool = pool(engine, Isolation::Fresh, |settings| settings.pool.capacity = 1);
+        let large = pool.evaluator("large", Spec::new(Source::bytes(wasm.clone()))).unwrap();
+        let other = pool.evaluator("other", trivial()).unwrap();
+        let took = on_worker(&runtime, async move {
+            large.evaluate("").await.unwrap();
+            let (mut took, started) = (Vec::new(), Instant::now());
+            while took.is_empty() || started.elapsed() < length {
+                other.evaluate("").await.unwrap();
+                let began = Instant::now();
+                large.evaluate("").await.unwrap();
+                took.push(began.elapsed());
+            }
+            took.sort();
+            took
+        });
+        runtime.block_on(pool.close());
+        let wanted = if engine == EngineKind::Direct { "at most 5 ms" } else { "" };
+        let given = format!("p50 {:.2?} p99 {:.2?}", quantile(&took, 0.5), quantile(&took, 0.99));
+        line(&format!("return of an evicted plugin of {size:.1} MB: {}", engine.as_str()), &given, wanted);
+    }
+}
+
+/// The least that wasmtime takes for the same work: one engine with slots, and for each evaluation a store, a kernel of
+/// its own, the plugin's instance, and a call. No limits, deadlines, permits or metrics.
+mod bare {
+    use std::time::Duration;
+
+    use wasmtime::{
+        Caller, Config, Enabled, Engine, Extern, Instance, InstanceAllocationStrategy, Linker, Memory, Module,
+        PoolingAllocationConfig, Store, Val,
+    };
+
+    use super::TOTALS;
+
+    struct Guest {
+        memory: Option<Memory>,
+        next: u64,
+    }
+
+    pub(super) async fn latencies(length: Duration) -> Vec<Duration> {
+        let mut slots = PoolingAllocationConfig::new();
+        slots
+            .max_memory_size(64 << 20)
+            .table_elements(100_000)
+            .linear_memory_keep_resident(64 << 10)
+            .pagemap_scan(Enabled::Auto);
+        let mut config = Config::new();
+        config
+            .allocation_strategy(InstanceAllocationStrategy::Pooling(slots))
+            .memory_reservation(64 << 20)
+            .epoch_interruption(true);
+        let engine = Engine::new(&config).unwrap();
+        let kernel = include_str!("../src/engine/direct/kernel/kernel.wat");
+        let kernel = Module::new(&engine, wat::parse_str(kernel).unwrap()).unwrap();
+        let plugin = Module::new(&engine, std::fs::read(TOTALS.0).unwrap()).unwrap();
+        let mut linker: Linker<Guest> = Linker::new(&engine);
+        let environment = "extism:host/env";
+        let alloc = |mut caller: Caller<'_, Guest>, length: u64| {
+            let at = caller.data().next;
+            caller.data_mut().next += length;
+            at
+        };
+        linker.func_wrap(environment, "alloc", alloc).unwrap();
+        linker.func_wrap(environment, "free", |_: u64| {}).unwrap();
+        linker.func_wrap(environment, "length", |_: u64| 0_u64).unwrap();
+        linker.define_unknown_imports_as_traps(&plugin).unwrap();
+        let imports: Vec<_> = plugin
+            .imports()
+            .map(|import| {
+                (kernel.get_export_index(import.name()), import.name().to_owned(), import.module().to_owned())
+            })
+            .collect();
+        let once = || async {
+            let mut store = Store::new(&engine, Guest { memory: None, next: 1024 });
+            store.epoch_deadline_async_yield_and_update(1);
+            store.set_epoch_deadline(1);
+            let kernel = Instance::new_async(&mut store, &kernel, &[]).await.unwrap();
+            let memory = kernel.get_memory(&mut store, "memory").unwrap();
+            store.data_mut().memory = Some(memory);
+            memory.write(&mut store, 128, TOTALS.2).unwrap();
+            for (name, value) in [("input", 128), ("input_len", TOTALS.2.len() as i64)] {
+                kernel.get_global(&mut store, name).unwrap().set(&mut store, Val::I64(value)).unwrap();
+            }
+            let mut externs: Vec<Extern> = Vec::with_capacity(imports.len());
+            for (export, name, module) in &imports {
+                externs.push(match export {
+                    Some(export) => kernel.get_module_export(&mut store, export).unwrap(),
+                    None => linker.get(&mut store, module, name).unwrap(),
+                });
+            }
+            let instance = Instance::new_async(&mut store, &plugin, &externs).await.unwrap();
+            let run = instance.get_typed_func::<(), i32>(&mut store, TOTALS.1).unwrap();
+            assert_eq!(run.call_async(&mut store, ()).await.unwrap(), 0);
+            let global = |store: &mut Store<Guest>, name| {
+                kernel.get_global(&mut *store, name).unwrap().get(&mut *store).unwrap_i64()
+            };
+            let (from, length) = (global(&mut store, "output"), global(&mut store, "output_len"));
+            let range = usize::try_from(from).unwrap()..usize::try_from(from + length).unwrap();
+            let _ = std::hint::black_box(memory.data(&store)[range].to_vec());
+        };
+        super::latencies(length, once).await
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let short = arguments.iter().any(|argument| argument == "--test");
+    let length = Duration::from_millis(if short { 50 } else { 3000 });
+    let wanted = |name: &str| {
+        let mut names = arguments.iter().filter(|argument| !argument.starts_with("--")).peekable();
+        names.peek().is_none() || names.any(|wanted| name.contains(wanted.as_str()))
+    };
+    let all: [(&str, fn(Duration)); 5] = [
+        ("fresh_many", fresh_many),
+        ("fresh_one", fresh_one),
+        ("warm", warm),
+        ("neighbour", neighbour),
+        ("back", back),
+    ];
+    for (name, measure) in all {
+        if wanted(name) {
+            measure(length);
+        }
+    }
+}
