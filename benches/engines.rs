@@ -250,7 +250,7 @@ fn neighbour(length: Duration) {
 
 fn back(length: Duration) {
     // 1.8 MB of code that no toolchain made: thousands of functions.
-    let functions: String = (0..9000)
+    let functions: String = (0..7300)
         .map(|number| {
             let step = |step: i32| {
                 format!(

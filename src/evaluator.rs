@@ -115,7 +115,7 @@ impl Evaluator {
         let core = &self.inner.core;
         let began = Instant::now();
         let deadline = clock::later(began, core.limits.wait_timeout);
-        let age = core.registry.arrive();
+        let mut age = None;
         loop {
             let version = self.version()?;
             let input = match &version.spec.data {
@@ -123,7 +123,7 @@ impl Evaluator {
                 None => data.clone(),
             };
             let input = input.into_input(core.limits.input_size)?;
-            let leased = match version.lease_as(core, age, deadline, inside).await {
+            let leased = match version.lease_as(core, &mut age, deadline, inside).await {
                 Ok(leased) => leased,
                 // Replaced while it waited: the new plugin answers.
                 Err(Error::Closed { .. }) if self.is_replaced(&version) => continue,
@@ -135,7 +135,7 @@ impl Evaluator {
             let mut active = Active::new(leased.lease).await?;
             let wait = began.elapsed().saturating_sub(build);
             core.metrics.waited(wait);
-            let digest = active.runtime().map_or(Digest::of(&[]), |runtime| runtime.program().digest);
+            let digest = active.runtime().map_or_else(|| Digest::of(&[]), |runtime| runtime.program().digest);
             let started = Instant::now();
             let ended = active.call(input).await;
             let exec = started.elapsed();

@@ -97,7 +97,8 @@ impl Core {
 
     /// Starts the idle sweep at the first use from within a tokio runtime. It ends with the pool.
     pub(crate) fn ensure_sweeping(self: &Arc<Self>) {
-        if self.sweeping.swap(true, Ordering::Relaxed) {
+        // Looked at first: every evaluation comes by here, and a write would be everybody's to wait for.
+        if self.sweeping.load(Ordering::Relaxed) || self.sweeping.swap(true, Ordering::Relaxed) {
             return;
         }
         let sweeping = Sweeping(Arc::downgrade(self));

@@ -19,7 +19,7 @@ use crate::{
     metrics::CloseReason,
     registry::{Age, BuildTicket, Generation, Leased, Refused},
     runtime::{Policy, Runtime},
-    source::{Digest, Plugin},
+    source::{Digest, Plugin, Source},
     spec::Spec,
 };
 
@@ -29,6 +29,8 @@ pub(crate) struct Version {
     pub(crate) spec: Spec,
     /// Known from the first successful look at the bytes.
     facts: OnceLock<Facts>,
+    /// Of a source whose bytes are in memory anyway: hashing and reading them once is enough.
+    read: OnceLock<Plugin>,
     /// Set before the generation is taken out of the registry, and looked at after a build of it was begun: so either
     /// the builder sees it or the registry sees the build.
     retired: AtomicBool,
@@ -45,7 +47,13 @@ pub(crate) struct Facts {
 impl Version {
     pub(super) fn new(core: &Core, evaluator: u64, spec: Spec) -> Arc<Self> {
         let generation = Generation { evaluator, version: core.unique() };
-        Arc::new(Self { generation, spec, facts: OnceLock::new(), retired: AtomicBool::new(false) })
+        Arc::new(Self {
+            generation,
+            spec,
+            facts: OnceLock::new(),
+            read: OnceLock::new(),
+            retired: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn facts(&self) -> Option<&Facts> {
@@ -55,7 +63,7 @@ impl Version {
     /// A lease on the version's runtime, building it if need be.
     pub(crate) async fn lease(self: &Arc<Self>, core: &Arc<Core>) -> Result<Leased<Runtime>, Error> {
         let deadline = clock::deadline(core.limits.wait_timeout);
-        self.lease_as(core, core.registry.arrive(), deadline, false).await
+        self.lease_as(core, &mut None, deadline, false).await
     }
 
     /// The same for a caller that came before, and waits in queues until `deadline`; `inside` a host function it does
@@ -63,7 +71,7 @@ impl Version {
     pub(crate) async fn lease_as(
         self: &Arc<Self>,
         core: &Arc<Core>,
-        age: Age,
+        age: &mut Option<Age>,
         deadline: Instant,
         inside: bool,
     ) -> Result<Leased<Runtime>, Error> {
@@ -114,7 +122,13 @@ async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) 
     let started = Instant::now();
     let within = core.limits.build_timeout;
     let load = async {
-        let plugin = spec.source.load(core.limits.plugin_size, spec.digest).await?;
+        let plugin = match version.read.get() {
+            Some(plugin) => plugin.clone(),
+            None => spec.source.load(core.limits.plugin_size, spec.digest).await?,
+        };
+        if matches!(spec.source, Source::Bytes(_)) {
+            let _ = version.read.set(plugin.clone());
+        }
         let mut linked = Vec::with_capacity(spec.linked.len());
         for (name, source) in &spec.linked {
             linked.push((name.as_str(), source.load(core.limits.plugin_size, None).await?));

@@ -170,7 +170,7 @@ async fn build(world: Arc<World>, ticket: BuildTicket<Fake>) {
 async fn evaluate(world: Arc<World>, registry: Registry<Fake>, generation: Generation) {
     let start = |ticket| drop(future::spawn(build(world.clone(), ticket)));
     let deadline = Instant::now();
-    let Ok(leased) = registry.lease(generation, registry.arrive(), deadline, Duration::ZERO, true, start).await else {
+    let Ok(leased) = registry.lease(generation, &mut None, deadline, Duration::ZERO, true, start).await else {
         return;
     };
     let mut lease = leased.lease;

@@ -149,14 +149,11 @@ impl<R: Resident> Registry<R> {
         Self { inner: Arc::new(Inner { state: Mutex::new(State::new(limits)), metrics, published: Mutex::new(0) }) }
     }
 
-    /// The age of a caller that has just come: its position in whatever queue it will be in, also when it has to ask
-    /// again.
-    pub(crate) fn arrive(&self) -> Age {
-        self.inner.lock().age()
-    }
-
     /// A lease on a generation's runtime, with an instance or the permit to make one. `start` is called if nobody is
     /// building the runtime; it must see to it that the ticket is worked on, and not block.
+    ///
+    /// `age` is the caller's position in whatever queue it will be in, set when it first asks; it keeps it when it has
+    /// to ask again.
     ///
     /// Cancel safe: dropping the future gives up the caller's place in whatever queue it is in.
     ///
@@ -167,7 +164,7 @@ impl<R: Resident> Registry<R> {
     pub(crate) async fn lease(
         &self,
         generation: Generation,
-        age: Age,
+        age: &mut Option<Age>,
         deadline: Instant,
         build_timeout: Duration,
         may_wait: bool,
@@ -175,8 +172,10 @@ impl<R: Resident> Registry<R> {
     ) -> Result<Leased<R>, Error> {
         let began = Instant::now();
         loop {
-            let requested =
-                self.inner.apply(|state, effects| state.request(generation, age, Instant::now(), may_wait, effects));
+            let (requested, age) = self.inner.apply(|state, effects| {
+                let age = *age.get_or_insert_with(|| state.age());
+                (state.request(generation, age, Instant::now(), may_wait, effects), age)
+            });
             let count = |result| self.inner.metrics.lookup(result);
             let answer = match requested {
                 Requested::Granted(grant) => {

@@ -1,6 +1,11 @@
 //! A lease with its instance: one evaluation's hold on a runtime, and what becomes of the instance afterwards.
 
-use std::panic::AssertUnwindSafe;
+use std::{
+    future::{Future, poll_fn},
+    panic::AssertUnwindSafe,
+    pin::pin,
+    task::Poll,
+};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -66,23 +71,31 @@ impl Active {
         let inner = &runtime.inner;
         let after = inner.policy.exec_timeout;
         let deadline = clock::deadline(after);
-        let mut stop = inner.stop.subscribe();
         instance.uses += 1;
         // Until the guest has returned, the instance is one that was interrupted.
         self.discard = Some(Discard::Cancelled);
-        let call = instance.guest.call(&inner.program.entry_point, input, deadline);
-        let call = timeout_at(deadline, AssertUnwindSafe(call).catch_unwind());
-        let ended = tokio::select! {
-            // A guest that has just returned is not interrupted.
-            biased;
-            returned = call => match returned {
-                Ok(Ok(Ok(output))) => Ended::Output(output),
-                Ok(Ok(Err(error))) => Ended::Failed(error),
-                Ok(Err(_panic)) => Ended::Failed(Error::Internal { reason: "the engine panicked", cause: None }),
-                Err(_) => Ended::Failed(Error::ExecTimeout { after }),
-            },
-            _ = stop.wait_for(|stop| *stop) => Ended::Stopped,
-        };
+        let guest = &mut instance.guest;
+        let ended = async {
+            let call = guest.call(&inner.program.entry_point, input, deadline);
+            let mut call = pin!(AssertUnwindSafe(call).catch_unwind());
+            // Most guests return at once, and then neither a timer nor a subscription is needed, which all threads share.
+            match poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await {
+                Poll::Ready(returned) => returned_as(returned),
+                Poll::Pending => {
+                    let mut stop = inner.stop.subscribe();
+                    tokio::select! {
+                        // A guest that has just returned is not interrupted.
+                        biased;
+                        returned = timeout_at(deadline, call) => match returned {
+                            Ok(returned) => returned_as(returned),
+                            Err(_) => Ended::Failed(Error::ExecTimeout { after }),
+                        },
+                        _ = stop.wait_for(|stop| *stop) => Ended::Stopped,
+                    }
+                }
+            }
+        }
+        .await;
         self.discard = match &ended {
             Ended::Stopped => Some(Discard::Closed),
             Ended::Failed(Error::ExecTimeout { .. }) => Some(Discard::Timeout),
@@ -93,6 +106,15 @@ impl Active {
             _ => None,
         };
         ended
+    }
+}
+
+/// `Err` is a panic.
+fn returned_as(returned: std::thread::Result<Result<Bytes, Error>>) -> Ended {
+    match returned {
+        Ok(Ok(output)) => Ended::Output(output),
+        Ok(Err(error)) => Ended::Failed(error),
+        Err(_panic) => Ended::Failed(Error::Internal { reason: "the engine panicked", cause: None }),
     }
 }
 

@@ -28,7 +28,7 @@ use std::{sync::Arc, time::Duration};
 use deadpool::unmanaged::Pool;
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 pub(crate) use self::active::{Active, Ended};
@@ -155,7 +155,7 @@ impl Runtime {
     async fn make_instance(&self, permit: Permit<Runtime>) -> Result<Instance, crate::Error> {
         let after = self.inner.policy.build_timeout;
         let permit = engine::Permit::new(permit);
-        match timeout(after, self.inner.program.compiled.instantiate(permit)).await {
+        match clock::timeout_at(clock::deadline(after), self.inner.program.compiled.instantiate(permit)).await {
             Ok(made) => made.map(|guest| Instance { guest, uses: 0 }),
             Err(_) => Err(crate::Error::BuildTimeout { after }),
         }

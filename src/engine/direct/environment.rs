@@ -21,10 +21,14 @@ pub(super) fn link(linker: &mut Linker<State>) -> Result<()> {
     linker.func_wrap(MODULE, "alloc", |mut caller: Caller<'_, State>, length: u64| {
         kernel(&caller)?.alloc(&mut caller, length)
     })?;
-    linker.func_wrap(MODULE, "free", |mut caller: Caller<'_, State>, offset: u64| {
-        kernel(&caller)?.free(&mut caller, offset)
+    linker.func_wrap(MODULE, "free", |mut caller: Caller<'_, State>, offset: u64| -> Result<()> {
+        kernel(&caller)?.free(&mut caller, offset);
+        Ok(())
     })?;
-    linker.func_wrap(MODULE, "reset", |mut caller: Caller<'_, State>| kernel(&caller)?.reset(&mut caller))?;
+    linker.func_wrap(MODULE, "reset", |mut caller: Caller<'_, State>| -> Result<()> {
+        kernel(&caller)?.reset(&mut caller);
+        Ok(())
+    })?;
     for name in ["length", "length_unsafe"] {
         linker.func_wrap(MODULE, name, |caller: Caller<'_, State>, offset: u64| Kernel::length(&caller, offset))?;
     }
@@ -79,7 +83,7 @@ pub(super) fn take(caller: &mut Caller<'_, State>, offset: u64, what: &str) -> R
     let kernel = kernel(caller)?;
     let bytes = kernel.read(&*caller, offset).map(<[u8]>::to_vec);
     let bytes = bytes.ok_or_else(|| Stop::Failed(format!("invalid handle offset for {what}: {offset}")))?;
-    kernel.free(caller, offset)?;
+    kernel.free(caller, offset);
     Ok(bytes)
 }
 
@@ -96,7 +100,8 @@ pub(super) fn give(caller: &mut Caller<'_, State>, bytes: &[u8]) -> Result<u64> 
 fn log(caller: &mut Caller<'_, State>, level: Level, message: u64) -> Result<()> {
     let kernel = kernel(caller)?;
     if level > LevelFilter::current() {
-        return kernel.free(caller, message);
+        kernel.free(caller, message);
+        return Ok(());
     }
     let message = take(caller, message, "log message")?;
     let text = match caller.data_mut().log.take() {

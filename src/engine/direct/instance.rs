@@ -4,7 +4,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use wasmtime::{Extern, ExternType, Module, Store, TypedFunc, UpdateDeadline, ValType};
 
 use super::{
@@ -14,6 +14,7 @@ use super::{
     state::{LogBudget, State, Stop},
 };
 use crate::{
+    clock,
     engine::{BoxFuture, Instance, Permit, host::in_guest},
     error::Error,
 };
@@ -42,9 +43,9 @@ pub(super) struct DirectInstance {
 impl DirectInstance {
     /// Instantiates the kernel and the plugin's modules, and runs their initialisers, all before `deadline`.
     pub(super) async fn new(shared: &Arc<Shared>, permit: Permit, deadline: Instant) -> Result<Self, Error> {
-        let _running = shared.host.ticker.running();
+        shared.host.ticker.wake();
         let made = in_guest(AssertUnwindSafe(instantiate(shared, deadline)).catch_unwind());
-        let (store, instance, kernel) = match timeout_at(deadline, made).await {
+        let (store, instance, kernel) = match clock::timeout_at(deadline, made).await {
             Ok(Ok(made)) => made.map_err(|error| outcome::invalid(&error, &shared.limits))?,
             Ok(Err(panic)) => return Err(Error::internal("a host function panicked", super::panic_text(&*panic))),
             Err(_) => return Err(Error::BuildTimeout { after: shared.limits.build_timeout }),
@@ -86,14 +87,13 @@ impl Instance for DirectInstance {
 
 impl Guest {
     async fn call(&mut self, entry_point: &str, input: &[u8], deadline: Instant) -> Result<(Bytes, bool), Failure> {
-        let shared = self.store.data().shared.clone();
-        let limits = &shared.limits;
-        let _running = shared.host.ticker.running();
+        let limits = self.store.data().shared.limits;
+        self.store.data().shared.host.ticker.wake();
         let returned = self.run(entry_point, input, deadline).await;
         self.store.data_mut().turn.rest();
-        let said = self.kernel.error(&mut self.store);
-        let finished = outcome::of_call(returned, said, limits)?;
-        match self.kernel.output(&mut self.store, limits.output_size) {
+        let said = self.kernel.error(&self.store);
+        let finished = outcome::of_call(returned, said, &limits)?;
+        match self.kernel.output(&self.store, limits.output_size) {
             Output::Bytes(output) => Ok((output, finished.is_sound)),
             Output::TooLarge => {
                 Err(Failure { error: Error::OutputTooLarge { limit: limits.output_size }, is_sound: finished.is_sound })
@@ -147,6 +147,7 @@ async fn instantiate(
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(|mut context| {
         let state = context.data_mut();
+        state.shared.host.ticker.wake();
         if Instant::now() >= state.deadline {
             return Err(Stop::Deadline.into());
         }

@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread,
     time::Duration,
@@ -17,12 +17,15 @@ use wasmtime::EngineWeak;
 /// a thousandth), longer makes everybody else wait.
 pub(super) const TICK: Duration = Duration::from_millis(1);
 
-/// Ticks without a guest after which the thread sleeps until there is one: waking it costs more than a few ticks.
+/// Ticks without a sign of a guest after which the thread sleeps until there is one: waking it costs more than a few
+/// ticks.
 const IDLE_TICKS: u32 = 200;
 
 struct Shared {
     engine: EngineWeak,
-    running: AtomicUsize,
+    /// A guest has begun, or reached a tick, since this was cleared. Guests look before they write: it is one word for
+    /// all of them.
+    seen: AtomicBool,
     asleep: AtomicBool,
 }
 
@@ -34,21 +37,22 @@ pub(super) struct Ticker {
 
 impl Ticker {
     pub(super) fn start(engine: EngineWeak) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { engine, running: AtomicUsize::new(0), asleep: AtomicBool::new(false) });
+        let shared = Arc::new(Shared { engine, seen: AtomicBool::new(true), asleep: AtomicBool::new(false) });
         let weak = Arc::downgrade(&shared);
         let thread = thread::Builder::new().name("evalpool-ticker".into()).spawn(move || tick(&weak))?;
         Ok(Self { shared, thread: thread.thread().clone() })
     }
 
-    /// Says that a guest runs, until the answer is dropped.
-    pub(super) fn running(&self) -> Running<'_> {
-        // This is ordered before the look at `asleep`, and the thread looks at `running` after setting `asleep`: one
-        // of the two sees the other.
-        self.shared.running.fetch_add(1, SeqCst);
+    /// Says that a guest begins, or goes on. While one runs, it says so at each of its ticks.
+    pub(super) fn wake(&self) {
+        if self.shared.seen.load(SeqCst) {
+            return;
+        }
+        // The thread looks at `seen` after setting `asleep`, and this the other way round: one sees the other.
+        self.shared.seen.store(true, SeqCst);
         if self.shared.asleep.load(SeqCst) {
             self.thread.unpark();
         }
-        Running(self)
     }
 }
 
@@ -58,36 +62,33 @@ impl Drop for Ticker {
     }
 }
 
-pub(super) struct Running<'a>(&'a Ticker);
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.shared.running.fetch_sub(1, SeqCst);
-    }
-}
-
 fn tick(ticker: &Weak<Shared>) {
-    let mut idle = 0;
+    let mut since_seen = 0;
     loop {
         thread::sleep(TICK);
         let Some(shared) = ticker.upgrade() else { return };
         if let Some(engine) = shared.engine.upgrade() {
             engine.increment_epoch();
         }
-        idle = if shared.running.load(SeqCst) == 0 { idle + 1 } else { 0 };
-        if idle > IDLE_TICKS {
-            shared.asleep.store(true, SeqCst);
-            let sleeps = shared.running.load(SeqCst) == 0;
-            // Not held while asleep, so that dropping the ticker ends the thread.
-            drop(shared);
-            if sleeps && ticker.strong_count() > 0 {
-                // Woken for nothing now and then, it ticks for a while and sleeps again.
-                thread::park();
-            }
-            if let Some(shared) = ticker.upgrade() {
-                shared.asleep.store(false, SeqCst);
-            }
-            idle = 0;
+        since_seen += 1;
+        if since_seen < IDLE_TICKS {
+            continue;
+        }
+        since_seen = 0;
+        // A guest that runs says so again at its next tick, of which there are enough before this is looked at next.
+        if shared.seen.swap(false, SeqCst) {
+            continue;
+        }
+        shared.asleep.store(true, SeqCst);
+        let sleeps = !shared.seen.load(SeqCst);
+        // Not held while asleep, so that dropping the ticker ends the thread.
+        drop(shared);
+        if sleeps && ticker.strong_count() > 0 {
+            // Woken for nothing now and then, it ticks for a while and sleeps again.
+            thread::park();
+        }
+        if let Some(shared) = ticker.upgrade() {
+            shared.asleep.store(false, SeqCst);
         }
     }
 }

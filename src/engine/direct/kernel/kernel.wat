@@ -1,13 +1,9 @@
 ;; The part of Extism's kernel that guests call for every byte: loads and stores with their bounds, and where input,
 ;; output and error are. What is called a few times in an evaluation (alloc, free, length, reset) is host code: see
-;; `mod.rs`. Offsets and bounds are those of Extism's own kernel: a root of 64 bytes after offset 1, then blocks.
+;; `mod.rs`. Offsets and bounds are those of Extism's own kernel: a root of 64 bytes, which guests cannot reach, then
+;; blocks. In the root: input at 8, its length at 16, output at 24, its length at 32, error at 40.
 (module
   (memory (export "memory") 1)
-  (global $input (export "input") (mut i64) (i64.const 0))
-  (global $input_len (export "input_len") (mut i64) (i64.const 0))
-  (global $output (export "output") (mut i64) (i64.const 0))
-  (global $output_len (export "output_len") (mut i64) (i64.const 0))
-  (global $error (export "error") (mut i64) (i64.const 0))
 
   (func $end (result i64) (i64.shl (i64.extend_i32_u (memory.size)) (i64.const 16)))
 
@@ -42,32 +38,32 @@
       (then (i64.store (i32.wrap_i64 (local.get $p)) (local.get $x)))))
 
   (func (export "input_load_u8") (param $at i64) (result i32)
-    (if (i64.lt_u (local.get $at) (global.get $input_len))
-      (then (return (i32.load8_u (i32.wrap_i64 (i64.add (global.get $input) (local.get $at)))))))
+    (if (i64.lt_u (local.get $at) (i64.load (i32.const 16)))
+      (then (return (i32.load8_u (i32.wrap_i64 (i64.add (i64.load (i32.const 8)) (local.get $at)))))))
     (i32.const 0))
 
   (func (export "input_load_u64") (param $at i64) (result i64)
     ;; Without the first condition, an offset just below 0 would wrap around and read in front of the input.
-    (if (i32.and (i64.lt_u (local.get $at) (global.get $input_len))
-          (i64.le_u (i64.add (local.get $at) (i64.const 8)) (global.get $input_len)))
-      (then (return (i64.load (i32.wrap_i64 (i64.add (global.get $input) (local.get $at)))))))
+    (if (i32.and (i64.lt_u (local.get $at) (i64.load (i32.const 16)))
+          (i64.le_u (i64.add (local.get $at) (i64.const 8)) (i64.load (i32.const 16))))
+      (then (return (i64.load (i32.wrap_i64 (i64.add (i64.load (i32.const 8)) (local.get $at)))))))
     (i64.const 0))
 
   (func (export "input_set") (param $p i64) (param $len i64)
     (if (call $range (local.get $p) (local.get $len))
-      (then (global.set $input (local.get $p)) (global.set $input_len (local.get $len)))))
+      (then (i64.store (i32.const 8) (local.get $p)) (i64.store (i32.const 16) (local.get $len)))))
 
   (func (export "output_set") (param $p i64) (param $len i64)
     (if (call $range (local.get $p) (local.get $len))
-      (then (global.set $output (local.get $p)) (global.set $output_len (local.get $len)))))
+      (then (i64.store (i32.const 24) (local.get $p)) (i64.store (i32.const 32) (local.get $len)))))
 
   (func (export "error_set") (param $p i64)
     (if (i32.or (i64.eqz (local.get $p)) (call $within (local.get $p)))
-      (then (global.set $error (local.get $p)))))
+      (then (i64.store (i32.const 40) (local.get $p)))))
 
-  (func (export "input_length") (result i64) (global.get $input_len))
-  (func (export "input_offset") (result i64) (global.get $input))
-  (func (export "output_length") (result i64) (global.get $output_len))
-  (func (export "output_offset") (result i64) (global.get $output))
-  (func (export "error_get") (result i64) (global.get $error))
+  (func (export "input_length") (result i64) (i64.load (i32.const 16)))
+  (func (export "input_offset") (result i64) (i64.load (i32.const 8)))
+  (func (export "output_length") (result i64) (i64.load (i32.const 32)))
+  (func (export "output_offset") (result i64) (i64.load (i32.const 24)))
+  (func (export "error_get") (result i64) (i64.load (i32.const 40)))
   (func (export "memory_bytes") (result i64) (i64.sub (call $end) (i64.const 64))))

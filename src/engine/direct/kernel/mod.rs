@@ -13,7 +13,7 @@
 
 mod blocks;
 
-use wasmtime::{AsContext, AsContextMut, Engine, Global, Instance, Memory, Module, ModuleExport, Store, Val};
+use wasmtime::{AsContext, AsContextMut, Engine, Instance, Memory, Module, ModuleExport, Store};
 
 use self::blocks::{BOOKKEEPING, Blocks};
 use super::state::{State, Stop};
@@ -21,11 +21,20 @@ use crate::error::Error;
 
 const PAGE: u64 = 65_536;
 
+/// The words of the kernel's root, by their offsets in its memory. No store of a guest's reaches them.
+mod root {
+    pub(super) const INPUT: usize = 8;
+    pub(super) const INPUT_LEN: usize = 16;
+    pub(super) const OUTPUT: usize = 24;
+    pub(super) const OUTPUT_LEN: usize = 32;
+    pub(super) const ERROR: usize = 40;
+    pub(super) const ALL: std::ops::Range<usize> = INPUT..ERROR + 8;
+}
+
 /// The compiled kernel, and where its exports are.
 pub(super) struct KernelModule {
     module: Module,
     memory: ModuleExport,
-    globals: [ModuleExport; 5],
 }
 
 /// The kernel of one guest. Copies refer to the same one.
@@ -33,11 +42,6 @@ pub(super) struct KernelModule {
 pub(super) struct Kernel {
     instance: Instance,
     memory: Memory,
-    input: Global,
-    input_len: Global,
-    output: Global,
-    output_len: Global,
-    error: Global,
 }
 
 impl KernelModule {
@@ -46,8 +50,7 @@ impl KernelModule {
         let bytes = wat::parse_str(include_str!("kernel.wat")).map_err(|error| broken(error.into()))?;
         let module = Module::new(engine, bytes).map_err(|error| broken(error.to_string().into()))?;
         let find = |name: &str| module.get_export_index(name).ok_or_else(|| broken(format!("no {name}").into()));
-        let globals = [find("input")?, find("input_len")?, find("output")?, find("output_len")?, find("error")?];
-        Ok(Self { memory: find("memory")?, globals, module })
+        Ok(Self { memory: find("memory")?, module })
     }
 
     /// Where the accessor of this name is, if it is one.
@@ -59,16 +62,8 @@ impl KernelModule {
     pub(super) async fn instantiate(&self, store: &mut Store<State>) -> wasmtime::Result<Kernel> {
         let instance = Instance::new_async(&mut *store, &self.module, &[]).await?;
         let memory = instance.get_module_export(&mut *store, &self.memory).and_then(wasmtime::Extern::into_memory);
-        let mut globals = [None; 5];
-        for (slot, export) in globals.iter_mut().zip(&self.globals) {
-            *slot = instance.get_module_export(&mut *store, export).and_then(wasmtime::Extern::into_global);
-        }
-        match (memory, globals) {
-            (Some(memory), [Some(input), Some(input_len), Some(output), Some(output_len), Some(error)]) => {
-                Ok(Kernel { instance, memory, input, input_len, output, output_len, error })
-            }
-            _ => Err(wasmtime::Error::msg("the kernel lacks an export")),
-        }
+        let memory = memory.ok_or_else(|| wasmtime::Error::msg("the kernel lacks its memory"))?;
+        Ok(Kernel { instance, memory })
     }
 }
 
@@ -85,32 +80,32 @@ impl Kernel {
         self.instance.get_module_export(store, export)
     }
 
-    fn get(global: Global, store: &mut impl AsContextMut) -> u64 {
-        match global.get(store) {
-            Val::I64(value) => value.cast_unsigned(),
-            _ => 0,
-        }
+    fn get(&self, store: &impl AsContext<Data = State>, word: usize) -> u64 {
+        let bytes = self.memory.data(store.as_context()).get(word..).and_then(<[u8]>::first_chunk);
+        bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
     }
 
-    fn set(global: Global, store: &mut impl AsContextMut, value: u64) -> wasmtime::Result<()> {
-        global.set(store, Val::I64(value.cast_signed()))
+    fn set(&self, store: &mut impl AsContextMut<Data = State>, word: usize, value: u64) {
+        if let Some(bytes) = self.memory.data_mut(store).get_mut(word..word + 8) {
+            bytes.copy_from_slice(&value.to_le_bytes());
+        }
     }
 
     /// Empties the memory of an earlier call and puts an input into it.
     pub(super) fn begin(&self, store: &mut Store<State>, input: &[u8]) -> wasmtime::Result<()> {
-        self.reset(store)?;
+        self.reset(store);
         let offset = self.write(store, input)?;
         if offset != 0 {
-            Self::set(self.input, store, offset)?;
-            Self::set(self.input_len, store, input.len() as u64)?;
+            self.set(store, root::INPUT, offset);
+            self.set(store, root::INPUT_LEN, input.len() as u64);
         }
         Ok(())
     }
 
     /// The output, if it is within the memory and its limit.
-    pub(super) fn output(&self, store: &mut Store<State>, limit: u64) -> Output {
-        let (offset, len) = (Self::get(self.output, store), Self::get(self.output_len, store));
-        match self.bytes(&*store, offset, len) {
+    pub(super) fn output(&self, store: &Store<State>, limit: u64) -> Output {
+        let (offset, len) = (self.get(store, root::OUTPUT), self.get(store, root::OUTPUT_LEN));
+        match self.bytes(store, offset, len) {
             None => Output::Nowhere,
             Some(bytes) if bytes.len() as u64 > limit => Output::TooLarge,
             Some(bytes) => Output::Bytes(bytes::Bytes::copy_from_slice(bytes)),
@@ -118,10 +113,10 @@ impl Kernel {
     }
 
     /// The error that the guest has set, if it has.
-    pub(super) fn error(&self, store: &mut Store<State>) -> Option<Vec<u8>> {
-        let offset = Self::get(self.error, store);
+    pub(super) fn error(&self, store: &Store<State>) -> Option<Vec<u8>> {
+        let offset = self.get(store, root::ERROR);
         let len = store.data().blocks.length(offset);
-        if offset == 0 || len == 0 { None } else { self.bytes(&*store, offset, len).map(<[u8]>::to_vec) }
+        if offset == 0 || len == 0 { None } else { self.bytes(store, offset, len).map(<[u8]>::to_vec) }
     }
 
     fn bytes<'a>(&self, store: &'a Store<State>, offset: u64, len: u64) -> Option<&'a [u8]> {
@@ -129,17 +124,16 @@ impl Kernel {
     }
 
     /// Frees everything, and clears it, as Extism's kernel does.
-    pub(super) fn reset(&self, store: &mut impl AsContextMut<Data = State>) -> wasmtime::Result<()> {
+    pub(super) fn reset(&self, store: &mut impl AsContextMut<Data = State>) {
         let (memory, state) = self.memory.data_and_store_mut(&mut *store);
         state.budget.give_back(state.blocks.count().saturating_mul(BOOKKEEPING));
         let used = state.blocks.clear();
         if let Some(used) = range(used.start, used.end - used.start, memory.len()) {
             memory[used].fill(0);
         }
-        for global in [self.input, self.input_len, self.output, self.output_len, self.error] {
-            Self::set(global, store, 0)?;
+        if let Some(root) = memory.get_mut(root::ALL) {
+            root.fill(0);
         }
-        Ok(())
     }
 
     /// Allocates a block; 0 for none.
@@ -163,12 +157,11 @@ impl Kernel {
         Ok(placement.offset)
     }
 
-    pub(super) fn free(&self, store: &mut impl AsContextMut<Data = State>, offset: u64) -> wasmtime::Result<()> {
+    pub(super) fn free(&self, store: &mut impl AsContextMut<Data = State>, offset: u64) {
         let freed = store.as_context_mut().data_mut().blocks.free(offset);
-        if freed && offset == Self::get(self.input, store) {
-            Self::set(self.input_len, store, 0)?;
+        if freed && offset == self.get(store, root::INPUT) {
+            self.set(store, root::INPUT_LEN, 0);
         }
-        Ok(())
     }
 
     /// The length of the block that begins at `offset`; 0 when none does.
