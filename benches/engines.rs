@@ -301,7 +301,7 @@ mod bare {
 
     use wasmtime::{
         Caller, Config, Enabled, Engine, Extern, Instance, InstanceAllocationStrategy, Linker, Memory, Module,
-        PoolingAllocationConfig, Store, Val,
+        PoolingAllocationConfig, Store,
     };
 
     use super::TOTALS;
@@ -352,8 +352,8 @@ mod bare {
             let memory = kernel.get_memory(&mut store, "memory").unwrap();
             store.data_mut().memory = Some(memory);
             memory.write(&mut store, 128, TOTALS.2).unwrap();
-            for (name, value) in [("input", 128), ("input_len", TOTALS.2.len() as i64)] {
-                kernel.get_global(&mut store, name).unwrap().set(&mut store, Val::I64(value)).unwrap();
+            for (word, value) in [(8, 128), (16, TOTALS.2.len() as u64)] {
+                memory.write(&mut store, word, &value.to_le_bytes()).unwrap();
             }
             let mut externs: Vec<Extern> = Vec::with_capacity(imports.len());
             for (export, name, module) in &imports {
@@ -365,11 +365,10 @@ mod bare {
             let instance = Instance::new_async(&mut store, &plugin, &externs).await.unwrap();
             let run = instance.get_typed_func::<(), i32>(&mut store, TOTALS.1).unwrap();
             assert_eq!(run.call_async(&mut store, ()).await.unwrap(), 0);
-            let global = |store: &mut Store<Guest>, name| {
-                kernel.get_global(&mut *store, name).unwrap().get(&mut *store).unwrap_i64()
+            let word = |at: usize| {
+                usize::try_from(u64::from_le_bytes(*memory.data(&store)[at..].first_chunk().unwrap())).unwrap()
             };
-            let (from, length) = (global(&mut store, "output"), global(&mut store, "output_len"));
-            let range = usize::try_from(from).unwrap()..usize::try_from(from + length).unwrap();
+            let range = word(24)..word(24) + word(32);
             let _ = std::hint::black_box(memory.data(&store)[range].to_vec());
         };
         super::latencies(length, once).await

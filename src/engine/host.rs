@@ -79,7 +79,8 @@ pub(super) enum Closure {
 
 /// A function of the host that plugins may import.
 ///
-/// It runs on the thread of the guest that called it, and nothing can interrupt it while it blocks: keep it short. If
+/// It runs on the thread of the guest that called it, and nothing can interrupt it while it blocks: keep it short, and
+/// declare what waits with [`new_async`](Self::new_async) or [`bytes_async`](Self::bytes_async). If
 /// it panics, the evaluation ends as `internal` and its instance is discarded. If it evaluates on its own pool, that
 /// evaluation never waits: it is `saturated` unless an instance is free at once.
 #[derive(Clone)]

@@ -11,9 +11,12 @@
 //!
 //! How a guest gets a thread is the engine's own affair: whatever blocks runs on one of tokio's blocking threads.
 //!
+//! There are two, `extism` and `direct`: see [`choosing`].
+//!
 //! Why boxed futures and trait objects rather than generics: one pool type for every engine, and a spy in tests. The
 //! price, an allocation a call, is less than a hundredth of the cheapest evaluation that was measured.
 
+pub mod choosing;
 #[cfg(feature = "direct")]
 pub mod direct;
 #[cfg(feature = "extism")]
