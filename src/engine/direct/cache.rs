@@ -194,8 +194,8 @@ fn store(root: &Path, key: Key, code: &[u8], limit: u64) -> io::Result<()> {
 
 static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
-/// Removes what was not used for longest until no more than `room` bytes are kept, whatever version they are of.
-fn make_room(root: &Path, room: u64) -> io::Result<()> {
+/// Removes what was not used for longest until no more than `limit` bytes are kept, whatever version they are of.
+fn make_room(root: &Path, limit: u64) -> io::Result<()> {
     let mut kept = Vec::new();
     for folder in fs::read_dir(root)? {
         for file in fs::read_dir(folder?.path()).into_iter().flatten().flatten() {
@@ -207,7 +207,7 @@ fn make_room(root: &Path, room: u64) -> io::Result<()> {
     kept.sort();
     let mut total: u64 = kept.iter().map(|(_, size, _)| size).sum();
     for (_, size, path) in kept {
-        if total <= room {
+        if total <= limit {
             break;
         }
         fs::remove_file(path)?;

@@ -38,7 +38,7 @@ fn define(linker: &mut Linker<State>, function: Portable) -> wasmtime::Result<()
         Closure::Blocking(call) => {
             linker.func_new(&module, &name, ty, move |mut caller, args, slots| {
                 let args = from_wasmtime(args)?;
-                let returned = call(&mut Memory(&mut caller), &args).map_err(failed)?;
+                let returned = call(&mut Memory(&mut caller), &args).map_err(|error| failed(&error))?;
                 give_back(&shown, &declared, &returned, slots)
             })?;
         }
@@ -49,7 +49,7 @@ fn define(linker: &mut Linker<State>, function: Portable) -> wasmtime::Result<()
                     let args = from_wasmtime(args)?;
                     // It may wait for anything, and not for a core.
                     caller.data().turn.release();
-                    let returned = call(&mut Memory(&mut caller), &args).await.map_err(failed)?;
+                    let returned = call(&mut Memory(&mut caller), &args).await.map_err(|error| failed(&error))?;
                     give_back(&shown, &declared, &returned, slots)
                 })
             })?;
@@ -69,7 +69,7 @@ fn give_back(name: &str, declared: &[ValType], returned: &[Val], slots: &mut [wa
     Ok(())
 }
 
-fn failed(error: HostFunctionError) -> Stop {
+fn failed(error: &HostFunctionError) -> Stop {
     Stop::Failed(error.to_string())
 }
 

@@ -29,7 +29,6 @@ struct Guest {
 }
 
 /// An entry point's function, by its shape.
-#[derive(Clone)]
 enum Entry {
     Silent(TypedFunc<(), ()>),
     Coded(TypedFunc<(), i32>),
@@ -114,26 +113,24 @@ impl Guest {
             self.store.set_fuel(fuel)?;
         }
         self.kernel.begin(&mut self.store, input)?;
-        match self.entry(entry_point)? {
-            Entry::Silent(entry) => entry.call_async(&mut self.store, ()).await.map(|()| 0),
-            Entry::Coded(entry) => entry.call_async(&mut self.store, ()).await,
+        if self.entry.as_ref().is_none_or(|(known, _)| known != entry_point) {
+            self.entry = Some((entry_point.to_owned(), self.find(entry_point)?));
+        }
+        // By reference: a clone would count references to a type, in a word that all guests share.
+        match &self.entry {
+            Some((_, Entry::Silent(entry))) => entry.call_async(&mut self.store, ()).await.map(|()| 0),
+            Some((_, Entry::Coded(entry))) => entry.call_async(&mut self.store, ()).await,
+            None => Err(Stop::Broken("an entry point that was found is gone".into()).into()),
         }
     }
 
-    fn entry(&mut self, name: &str) -> wasmtime::Result<Entry> {
-        if let Some((known, entry)) = &self.entry
-            && known == name
-        {
-            return Ok(entry.clone());
-        }
+    fn find(&mut self, name: &str) -> wasmtime::Result<Entry> {
         let missing = || Stop::Failed(format!("Function not found: {name}"));
         let function = self.instance.get_func(&mut self.store, name).ok_or_else(missing)?;
-        let entry = match function.typed::<(), i32>(&self.store) {
+        Ok(match function.typed::<(), i32>(&self.store) {
             Ok(coded) => Entry::Coded(coded),
             Err(_) => Entry::Silent(function.typed::<(), ()>(&self.store)?),
-        };
-        self.entry = Some((name.to_owned(), entry.clone()));
-        Ok(entry)
+        })
     }
 }
 

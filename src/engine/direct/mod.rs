@@ -68,7 +68,7 @@ pub struct DirectEngine {
     plan: Plan,
     cache: Arc<Cache>,
     turns: Arc<Turns>,
-    plain: Arc<Host>,
+    unfueled: Arc<Host>,
     /// For specs that limit fuel; made when first needed.
     fueled: Mutex<Option<Arc<Host>>>,
 }
@@ -99,13 +99,13 @@ impl DirectEngine {
             .map_err(|error| Error::invalid_request(format!("engine.code_cache cannot be used: {error}")))?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (cache, turns) = (Arc::new(cache), Arc::new(Turns::new(cores)));
-        let plain = Host::new(plan, false, turns.clone(), cache.clone())?;
-        Ok(Self { plan, cache, turns, plain, fueled: Mutex::new(None) })
+        let unfueled = Host::new(plan, false, turns.clone(), cache.clone())?;
+        Ok(Self { plan, cache, turns, unfueled, fueled: Mutex::new(None) })
     }
 
     fn host(&self, fueled: bool) -> Result<Arc<Host>, Error> {
         if !fueled {
-            return Ok(self.plain.clone());
+            return Ok(self.unfueled.clone());
         }
         let mut made = self.fueled.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(host) = &*made {
@@ -167,7 +167,7 @@ impl Engine for DirectEngine {
     fn slots(&self) -> Option<Slots> {
         let fueled = self.fueled.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut slots = Slots::default();
-        for host in [Some(self.plain.clone()), fueled].into_iter().flatten() {
+        for host in [Some(self.unfueled.clone()), fueled].into_iter().flatten() {
             let Some(metrics) = host.engine.pooling_allocator_metrics() else { continue };
             slots.live.instances += metrics.core_instances();
             slots.live.memories += metrics.memories() as u64;

@@ -58,7 +58,9 @@ impl Turn {
 
     /// The guest has returned: its next call is a new one.
     pub(super) fn rest(&mut self) {
-        self.release();
+        if self.ticks > 1 {
+            self.release();
+        }
         self.ticks = 0;
     }
 }

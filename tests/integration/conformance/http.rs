@@ -1,0 +1,135 @@
+//! `http_request` on both engines, against a server of this process.
+
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    time::Duration,
+};
+
+use super::{
+    Expected::{Error, Output},
+    answers, pool, with_functions,
+};
+use crate::support::ENGINES;
+
+/// Answers each connection with what `answer` makes of the request's head and body.
+fn http_server(answer: impl Fn(&str) -> String + Send + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = Vec::new();
+            let mut buffer = [0; 4096];
+            loop {
+                let read = stream.read(&mut buffer).unwrap_or(0);
+                request.extend_from_slice(&buffer[..read]);
+                let text = String::from_utf8_lossy(&request);
+                let Some((head, body)) = text.split_once("\r\n\r\n") else {
+                    if read == 0 {
+                        break;
+                    }
+                    continue;
+                };
+                let length =
+                    head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+                if body.len() >= length.unwrap_or(0) {
+                    let _ = stream.write_all(answer(&text).as_bytes());
+                    break;
+                }
+            }
+        }
+    });
+    port
+}
+
+/// Makes the request that its input is, a body of `colour` with it if it is longer than 100 bytes, and gives status,
+/// headers and body.
+const REQUESTER: &str = "
+    (call $body (call $http (call $copy_of_input)
+        (if (result i64) (i64.gt_u (call $input_length) (i64.const 100)) (then (call $colour)) (else (i64.const 0)))))
+    i32.const 0";
+const REQUESTER_FUNCTIONS: &str = "
+    (func $copy_of_input (result i64) (call $echo) (call $output_offset))
+    (func $body (param $b i64)
+        (if (i32.eq (call $status) (i32.const 201)) (then (call $block (call $headers))) (else
+        (if (i32.eq (call $status) (i32.const 404)) (then (call $out (i64.const 404))) (else
+            (call $block (local.get $b)))))))";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_engines_speak_http_alike() {
+    let port = http_server(|request| {
+        let (head, body) = request.split_once("\r\n\r\n").unwrap();
+        let mut words = head.split(' ');
+        let (method, path) = (words.next().unwrap(), words.next().unwrap());
+        let tagged = head.to_lowercase().contains("x-tag: yes");
+        match path {
+            "/missing" => "HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\nno".to_owned(),
+            "/headers" => {
+                "HTTP/1.1 201 Created\r\nx-one: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned()
+            }
+            "/away" => {
+                "HTTP/1.1 302 Found\r\nlocation: /here\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned()
+            }
+            "/large" => format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: 40000000\r\nconnection: close\r\n\r\n{}",
+                "x".repeat(40_000_000)
+            ),
+            "/never" => {
+                std::thread::sleep(Duration::from_secs(1));
+                String::new()
+            }
+            _ => {
+                let text = format!("{method} {path} {tagged} {body}");
+                format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}", text.len())
+            }
+        }
+    });
+    let url = |path: &str| format!("http://127.0.0.1:{port}{path}");
+    let requests = [
+        (format!(r#"{{"url":"{}"}}"#, url("/get")), Output(b"GET /get false ")),
+        (
+            format!(
+                r#"{{"url":"{}","method":"put","headers":{{"x-tag":"yes","x-long":"{}"}}}}"#,
+                url("/put"),
+                "y".repeat(60)
+            ),
+            Output(b"PUT /put true colour"),
+        ),
+        (format!(r#"{{"url":"{}"}}"#, url("/missing")), Output(&[148, 1, 0, 0, 0, 0, 0, 0])),
+        (
+            format!(r#"{{"url":"{}"}}"#, url("/headers")),
+            Output(br#"{"connection":"close","content-length":"0","x-one":"1"}"#),
+        ),
+        (format!(r#"{{"url":"{}"}}"#, url("/away")), Output(b"GET /here false ")),
+        (
+            format!(r#"{{"url":"{}"}}"#, url("/large")),
+            Error("guest_error", "exceeds the configured maximum number of bytes"),
+        ),
+        (format!(r#"{{"url":"{}"}}"#, url("/never")), Error("exec_timeout", "")),
+        (
+            r#"{"url":"http://example.org/"}"#.to_owned(),
+            Error("guest_error", "HTTP request to http://example.org/ is not allowed"),
+        ),
+        (r#"{"url":"no url"}"#.to_owned(), Error("guest_error", "Invalid URL")),
+        (r#"{"uri":"x"}"#.to_owned(), Error("guest_error", "unknown field `uri`")),
+    ];
+    for (request, expected) in requests {
+        let spec = with_functions(REQUESTER_FUNCTIONS, REQUESTER).with_allowed_hosts(["127.0.0.1"]);
+        let mut given = Vec::new();
+        for engine in ENGINES {
+            let pool = pool(engine);
+            given.push(answers(&pool, spec.clone(), &[request.as_bytes()]).await.remove(0));
+            pool.close().await;
+        }
+        for answer in &given {
+            match (&expected, answer) {
+                (Output(output), Ok(given)) => assert_eq!(given, output, "{request:.200}"),
+                (Error(wanted, words), Err((given, text))) => {
+                    assert!(given == wanted && text.contains(words), "{request:.200}: {given} {text}");
+                }
+                _ => panic!("{request:.200}: {answer:?}"),
+            }
+        }
+    }
+}
