@@ -9,6 +9,7 @@ mod conformance;
 mod dashboards;
 mod engine;
 mod guard;
+mod hostile;
 mod lifecycle;
 mod model;
 mod pool;

@@ -48,6 +48,9 @@ const FUEL_PER_SECOND: u64 = 2_000_000_000;
 /// Bytes of variables that one instance may keep (extism's own default).
 const MAX_VAR_BYTES: u64 = 1024 * 1024;
 
+/// A function that no plugin has.
+const NOTHING: &str = "evalpool: nothing";
+
 /// Runs plugins through the `extism` crate.
 pub struct ExtismEngine {
     cache: Arc<CodeCache>,
@@ -205,8 +208,15 @@ impl CompiledPlugin for Compiled {
                 return Err(Error::Internal { reason: "a seat without a plugin", cause: None });
             };
             let _scope = GuestScope::enter();
-            let plugin = Plugin::new_from_compiled(compiled)
-                .map_err(|error| errors::invalid(&error, &seat.shared.recipe.limits))?;
+            let limits = &seat.shared.recipe.limits;
+            let mut plugin = Plugin::new_from_compiled(compiled).map_err(|error| errors::invalid(&error, limits))?;
+            // extism initialises a plugin at its first call, whatever is called: so what fails there fails here, and the
+            // first evaluation does not pay for it.
+            if let Err(error) = plugin.call::<&[u8], &[u8]>(NOTHING, &[])
+                && !error.to_string().ends_with(NOTHING)
+            {
+                return Err(errors::invalid(&error, limits));
+            }
             Ok(Box::new(ExtismInstance { guest: Some(Box::new(Guest { plugin, seat, _permit: permit })) })
                 as Box<dyn Instance>)
         }))
