@@ -129,6 +129,21 @@ impl Server {
         self.request("PUT", &format!("/v1/evaluators/{name}"), &[("content-type", "application/wasm")], plugin)
     }
 
+    /// Uploads a plugin, evaluates it twice, and deletes it: how each step ended, by kind.
+    pub(crate) fn outcomes_of(&self, plugin: &[u8]) -> Vec<Result<(), String>> {
+        let kind = |answer: &Answer| match answer.status {
+            200..300 => Ok(()),
+            _ => Err(answer.json()["kind"].as_str().unwrap_or_default().to_owned()),
+        };
+        let uploaded = kind(&self.put("hostile", plugin));
+        if uploaded.is_err() {
+            return vec![uploaded];
+        }
+        let came = [self.post("hostile", b"x"), self.post("hostile", b"x")].iter().map(kind).collect();
+        assert_eq!(self.delete("hostile").status, 204);
+        came
+    }
+
     fn delete(&self, name: &str) -> Answer {
         self.request("DELETE", &format!("/v1/evaluators/{name}"), &[], b"")
     }

@@ -257,7 +257,7 @@ fn endless() -> Vec<Hostile> {
             "variables set without end",
             "(loop (call $var_set (call $colour) (call $digits)) (br 0)) i32.const 0",
             late,
-            Same,
+            NotRun,
         ),
         run(
             "a reset without end",

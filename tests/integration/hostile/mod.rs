@@ -15,7 +15,10 @@ use evalpool::{EvaluatorPool, Isolation, Settings, Source, Spec, config::EngineK
 use serde_json::json;
 
 use self::gallery::{Comes, Hostile, OnExtism};
-use crate::support::{ENGINES, GREET, eventually, on_threads};
+use crate::{
+    service::Server,
+    support::{ENGINES, GREET, eventually, on_threads},
+};
 
 const EXEC: Duration = Duration::from_millis(100);
 const BUILD: Duration = Duration::from_secs(2);
@@ -119,5 +122,29 @@ async fn beside_a_neighbour(engine: EngineKind, isolation: Isolation, gallery: &
     assert_eq!(pool.runtimes(), 0);
     if let Some(slots) = pool.slots() {
         assert_eq!(slots.live, evalpool::engine::SlotCounts::default());
+    }
+}
+
+#[test]
+fn each_hostile_plugin_comes_to_its_end_over_http() {
+    for engine in ENGINES {
+        let server = Server::start(&[
+            ("ENGINE_KIND", engine.as_str()),
+            ("LIMITS_EXEC_TIMEOUT", "100ms"),
+            ("LIMITS_BUILD_TIMEOUT", "2s"),
+            ("LIMITS_OUTPUT_SIZE", "1MiB"),
+            ("LIMITS_MEMORY", "8MiB"),
+            ("LIMITS_TABLE_ELEMENTS", "10000"),
+            ("POOL_NEGATIVE_TTL", "0s"),
+        ]);
+        let mut wrong = Vec::new();
+        for hostile in gallery::all() {
+            let Some(comes) = expected(&hostile, engine) else { continue };
+            let came = server.outcomes_of(&hostile.bytes);
+            if !came.iter().all(|came| as_expected(comes, came)) {
+                wrong.push(format!("{}: {came:?}, not {comes:?}", hostile.trick));
+            }
+        }
+        assert!(wrong.is_empty(), "{engine:?}: {} are wrong\n{}", wrong.len(), wrong.join("\n"));
     }
 }
