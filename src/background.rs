@@ -1,7 +1,7 @@
 //! Work that outlives the call that caused it: builds, closes, spare instances, heavy drops.
 //!
-//! It runs on the tokio runtime of whoever causes it. Where there is none, or none any more, it runs on a runtime and a
-//! thread of this crate's own, started when first needed and shared by all pools of the process.
+//! It runs on the tokio runtime of whoever causes it. Where there is none, or none any more, it runs on a runtime of
+//! this crate's own, started when first needed and shared by all pools of the process.
 
 use std::{
     future::Future,
@@ -21,10 +21,10 @@ pub(crate) fn own() -> Option<&'static Runtime> {
     static OWN: OnceLock<Option<Runtime>> = OnceLock::new();
     OWN.get_or_init(|| {
         Builder::new_multi_thread()
-            .worker_threads(1)
+            .worker_threads(thread::available_parallelism().map_or(1, usize::from))
             .thread_name("evalpool")
             .max_blocking_threads(2048)
-            .enable_time()
+            .enable_all()
             .build()
             .ok()
     })

@@ -13,7 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::spawn_blocking,
+    time::timeout,
+};
 
 use crate::{
     background,
@@ -175,11 +179,7 @@ impl Compiler {
             slot.map_err(|_| Error::WaitTimeout { after: wait })?.map_err(|error| internal(error.to_string()))?;
         let after = blueprint.limits.build_timeout;
         let (engine, metrics) = (self.engine.clone(), self.metrics.clone());
-        let work = tokio::spawn(async move {
-            let built = attempt(&*engine, blueprint, admission, metrics).await;
-            drop(slot);
-            built
-        });
+        let work = tokio::spawn(async move { attempt(&*engine, blueprint, admission, metrics, slot).await });
         match timeout(after, work).await {
             Ok(Ok(built)) => built,
             Ok(Err(panic)) => Err(internal(panic.to_string())),
@@ -202,6 +202,7 @@ async fn attempt(
     blueprint: Blueprint,
     admission: Admission<Runtime>,
     metrics: Metrics,
+    slot: OwnedSemaphorePermit,
 ) -> Result<Runtime, Error> {
     let Admission { place, permit } = admission;
     let Blueprint { plugin, linked, entry_point, wasi, trusted, config, allowed_hosts, host_functions, limits, policy } =
@@ -221,6 +222,8 @@ async fn attempt(
     let started = Instant::now();
     let compiled = engine.compile(request).await?;
     metrics.compiled(started.elapsed());
+    // Where it may, an initialiser that takes its time keeps nobody else from compiling.
+    let _slot = (!engine.interrupts_initialisers()).then_some(slot);
     let mut guard = Guard::new(compiled, place);
 
     let started = Instant::now();

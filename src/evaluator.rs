@@ -162,7 +162,7 @@ impl Evaluator {
     /// As [`evaluate`](Self::evaluate).
     pub fn evaluate_blocking(&self, data: impl Into<Data>) -> Result<Response, Error> {
         let (data, inside, this) = (data.into(), inside_host_function(), self.clone());
-        block(async move { this.evaluate_unless(data, inside).await })?
+        block(inside, async move { this.evaluate_unless(data, inside).await })?
     }
 
     /// Refuses new work, lets calls in flight finish for `pool.grace`, interrupts the rest, and returns when the
@@ -331,15 +331,25 @@ impl Drop for Outcome<'_> {
     }
 }
 
-/// Runs a future on this crate's own runtime and waits for it here.
-fn block<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> Result<T, Error> {
+/// Runs a future on this crate's own runtime and waits for it here. `inside` a host function this may be a thread of
+/// that runtime, which cannot wait for itself: then it is run on one of its own.
+fn block<T: Send + 'static>(inside: bool, future: impl Future<Output = T> + Send + 'static) -> Result<T, Error> {
     let failed = |reason| Error::Internal { reason, cause: None };
-    let runtime = background::own().ok_or(failed("no thread could be started"))?;
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-    runtime.spawn(async move {
+    let run = async move {
         // Fails only when the thread that waits is gone.
         let _ = sender.send(future.await);
-    });
+    };
+    if inside {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Error::internal("no runtime could be made", error))?;
+        let thread = std::thread::Builder::new().name("evalpool-nested".into());
+        thread
+            .spawn(move || runtime.block_on(run))
+            .map_err(|error| Error::internal("no thread could be started", error))?;
+    } else {
+        background::own().ok_or(failed("no thread could be started"))?.spawn(run);
+    }
     receiver.recv().map_err(|_| failed("a blocking evaluation panicked"))
 }
 

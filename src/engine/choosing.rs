@@ -17,8 +17,8 @@
 //! | a fresh instance | 0.3 ms, and does not scale beyond a core | tens of microseconds, and does |
 //! | an evicted plugin comes back | in tens to hundreds of milliseconds | in a few, from its cache of compiled code |
 //! | host functions | ours, and `extism::Function` as it is | ours; those that wait block nobody |
-//! | address space | 16 GB for each instance | reserved at start for all: `max_instances` × (3 × (`memory` + 32 MiB) + tables) |
-//! | threads | one for each guest that runs | none; one ticker for the process |
+//! | address space | 16 GB for each instance | reserved at start for all: `max_instances` × (4 × (`memory` + 32 MiB) + tables) |
+//! | threads | one for each guest that runs | none; one ticker for each pool |
 //!
 //! Choose **`direct`** for plugins of people whom you do not know, for many plugins, and for short ones. Choose
 //! **`extism`** to be as close as can be to other hosts of Extism, or for host functions that exist as

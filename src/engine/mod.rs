@@ -140,6 +140,12 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// `invalid_plugin` when the plugin is at fault, `internal` when the engine is.
     fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>>;
 
+    /// Whether an initialiser that does not end holds up nothing but its own instance: no thread, and no longer than
+    /// `build_timeout`.
+    fn interrupts_initialisers(&self) -> bool {
+        false
+    }
+
     /// The slots that it has, if it has any. Quick, and blocks nobody.
     fn slots(&self) -> Option<Slots> {
         None

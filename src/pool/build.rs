@@ -29,7 +29,7 @@ pub(crate) struct Version {
     pub(crate) spec: Spec,
     /// Known from the first successful look at the bytes.
     facts: OnceLock<Facts>,
-    /// Of a source whose bytes are in memory anyway: hashing and reading them once is enough.
+    /// Of a source whose bytes are in memory anyway, once it was built: hashing and reading them once is enough.
     read: OnceLock<Plugin>,
     /// Set before the generation is taken out of the registry, and looked at after a build of it was begun: so either
     /// the builder sees it or the registry sees the build.
@@ -126,9 +126,6 @@ async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) 
             Some(plugin) => plugin.clone(),
             None => spec.source.load(core.limits.plugin_size, spec.digest).await?,
         };
-        if matches!(spec.source, Source::Bytes(_)) {
-            let _ = version.read.set(plugin.clone());
-        }
         let mut linked = Vec::with_capacity(spec.linked.len());
         for (name, source) in &spec.linked {
             linked.push((name.as_str(), source.load(core.limits.plugin_size, None).await?));
@@ -157,7 +154,12 @@ async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) 
     // A file may have changed since the last build; what was seen first is what was validated and is shown.
     let _ = version.facts.set(facts);
     let Some(admission) = ticket.admit(fetching).await else { return Ok(None) };
-    core.compiler.build(blueprint, admission, core.limits.wait_timeout).await.map(Some)
+    let plugin = matches!(spec.source, Source::Bytes(_)).then(|| blueprint.plugin.clone());
+    let runtime = core.compiler.build(blueprint, admission, core.limits.wait_timeout).await?;
+    if let Some(plugin) = plugin {
+        let _ = version.read.set(plugin);
+    }
+    Ok(Some(runtime))
 }
 
 fn blueprint(core: &Core, spec: &Spec, plugin: Plugin, linked: &[(&str, Plugin)]) -> Result<Blueprint, Error> {

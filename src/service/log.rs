@@ -15,6 +15,8 @@ use crate::config::{LogFormat, LogLevel, LogSettings};
 /// Where each engine writes what plugins log, and where extism writes of each call that fails.
 const PLUGINS: [&str; 2] = ["extism::pdk", "evalpool::plugin"];
 const ENGINE: &str = "extism";
+/// It warns whenever a guest calls what it does not have.
+const WASI: &str = "wasmtime_wasi";
 
 /// How to log.
 #[derive(Debug, Clone, Copy)]
@@ -53,5 +55,6 @@ fn targets(log: Log<'_>) -> Targets {
         .with_default(level.min(LevelFilter::WARN))
         .with_target("evalpool", level)
         .with_target(ENGINE, strangers)
+        .with_target(WASI, strangers)
         .with_targets(PLUGINS.map(|target| (target, plugins)))
 }

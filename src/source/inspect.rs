@@ -92,6 +92,8 @@ fn read(bytes: &[u8]) -> Result<Interface, wasmparser::BinaryReaderError> {
     let mut validator = Validator::new_with_features(FEATURES);
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload?;
+        // First, for it knows the limits of what is collected below.
+        let valid = validator.payload(&payload)?;
         match &payload {
             Payload::ImportSection(section) => {
                 for import in section.clone().into_imports() {
@@ -113,7 +115,7 @@ fn read(bytes: &[u8]) -> Result<Interface, wasmparser::BinaryReaderError> {
             }
             _ => {}
         }
-        if let ValidPayload::End(types) = validator.payload(&payload)? {
+        if let ValidPayload::End(types) = valid {
             // The indices are those of a module that has just been validated.
             interface.entry_points = exported
                 .iter()

@@ -24,8 +24,16 @@ use crate::{config::CodeCache, source::Digest};
 /// Where compiled code is kept.
 pub(super) enum Cache {
     Off,
-    Memory { kept: Mutex<Kept>, limit: u64 },
-    Folder { root: PathBuf, limit: u64 },
+    Memory {
+        kept: Mutex<Kept>,
+        limit: u64,
+    },
+    /// `storing` is held while a file is added, so that the bound is kept.
+    Folder {
+        root: PathBuf,
+        limit: u64,
+        storing: Mutex<()>,
+    },
 }
 
 pub(super) struct Kept {
@@ -52,7 +60,7 @@ impl Cache {
             CodeCache::Folder(root) => {
                 fs::DirBuilder::new().recursive(true).mode(0o700).create(root)?;
                 check_private(root)?;
-                Cache::Folder { root: root.clone(), limit }
+                Cache::Folder { root: root.clone(), limit, storing: Mutex::default() }
             }
         })
     }
@@ -101,7 +109,8 @@ impl Cache {
                     drop(lock(kept).put(key, code.into(), *limit));
                 }
             }
-            Cache::Folder { root, limit } => {
+            Cache::Folder { root, limit, storing } => {
+                let _storing = storing.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Err(error) = store(root, key, &code, *limit) {
                     tracing::warn!(%error, folder = %root.display(), "compiled code cannot be kept");
                 }
@@ -197,9 +206,21 @@ static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0)
 /// Removes what was not used for longest until no more than `limit` bytes are kept, whatever version they are of.
 fn make_room(root: &Path, limit: u64) -> io::Result<()> {
     let mut kept = Vec::new();
-    for folder in fs::read_dir(root)? {
-        for file in fs::read_dir(folder?.path()).into_iter().flatten().flatten() {
-            if let Ok(metadata) = file.metadata() {
+    // Only what is named like ours: the folder may hold other things.
+    let is_ours = |name: &std::ffi::OsStr, digits: usize| {
+        name.to_str().is_some_and(|name| {
+            let (name, partial) = name.split_once('.').unwrap_or((name, ""));
+            name.len() == digits
+                && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+                && partial.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+        })
+    };
+    for folder in fs::read_dir(root)?.flatten().filter(|folder| is_ours(&folder.file_name(), 16)) {
+        for file in fs::read_dir(folder.path()).into_iter().flatten().flatten() {
+            if let Ok(metadata) = file.metadata()
+                && metadata.is_file()
+                && is_ours(&file.file_name(), 64)
+            {
                 kept.push((metadata.modified()?, metadata.len(), file.path()));
             }
         }
@@ -210,8 +231,11 @@ fn make_room(root: &Path, limit: u64) -> io::Result<()> {
         if total <= limit {
             break;
         }
-        fs::remove_file(path)?;
-        total -= size;
+        match fs::remove_file(path) {
+            // Another process was faster.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => total -= size,
+        }
     }
     Ok(())
 }

@@ -5,7 +5,9 @@ use std::{any::Any, collections::BTreeMap, sync::Arc};
 use tokio::time::Instant;
 use wasmtime::{Linker, Module, ModuleExport};
 
-use super::{Host, environment, functions, http::Http, instance::DirectInstance, outcome, state::State, wasi};
+use super::{
+    Host, environment, functions, http::Http, instance::DirectInstance, outcome, plan::MAX_LINKED, state::State, wasi,
+};
 use crate::{
     clock,
     engine::{BoxFuture, CompileRequest, CompiledPlugin, HostFunction, Instance, InstanceLimits, Permit},
@@ -62,6 +64,10 @@ impl Compiled {
 
     /// Compiles, or loads what was compiled before. Blocks.
     pub(super) fn new(host: Arc<Host>, request: CompileRequest) -> Result<Self, Error> {
+        if request.linked.len() > MAX_LINKED {
+            let text = format!("the direct engine links at most {MAX_LINKED} modules with a plugin");
+            return Err(Error::invalid_request(text));
+        }
         let invalid = |error: wasmtime::Error| outcome::invalid(&error, &request.limits);
         let mut linker = host.environment.clone();
         linker.allow_shadowing(true);

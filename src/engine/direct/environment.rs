@@ -9,10 +9,13 @@ use wasmtime::{Caller, Linker};
 use super::{
     http,
     kernel::Kernel,
-    state::{LogBudget, Logging, State, Stop},
+    state::{LogBudget, Logging, State, Stop, Variables},
 };
 
 pub(super) const MODULE: &str = "extism:host/env";
+
+/// Of the name of a variable or of a setting, in bytes.
+const MAX_NAME: u64 = 64 << 10;
 
 type Result<T> = wasmtime::Result<T>;
 
@@ -47,6 +50,10 @@ pub(super) fn link(linker: &mut Linker<State>) -> Result<()> {
         if value == 0 {
             caller.data_mut().variables.remove(&name);
             return Ok(());
+        }
+        // Not copied before it is known to fit.
+        if Kernel::length(&caller, value) > Variables::MOST as u64 {
+            return Err(Variables::full().into());
         }
         let value = take(&mut caller, value, "var value")?;
         Ok(caller.data_mut().variables.set(&name, value)?)
@@ -88,6 +95,9 @@ pub(super) fn take(caller: &mut Caller<'_, State>, offset: u64, what: &str) -> R
 }
 
 fn take_text(caller: &mut Caller<'_, State>, offset: u64, what: &str) -> Result<String> {
+    if Kernel::length(&*caller, offset) > MAX_NAME {
+        return Err(Stop::Failed(format!("the {what} is over {MAX_NAME} bytes")).into());
+    }
     let bytes = take(caller, offset, what)?;
     Ok(String::from_utf8(bytes).map_err(|error| Stop::Failed(error.utf8_error().to_string()))?)
 }
@@ -103,12 +113,15 @@ fn log(caller: &mut Caller<'_, State>, level: Level, message: u64) -> Result<()>
         kernel.free(caller, message);
         return Ok(());
     }
-    let message = take(caller, message, "log message")?;
-    let text = match caller.data_mut().log.take() {
-        Logging::Nothing => return Ok(()),
-        Logging::LastLine => "this evaluation has written enough; the rest is not shown".into(),
-        Logging::Line => String::from_utf8_lossy(&message[..message.len().min(LogBudget::LINE)]),
-    };
+    let logging = caller.data_mut().log.take();
+    let read = kernel.read(&*caller, message).map(|bytes| match logging {
+        Logging::Nothing => None,
+        Logging::LastLine => Some("this evaluation has written enough; the rest is not shown".to_owned()),
+        Logging::Line => Some(String::from_utf8_lossy(&bytes[..bytes.len().min(LogBudget::LINE)]).into_owned()),
+    });
+    let text = read.ok_or_else(|| Stop::Failed(format!("invalid handle offset for log message: {message}")))?;
+    kernel.free(caller, message);
+    let Some(text) = text else { return Ok(()) };
     let plugin = caller.data().shared.digest;
     macro_rules! write {
         ($($level:ident),*) => { match level {

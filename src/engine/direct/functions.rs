@@ -47,8 +47,6 @@ fn define(linker: &mut Linker<State>, function: Portable) -> wasmtime::Result<()
                 let (call, shown, declared) = (call.clone(), shown.clone(), declared.clone());
                 Box::new(async move {
                     let args = from_wasmtime(args)?;
-                    // It may wait for anything, and not for a core.
-                    caller.data().turn.release();
                     let returned = call(&mut Memory(&mut caller), &args).await.map_err(|error| failed(&error))?;
                     give_back(&shown, &declared, &returned, slots)
                 })

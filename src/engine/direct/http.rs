@@ -21,11 +21,16 @@ use wasmtime::{Caller, Linker};
 
 use super::{
     environment::{MODULE, give, take},
+    kernel::Kernel,
     state::{Response, State, Stop},
 };
 
 /// As many as extism's client follows.
 const MAX_REDIRECTS: usize = 10;
+
+/// Of a request's address, method and headers, in bytes of JSON: it is read before anybody looks whether it is allowed.
+const MAX_REQUEST: u64 = 64 << 10;
+const MAX_HEADERS: usize = 100;
 
 /// Which hosts one plugin may reach, and its client.
 pub(super) struct Http {
@@ -130,7 +135,7 @@ fn is_public(address: IpAddr) -> bool {
             let [a, b, ..] = v4.octets();
             let shared = a == 100 && (64..128).contains(&b);
             let benchmarking = a == 198 && (b & 0xfe) == 18;
-            let this_network_or_reserved = a == 0 || a >= 240;
+            let this_network_or_reserved = a == 0 || a >= 240 || v4.octets()[..3] == [192, 0, 0];
             !(v4.is_loopback()
                 || v4.is_private()
                 || v4.is_link_local()
@@ -143,8 +148,10 @@ fn is_public(address: IpAddr) -> bool {
         }
         IpAddr::V6(v6) => {
             let site_local = (v6.segments()[0] & 0xffc0) == 0xfec0;
-            // What carries a v4 address inside: 6to4 and NAT64.
-            let carries_v4 = v6.segments()[0] == 0x2002 || v6.segments()[..2] == [0x64, 0xff9b];
+            // What carries a v4 address inside: 6to4, NAT64, Teredo, and the old form of compatibility.
+            let carries_v4 = v6.segments()[0] == 0x2002
+                || [[0x64, 0xff9b], [0x2001, 0]].contains(&[v6.segments()[0], v6.segments()[1]])
+                || v6.segments()[..6] == [0; 6];
             !(v6.is_loopback()
                 || v6.is_unspecified()
                 || v6.is_unique_local()
@@ -180,8 +187,14 @@ pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 
 async fn http_request(caller: &mut Caller<'_, State>, request: u64, body: u64) -> wasmtime::Result<u64> {
     caller.data_mut().http = Response::default();
+    if Kernel::length(&*caller, request) > MAX_REQUEST {
+        return Err(Stop::Failed(format!("the HTTP request, less its body, is over {MAX_REQUEST} bytes")).into());
+    }
     let request = take(caller, request, "http request")?;
     let request: Request = serde_json::from_slice(&request).map_err(failed)?;
+    if request.headers.len() > MAX_HEADERS {
+        return Err(Stop::Failed(format!("the HTTP request has more than {MAX_HEADERS} headers")).into());
+    }
     let body = if body == 0 { None } else { Some(take(caller, body, "http request body")?) };
     let url = Url::parse(&request.url).map_err(|error| Stop::Failed(format!("Invalid URL: {error:?}")))?;
     let shared = caller.data().shared.clone();
@@ -197,8 +210,6 @@ async fn http_request(caller: &mut Caller<'_, State>, request: u64, body: u64) -
     if let Some(body) = body {
         outgoing = outgoing.body(body);
     }
-    // It waits for the network and not for a core.
-    caller.data().turn.release();
     let most = shared.limits.output_size;
     let mut incoming = outgoing.send().await.map_err(|error| failed(chain(&error)))?;
     let mut received = Vec::new();

@@ -19,6 +19,9 @@ use crate::{
     error::Error,
 };
 
+/// Of what one call of WASI's may make the host hold for it, in bytes.
+const HOSTCALL_BYTES: usize = 1 << 20;
+
 /// In the order in which it is given back.
 struct Guest {
     store: Store<State>,
@@ -42,7 +45,6 @@ pub(super) struct DirectInstance {
 impl DirectInstance {
     /// Instantiates the kernel and the plugin's modules, and runs their initialisers, all before `deadline`.
     pub(super) async fn new(shared: &Arc<Shared>, permit: Permit, deadline: Instant) -> Result<Self, Error> {
-        shared.host.ticker.wake();
         let made = in_guest(AssertUnwindSafe(instantiate(shared, deadline)).catch_unwind());
         let (store, instance, kernel) = match clock::timeout_at(deadline, made).await {
             Ok(Ok(made)) => made.map_err(|error| outcome::invalid(&error, &shared.limits))?,
@@ -87,8 +89,8 @@ impl Instance for DirectInstance {
 impl Guest {
     async fn call(&mut self, entry_point: &str, input: &[u8], deadline: Instant) -> Result<(Bytes, bool), Failure> {
         let limits = self.store.data().shared.limits;
-        self.store.data().shared.host.ticker.wake();
-        let returned = self.run(entry_point, input, deadline).await;
+        let turn = self.store.data().turn.handle();
+        let returned = turn.run(self.run(entry_point, input, deadline)).await;
         self.store.data_mut().turn.rest();
         let said = self.kernel.error(&self.store);
         let finished = outcome::of_call(returned, said, &limits)?;
@@ -109,6 +111,7 @@ impl Guest {
         state.deadline = deadline;
         state.log = LogBudget::default();
         self.store.set_epoch_deadline(1);
+        self.store.data().shared.host.ticker.wake();
         if let Some(fuel) = self.store.data().shared.limits.fuel {
             self.store.set_fuel(fuel)?;
         }
@@ -142,32 +145,48 @@ async fn instantiate(
     let mut store = Store::new(&host.engine, State::new(shared.clone(), deadline));
     store.limiter(|state| &mut state.budget);
     store.set_epoch_deadline(1);
+    store.set_hostcall_fuel(HOSTCALL_BYTES);
+    host.ticker.wake();
     store.epoch_deadline_callback(|mut context| {
         let state = context.data_mut();
-        state.shared.host.ticker.wake();
         if Instant::now() >= state.deadline {
             return Err(Stop::Deadline.into());
         }
-        Ok(UpdateDeadline::YieldCustom(1, Box::pin(state.turn.tick())))
+        let (tick, host) = (state.turn.tick(), state.shared.host.clone());
+        Ok(UpdateDeadline::YieldCustom(
+            1,
+            Box::pin(async move {
+                tick.await;
+                // Last: it may have waited for long.
+                host.ticker.wake();
+            }),
+        ))
     });
     if let Some(fuel) = shared.limits.fuel {
         store.set_fuel(fuel)?;
     }
-    let kernel = host.kernel.instantiate(&mut store).await?;
+    let turn = store.data().turn.handle();
+    let (main, kernel) = turn.run(link(shared, &mut store)).await?;
+    store.data_mut().turn.rest();
+    Ok((store, main, kernel))
+}
+
+/// Instantiates the kernel and all modules, and initialises them.
+async fn link(shared: &Arc<Shared>, store: &mut Store<State>) -> wasmtime::Result<(wasmtime::Instance, Kernel)> {
+    let kernel = shared.host.kernel.instantiate(store).await?;
     store.data_mut().kernel = Some(kernel);
     let mut instances: Vec<wasmtime::Instance> = Vec::with_capacity(shared.modules.len());
     for linked in &shared.modules {
         let mut externs = Vec::with_capacity(linked.imports.len());
         for import in &linked.imports {
-            externs.push(resolve(import, shared, kernel, &mut store, &instances)?);
+            externs.push(resolve(import, shared, kernel, store, &instances)?);
         }
-        let instance = wasmtime::Instance::new_async(&mut store, &linked.module, &externs).await?;
+        let instance = wasmtime::Instance::new_async(&mut *store, &linked.module, &externs).await?;
         instances.push(instance);
-        initialise(&linked.module, instance, &mut store, instances.len() == shared.modules.len()).await?;
+        initialise(&linked.module, instance, store, instances.len() == shared.modules.len()).await?;
     }
-    store.data_mut().turn.rest();
     let main = instances.pop().ok_or_else(|| wasmtime::Error::msg("a plugin without a module"))?;
-    Ok((store, main, kernel))
+    Ok((main, kernel))
 }
 
 fn resolve(

@@ -46,6 +46,10 @@ pub(super) fn of_call(
 ) -> Result<Finished, Failure> {
     let said = said.map(|bytes| match String::from_utf8(bytes) {
         Ok(text) => shorten(&text),
+        // Cut in the middle of its last character.
+        Err(error) if error.utf8_error().error_len().is_none() && error.as_bytes().len() > MAX_MESSAGE => {
+            shorten(&String::from_utf8_lossy(error.as_bytes()))
+        }
         Err(error) => format!("unable to load error message from memory: {}", error.utf8_error()),
     });
     let unsound = |error| Failure { error, is_sound: false };

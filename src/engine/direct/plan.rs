@@ -7,8 +7,11 @@ use wasmtime::{Config, Enabled, PoolingAllocationConfig};
 
 use crate::config::{LimitSettings, PoolSettings};
 
-/// Kernel, plugin, and one more for plugins of several modules.
-const MODULES: u64 = 3;
+/// Kernel, plugin, and two more for plugins of several modules.
+const MODULES: u64 = 4;
+
+/// Modules that a plugin may be linked with.
+pub(super) const MAX_LINKED: usize = 2;
 
 /// Tables of one module. Toolchains make one.
 const TABLES: u64 = 4;
@@ -85,16 +88,17 @@ impl Plan {
     }
 }
 
-/// Address space that may be reserved: half of what the processor has, or of what this process is limited to.
+/// Address space that one engine may reserve: a quarter of what the processor has, or of what this process is limited
+/// to.
 pub(super) fn available() -> u64 {
-    // 47 bits, of which other things need some.
-    let most = 1 << 46;
+    // 47 bits, of which other things need some, for two: there may be an engine with fuel beside the one without.
+    let most = 1 << 45;
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let soft = limits
         .lines()
         .find_map(|line| line.strip_prefix("Max address space"))
         .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    soft.map_or(most, |limit| most.min(limit / 2))
+    soft.map_or(most, |limit| most.min(limit / 4))
 }
 
 #[cfg(test)]
@@ -113,8 +117,8 @@ mod tests {
 
     #[test]
     fn guards_are_given_up_before_the_plan_is_refused() {
-        assert_eq!(plan(1024, 64 << 20, 256 << 30).unwrap().guard, 1 << 20);
-        let error = plan(1_000_000, 4 << 30, 1 << 46).unwrap_err();
+        assert_eq!(plan(1024, 64 << 20, 300 << 30).unwrap().guard, 1 << 20);
+        let error = plan(1_000_000, 4 << 30, 1 << 45).unwrap_err();
         assert!(error.contains("pool.max_instances = 1000000") && error.contains("limits.memory"), "{error}");
     }
 }

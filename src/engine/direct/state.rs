@@ -101,11 +101,15 @@ pub(super) struct Variables {
 
 impl Variables {
     /// Bytes of all variables of one instance, as extism counts them (its own default).
-    const MOST: usize = 1024 * 1024;
+    pub(super) const MOST: usize = 1024 * 1024;
     const EACH: usize = size_of::<String>() + size_of::<Vec<u8>>();
 
     pub(super) fn get(&self, name: &str) -> Option<&[u8]> {
         self.values.get(name).map(Vec::as_slice)
+    }
+
+    pub(super) fn full() -> Stop {
+        Stop::Failed("Variable store is full".into())
     }
 
     pub(super) fn remove(&mut self, name: &str) {
@@ -115,7 +119,7 @@ impl Variables {
     pub(super) fn set(&mut self, name: &str, value: Vec<u8>) -> Result<(), Stop> {
         let held: usize = self.values.iter().map(|(name, value)| Self::EACH + name.len() + value.len()).sum();
         if held + Self::EACH + name.len() + value.len() > Self::MOST {
-            return Err(Stop::Failed("Variable store is full".into()));
+            return Err(Self::full());
         }
         self.values.insert(name.to_owned(), value);
         Ok(())

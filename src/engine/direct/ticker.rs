@@ -1,6 +1,6 @@
 //! Time, for guests: a thread that moves an engine's epoch, at which running guests return to their executor.
 //!
-//! One thread for as long as the engine lives, and it sleeps while no guest runs.
+//! One thread for as long as the engine lives, and it ticks slowly while no guest runs.
 
 use std::{
     sync::{
@@ -17,9 +17,12 @@ use wasmtime::EngineWeak;
 /// a thousandth), longer makes everybody else wait.
 pub(super) const TICK: Duration = Duration::from_millis(1);
 
-/// Ticks without a sign of a guest after which the thread sleeps until there is one: waking it costs more than a few
-/// ticks.
+/// Ticks without a sign of a guest after which the thread ticks slowly until there is one: waking it costs more than a
+/// few ticks.
 const IDLE_TICKS: u32 = 200;
+
+/// A slow tick. It never stops: a guest that was overlooked runs for this long, and no longer.
+const IDLE_TICK: Duration = Duration::from_millis(20);
 
 struct Shared {
     engine: EngineWeak,
@@ -66,29 +69,39 @@ fn tick(ticker: &Weak<Shared>) {
     let mut since_seen = 0;
     loop {
         thread::sleep(TICK);
-        let Some(shared) = ticker.upgrade() else { return };
-        if let Some(engine) = shared.engine.upgrade() {
-            engine.increment_epoch();
+        if !advance(ticker) {
+            return;
         }
         since_seen += 1;
         if since_seen < IDLE_TICKS {
             continue;
         }
         since_seen = 0;
-        // A guest that runs says so again at its next tick, of which there are enough before this is looked at next.
-        if shared.seen.swap(false, SeqCst) {
-            continue;
-        }
-        shared.asleep.store(true, SeqCst);
-        let sleeps = !shared.seen.load(SeqCst);
-        // Not held while asleep, so that dropping the ticker ends the thread.
-        drop(shared);
-        if sleeps && ticker.strong_count() > 0 {
-            // Woken for nothing now and then, it ticks for a while and sleeps again.
-            thread::park();
-        }
-        if let Some(shared) = ticker.upgrade() {
-            shared.asleep.store(false, SeqCst);
+        while is_idle(ticker) {
+            thread::park_timeout(IDLE_TICK);
+            if !advance(ticker) {
+                return;
+            }
         }
     }
+}
+
+/// One tick. False once nobody needs any more. Nothing is held while the thread sleeps, so that the engine can go.
+fn advance(ticker: &Weak<Shared>) -> bool {
+    let Some(shared) = ticker.upgrade() else { return false };
+    if let Some(engine) = shared.engine.upgrade() {
+        engine.increment_epoch();
+    }
+    true
+}
+
+/// Whether no guest has been seen since this was asked last. From then on, one that comes wakes the thread.
+fn is_idle(ticker: &Weak<Shared>) -> bool {
+    let Some(shared) = ticker.upgrade() else { return false };
+    shared.asleep.store(true, SeqCst);
+    let idle = !shared.seen.swap(false, SeqCst);
+    if !idle {
+        shared.asleep.store(false, SeqCst);
+    }
+    idle
 }

@@ -8,9 +8,24 @@
 //! Considered and not taken: priorities in the executor (tokio has none), and an executor of its own for long guests
 //! (threads, and a guest cannot move once it has begun).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+/// The longest that a guest waits for a turn. Turns are held by futures, and nobody can be made to poll a future: who
+/// holds turns and does not go on costs the others time, and no more than this.
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
 
 /// The turns of one engine.
 pub(super) struct Turns {
@@ -31,8 +46,15 @@ impl Turns {
 /// One guest's.
 pub(super) struct Turn {
     turns: Arc<Semaphore>,
-    held: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+    held: Arc<Held>,
     ticks: u32,
+}
+
+#[derive(Default)]
+struct Held {
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
+    /// It waits at a tick: for its turn, or for others to go first.
+    at_tick: AtomicBool,
 }
 
 impl Turn {
@@ -41,34 +63,56 @@ impl Turn {
         self.ticks = self.ticks.saturating_add(1);
         let (runs_long, turns, held) = (self.ticks > 1, self.turns.clone(), self.held.clone());
         async move {
+            held.at_tick.store(true, Ordering::Relaxed);
             if runs_long {
-                put(&held, None);
-                // Never closed.
-                let next = turns.acquire_owned().await.ok();
-                put(&held, next);
+                held.put(None);
+                let next = timeout(LONGEST_WAIT, turns.acquire_owned()).await;
+                // Never closed; without a turn it goes on all the same.
+                held.put(next.ok().and_then(Result::ok));
             }
             tokio::task::yield_now().await;
+            held.at_tick.store(false, Ordering::Relaxed);
         }
     }
 
-    /// The guest waits for something else, or has returned. It keeps its age until [`rest`](Self::rest).
-    pub(super) fn release(&self) {
-        put(&self.held, None);
+    /// For whoever runs the guest.
+    pub(super) fn handle(&self) -> TurnHandle {
+        TurnHandle(self.held.clone())
     }
 
     /// The guest has returned: its next call is a new one.
     pub(super) fn rest(&mut self) {
         if self.ticks > 1 {
-            self.release();
+            self.held.put(None);
         }
         self.ticks = 0;
     }
 }
 
-fn put(held: &Mutex<Option<OwnedSemaphorePermit>>, permit: Option<OwnedSemaphorePermit>) {
-    let before = std::mem::replace(&mut *held.lock().unwrap_or_else(PoisonError::into_inner), permit);
-    // Outside the lock: it wakes another.
-    drop(before);
+/// Runs one guest.
+pub(super) struct TurnHandle(Arc<Held>);
+
+impl TurnHandle {
+    /// Whenever the guest waits for anything but its tick (a host function, a sleep of WASI's), it gives its turn away.
+    pub(super) async fn run<F: Future>(&self, guest: F) -> F::Output {
+        let mut guest = pin!(guest);
+        poll_fn(|context| {
+            let polled = guest.as_mut().poll(context);
+            if polled.is_pending() && !self.0.at_tick.load(Ordering::Relaxed) {
+                self.0.put(None);
+            }
+            polled
+        })
+        .await
+    }
+}
+
+impl Held {
+    fn put(&self, permit: Option<OwnedSemaphorePermit>) {
+        let before = std::mem::replace(&mut *self.permit.lock().unwrap_or_else(PoisonError::into_inner), permit);
+        // Outside the lock: it wakes another.
+        drop(before);
+    }
 }
 
 #[cfg(test)]
@@ -105,5 +149,22 @@ mod tests {
         let mut second = turns.begin();
         second.tick().await;
         second.tick().await;
+    }
+    #[tokio::test(start_paused = true)]
+    async fn who_sleeps_holds_no_turn_and_who_is_not_polled_holds_none_for_ever() {
+        let turns = Turns::new(1);
+        let mut sleeper = turns.begin();
+        sleeper.tick().await;
+        sleeper.tick().await;
+        let handle = sleeper.handle();
+        assert!(handle.run(tokio::time::sleep(Duration::from_mins(1))).now_or_never().is_none());
+        let mut second = turns.begin();
+        second.tick().await;
+        assert!(second.tick().now_or_never().is_none(), "it yields once");
+        second.tick().await;
+        // The second holds the turn now, and nobody polls it.
+        let mut third = turns.begin();
+        third.tick().await;
+        third.tick().await;
     }
 }

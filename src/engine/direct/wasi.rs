@@ -10,7 +10,8 @@ use wasmtime_wasi::{
 use super::state::State;
 
 pub(super) fn context() -> WasiP1Ctx {
-    WasiCtx::builder().build_p1()
+    // What a guest asks for at once is made before anybody looks whether it has room for it.
+    WasiCtx::builder().max_random_size(1 << 20).build_p1()
 }
 
 /// Adds WASI's functions for stores that have a context.

@@ -74,6 +74,10 @@ pub(super) fn classify(error: &extism::Error, elapsed: Duration, limits: &Instan
         "timeout" if elapsed >= limits.exec_timeout => {
             Failure::unsound(Error::ExecTimeout { after: limits.exec_timeout })
         }
+        // An interrupt in a call of the kernel's from within a host function: extism takes it for a wild pointer.
+        _ if !returned && elapsed >= limits.exec_timeout => {
+            Failure::unsound(Error::ExecTimeout { after: limits.exec_timeout })
+        }
         "oom" => Failure::unsound(Error::OutOfMemory),
         OUT_OF_FUEL => Failure::unsound(out_of_fuel(limits)),
         text if text.ends_with("out of memory") => Failure::unsound(Error::OutOfMemory),

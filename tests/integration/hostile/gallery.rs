@@ -55,7 +55,10 @@ fn wasi(trick: &'static str, name: &str, ty: &str, body: &str, comes: Comes) -> 
 }
 
 pub(super) fn all() -> Vec<Hostile> {
-    [uploads(), sections(), initialisers(), endless(), greedy(), wild(), endings()].into_iter().flatten().collect()
+    [uploads(), sections(), initialisers(), endless(), greedy(), amplified(), wild(), endings()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// What is no WebAssembly module.
@@ -257,7 +260,7 @@ fn endless() -> Vec<Hostile> {
             "variables set without end",
             "(loop (call $var_set (call $colour) (call $digits)) (br 0)) i32.const 0",
             late,
-            NotRun,
+            Same,
         ),
         run(
             "a reset without end",
@@ -318,6 +321,48 @@ fn greedy() -> Vec<Hostile> {
     // What WASI makes of a buffer outside memory is its own affair, as long as it ends.
     .filter(|hostile| !hostile.trick.starts_with("randomness over"))
     .collect()
+}
+
+/// Calls that would have the host do or hold much for little.
+fn amplified() -> Vec<Hostile> {
+    let on_direct = |hostile: Hostile| Hostile { on_extism: NotRun, ..hostile };
+    vec![
+        on_direct(run(
+            "a request of much that is little",
+            "(drop (call $http (call $alloc (i64.const 100000)) (i64.const 0))) i32.const 0",
+            Ends("guest_error"),
+            Same,
+        )),
+        on_direct(run(
+            "a variable with a name of a megabyte",
+            "(drop (call $var_get (call $alloc (i64.const 1000000)))) i32.const 0",
+            Ends("guest_error"),
+            Same,
+        )),
+        on_direct(wasi(
+            "randomness of four megabytes at once",
+            "random_get",
+            "(param i32 i32) (result i32)",
+            "(drop (memory.grow (i32.const 80))) (drop (call $f (i32.const 0) (i32.const 4000000))) i32.const 0",
+            Ends("guest_error"),
+        )),
+        on_direct(wasi(
+            "a wait for a hundred thousand clocks",
+            "poll_oneoff",
+            "(param i32 i32 i32 i32) (result i32)",
+            "(if (i32.lt_u (memory.size) (i32.const 100)) (then (drop (memory.grow (i32.const 110)))))
+             (drop (call $f (i32.const 0) (i32.const 5000000) (i32.const 100000) (i32.const 100))) i32.const 0",
+            Nothing,
+        )),
+        on_direct(wasi(
+            "sockets that are not there, again and again",
+            "sock_shutdown",
+            "(param i32 i32) (result i32)",
+            "(local $i i32) (loop $l (drop (call $f (i32.const 3) (i32.const 1)))
+                (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 100)))) i32.const 0",
+            Nothing,
+        )),
+    ]
 }
 
 /// Pointers to nowhere.

@@ -20,7 +20,7 @@ use crate::{
     support::{ENGINES, GREET, eventually, on_threads},
 };
 
-const EXEC: Duration = Duration::from_millis(100);
+const EXEC: Duration = Duration::from_millis(250);
 const BUILD: Duration = Duration::from_secs(2);
 
 fn settings(engine: EngineKind, isolation: Isolation) -> Settings {
@@ -130,7 +130,7 @@ fn each_hostile_plugin_comes_to_its_end_over_http() {
     for engine in ENGINES {
         let server = Server::start(&[
             ("ENGINE_KIND", engine.as_str()),
-            ("LIMITS_EXEC_TIMEOUT", "100ms"),
+            ("LIMITS_EXEC_TIMEOUT", "250ms"),
             ("LIMITS_BUILD_TIMEOUT", "2s"),
             ("LIMITS_OUTPUT_SIZE", "1MiB"),
             ("LIMITS_MEMORY", "8MiB"),

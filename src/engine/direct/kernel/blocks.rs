@@ -13,7 +13,7 @@ const HEADER: u64 = 12;
 const SPLIT: u64 = 128;
 
 /// What one block costs the host, in bytes: it counts against the guest's memory.
-pub(super) const BOOKKEEPING: u64 = 64;
+pub(super) const BOOKKEEPING: u64 = 112;
 
 #[derive(Debug, Clone, Copy)]
 struct Block {

@@ -21,6 +21,9 @@ use crate::error::Error;
 
 const PAGE: u64 = 65_536;
 
+/// Of a guest's error that is read, in bytes.
+const MAX_ERROR: u64 = 4100;
+
 /// The words of the kernel's root, by their offsets in its memory. No store of a guest's reaches them.
 mod root {
     pub(super) const INPUT: usize = 8;
@@ -115,7 +118,8 @@ impl Kernel {
     /// The error that the guest has set, if it has.
     pub(super) fn error(&self, store: &Store<State>) -> Option<Vec<u8>> {
         let offset = self.get(store, root::ERROR);
-        let len = store.data().blocks.length(offset);
+        // No more than is shown, and a little: who reads it cuts it between characters.
+        let len = store.data().blocks.length(offset).min(MAX_ERROR);
         if offset == 0 || len == 0 { None } else { self.bytes(store, offset, len).map(<[u8]>::to_vec) }
     }
 
