@@ -50,11 +50,11 @@ impl Plan {
             }
         }
         Err(format!(
-            "pool.max_instances = {} with limits.memory = {} bytes needs {} GiB of address space, and there are {}; lower either",
+            "pool.max_instances = {} with limits.memory = {} bytes needs {} MiB of address space, and there are {}; lower either",
             pool.max_instances,
             limits.memory,
-            plan.bytes() >> 30,
-            available >> 30
+            plan.bytes() >> 20,
+            available >> 20
         ))
     }
 
