@@ -1,5 +1,4 @@
-//! The two engines side by side, through the whole pool, and what the issue of each figure is: see the table that it
-//! prints. Percentiles and ratios, which is why it is not one of criterion's.
+//! The two engines side by side, through the whole pool: a table of what was measured and what is wanted. Percentiles and ratios, which is why it is not one of criterion's.
 //!
 //! ```text
 //! cargo bench --bench engines            # all
@@ -19,8 +18,9 @@ use std::{
 
 use bytes::Bytes;
 use evalpool::{
-    Evaluator, EvaluatorPool, Isolation, Source, Spec,
+    Digest, Evaluator, EvaluatorPool, Isolation, Source, Spec,
     config::{EngineKind, LimitSettings, Settings},
+    engine::{CompileRequest, Engine, InstanceLimits, Permit, direct::DirectEngine},
 };
 use tokio::runtime::Runtime;
 
@@ -185,6 +185,84 @@ fn warm(length: Duration) {
     line("warm, trivial, 2 workers: extism and direct", &given, "at least 5 x");
     let given = format!("{one:.0} and {two:.0} a second, {:.2} x", two / one);
     line("warm, trivial, direct: 1 and 2 workers", &given, "at least 1.6 x");
+    machine(length);
+}
+
+/// What the two workers of a machine are worth: the engine without the pool, and arithmetic that touches no memory. Two
+/// processors that are one core's threads give less than twice as much.
+fn machine(length: Duration) {
+    let rates = [1, 2].map(|workers| engine_alone(workers, length));
+    let given = format!("{:.0} and {:.0} a second, {:.2} x", rates[0], rates[1], rates[1] / rates[0]);
+    line("  direct without the pool: 1 and 2 workers", &given, "");
+    let work = move || {
+        let (mut sums, mut rounds, started) = ([1_u64; 8], 0_u64, Instant::now());
+        while started.elapsed() < length {
+            for step in 0..100_000 {
+                sums = sums.map(|sum| sum.wrapping_add(step) ^ (sum << 1));
+            }
+            black_box(&mut sums);
+            rounds += 1;
+        }
+        rounds
+    };
+    let one = work();
+    let other = std::thread::spawn(work);
+    let two = work() + other.join().unwrap();
+    line("  arithmetic: 1 and 2 threads", &format!("{:.2} x", two as f64 / one as f64), "");
+}
+
+/// Warm calls a second of eight instances that nothing counts.
+fn engine_alone(workers: usize, length: Duration) -> f64 {
+    let settings = Settings::default();
+    let engine = DirectEngine::new(&settings.pool, &settings.limits, &settings.engine).unwrap();
+    let wasm = wat::parse_str(r#"(module (func (export "run") (result i32) i32.const 0))"#).unwrap();
+    let limits = InstanceLimits {
+        memory: settings.limits.memory,
+        table_elements: settings.limits.table_elements,
+        output_size: settings.limits.output_size,
+        exec_timeout: settings.limits.exec_timeout,
+        build_timeout: settings.limits.build_timeout,
+        fuel: None,
+    };
+    let request = CompileRequest {
+        digest: Digest::of(&wasm),
+        wasm: wasm.into(),
+        linked: Arc::new([]),
+        wasi: false,
+        trusted: false,
+        config: Arc::default(),
+        allowed_hosts: Arc::new([]),
+        host_functions: Arc::new([]),
+        limits,
+        permit: Permit::new(()),
+    };
+    runtime(workers).block_on(async {
+        let compiled = engine.compile(request).await.unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut running = Vec::new();
+        for _ in 0..8 {
+            let mut instance = compiled.instantiate(Permit::new(())).await.unwrap();
+            let stop = stop.clone();
+            running.push(tokio::spawn(async move {
+                let mut done = 0_u64;
+                while !stop.load(Ordering::Relaxed) {
+                    let deadline = tokio::time::Instant::now() + limits.exec_timeout;
+                    let _ = black_box(instance.call("run", Bytes::new(), deadline).await.unwrap());
+                    done += 1;
+                    tokio::task::consume_budget().await;
+                }
+                done
+            }));
+        }
+        let started = Instant::now();
+        tokio::time::sleep(length).await;
+        stop.store(true, Ordering::Relaxed);
+        let mut done = 0;
+        for task in running {
+            done += task.await.unwrap();
+        }
+        done as f64 / started.elapsed().as_secs_f64()
+    })
 }
 
 fn neighbour(length: Duration) {

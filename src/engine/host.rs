@@ -122,15 +122,7 @@ impl HostFunction {
     where
         F: Fn(&mut dyn GuestMemory, &[Val]) -> Result<Vec<Val>, HostFunctionError> + Send + Sync + 'static,
     {
-        Self {
-            kind: Kind::Portable(Portable {
-                module: "extism:host/user".into(),
-                name: name.into(),
-                params: params.into(),
-                results: results.into(),
-                call: Closure::Blocking(Arc::new(call)),
-            }),
-        }
+        Self::portable(name.into(), params.into(), results.into(), Closure::Blocking(Arc::new(call)))
     }
 
     /// A function that may wait. Dropping the evaluation, or its deadline, drops the future that it gave.
@@ -163,15 +155,11 @@ impl HostFunction {
             + Sync
             + 'static,
     {
-        Self {
-            kind: Kind::Portable(Portable {
-                module: "extism:host/user".into(),
-                name: name.into(),
-                params: params.into(),
-                results: results.into(),
-                call: Closure::Async(Arc::new(call)),
-            }),
-        }
+        Self::portable(name.into(), params.into(), results.into(), Closure::Async(Arc::new(call)))
+    }
+
+    fn portable(name: String, params: Vec<ValType>, results: Vec<ValType>, call: Closure) -> Self {
+        Self { kind: Kind::Portable(Portable { module: "extism:host/user".into(), name, params, results, call }) }
     }
 
     /// The usual shape, for a function that may wait: a block of bytes in, a block of bytes out.

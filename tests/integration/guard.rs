@@ -7,7 +7,7 @@ use evalpool::{EvaluatorPool, Source, Spec, config::EngineKind};
 
 use crate::support::{
     ENGINES, GREET, eventually,
-    process::{alone, executable_mappings, threads},
+    process::{alone, executable_mappings, forgetful_threads, threads},
     spy::{Act, Spy},
     wasm,
 };
@@ -127,12 +127,7 @@ fn leaves_no_trace(name: &str, spec: impl Fn() -> Spec, kind: &str) {
     if !alone(&format!("guard::{name}")) {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_keep_alive(Duration::from_millis(20))
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = forgetful_threads();
     for engine in ENGINES {
         runtime.block_on(traceless(engine, spec(), kind));
     }

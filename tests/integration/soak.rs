@@ -15,7 +15,7 @@ use tokio::{task::JoinSet, time::timeout};
 
 use crate::support::{
     CALL_HOST, GREET, TEXT, TOTALS, eventually,
-    process::{address_space_gib, alone, executable_mappings, open_files, resident_mib, threads},
+    process::{address_space_gib, alone, executable_mappings, forgetful_threads, open_files, resident_mib, threads},
     wasm,
 };
 
@@ -168,12 +168,7 @@ fn soak(engine: EngineKind) {
         r#"(module (import "env" "mystery" (func)) (func (export "run")))"#,
     ];
     let hostile: Arc<Vec<Vec<u8>>> = Arc::new(texts.iter().map(|text| wasm(text)).collect());
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_keep_alive(Duration::from_millis(20))
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = forgetful_threads();
     runtime.block_on(async {
         let mut settings = Settings::default();
         settings.engine.kind = engine;

@@ -2,7 +2,7 @@
 //!
 //! One wasmtime engine for all runtimes. Its pooling allocator has a slot for every instance that the pool permits, so
 //! that memories, tables and stacks have a hard bound for the whole process, and making an instance maps nothing new.
-//! The guest side of Extism that PDKs speak is ours: the [`kernel`] and the rest of `extism:host/env`.
+//! The guest side of Extism that PDKs speak is ours: the kernel and the rest of `extism:host/env`.
 //!
 //! How it keeps the rules of [an engine](super):
 //!

@@ -50,3 +50,13 @@ pub(crate) fn alone(test: &str) -> bool {
     assert!(status.expect("the test binary can be started again").success(), "{test} failed in its own process");
     false
 }
+
+/// A runtime whose idle blocking threads end at once, so that threads can be counted.
+pub(crate) fn forgetful_threads() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_keep_alive(std::time::Duration::from_millis(20))
+        .enable_all()
+        .build()
+        .expect("the system gives a test its threads")
+}
