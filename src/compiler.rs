@@ -240,7 +240,8 @@ async fn attempt(
         return Err(guard.close(FailurePoint::EntryPoint, error).await);
     }
     Ok(guard.disarm(|compiled, probe, place| {
-        let program = Program { compiled, entry_point, digest: plugin.digest() };
+        let spares_wait = engine.instances_are_cheap();
+        let program = Program { compiled, entry_point, digest: plugin.digest(), spares_wait };
         Runtime::new(program, probe, policy, metrics, place)
     }))
 }

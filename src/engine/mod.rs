@@ -146,6 +146,12 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
         false
     }
 
+    /// Whether making an instance costs little more than handing the work to another thread would. Then a spare is made
+    /// only for a runtime that is at rest, and a busy caller makes its own.
+    fn instances_are_cheap(&self) -> bool {
+        false
+    }
+
     /// The slots that it has, if it has any. Quick, and blocks nobody.
     fn slots(&self) -> Option<Slots> {
         None

@@ -161,6 +161,11 @@ impl<R: Resident> Place<R> {
         self.inner.record().forced = true;
     }
 
+    /// Whether nobody holds a lease on the runtime.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.inner.registry.lock().is_at_rest(self.inner.generation, self.inner.id)
+    }
+
     /// Takes a permit for a spare instance, if nobody else wants it. [`spare_ended`](Self::spare_ended) must follow.
     pub(crate) fn reserve_spare(&self) -> Option<Permit<R>> {
         let PlaceInner { registry, generation, id, .. } = &*self.inner;

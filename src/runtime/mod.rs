@@ -23,7 +23,13 @@
 
 mod active;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use deadpool::unmanaged::Pool;
 use tokio::{
@@ -41,11 +47,16 @@ use crate::{
     source::Digest,
 };
 
+/// How long a runtime whose spares wait is left alone first.
+const SPARE_DELAY: Duration = Duration::from_millis(1);
+
 /// A compiled plugin together with the entry point that is known to exist in it.
 pub(crate) struct Program {
     pub(crate) compiled: Box<dyn CompiledPlugin>,
     pub(crate) entry_point: String,
     pub(crate) digest: Digest,
+    /// A spare instance is made once the runtime is at rest, rather than at once.
+    pub(crate) spares_wait: bool,
 }
 
 /// How a runtime treats its instances.
@@ -81,6 +92,8 @@ struct Inner {
     /// When a close interrupts guests; only ever moved forward.
     deadline: watch::Sender<Option<Instant>>,
     drained: Notify,
+    /// A spare is to be made when the runtime is at rest; somebody is waiting for that.
+    spare_awaited: AtomicBool,
     place: Place<Runtime>,
 }
 
@@ -134,6 +147,7 @@ impl Runtime {
                 stop: watch::Sender::new(false),
                 deadline: watch::Sender::new(None),
                 drained: Notify::new(),
+                spare_awaited: AtomicBool::new(false),
                 place,
             }),
         };
@@ -163,6 +177,39 @@ impl Runtime {
 
     /// Makes the instance for the next evaluation, off everybody's path, if nobody else wants its permit.
     fn prepare_spare(self) {
+        if !self.inner.program.spares_wait {
+            return self.make_spare();
+        }
+        // For a caller that asks again at once, waking another thread would cost more than the spare saves: there is one
+        // attempt a while, and it ends where the runtime is in use again.
+        let awaited = &self.inner.spare_awaited;
+        if awaited.load(Ordering::Relaxed) || awaited.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // Weak: a close must not wait for it.
+        let inner = Arc::downgrade(&self.inner);
+        background::spawn(async move {
+            tokio::time::sleep(SPARE_DELAY).await;
+            if let Some(inner) = inner.upgrade() {
+                inner.spare_awaited.store(false, Ordering::Relaxed);
+                let runtime = Runtime { inner };
+                if runtime.inner.place.is_at_rest() {
+                    runtime.make_spare();
+                } else {
+                    runtime.let_go();
+                }
+            }
+        });
+    }
+
+    /// Drops this hold, elsewhere if it is the last one.
+    fn let_go(self) {
+        if Arc::strong_count(&self.inner) == 1 {
+            background::drop_elsewhere(self);
+        }
+    }
+
+    fn make_spare(self) {
         let permit = self.inner.place.reserve_spare();
         let mut spare = Spare { runtime: Some(self), reserved: permit.is_some(), ready: false };
         let Some(permit) = permit else { return };
@@ -193,10 +240,8 @@ impl Drop for Spare {
         if self.reserved {
             runtime.inner.place.spare_ended(self.ready);
         }
-        // It may have been evicted meanwhile, and this be the last that holds it.
-        if Arc::strong_count(&runtime.inner) == 1 {
-            background::drop_elsewhere(runtime);
-        }
+        // It may have been evicted meanwhile.
+        runtime.let_go();
     }
 }
 

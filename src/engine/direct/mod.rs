@@ -173,6 +173,10 @@ impl Engine for DirectEngine {
         true
     }
 
+    fn instances_are_cheap(&self) -> bool {
+        true
+    }
+
     fn slots(&self) -> Option<Slots> {
         let fueled = self.hosts.fueled.get().and_then(|made| made.clone().ok());
         let mut slots = Slots::default();

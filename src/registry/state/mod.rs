@@ -501,6 +501,11 @@ impl<R: Resident> State<R> {
         self.pump(now, effects);
     }
 
+    /// Whether a live runtime has no lease out.
+    pub(super) fn is_at_rest(&self, generation: Generation, place: PlaceId) -> bool {
+        self.live.peek(&generation).is_some_and(|live| live.place == place && live.leases == 0)
+    }
+
     /// Takes a permit for a spare instance that nobody waits for, if one can be had without taking it from anybody.
     pub(super) fn reserve_spare(&mut self, generation: Generation, place: PlaceId) -> bool {
         let free =
