@@ -112,6 +112,8 @@ impl Evaluator {
         if Handle::try_current().is_err() {
             return Err(Error::invalid_request("evaluate needs a tokio runtime; use evaluate_blocking without one"));
         }
+        // An evaluation may end without having waited for anything: a caller in a loop must leave its thread now and then.
+        tokio::task::consume_budget().await;
         let core = &self.inner.core;
         let began = Instant::now();
         let deadline = clock::later(began, core.limits.wait_timeout);
