@@ -307,6 +307,11 @@ impl Error {
         Error::InvalidRequest { reason: reason.into() }
     }
 
+    /// `evaluate` was polled where no tokio runtime is.
+    pub(crate) fn no_tokio() -> Self {
+        Self::invalid_request("evaluate needs a tokio runtime; use evaluate_blocking without one")
+    }
+
     pub(crate) fn invalid_plugin(reason: impl Into<String>) -> Self {
         Error::InvalidPlugin { reason: reason.into(), cause: None }
     }

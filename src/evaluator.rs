@@ -11,6 +11,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
 use tokio::{runtime::Handle, time::Instant};
 
 use crate::{
@@ -21,11 +23,11 @@ use crate::{
     error::Error,
     executable::Executable,
     info::{EvaluatorInfo, State},
-    metrics::{CloseReason, Metrics},
+    metrics::{CloseReason, Lookup, Metrics},
     pool::{Core, Version},
-    registry::{Generation, Gone, Refused},
+    registry::{Generation, Gone, Lending, Refused},
     response::{EvaluatorId, Response, Timings},
-    runtime::{Active, Ended},
+    runtime::{Active, Ended, Runtime},
     source::Digest,
 };
 
@@ -42,13 +44,16 @@ struct Inner {
     core: Arc<Core>,
     id: EvaluatorId,
     name: String,
-    /// `None` once closed.
-    version: Mutex<Option<Arc<Version>>>,
+    /// `None` once closed. Changed under the lock of `ids`.
+    version: ArcSwapOption<Version>,
     /// Under which its versions' runtimes are registered: its own, and those of versions that were prepared under
     /// another before they replaced one of its own.
     ids: Mutex<BTreeSet<u64>>,
+    /// Instances that stay with the threads that use them.
+    lending: Arc<Lending<Runtime>>,
+    /// Less those on instances that are lent.
     evaluations: AtomicU64,
-    /// Milliseconds since the Unix epoch; 0 for never.
+    /// Of the last evaluation but for those: milliseconds since the Unix epoch; 0 for never.
     last_used: AtomicU64,
 }
 
@@ -60,7 +65,8 @@ impl Evaluator {
                 id: EvaluatorId(id),
                 name: name.to_owned(),
                 ids: Mutex::new(BTreeSet::from([id, version.generation.evaluator])),
-                version: Mutex::new(Some(version)),
+                version: ArcSwapOption::new(Some(version)),
+                lending: Arc::default(),
                 evaluations: AtomicU64::new(0),
                 last_used: AtomicU64::new(0),
             }),
@@ -99,8 +105,6 @@ impl Evaluator {
 
     async fn evaluate_unless(&self, data: Data, inside: bool) -> Result<Response, Error> {
         let inner = &*self.inner;
-        inner.evaluations.fetch_add(1, Ordering::Relaxed);
-        inner.last_used.store(unix_millis(), Ordering::Relaxed);
         let mut outcome = Outcome { metrics: &inner.core.metrics, is_known: false };
         let result = self.conduct(data, inside).await;
         outcome.is_known = true;
@@ -109,22 +113,24 @@ impl Evaluator {
     }
 
     async fn conduct(&self, data: Data, inside: bool) -> Result<Response, Error> {
-        if Handle::try_current().is_err() {
-            return Err(Error::invalid_request("evaluate needs a tokio runtime; use evaluate_blocking without one"));
-        }
         // An evaluation may end without having waited for anything: a caller in a loop must leave its thread now and then.
         tokio::task::consume_budget().await;
         let core = &self.inner.core;
         let began = Instant::now();
+        if let Some((active, input)) = self.borrow(&data, began)? {
+            return self.run(active, input, Duration::ZERO, began).await;
+        }
+        // Not before: to ask counts references to the runtime, in a word that all its threads share.
+        if Handle::try_current().is_err() {
+            return Err(Error::no_tokio());
+        }
+        self.inner.evaluations.fetch_add(1, Ordering::Relaxed);
+        self.inner.last_used.store(unix_millis(), Ordering::Relaxed);
         let deadline = clock::later(began, core.limits.wait_timeout);
         let mut age = None;
         loop {
             let version = self.version()?;
-            let input = match &version.spec.data {
-                Some(provider) => provider.provide()?.merge(data.clone()),
-                None => data.clone(),
-            };
-            let input = input.into_input(core.limits.input_size)?;
+            let input = self.input(&version, data.clone())?;
             let leased = match version.lease_as(core, &mut age, deadline, inside).await {
                 Ok(leased) => leased,
                 // Replaced while it waited: the new plugin answers.
@@ -134,23 +140,59 @@ impl Evaluator {
             };
             // Whoever joins a build late waits for the rest of it only.
             let build = leased.build.min(began.elapsed());
-            let mut active = Active::new(leased.lease).await?;
-            let wait = began.elapsed().saturating_sub(build);
-            core.metrics.waited(wait);
-            let digest = active.runtime().map_or_else(|| Digest::of(&[]), |runtime| runtime.program().digest);
-            let started = Instant::now();
-            let ended = active.call(input).await;
-            let exec = started.elapsed();
-            core.metrics.executed(exec);
-            drop(active);
-            return match ended {
-                Ended::Output(output) => {
-                    Ok(Response { evaluator: self.inner.id, digest, output, timings: Timings { wait, build, exec } })
-                }
-                Ended::Failed(error) => Err(error),
-                Ended::Stopped if core.registry.is_shut_down() => Err(Error::ShuttingDown),
-                Ended::Stopped => Err(Error::Closed { name: self.inner.name.clone(), interrupted: true }),
-            };
+            let active = Active::new(leased.lease, &self.inner.lending).await?;
+            return self.run(active, input, build, began).await;
+        }
+    }
+
+    /// The way of a plugin that is called without pause: an instance that stays with this thread.
+    fn borrow(&self, data: &Data, now: Instant) -> Result<Option<(Active<'_>, Bytes)>, Error> {
+        let Self { inner } = self;
+        let version = inner.version.load();
+        let version = version.as_ref().ok_or_else(|| self.closed())?;
+        if !inner.lending.is_open() {
+            return Ok(None);
+        }
+        let input = self.input(version, data.clone())?;
+        let Some(active) = Active::borrow(&inner.lending, version.generation, now) else { return Ok(None) };
+        inner.core.metrics.lookup(Lookup::Hit);
+        inner.core.ensure_sweeping();
+        Ok(Some((active, input)))
+    }
+
+    /// What the guest will be given: the call's own data, merged into the evaluator's.
+    fn input(&self, version: &Version, data: Data) -> Result<Bytes, Error> {
+        let data = match &version.spec.data {
+            Some(provider) => provider.provide()?.merge(data),
+            None => data,
+        };
+        data.into_input(self.inner.core.limits.input_size)
+    }
+
+    /// Runs the guest on an instance that waits for it.
+    async fn run(
+        &self,
+        mut active: Active<'_>,
+        input: Bytes,
+        build: Duration,
+        began: Instant,
+    ) -> Result<Response, Error> {
+        let core = &self.inner.core;
+        let digest = active.runtime().map_or_else(|| Digest::of(&[]), |runtime| runtime.program().digest);
+        let started = Instant::now();
+        let wait = (started - began).saturating_sub(build);
+        core.metrics.waited(wait);
+        let ended = active.call(input, started).await;
+        let exec = started.elapsed();
+        core.metrics.executed(exec);
+        drop(active);
+        match ended {
+            Ended::Output(output) => {
+                Ok(Response { evaluator: self.inner.id, digest, output, timings: Timings { wait, build, exec } })
+            }
+            Ended::Failed(error) => Err(error),
+            Ended::Stopped if core.registry.is_shut_down() => Err(Error::ShuttingDown),
+            Ended::Stopped => Err(Error::Closed { name: self.inner.name.clone(), interrupted: true }),
         }
     }
 
@@ -197,7 +239,7 @@ impl Evaluator {
     /// Whether it was closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.inner.lock().is_none()
+        self.inner.version.load().is_none()
     }
 
     /// The compiled plugin with its entry point, building the runtime if need be.
@@ -217,7 +259,7 @@ impl Evaluator {
     }
 
     fn version(&self) -> Result<Arc<Version>, Error> {
-        self.inner.lock().clone().ok_or_else(|| self.closed())
+        self.inner.version.load_full().ok_or_else(|| self.closed())
     }
 
     fn is_replaced(&self, version: &Version) -> bool {
@@ -229,25 +271,30 @@ impl Evaluator {
     }
 
     pub(crate) fn generation(&self) -> Option<Generation> {
-        self.inner.lock().as_ref().map(|version| version.generation)
+        self.inner.version.load().as_ref().map(|version| version.generation)
     }
 
     /// What ends when every runtime of this evaluator, whatever its version, is gone.
     fn gone(&self) -> Gone {
-        let ids = self.inner.ids.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let ids = self.inner.ids().clone();
         self.inner.core.registry.gone(|generation| ids.contains(&generation.evaluator))
     }
 
     /// Swaps the version and gives the old one; `None` when the evaluator is closed.
     pub(crate) fn replace(&self, version: Arc<Version>) -> Option<Arc<Version>> {
-        self.inner.ids.lock().unwrap_or_else(PoisonError::into_inner).insert(version.generation.evaluator);
-        self.inner.lock().as_mut().map(|current| std::mem::replace(current, version))
+        let mut ids = self.inner.ids();
+        ids.insert(version.generation.evaluator);
+        let current = self.inner.version.load_full()?;
+        self.inner.version.store(Some(version));
+        Some(current)
     }
 
     pub(crate) fn info(&self, state: State, instances: usize) -> EvaluatorInfo {
         let inner = &*self.inner;
-        let last_used = inner.last_used.load(Ordering::Relaxed);
-        let version = inner.lock().clone();
+        let (lent, last_lent) = inner.lending.history();
+        let last_lent = last_lent.map_or(0, |at| unix_millis().saturating_sub(millis(at.elapsed())));
+        let last_used = inner.last_used.load(Ordering::Relaxed).max(last_lent);
+        let version = inner.version.load_full();
         let facts = version.as_ref().and_then(|version| version.facts());
         let spec = version.as_ref().map(|version| &version.spec);
         EvaluatorInfo {
@@ -258,7 +305,7 @@ impl Evaluator {
             size_bytes: facts.map(|facts| facts.size),
             state,
             instances,
-            evaluations: inner.evaluations.load(Ordering::Relaxed),
+            evaluations: inner.evaluations.load(Ordering::Relaxed) + lent,
             last_used: (last_used > 0).then_some(last_used),
         }
     }
@@ -292,14 +339,17 @@ impl EvaluatorInfo {
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Version>>> {
-        // Only ever replaced whole.
-        self.version.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ids(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        // Nothing panics under it.
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The first close takes the version out; what the spec holds, host functions among it, goes with it.
     fn close(&self, grace: Option<Duration>) {
-        let version = self.lock().take();
+        let version = {
+            let _changing = self.ids();
+            self.version.swap(None)
+        };
         if let Some(version) = version {
             let refused = Refused::Error(Error::Closed { name: self.name.clone(), interrupted: false });
             version.retire(&self.core, CloseReason::Closed, grace, &refused);
@@ -356,6 +406,9 @@ fn block<T: Send + 'static>(inside: bool, future: impl Future<Output = T> + Send
 }
 
 fn unix_millis() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -39,7 +39,8 @@
 //! ```text
 //! evaluator.evaluate(input)
 //!   → data       static and per-call data merged into the input bytes
-//!   → registry   hit: lease at once · miss: one build for all that wait on the name
+//!   → registry   hit: lease at once, or past the registry for what is called without pause
+//!                miss: one build for all that wait on the name
 //!       → source     bytes, size-capped, digest checked, read as WebAssembly
 //!       → place      one of `capacity`; when none is free, the least recently used idle runtime is evicted
 //!       → compiler   guard → engine.compile → probe instance → entry point exists → disarm guard

@@ -49,6 +49,9 @@ use crate::{
     spec::Spec,
 };
 
+/// How often it is looked what is in use of what stays with threads, for the gauges.
+const SAMPLING: Duration = Duration::from_millis(100);
+
 /// A capacity-bounded pool of evaluators. Cheap to clone: clones are the same pool.
 ///
 /// When the last clone is dropped, evaluators that are registered and have no handle left are closed in the
@@ -105,9 +108,15 @@ impl Core {
         let ttl = self.pool.idle_ttl;
         let pause = (ttl / 8).clamp(Duration::from_millis(10), Duration::from_secs(30));
         background::spawn(async move {
+            let mut swept = Instant::now();
             loop {
-                tokio::time::sleep(pause).await;
+                tokio::time::sleep(pause.min(SAMPLING)).await;
                 let Some(core) = sweeping.0.upgrade() else { return };
+                core.registry.sample();
+                if swept.elapsed() < pause {
+                    continue;
+                }
+                swept = Instant::now();
                 core.slots();
                 // Up to a tenth later, by generation: what became idle together is not closed together.
                 core.registry.sweep(|generation| {

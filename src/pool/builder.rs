@@ -23,17 +23,22 @@ use crate::{
 /// Fetched plugins that may wait for a place, in bytes, or one plugin of the largest size if that is more.
 const FETCHING: u64 = 128 * 1024 * 1024;
 
+/// Calls without a pause after which instances stay with the threads that use them: enough not to be a chance, and soon
+/// enough for any load that would notice.
+const LEND_AFTER: u32 = 32;
+
 /// Sets up an [`EvaluatorPool`]. Every setting has a default: see [`Settings`].
 #[derive(Clone)]
 #[must_use]
 pub struct PoolBuilder {
     settings: Settings,
     engine: Option<Arc<dyn Engine>>,
+    lend_after: u32,
 }
 
 impl PoolBuilder {
     pub(super) fn new(settings: Settings) -> Self {
-        Self { settings, engine: None }
+        Self { settings, engine: None, lend_after: LEND_AFTER }
     }
 
     /// Runtimes that may exist at once. Raises `max_instances` to as many, if it is less. Default 256.
@@ -103,6 +108,13 @@ impl PoolBuilder {
         self
     }
 
+    /// After how many calls without a pause a reused instance stays with its thread: for tests of what then happens.
+    #[doc(hidden)]
+    pub fn lend_after(mut self, calls: u32) -> Self {
+        self.lend_after = calls;
+        self
+    }
+
     /// Makes the pool. The `direct` engine reserves the address space of all instances now and starts its ticker thread;
     /// `extism` does nothing before the first build. Takes its metric handles from the recorder that is installed now.
     ///
@@ -126,6 +138,7 @@ impl PoolBuilder {
                 max_instances_per_runtime: pool.max_instances_per_evaluator,
                 max_waiting: pool.max_waiting,
                 negative_ttl: pool.negative_ttl,
+                lend_after: self.lend_after,
             },
             metrics.clone(),
         );

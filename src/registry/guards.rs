@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{
-    Age, BuildId, Generation, Inner, PlaceId, Refused, Resident,
+    Age, BuildId, Generation, Inner, Lending, PlaceId, Refused, Resident, Ticket,
     state::Grant,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -40,6 +40,8 @@ pub(crate) struct Lease<R: Resident> {
     place: PlaceId,
     holds: Holds<R>,
     pub(super) build: Option<Duration>,
+    /// Its instance may be lent when it ends.
+    hot: bool,
 }
 
 /// What a lease has of its one instance.
@@ -62,9 +64,9 @@ pub(crate) enum Claim<R: Resident> {
 
 impl<R: Resident> Lease<R> {
     pub(super) fn new(registry: Arc<Inner<R>>, grant: Grant<R>) -> Self {
-        let Grant { resident, generation, place, idle, build } = grant;
+        let Grant { resident, generation, place, idle, build, hot } = grant;
         let holds = if idle { Holds::Idle } else { Holds::Permit(Permit { place: resident.place().clone() }) };
-        Self { registry, resident: Some(resident), generation, place, holds, build }
+        Self { registry, resident: Some(resident), generation, place, holds, build, hot }
     }
 
     pub(crate) fn resident(&self) -> Option<&R> {
@@ -80,6 +82,22 @@ impl<R: Resident> Lease<R> {
         }
     }
 
+    /// Ends the lease by lending its instance to this thread, if the runtime is called without pause and nobody waits.
+    ///
+    /// # Errors
+    ///
+    /// The lease, otherwise.
+    pub(crate) fn lend(mut self, lending: &Arc<Lending<R>>) -> Result<Ticket, Self> {
+        if !self.hot {
+            return Err(self);
+        }
+        let lent = self.registry.apply(|state, _| state.lend(self.generation, self.place, lending, Instant::now()));
+        let Some(ticket) = lent else { return Err(self) };
+        // What it held is the loan's.
+        self.resident = None;
+        Ok(ticket)
+    }
+
     /// Ends the lease; its instance is in the runtime's pool again.
     pub(crate) fn give_back(mut self) {
         self.holds = Holds::Idle;
@@ -88,8 +106,10 @@ impl<R: Resident> Lease<R> {
 
 impl<R: Resident> Drop for Lease<R> {
     fn drop(&mut self) {
-        // This clone first: whoever closes the runtime must hold the last one, to drop it where it may take long.
-        drop(self.resident.take());
+        // This clone first: whoever closes the runtime must hold the last one, to drop it where it may take long. Without
+        // one, the lease has ended before.
+        let Some(resident) = self.resident.take() else { return };
+        drop(resident);
         // A permit that was not used goes back before the lease, so that the next in line finds it.
         let back = matches!(std::mem::replace(&mut self.holds, Holds::Taken), Holds::Idle);
         self.registry.apply(|state, effects| {
@@ -159,6 +179,21 @@ impl<R: Resident> Place<R> {
     /// Guests had to be interrupted.
     pub(crate) fn forced(&self) {
         self.inner.record().forced = true;
+    }
+
+    /// Makes an ordinary lease of a loan of this place's runtime. Nothing else may be done with the loan afterwards.
+    pub(crate) fn surface(&self, resident: R, lending: &Lending<R>, ticket: &Ticket) -> Lease<R> {
+        let PlaceInner { registry, generation, id, .. } = &*self.inner;
+        registry.apply(|state, _| state.surface(*generation, lending, ticket));
+        Lease {
+            registry: registry.clone(),
+            resident: Some(resident),
+            generation: *generation,
+            place: *id,
+            holds: Holds::Taken,
+            build: None,
+            hot: false,
+        }
     }
 
     /// Whether nobody holds a lease on the runtime.

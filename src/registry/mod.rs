@@ -13,12 +13,15 @@
 //! | [`Place`] | one runtime, from before its compile | its close is counted, the first in the queue gets it |
 //! | [`BuildTicket`] | the one build of a generation | unless published, those who wait are told |
 //!
+//! Where nobody waits for anything, instances are [lent](lending) to the threads that use them, past the lock.
+//!
 //! A permit holds its place. Whoever makes engine objects keeps the guards beside them, so that the counts are of what
 //! exists, whoever has stopped waiting for it.
 
 mod guards;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
+mod lending;
 mod state;
 mod sync;
 
@@ -28,6 +31,7 @@ use tokio::time::Instant;
 
 use self::guards::Waiter;
 pub(crate) use self::guards::{Admission, BuildTicket, Claim, Gone, Lease, Permit, Place};
+pub(crate) use self::lending::{Lending, Ticket};
 pub(crate) use self::state::{Age, BuildId, PlaceId};
 use self::state::{Effect, Effects, Requested, State};
 use self::sync::{Mutex, MutexGuard, PoisonError, timeout_at};
@@ -52,10 +56,15 @@ pub(crate) struct Limits {
     pub(crate) max_instances_per_runtime: usize,
     pub(crate) max_waiting: usize,
     pub(crate) negative_ttl: Duration,
+    /// Calls without a pause after which a runtime's instances are lent to the threads that use them.
+    pub(crate) lend_after: u32,
 }
 
-/// What the registry keeps. All methods are called without the registry's lock, and must not block.
+/// What the registry keeps. All methods but `take_back` are called without the registry's lock; none may block.
 pub(crate) trait Resident: Clone + Send + Sync + 'static {
+    /// One instance of it, as it is [lent](lending) to a thread. It may hold a clone of the resident.
+    type Lent: Send;
+
     /// Its place, which it keeps for as long as it exists.
     fn place(&self) -> &Place<Self>;
 
@@ -73,6 +82,10 @@ pub(crate) trait Resident: Clone + Send + Sync + 'static {
 
     /// Drop one idle instance.
     fn reap(&self);
+
+    /// An instance that was lent is idle again: put it where a lease will look for it. Called under the registry's lock,
+    /// and while `self` is not the last clone.
+    fn take_back(&self, lent: Self::Lent);
 }
 
 /// Why a caller that waited got no lease.
@@ -273,6 +286,13 @@ impl<R: Resident> Registry<R> {
     /// Evicts what has not been used for longer than `ttl(generation)`.
     pub(crate) fn sweep(&self, ttl: impl Fn(Generation) -> Duration) {
         self.inner.apply(|state, effects| state.sweep(Instant::now(), ttl, effects));
+    }
+
+    /// Brings the gauges up to what is in use of what is lent.
+    pub(crate) fn sample(&self) {
+        if self.inner.lock().lends() {
+            self.inner.apply(|state, _| state.sample_all());
+        }
     }
 
     pub(crate) fn counts(&self) -> Counts {

@@ -7,8 +7,32 @@
 #[cfg(not(feature = "shuttle"))]
 mod primitives {
     pub(in crate::registry) use std::sync::{Mutex, MutexGuard, PoisonError};
+    use std::{
+        sync::{
+            OnceLock,
+            atomic::{AtomicUsize, Ordering},
+        },
+        thread::available_parallelism,
+    };
 
     pub(in crate::registry) use tokio::time::timeout_at;
+
+    /// How many shelves an evaluator has: more than threads that call it, mostly.
+    pub(in crate::registry) fn shelves() -> usize {
+        static COUNT: OnceLock<usize> = OnceLock::new();
+        *COUNT.get_or_init(|| available_parallelism().map_or(1, usize::from).saturating_mul(4).clamp(8, 64))
+    }
+
+    /// Which of that many is this thread's. Threads are numbered as they come, so that those of one executor, which begin
+    /// together, have different ones.
+    pub(in crate::registry) fn shelf(count: usize) -> usize {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed);
+        }
+        // A thread that is ending has no number any more; any shelf will do.
+        NUMBER.try_with(|number| *number).unwrap_or(0) % count.max(1)
+    }
 }
 
 #[cfg(feature = "shuttle")]
@@ -35,6 +59,15 @@ mod primitives {
         })
         .await
     }
+
+    pub(in crate::registry) fn shelves() -> usize {
+        2
+    }
+
+    /// The scheduler's tasks share a thread: whichever.
+    pub(in crate::registry) fn shelf(count: usize) -> usize {
+        thread_rng().gen_range(0..count)
+    }
 }
 
-pub(super) use self::primitives::{Mutex, MutexGuard, PoisonError, timeout_at};
+pub(super) use self::primitives::{Mutex, MutexGuard, PoisonError, shelf, shelves, timeout_at};

@@ -97,6 +97,12 @@ struct Inner {
     place: Place<Runtime>,
 }
 
+/// An instance that is lent to a thread, with a hold on its runtime: so that borrowing it moves no count of references.
+pub(crate) struct Lent {
+    instance: Instance,
+    runtime: Runtime,
+}
+
 /// One sandboxed guest. Its permit is kept by the engine, beside what it stands for.
 struct Instance {
     guest: Box<dyn engine::Instance>,
@@ -246,6 +252,8 @@ impl Drop for Spare {
 }
 
 impl Resident for Runtime {
+    type Lent = Lent;
+
     fn place(&self) -> &Place<Self> {
         &self.inner.place
     }
@@ -266,6 +274,11 @@ impl Resident for Runtime {
 
     fn reap(&self) {
         drop(self.inner.idle.try_remove());
+    }
+
+    fn take_back(&self, Lent { instance, runtime }: Lent) {
+        self.put_back(instance);
+        drop(runtime);
     }
 }
 

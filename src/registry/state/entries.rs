@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::{
     super::{Generation, Refused, Resident},
     AdmissionSender, Age, AnswerSender, BuildId, Effect, Effects, Grant, PlaceId,
+    loans::Loan,
 };
 use crate::error::Error;
 
@@ -15,7 +16,7 @@ pub(super) struct Waiter<R: Resident> {
     pub(super) to: AnswerSender<R>,
 }
 
-/// A runtime that serves. `idle ≤ instances`; a lease stands for one instance that is neither.
+/// A runtime that serves. `idle ≤ instances`; a lease stands for one instance that is neither idle nor lent.
 pub(super) struct Live<R: Resident> {
     pub(super) resident: R,
     pub(super) place: PlaceId,
@@ -29,6 +30,10 @@ pub(super) struct Live<R: Resident> {
     /// A spare instance is being made for it.
     pub(super) sparing: bool,
     pub(super) waiters: VecDeque<Waiter<R>>,
+    /// What is lent of it; nothing while anybody waits for it.
+    pub(super) loan: Option<Loan<R>>,
+    /// Calls that came one upon the other, without a pause.
+    pub(super) streak: u32,
     /// A newcomer will have its place: new leases queue until it has been evicted or is needed no more.
     pub(super) claimed: bool,
     /// Its key among the contenders.
@@ -90,7 +95,7 @@ impl<R: Resident> Live<R> {
     pub(super) fn grant(&mut self, generation: Generation, idle: bool, build: Option<Duration>) -> Grant<R> {
         self.leases += 1;
         self.uses += 1;
-        Grant { resident: self.resident.clone(), generation, place: self.place, idle, build }
+        Grant { resident: self.resident.clone(), generation, place: self.place, idle, build, hot: false }
     }
 }
 

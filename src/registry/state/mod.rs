@@ -20,6 +20,7 @@
 //! - Nobody contends for a permit while an idle instance could be reaped for it.
 
 mod entries;
+mod loans;
 mod pump;
 mod retire;
 mod view;
@@ -63,6 +64,8 @@ pub(super) struct Grant<R> {
     pub(super) idle: bool,
     /// How long the build took that this caller waited for.
     pub(super) build: Option<Duration>,
+    /// The runtime is called without pause: when the lease ends, the instance may stay with its thread.
+    pub(super) hot: bool,
 }
 
 pub(super) type Answer<R> = Result<Grant<R>, Refused>;
@@ -138,6 +141,11 @@ pub(super) struct State<R: Resident> {
     idle: usize,
     /// The sum of `reaping` over live and draining runtimes.
     reaping: usize,
+    /// Live runtimes of which something is lent. None while anybody waits for what could be recalled.
+    lent: Vec<Generation>,
+    /// Instances that are lent, and how many of them were in use when that was sampled.
+    lent_instances: usize,
+    lent_busy: usize,
     build_queue: BTreeMap<Age, Generation>,
     contenders: BTreeMap<Age, Generation>,
     claimed: Vec<Generation>,
@@ -165,6 +173,9 @@ impl<R: Resident> State<R> {
             instances: 0,
             idle: 0,
             reaping: 0,
+            lent: Vec::new(),
+            lent_instances: 0,
+            lent_busy: 0,
             build_queue: BTreeMap::new(),
             contenders: BTreeMap::new(),
             claimed: Vec::new(),
@@ -205,20 +216,22 @@ impl<R: Resident> State<R> {
         let full = waiting >= self.limits.max_waiting;
         let refused = |reason| Requested::Refused(Error::Saturated { reason });
         let eldest = self.eldest_build();
+        // Whoever comes here found nothing on the shelf of its thread; another's may have some.
+        self.recall(generation);
         if let Some(live) = self.live.get_mut(&generation) {
-            live.last_used = now;
+            let hot = live.called(now, self.limits.lend_after);
             if !live.holds_back(age, eldest) && live.waiters.is_empty() {
                 if live.idle > 0 {
                     live.idle -= 1;
                     self.idle -= 1;
-                    return Requested::Granted(live.grant(generation, true, None));
+                    return Requested::Granted(Grant { hot, ..live.grant(generation, true, None) });
                 }
                 let free = self.instances < self.limits.max_instances;
                 // Permits go by age: while anyone contends for one, this caller queues behind.
                 if free && self.contenders.is_empty() && live.instances < self.limits.max_instances_per_runtime {
                     live.instances += 1;
                     self.instances += 1;
-                    return Requested::Granted(live.grant(generation, false, None));
+                    return Requested::Granted(Grant { hot, ..live.grant(generation, false, None) });
                 }
             }
             if !may_wait {
@@ -394,6 +407,8 @@ impl<R: Resident> State<R> {
             reaping: 0,
             sparing: false,
             waiters: build.waiters,
+            loan: None,
+            streak: 0,
             claimed: false,
             contending: None,
             opened: now,

@@ -114,6 +114,9 @@ impl<R: Resident> State<R> {
         }
         let placeable = self.build_queue.len().min(self.limits.capacity - self.places.len());
         let short = self.contenders.len() + placeable;
+        if self.reaping < short {
+            self.recall_all();
+        }
         while self.reaping < short && self.idle > 0 {
             let Some((_, live)) = self.live.iter_mut().rev().find(|(_, live)| live.idle > 0) else { return };
             live.idle -= 1;
@@ -139,6 +142,9 @@ impl<R: Resident> State<R> {
     pub(super) fn evict(&mut self, now: Instant, effects: &mut Effects<R>) -> bool {
         let coming = self.limits.capacity - self.places.len() + self.closing;
         let mut short = self.build_queue.len().saturating_sub(coming);
+        if short > 0 {
+            self.recall_all();
+        }
         while short > 0 {
             let eldest = self.eldest_build();
             let victim = self.live.iter().rev().find(|(_, live)| live.evictable(eldest));

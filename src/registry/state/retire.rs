@@ -82,6 +82,7 @@ impl<R: Resident> State<R> {
         now: Instant,
         effects: &mut Effects<R>,
     ) {
+        self.recall(generation);
         let Some(live) = self.live.pop(&generation) else { return };
         self.idle -= live.idle;
         self.waiting_instance -= live.waiters.len();
@@ -118,6 +119,7 @@ impl<R: Resident> State<R> {
         ttl: impl Fn(Generation) -> Duration,
         effects: &mut Effects<R>,
     ) {
+        self.recall_all();
         let expired: Vec<Generation> = self
             .live
             .iter()

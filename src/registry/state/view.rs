@@ -5,6 +5,7 @@ use tokio::sync::watch;
 use super::{
     super::{Generation, Resident, Snapshot, SnapshotState},
     PlaceId, State,
+    entries::Live,
 };
 use crate::metrics::Counts;
 
@@ -12,12 +13,13 @@ impl<R: Resident> State<R> {
     pub(in crate::registry) fn counts(&self) -> Counts {
         let live = self.live.len();
         let draining = self.draining.len();
+        let idle = self.idle + self.lent_instances - self.lent_busy;
         Counts {
             building: self.places.len() - live - draining,
             live,
             draining,
-            idle: self.idle,
-            busy: self.instances - self.idle,
+            idle,
+            busy: self.instances - idle,
             waiting_capacity: self.waiting_capacity,
             waiting_instance: self.waiting_instance,
             waiting_build: self.waiting_fetch + self.waiting_build,
@@ -39,15 +41,11 @@ impl<R: Resident> State<R> {
     }
 
     pub(in crate::registry) fn snapshot(&self) -> Vec<Snapshot> {
-        let live = self.live.iter().map(|(generation, live)| Snapshot {
-            generation: *generation,
-            state: SnapshotState::Live,
-            instances: live.instances,
-            leases: live.leases,
-            uses: live.uses,
-            opened: Some(live.opened),
-            last_used: Some(live.last_used),
-        });
+        let mut all: Vec<Snapshot> = self.live.iter().map(|(generation, live)| of_live(*generation, live)).collect();
+        if self.lends() {
+            // The order of last use, of which the list has not seen all.
+            all.sort_by_key(|runtime| std::cmp::Reverse(runtime.last_used));
+        }
         let bare = |generation, state, leases| Snapshot {
             generation,
             state,
@@ -60,6 +58,20 @@ impl<R: Resident> State<R> {
         let builds = self.builds.keys().map(|generation| bare(*generation, SnapshotState::Building, 0));
         let draining =
             self.draining.values().map(|draining| bare(draining.generation, SnapshotState::Draining, draining.leases));
-        live.chain(builds).chain(draining).collect()
+        all.extend(builds.chain(draining));
+        all
+    }
+}
+
+fn of_live<R: Resident>(generation: Generation, live: &Live<R>) -> Snapshot {
+    let lent = live.loan.as_ref().map(|loan| loan.lending.seen());
+    Snapshot {
+        generation,
+        state: SnapshotState::Live,
+        instances: live.instances,
+        leases: live.leases + lent.as_ref().map_or(0, |lent| lent.in_use),
+        uses: live.uses + lent.as_ref().map_or(0, |lent| lent.uses),
+        opened: Some(live.opened),
+        last_used: Some(live.last_used).max(lent.and_then(|lent| lent.last_used)),
     }
 }

@@ -84,7 +84,11 @@ impl std::fmt::Debug for Spy {
 impl Spy {
     /// A pool on this spy.
     pub(crate) fn pool(&self, set: impl FnOnce(PoolBuilder) -> PoolBuilder) -> EvaluatorPool {
-        set(EvaluatorPool::builder()).engine(self.clone()).build().expect("a test's settings are in range")
+        // Instances stay with their threads from the second call on, so that every test is one of that as well.
+        set(EvaluatorPool::builder().lend_after(0))
+            .engine(self.clone())
+            .build()
+            .expect("a test's settings are in range")
     }
 
     /// A spec that any pool takes: a real module, so that what looks at bytes has some to look at.
