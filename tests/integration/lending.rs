@@ -11,6 +11,7 @@ use std::{
 
 use evalpool::{
     CloseReport, Evaluator, EvaluatorPool, HostFunction, Isolation, Settings, Source, Spec, State, config::EngineKind,
+    engine::SlotCounts,
 };
 use futures_util::FutureExt;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -93,6 +94,24 @@ async fn the_number_of_uses_and_a_trap_end_a_lent_instance() {
     assert_eq!(spy.counts().instances_made.load(std::sync::atomic::Ordering::SeqCst), 4);
     pool.close().await;
     spy.assert_nothing_left();
+}
+
+/// `direct` drops a guest that trapped while it is being called, and its permit with it.
+#[tokio::test]
+async fn a_guest_that_is_gone_before_its_loan_ends_is_counted_once() {
+    let text = r#"(module (import "extism:host/env" "input_length" (func $length (result i64)))
+        (func (export "run") (if (i64.ne (call $length) (i64.const 0)) (then unreachable))))"#;
+    let builder = EvaluatorPool::builder().engine_kind(EngineKind::Direct).isolation(Isolation::Reuse);
+    let pool = builder.max_instances(8).capacity(2).lend_after(0).build().unwrap();
+    let evaluator = pool.evaluator("one", Spec::new(Source::bytes(wasm(text)))).unwrap();
+    for _ in 0..3 {
+        call(&evaluator, 3).await;
+        assert_eq!(evaluator.evaluate("trap").await.unwrap_err().kind(), "guest_trap");
+        let runtime = &pool.snapshot()[0];
+        assert_eq!((runtime.instances, runtime.busy), (0, 0));
+    }
+    assert_eq!(pool.close().await, CloseReport::Drained);
+    assert_eq!(pool.slots().unwrap().live, SlotCounts::default());
 }
 
 #[test]

@@ -489,6 +489,10 @@ impl<R: Resident> State<R> {
         now: Instant,
         effects: &mut Effects<R>,
     ) {
+        // A guest that ends for good in the middle of a loan gives its permit back before the loan: as a lease, it may.
+        if self.live.peek(&generation).is_some_and(|live| live.place == place) {
+            self.recall(generation);
+        }
         self.instances -= 1;
         if let Some(live) = self.live.peek_mut(&generation).filter(|live| live.place == place) {
             live.instances -= 1;
