@@ -10,6 +10,7 @@ mod dashboards;
 mod engine;
 mod guard;
 mod hostile;
+mod isolation;
 mod lifecycle;
 mod model;
 mod pool;
