@@ -4,6 +4,7 @@
 mod support;
 
 mod cancellation;
+mod collateral;
 mod config;
 mod conformance;
 mod dashboards;
