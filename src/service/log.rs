@@ -55,7 +55,7 @@ pub fn install(log: Log<'_>) {
 /// (JSON has its own way to write those.)
 fn on_one_line() -> impl for<'writer> FormatFields<'writer> + 'static {
     debug_fn(|writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
-        let mut writer = OneLine(writer);
+        let mut writer = OneLine { writer, left: MOST, is_cut: false };
         match field.name() {
             "message" => write!(writer, "{value:?}"),
             name => write!(writer, "{name}={value:?}"),
@@ -64,22 +64,35 @@ fn on_one_line() -> impl for<'writer> FormatFields<'writer> + 'static {
     .delimited(" ")
 }
 
-/// Writes what would end a line, drive a terminal or turn the direction of text as its number.
-struct OneLine<'a, 'writer>(&'a mut Writer<'writer>);
+/// Of one field that is written, in bytes. An engine may hand on an error that a plugin made as long as its memory.
+const MOST: usize = 16 * 1024;
+
+/// Writes what would end a line, drive a terminal or turn the direction of text as its number, and no more than so much.
+struct OneLine<'a, 'writer> {
+    writer: &'a mut Writer<'writer>,
+    left: usize,
+    is_cut: bool,
+}
 
 impl std::fmt::Write for OneLine<'_, '_> {
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        let mut rest = text;
+        if self.is_cut {
+            return Ok(());
+        }
+        let mut rest = &text[..text.floor_char_boundary(self.left)];
+        self.left -= rest.len();
+        self.is_cut = rest.len() < text.len();
         while let Some(at) = rest.find(drives) {
             let (plain, from) = rest.split_at(at);
-            self.0.write_str(plain)?;
+            self.writer.write_str(plain)?;
             let mut next = from.chars();
             if let Some(character) = next.next() {
-                write!(self.0, "{}", character.escape_default())?;
+                write!(self.writer, "{}", character.escape_default())?;
             }
             rest = next.as_str();
         }
-        self.0.write_str(rest)
+        self.writer.write_str(rest)?;
+        if self.is_cut { self.writer.write_str("…") } else { Ok(()) }
     }
 }
 
@@ -144,5 +157,21 @@ mod tests {
         assert!(message.ends_with(&format!("it said: {bare}")), "{message}");
         assert!(rest.starts_with(&format!("{bare} name=\"a\\nERROR")) && rest.ends_with(" count=7\n"), "{rest}");
         assert_eq!(log.lines().count(), 1);
+    }
+
+    #[test]
+    fn a_message_of_any_length_is_a_line_of_some_length() {
+        let written = Written::default();
+        let writer = written.clone();
+        let layer = fmt::layer().with_writer(move || writer.clone()).with_ansi(false).without_time();
+        let subscriber = tracing_subscriber::registry().with(layer.fmt_fields(on_one_line()));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!("{}{}", "é".repeat(MOST / 2), "cut");
+            tracing::info!("x{}", "é".repeat(1 << 20));
+        });
+        let log = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<_> = log.lines().collect();
+        assert!(lines.len() == 2 && lines.iter().all(|line| line.len() < MOST + 200), "{}", log.len());
+        assert!(lines.iter().all(|line| line.ends_with("éé…")), "{log}");
     }
 }
