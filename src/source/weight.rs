@@ -19,6 +19,9 @@ const MOST_PLAIN: u64 = 1_000_000;
 /// Globals. A function that sets many takes the longer the more it has of both. Plugins have a few dozen.
 const MOST_GLOBALS: u64 = 10_000;
 
+/// Imports, each of which is looked up for each instance, between two ticks. Plugins have a few dozen.
+const MOST_IMPORTS: u64 = 1_000;
+
 /// Parameters and results of all types of functions, for each of which there is code to pass them on: a third of a
 /// second's work. Plugins have a few hundred.
 const MOST_PASSED: u64 = 50_000;
@@ -29,6 +32,7 @@ pub(super) struct Weight {
     /// The first sizes of tables, in elements, and of memories, in bytes. Those that are imported count as nothing.
     tables: Vec<u64>,
     memories: Vec<u64>,
+    imports: u64,
     globals: u64,
     passed: u64,
     /// Values to work out, but for those of active segments.
@@ -70,6 +74,7 @@ impl Weight {
             }
             Payload::ImportSection(section) => {
                 for import in section.clone().into_imports() {
+                    self.imports += 1;
                     match import?.ty {
                         TypeRef::Table(_) => self.tables.push(0),
                         TypeRef::Memory(_) => self.memories.push(0),
@@ -119,7 +124,9 @@ impl Weight {
                     if let DataKind::Active { memory_index, offset_expr } = data.kind {
                         let offset = self.work_out(&offset_expr)?;
                         let size = size_of(&self.memories, memory_index);
-                        self.data.add(1, is_within(offset, data.data.len() as u64, size));
+                        let length = data.data.len() as u64;
+                        // If it is copied, it is between two ticks, and into pages that nobody has touched.
+                        self.data.add(1 + length / 1024, is_within(offset, length, size));
                     }
                 }
             }
@@ -159,6 +166,7 @@ impl Weight {
         let bounds = [
             ("values to work out before it runs", self.work(), MOST_WORK),
             ("elements of tables", self.elements.items, MOST_PLAIN),
+            ("imports", self.imports, MOST_IMPORTS),
             ("globals", self.globals, MOST_GLOBALS),
             ("parameters and results of types", self.passed, MOST_PASSED),
         ];

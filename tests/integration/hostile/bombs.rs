@@ -115,18 +115,15 @@ fn counts() -> Vec<Hostile> {
         bytes("a million functions and one", with(&[(FUNCTION, vector(1_000_001, b"\0"))]), bad),
         // Imports come before `run`, which is then the function of that number.
         bytes(
-            "ten thousand imports of one function",
-            with(&[(IMPORT, vector(10_000, import)), (EXPORT, [&b"\x01\x03run\0"[..], &leb(10_000)].concat())]),
+            "a thousand imports of one function",
+            with(&[(IMPORT, vector(1_000, import)), (EXPORT, [&b"\x01\x03run\0"[..], &leb(1_000)].concat())]),
             Nothing,
         ),
-        Hostile {
-            on_extism: Other(Somehow),
-            ..bytes(
-                "two hundred thousand imports of one function",
-                with(&[(IMPORT, vector(200_000, import)), (EXPORT, [&b"\x01\x03run\0"[..], &leb(200_000)].concat())]),
-                bad,
-            )
-        },
+        bytes(
+            "a thousand imports and one",
+            with(&[(IMPORT, vector(1_001, import)), (EXPORT, [&b"\x01\x03run\0"[..], &leb(1_001)].concat())]),
+            bad,
+        ),
         module("four tables as large as may be", &tables(4, 10_000), Nothing, Other(Somehow)),
         module("a table of one element too many", &tables(1, 10_001), bad, Other(Somehow)),
         module("five tables of nothing", &tables(5, 0), bad, Other(Somehow)),
@@ -202,6 +199,22 @@ fn weights() -> Vec<Hostile> {
             "fifty thousand pieces of data whose place is worked out",
             with(&[memory.clone(), (DATA, data(worked_out, 50_000))]),
             bad,
+        ),
+        bytes(
+            "six megabytes of data whose place is worked out",
+            with(&[
+                (MEMORY, b"\x01\0\x70".to_vec()),
+                (DATA, vector(1, &[&worked_out[..], &vector(6 << 20, b"x")].concat())),
+            ]),
+            bad,
+        ),
+        bytes(
+            "seven megabytes of data",
+            with(&[
+                (MEMORY, b"\x01\0\x70".to_vec()),
+                (DATA, vector(1, &[&plain[..], &vector(7 << 20, b"x")].concat())),
+            ]),
+            Nothing,
         ),
         bytes("data that begins within the memory and ends behind it", with(&[memory, (DATA, beyond)]), bad),
         module(
