@@ -3,6 +3,7 @@
 
 mod bombs;
 mod gallery;
+mod host_functions;
 mod over_http;
 mod tricks;
 
