@@ -11,7 +11,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -23,6 +23,16 @@ use evalpool::{
     engine::{CompileRequest, Engine, InstanceLimits, Permit, direct::DirectEngine},
 };
 use tokio::runtime::Runtime;
+
+// The hostile plugins of the tests.
+#[allow(dead_code, reason = "what must come of each, the tests look at")]
+#[path = "../tests/integration/hostile/bombs.rs"]
+mod bombs;
+#[allow(dead_code, reason = "what must come of each, the tests look at")]
+#[path = "../tests/integration/hostile/gallery.rs"]
+mod gallery;
+#[path = "../tests/integration/hostile/tricks.rs"]
+mod tricks;
 
 const TOTALS: (&str, &str, &[u8]) =
     ("tests/plugins/rust/totals.wasm", "transform", br#"{"items":[{"price":2.5,"qty":4},{"price":1.25,"qty":8}]}"#);
@@ -292,40 +302,39 @@ fn engine_alone(runtime: &Runtime) -> impl Fn(&Runtime, Duration) -> f64 {
     }
 }
 
+/// About 10 microseconds of arithmetic.
+fn short() -> Spec {
+    text(
+        r#"(module (func (export "run") (result i32) (local $i i32)
+            (loop $again (br_if $again (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 10000))))
+            i32.const 0))"#,
+    )
+}
+
+/// How long calls take that are made every millisecond, sorted.
+fn every_millisecond(runtime: &Runtime, evaluator: &Evaluator, length: Duration) -> Vec<Duration> {
+    let evaluator = evaluator.clone();
+    on_worker(runtime, async move {
+        let (mut took, started) = (Vec::new(), Instant::now());
+        while started.elapsed() < length {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let began = Instant::now();
+            evaluator.evaluate("").await.unwrap();
+            took.push(began.elapsed());
+        }
+        took.sort();
+        took
+    })
+}
+
 fn neighbour(length: Duration) {
     for engine in [EngineKind::Extism, EngineKind::Direct] {
         let runtime = runtime(2);
         let pool = pool(engine, Isolation::Fresh, |settings| {
             settings.limits = LimitSettings { exec_timeout: Duration::from_secs(1), ..LimitSettings::default() };
         });
-        // About 10 microseconds of arithmetic.
-        let short = text(
-            r#"(module (func (export "run") (result i32) (local $i i32)
-                (loop $again (br_if $again (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 10000))))
-                i32.const 0))"#,
-        );
-        let short = pool.evaluator("short", short).unwrap();
-        let call = move || {
-            let short = short.clone();
-            async move {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-                let began = Instant::now();
-                short.evaluate("").await.unwrap();
-                began.elapsed()
-            }
-        };
-        let measure = |length: Duration| {
-            let call = call.clone();
-            on_worker(&runtime, async move {
-                let (mut took, started) = (Vec::new(), Instant::now());
-                while started.elapsed() < length {
-                    took.push(call().await);
-                }
-                took.sort();
-                took
-            })
-        };
-        let alone = measure(length);
+        let neighbour = pool.evaluator("short", short()).unwrap();
+        let alone = every_millisecond(&runtime, &neighbour, length);
         let stop = Arc::new(AtomicBool::new(false));
         let endless: Vec<_> = (0..TASKS)
             .map(|number| {
@@ -340,7 +349,7 @@ fn neighbour(length: Duration) {
             })
             .collect();
         std::thread::sleep(Duration::from_secs(1));
-        let beside = measure(length);
+        let beside = every_millisecond(&runtime, &neighbour, length);
         stop.store(true, Ordering::Relaxed);
         runtime.block_on(async {
             pool.close_with(Duration::ZERO).await;
@@ -351,6 +360,64 @@ fn neighbour(length: Duration) {
         let given = format!("p99 {:.2?} alone, {:.2?} beside", quantile(&alone, 990), quantile(&beside, 990));
         let wanted = if engine == EngineKind::Direct { "at most 3 ticks, 3 ms" } else { "" };
         line(&format!("10 us beside 64 endless guests, 2 workers: {}", engine.as_str()), &given, wanted);
+    }
+}
+
+/// Callers that go through the gallery of hostile plugins, each of which is built, called and closed; and beside them,
+/// on the same workers, a neighbour.
+fn beside_the_gallery(length: Duration) {
+    const CALLERS: usize = 3;
+    let hostile: Vec<gallery::Hostile> = [gallery::all(), bombs::all(), tricks::all()].into_iter().flatten().collect();
+    let hostile = Arc::new(hostile);
+    for engine in [EngineKind::Extism, EngineKind::Direct] {
+        let runtime = runtime(2);
+        // The sizes that the gallery is written for. Times are short, so that most of it is work.
+        let pool = pool(engine, Isolation::Fresh, |settings| {
+            settings.pool.capacity = 8;
+            settings.pool.max_instances = 16;
+            settings.pool.negative_ttl = Duration::ZERO;
+            settings.limits.exec_timeout = Duration::from_millis(100);
+            settings.limits.build_timeout = Duration::from_millis(500);
+            settings.limits.output_size = 1 << 20;
+            settings.limits.memory = 8 << 20;
+            settings.limits.table_elements = 10_000;
+        });
+        let neighbour = pool.evaluator("short", short().with_exec_timeout(Duration::from_mins(1))).unwrap();
+        let alone = every_millisecond(&runtime, &neighbour, length);
+        let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let callers: Vec<_> = (0..CALLERS)
+            .map(|_| {
+                let (pool, hostile, stop, next) = (pool.clone(), hostile.clone(), stop.clone(), next.clone());
+                runtime.spawn(async move {
+                    while !stop.load(Ordering::Relaxed) {
+                        let one = &hostile[next.fetch_add(1, Ordering::Relaxed) % hostile.len()];
+                        if engine == EngineKind::Extism && one.on_extism == gallery::OnExtism::NotRun {
+                            continue;
+                        }
+                        let evaluator = pool.evaluator("hostile", Spec::new(Source::bytes(one.bytes.clone()))).unwrap();
+                        for _ in 0..2 {
+                            let _ = evaluator.evaluate("x").await;
+                        }
+                        evaluator.close().await;
+                    }
+                })
+            })
+            .collect();
+        // Long enough for all of it.
+        let beside = every_millisecond(&runtime, &neighbour, length * 8);
+        stop.store(true, Ordering::Relaxed);
+        runtime.block_on(async {
+            for caller in callers {
+                caller.await.unwrap();
+            }
+            pool.close().await;
+        });
+        let (alone, beside) = (quantile(&alone, 990), quantile(&beside, 990));
+        let times = beside.as_secs_f64() / alone.as_secs_f64();
+        let given = format!("p99 {alone:.2?} alone, {beside:.2?} beside, {times:.1} x");
+        let wanted = if engine == EngineKind::Direct { "at most 3 x" } else { "" };
+        let rounds = next.load(Ordering::Relaxed) as f64 / hostile.len() as f64;
+        line(&format!("10 us beside {rounds:.1} rounds of the gallery: {}", engine.as_str()), &given, wanted);
     }
 }
 
@@ -484,11 +551,12 @@ fn main() {
         let mut names = arguments.iter().filter(|argument| !argument.starts_with("--")).peekable();
         names.peek().is_none() || names.any(|wanted| name.contains(wanted.as_str()))
     };
-    let all: [(&str, Measure); 5] = [
+    let all: [(&str, Measure); 6] = [
         ("fresh_many", fresh_many),
         ("fresh_one", fresh_one),
         ("warm", warm),
         ("neighbour", neighbour),
+        ("gallery", beside_the_gallery),
         ("back", back),
     ];
     for (name, measure) in all {

@@ -1,11 +1,22 @@
 //! The program's log: to standard error, so that standard output is left to answers.
+//!
+//! Much of it is in words of strangers: what plugins log, their errors, the names of their imports. None of them can end
+//! a line, and so begin one that looks like the program's own, or reach the terminal of who reads it.
 
-use std::io::{self, IsTerminal};
+use std::{
+    fmt::Write as _,
+    io::{self, IsTerminal},
+};
 
+use tracing::field::Field;
 use tracing_subscriber::{
     Layer, Registry,
+    field::MakeExt,
     filter::{LevelFilter, Targets},
-    fmt,
+    fmt::{
+        self, FormatFields,
+        format::{Writer, debug_fn},
+    },
     layer::SubscriberExt,
     util::SubscriberInitExt,
 };
@@ -33,11 +44,62 @@ pub fn install(log: Log<'_>) {
     let colours = io::stderr().is_terminal();
     let lines = fmt::layer().with_writer(io::stderr).with_ansi(colours);
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match log.settings.format {
-        LogFormat::Text => Box::new(lines.with_filter(targets(log))),
+        LogFormat::Text => Box::new(lines.fmt_fields(on_one_line()).with_filter(targets(log))),
         LogFormat::Json => Box::new(lines.json().flatten_event(true).with_filter(targets(log))),
     };
     // Fails only when somebody was faster, whose choice then stands.
     let _ = tracing_subscriber::registry().with(lines).try_init();
+}
+
+/// Fields as `tracing_subscriber` writes them, the message bare and others with their names, but for control characters.
+/// (JSON has its own way to write those.)
+fn on_one_line() -> impl for<'writer> FormatFields<'writer> + 'static {
+    debug_fn(|writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
+        let mut writer = OneLine { writer, left: MOST, is_cut: false };
+        match field.name() {
+            "message" => write!(writer, "{value:?}"),
+            name => write!(writer, "{name}={value:?}"),
+        }
+    })
+    .delimited(" ")
+}
+
+/// Of one field that is written, in bytes. An engine may hand on an error that a plugin made as long as its memory.
+const MOST: usize = 16 * 1024;
+
+/// Writes what would end a line, drive a terminal or turn the direction of text as its number, and no more than so much.
+struct OneLine<'a, 'writer> {
+    writer: &'a mut Writer<'writer>,
+    left: usize,
+    is_cut: bool,
+}
+
+impl std::fmt::Write for OneLine<'_, '_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        if self.is_cut {
+            return Ok(());
+        }
+        let mut rest = &text[..text.floor_char_boundary(self.left)];
+        self.left -= rest.len();
+        self.is_cut = rest.len() < text.len();
+        while let Some(at) = rest.find(drives) {
+            let (plain, from) = rest.split_at(at);
+            self.writer.write_str(plain)?;
+            let mut next = from.chars();
+            if let Some(character) = next.next() {
+                write!(self.writer, "{}", character.escape_default())?;
+            }
+            rest = next.as_str();
+        }
+        self.writer.write_str(rest)?;
+        if self.is_cut { self.writer.write_str("…") } else { Ok(()) }
+    }
+}
+
+/// Control characters, line and paragraph separators, and what embeds, overrides or isolates a direction.
+fn drives(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// This crate at the level that is set; what it is built on only from warnings up.
@@ -57,4 +119,59 @@ fn targets(log: Log<'_>) -> Targets {
         .with_target(ENGINE, strangers)
         .with_target(WASI, strangers)
         .with_targets(PLUGINS.map(|target| (target, plugins)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn nobody_can_end_a_line_of_the_log_or_drive_a_terminal() {
+        let written = Written::default();
+        let writer = written.clone();
+        let layer = fmt::layer().with_writer(move || writer.clone()).with_ansi(false).without_time();
+        let subscriber = tracing_subscriber::registry().with(layer.fmt_fields(on_one_line()));
+        tracing::subscriber::with_default(subscriber, || {
+            let said = "a\nERROR forged\r\u{1b}[2J\u{9b}\0\u{202e}é\\n";
+            tracing::info!(error = %said, name = said, count = 7, "it said: {said}");
+        });
+        let log = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        let bare = r"a\nERROR forged\r\u{1b}[2J\u{9b}\u{0}\u{202e}é\n";
+        let (message, rest) = log.split_once(" error=").unwrap();
+        assert!(message.ends_with(&format!("it said: {bare}")), "{message}");
+        assert!(rest.starts_with(&format!("{bare} name=\"a\\nERROR")) && rest.ends_with(" count=7\n"), "{rest}");
+        assert_eq!(log.lines().count(), 1);
+    }
+
+    #[test]
+    fn a_message_of_any_length_is_a_line_of_some_length() {
+        let written = Written::default();
+        let writer = written.clone();
+        let layer = fmt::layer().with_writer(move || writer.clone()).with_ansi(false).without_time();
+        let subscriber = tracing_subscriber::registry().with(layer.fmt_fields(on_one_line()));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!("{}{}", "é".repeat(MOST / 2), "cut");
+            tracing::info!("x{}", "é".repeat(1 << 20));
+        });
+        let log = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<_> = log.lines().collect();
+        assert!(lines.len() == 2 && lines.iter().all(|line| line.len() < MOST + 200), "{}", log.len());
+        assert!(lines.iter().all(|line| line.ends_with("éé…")), "{log}");
+    }
 }

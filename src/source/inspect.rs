@@ -5,6 +5,7 @@
 
 use wasmparser::{ExternalKind, FuncType, Parser, Payload, TypeRef, ValType, ValidPayload, Validator, WasmFeatures};
 
+use super::weight::Weight;
 use crate::error::Error;
 
 /// WebAssembly 2.0, and what compilers of today emit beside it: tail calls and constant expressions with arithmetic.
@@ -83,17 +84,21 @@ pub(super) fn inspect(bytes: &[u8]) -> Result<Interface, Error> {
         };
         return Err(Error::invalid_plugin(what));
     }
-    read(bytes).map_err(|error| Error::invalid_plugin(error.to_string()))
+    let (interface, weight) = read(bytes).map_err(|error| Error::invalid_plugin(error.to_string()))?;
+    weight.check().map_err(Error::invalid_plugin)?;
+    Ok(interface)
 }
 
-fn read(bytes: &[u8]) -> Result<Interface, wasmparser::BinaryReaderError> {
+fn read(bytes: &[u8]) -> Result<(Interface, Weight), wasmparser::BinaryReaderError> {
     let mut interface = Interface::default();
+    let mut weight = Weight::default();
     let mut exported = Vec::new();
     let mut validator = Validator::new_with_features(FEATURES);
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload?;
         // First, for it knows the limits of what is collected below.
         let valid = validator.payload(&payload)?;
+        weight.add(&payload)?;
         match &payload {
             Payload::ImportSection(section) => {
                 for import in section.clone().into_imports() {
@@ -129,7 +134,7 @@ fn read(bytes: &[u8]) -> Result<Interface, wasmparser::BinaryReaderError> {
                 .collect();
         }
     }
-    Ok(interface)
+    Ok((interface, weight))
 }
 
 fn callable(function: &FuncType) -> bool {

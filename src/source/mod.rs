@@ -6,6 +6,7 @@
 
 mod digest;
 mod inspect;
+mod weight;
 
 use std::{path::PathBuf, sync::Arc};
 

@@ -4,12 +4,14 @@
 mod support;
 
 mod cancellation;
+mod collateral;
 mod config;
 mod conformance;
 mod dashboards;
 mod engine;
 mod guard;
 mod hostile;
+mod isolation;
 mod lending;
 mod lifecycle;
 mod model;

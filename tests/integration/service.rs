@@ -22,7 +22,11 @@ use evalpool::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{CALL_HOST, GREET, NO_ABORT, TEXT, TOTALS, wasm};
+use crate::support::{
+    CALL_HOST, GREET, NO_ABORT, TEXT, TOTALS,
+    process::{FRUGAL, Held},
+    wasm,
+};
 
 /// Longer than anything here takes, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -51,12 +55,23 @@ pub(crate) struct Server {
     folder: Option<TempDir>,
 }
 
+/// How one request ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// By kind.
+    pub(crate) ended: Result<(), String>,
+    pub(crate) status: u16,
+    pub(crate) took: Duration,
+    /// The answer's body.
+    pub(crate) text: String,
+}
+
 /// What came back.
 #[derive(Debug)]
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     headers: Vec<(String, String)>,
-    body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Server {
@@ -68,9 +83,22 @@ impl Server {
         server
     }
 
-    fn start_in(folder: &Path, settings: &[(&str, &str)]) -> Self {
-        let data = folder.join("data");
+    /// The same in a process whose allocator keeps little back for later.
+    pub(crate) fn start_frugal(settings: &[(&str, &str)]) -> Self {
+        let folder = TempDir::new().unwrap();
         let mut command = program();
+        command.envs(FRUGAL);
+        let mut server = Self::start_as(command, folder.path(), settings);
+        server.folder = Some(folder);
+        server
+    }
+
+    fn start_in(folder: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::start_as(program(), folder, settings)
+    }
+
+    fn start_as(mut command: Command, folder: &Path, settings: &[(&str, &str)]) -> Self {
+        let data = folder.join("data");
         command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(&data).env("EVALPOOL_LOG_LEVEL", "debug");
         for (setting, value) in settings {
             command.env(format!("EVALPOOL_{setting}"), value);
@@ -120,31 +148,43 @@ impl Server {
         self.request("GET", path, &[], b"")
     }
 
-    fn post(&self, name: &str, input: &[u8]) -> Answer {
+    pub(crate) fn post(&self, name: &str, input: &[u8]) -> Answer {
         self.request("POST", &format!("/v1/evaluators/{name}"), &[], input)
     }
 
     /// `name` with whatever query.
-    fn put(&self, name: &str, plugin: &[u8]) -> Answer {
+    pub(crate) fn put(&self, name: &str, plugin: &[u8]) -> Answer {
         self.request("PUT", &format!("/v1/evaluators/{name}"), &[("content-type", "application/wasm")], plugin)
     }
 
-    /// Uploads a plugin, evaluates it twice, and deletes it: how each step ended, by kind.
-    pub(crate) fn outcomes_of(&self, plugin: &[u8]) -> Vec<Result<(), String>> {
-        let kind = |answer: &Answer| match answer.status {
-            200..300 => Ok(()),
-            _ => Err(answer.json()["kind"].as_str().unwrap_or_default().to_owned()),
+    /// Uploads a plugin, evaluates it twice, and deletes it: how each step ended, and after how long. `name` with
+    /// whatever query.
+    pub(crate) fn outcomes_of(&self, name: &str, plugin: &[u8]) -> Vec<Outcome> {
+        let (path, _) = name.split_once('?').unwrap_or((name, ""));
+        let timed = |request: &dyn Fn() -> Answer| {
+            let began = Instant::now();
+            let answer = request();
+            let ended = match answer.status {
+                200..300 => Ok(()),
+                _ => Err(answer.kind()),
+            };
+            Outcome { ended, status: answer.status, took: began.elapsed(), text: answer.lossy() }
         };
-        let uploaded = kind(&self.put("hostile", plugin));
-        if uploaded.is_err() {
+        let uploaded = timed(&|| self.put(name, plugin));
+        if uploaded.ended.is_err() {
             return vec![uploaded];
         }
-        let came = [self.post("hostile", b"x"), self.post("hostile", b"x")].iter().map(kind).collect();
-        assert_eq!(self.delete("hostile").status, 204);
-        came
+        let came = [&b"x"[..], b"x"].map(|input| timed(&|| self.post(path, input)));
+        assert_eq!(self.delete(path).status, 204);
+        came.into()
     }
 
-    fn delete(&self, name: &str) -> Answer {
+    /// Closes its runtime, if there is one.
+    pub(crate) fn unload(&self, name: &str) -> Answer {
+        self.delete(&format!("{name}/runtime"))
+    }
+
+    pub(crate) fn delete(&self, name: &str) -> Answer {
         self.request("DELETE", &format!("/v1/evaluators/{name}"), &[], b"")
     }
 
@@ -203,7 +243,22 @@ impl Server {
         &self.data
     }
 
-    fn log(&self) -> String {
+    /// What it holds of the system.
+    pub(crate) fn held(&self) -> Held {
+        Held::by_process(self.child.id())
+    }
+
+    /// Its threads.
+    pub(crate) fn threads(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap().count()
+    }
+
+    /// Runtimes that exist, in whatever state.
+    pub(crate) fn runtimes(&self) -> u64 {
+        self.metric("evalpool_runtimes_live", "")
+    }
+
+    pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
@@ -232,7 +287,7 @@ pub(crate) fn program() -> Command {
 }
 
 /// Waits until `holds`, looking again and again.
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
@@ -266,6 +321,10 @@ impl Answer {
 
     fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(held, _)| held == name).map(|(_, value)| value.as_str())
+    }
+
+    fn lossy(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
     }
 
     fn text(&self) -> &str {

@@ -15,7 +15,7 @@ use tokio::{task::JoinSet, time::timeout};
 
 use crate::support::{
     CALL_HOST, GREET, TEXT, TOTALS, eventually,
-    process::{address_space_gib, alone, executable_mappings, forgetful_threads, open_files, resident_mib, threads},
+    process::{Held, alone, forgetful_threads},
     wasm,
 };
 
@@ -111,15 +111,6 @@ async fn run(pool: &EvaluatorPool, operations: usize, seed: u64, hostile: &Arc<V
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Held {
-    executable_mappings: usize,
-    threads: usize,
-    open_files: usize,
-    address_space_gib: usize,
-    resident_mib: usize,
-}
-
 /// What the process holds once everything is closed and idle threads have gone.
 async fn held(pool: &EvaluatorPool) -> Held {
     for name in (0..NAMES).map(|name| format!("e{name}")) {
@@ -127,13 +118,7 @@ async fn held(pool: &EvaluatorPool) -> Held {
     }
     eventually("everything is closed", || pool.runtimes() == 0).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    Held {
-        executable_mappings: executable_mappings(),
-        threads: threads(),
-        open_files: open_files(),
-        address_space_gib: address_space_gib(),
-        resident_mib: resident_mib(),
-    }
+    Held::by_this_process()
 }
 
 #[test]

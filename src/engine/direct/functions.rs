@@ -68,7 +68,11 @@ fn give_back(name: &str, declared: &[ValType], returned: &[Val], slots: &mut [wa
 }
 
 fn failed(error: &HostFunctionError) -> Stop {
-    Stop::Failed(error.to_string())
+    // What the guest's memory has no room for is its memory's fault, by whichever way the function hands it on.
+    match error.to_string() {
+        text if text == Stop::OutOfMemory.to_string() => Stop::OutOfMemory,
+        text => Stop::Failed(text),
+    }
 }
 
 struct Memory<'a, 'b>(&'a mut Caller<'b, State>);

@@ -128,6 +128,7 @@ impl Host {
             .epoch_interruption(true)
             .consume_fuel(fueled)
             // What `source::inspect` lets through, and no more.
+            .wasm_gc(false)
             .wasm_memory64(false)
             .wasm_multi_memory(false)
             .wasm_relaxed_simd(false)
@@ -164,7 +165,14 @@ impl Engine for DirectEngine {
             let hosts = self.hosts.clone();
             let compile = move || Compiled::new(hosts.get(request.limits.fuel.is_some())?, request);
             let compiled = tokio::task::spawn_blocking(compile).await;
-            let compiled = compiled.map_err(|error| Error::internal("compiling did not finish", error))??;
+            let compiled = compiled.map_err(|error| match error.try_into_panic() {
+                // A compiler that gives up in the middle has met a plugin that it cannot compile, and would again.
+                Ok(panic) => Error::InvalidPlugin {
+                    reason: "the compiler cannot cope with it".into(),
+                    cause: Some(Arc::from(Box::from(panic_text(&*panic)))),
+                },
+                Err(error) => Error::internal("compiling did not finish", error),
+            })??;
             Ok(Box::new(compiled) as Box<dyn CompiledPlugin>)
         })
     }

@@ -97,6 +97,8 @@ impl ResourceLimiter for Budget {
 #[derive(Debug, Default)]
 pub(super) struct Variables {
     values: BTreeMap<String, Vec<u8>>,
+    /// What they take together. Kept, as a guest may have thousands, and set each of them again and again.
+    bytes: usize,
 }
 
 impl Variables {
@@ -113,15 +115,24 @@ impl Variables {
     }
 
     pub(super) fn remove(&mut self, name: &str) {
-        self.values.remove(name);
+        if let Some(value) = self.values.remove(name) {
+            self.bytes -= Self::size(name, &value);
+        }
+    }
+
+    fn size(name: &str, value: &[u8]) -> usize {
+        Self::EACH + name.len() + value.len()
     }
 
     pub(super) fn set(&mut self, name: &str, value: Vec<u8>) -> Result<(), Stop> {
-        let held: usize = self.values.iter().map(|(name, value)| Self::EACH + name.len() + value.len()).sum();
-        if held + Self::EACH + name.len() + value.len() > Self::MOST {
+        let size = Self::size(name, &value);
+        if self.bytes + size > Self::MOST {
             return Err(Self::full());
         }
-        self.values.insert(name.to_owned(), value);
+        self.bytes += size;
+        if let Some(before) = self.values.insert(name.to_owned(), value) {
+            self.bytes -= Self::size(name, &before);
+        }
         Ok(())
     }
 }

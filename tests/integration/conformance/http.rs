@@ -13,7 +13,7 @@ use super::{
 use crate::support::ENGINES;
 
 /// Answers each connection with what `answer` makes of the request's head and body.
-fn http_server(answer: impl Fn(&str) -> String + Send + 'static) -> u16 {
+pub(crate) fn http_server(answer: impl Fn(&str) -> String + Send + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {

@@ -1,38 +1,63 @@
-//! What this process holds of its system, read from `/proc`.
+//! What a process holds of its system, read from `/proc`: this one, or the program when it runs as one of its own.
 
 use std::{env, fs, process::Command};
 
-/// Executable mappings: each compiled module that is loaded has at least one.
+/// What a process holds. Two of these are compared once everything is closed and idle threads have gone.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Held {
+    /// Each compiled module that is loaded has at least one.
+    pub(crate) executable_mappings: usize,
+    pub(crate) threads: usize,
+    pub(crate) open_files: usize,
+    pub(crate) address_space_gib: usize,
+    pub(crate) resident_mib: usize,
+}
+
+impl Held {
+    pub(crate) fn by_this_process() -> Self {
+        Self::by("self")
+    }
+
+    /// By the process of this number.
+    pub(crate) fn by_process(id: u32) -> Self {
+        Self::by(&id.to_string())
+    }
+
+    fn by(process: &str) -> Self {
+        let entries =
+            |folder: &str| fs::read_dir(format!("/proc/{process}/{folder}")).expect("Linux has /proc").count();
+        let text = |file: &str| fs::read_to_string(format!("/proc/{process}/{file}")).expect("Linux has /proc");
+        let is_executable = |line: &&str| line.split_whitespace().nth(1).is_some_and(|mode| mode.contains('x'));
+        let statm = text("statm");
+        // In pages of 4 KiB: all, then those that are resident.
+        let pages: Vec<usize> = statm.split_whitespace().map_while(|field| field.parse().ok()).collect();
+        Self {
+            executable_mappings: text("maps").lines().filter(is_executable).count(),
+            threads: entries("task"),
+            open_files: entries("fd"),
+            address_space_gib: pages[0] * 4 / 1024 / 1024,
+            resident_mib: pages[1] * 4 / 1024,
+        }
+    }
+}
+
+/// Of this process.
 pub(crate) fn executable_mappings() -> usize {
-    let maps = fs::read_to_string("/proc/self/maps").expect("Linux has /proc");
-    maps.lines().filter(|line| line.split_whitespace().nth(1).is_some_and(|mode| mode.contains('x'))).count()
+    Held::by_this_process().executable_mappings
 }
 
-/// Open files.
-pub(crate) fn open_files() -> usize {
-    fs::read_dir("/proc/self/fd").expect("Linux has /proc").count()
-}
-
-/// Resident memory, in MiB.
-pub(crate) fn resident_mib() -> usize {
-    statm(1) * 4 / 1024
-}
-
-/// Address space, in GiB.
-pub(crate) fn address_space_gib() -> usize {
-    statm(0) * 4 / 1024 / 1024
-}
-
-/// A field of `/proc/self/statm`, in pages of 4 KiB.
-fn statm(field: usize) -> usize {
-    let statm = fs::read_to_string("/proc/self/statm").expect("Linux has /proc");
-    statm.split_whitespace().nth(field).and_then(|pages| pages.parse().ok()).expect("statm holds numbers")
-}
-
-/// Threads of this process.
+/// Of this process.
 pub(crate) fn threads() -> usize {
-    fs::read_dir("/proc/self/task").expect("Linux has /proc").count()
+    Held::by_this_process().threads
 }
+
+/// Of this process.
+pub(crate) fn resident_mib() -> usize {
+    Held::by_this_process().resident_mib
+}
+
+/// What the allocator keeps back for later is not held by anybody: with these in its environment, it keeps little.
+pub(crate) const FRUGAL: [(&str, &str); 2] = [("MALLOC_ARENA_MAX", "1"), ("MALLOC_TRIM_THRESHOLD_", "65536")];
 
 /// Runs the named test once more in a process of its own, and says whether this is that process. Elsewhere it fails if
 /// the test failed there.
@@ -44,8 +69,7 @@ pub(crate) fn alone(test: &str) -> bool {
     let this = env::current_exe().expect("a test knows its own binary");
     let mut again = Command::new(this);
     again.args(["--exact", test, "--nocapture"]).env(MARK, "1");
-    // What the allocator keeps back for later is not held by anybody: have it keep little.
-    again.env("MALLOC_ARENA_MAX", "1").env("MALLOC_TRIM_THRESHOLD_", "65536");
+    again.envs(FRUGAL);
     let status = again.status();
     assert!(status.expect("the test binary can be started again").success(), "{test} failed in its own process");
     false

@@ -1,0 +1,241 @@
+//! What of a module weighs more on a compiler than its size tells. Nothing interrupts a compiler, and others wait for its
+//! place: so each of these is counted, and bounded.
+//!
+//! Above all what is worked out before a module runs: the values of globals, the contents of tables and memories. An
+//! engine may make code of it, and compiling that takes up to a fifth of a millisecond for each value; a hundred kilobytes
+//! would take ten seconds. What toolchains emit is nearly all plain, and laid out in advance: numbers for globals,
+//! functions for a table at an offset within it, data for a memory at an offset within it.
+
+use wasmparser::{
+    BinaryReaderError, CompositeInnerType, ConstExpr, DataKind, ElementItems, ElementKind, Operator, Payload, TypeRef,
+};
+
+/// Values to work out that a module may have: a second's work at most. Plugins have a few dozen.
+const MOST_WORK: u64 = 5_000;
+
+/// Elements of tables that are laid out in advance: a tenth of a second's work. Plugins have a few thousand.
+const MOST_PLAIN: u64 = 1_000_000;
+
+/// Globals. A function that sets many takes the longer the more it has of both. Plugins have a few dozen.
+const MOST_GLOBALS: u64 = 10_000;
+
+/// Imports, each of which is looked up for each instance, between two ticks. Plugins have a few dozen.
+const MOST_IMPORTS: u64 = 1_000;
+
+/// Parameters and results of all types of functions, for each of which there is code to pass them on: a third of a
+/// second's work. Plugins have a few hundred.
+const MOST_PASSED: u64 = 50_000;
+
+/// How much there is of what weighs.
+#[derive(Debug, Default)]
+pub(super) struct Weight {
+    /// The first sizes of tables, in elements, and of memories, in bytes. Those that are imported count as nothing.
+    tables: Vec<u64>,
+    memories: Vec<u64>,
+    imports: u64,
+    globals: u64,
+    passed: u64,
+    /// Values to work out, but for those of active segments.
+    work: u64,
+    elements: Segments,
+    data: Segments,
+}
+
+/// Those that are active. They are laid out in order, all or none of them.
+#[derive(Debug, Default)]
+struct Segments {
+    items: u64,
+    all_plain: Option<bool>,
+}
+
+impl Segments {
+    fn add(&mut self, items: u64, is_plain: bool) {
+        self.items = self.items.saturating_add(items);
+        self.all_plain = Some(self.all_plain.unwrap_or(true) && is_plain);
+    }
+
+    fn work(&self) -> u64 {
+        if self.all_plain == Some(false) { self.items } else { 0 }
+    }
+}
+
+impl Weight {
+    /// Adds one part of a module that has been validated.
+    pub(super) fn add(&mut self, payload: &Payload<'_>) -> Result<(), BinaryReaderError> {
+        match payload {
+            Payload::TypeSection(section) => {
+                for group in section.clone() {
+                    for ty in group?.types() {
+                        if let CompositeInnerType::Func(function) = &ty.composite_type.inner {
+                            self.passed += (function.params().len() + function.results().len()) as u64;
+                        }
+                    }
+                }
+            }
+            Payload::ImportSection(section) => {
+                for import in section.clone().into_imports() {
+                    self.imports += 1;
+                    match import?.ty {
+                        TypeRef::Table(_) => self.tables.push(0),
+                        TypeRef::Memory(_) => self.memories.push(0),
+                        _ => {}
+                    }
+                }
+            }
+            Payload::TableSection(section) => {
+                for table in section.clone() {
+                    self.tables.push(table?.ty.initial);
+                }
+            }
+            Payload::MemorySection(section) => {
+                for memory in section.clone() {
+                    self.memories.push(memory?.initial.saturating_mul(65_536));
+                }
+            }
+            Payload::GlobalSection(section) => {
+                for global in section.clone() {
+                    self.globals += 1;
+                    self.work_out(&global?.init_expr)?;
+                }
+            }
+            Payload::ElementSection(section) => {
+                for element in section.clone() {
+                    let element = element?;
+                    let (items, are_functions) = match &element.items {
+                        ElementItems::Functions(functions) => (functions.count(), true),
+                        ElementItems::Expressions(_, values) => (values.count(), false),
+                    };
+                    let items = u64::from(items);
+                    match element.kind {
+                        // Nothing but a permission to name these functions.
+                        ElementKind::Declared => {}
+                        ElementKind::Passive => self.work = self.work.saturating_add(1 + items),
+                        ElementKind::Active { table_index, offset_expr } => {
+                            let offset = self.work_out(&offset_expr)?;
+                            let size = size_of(&self.tables, table_index.unwrap_or(0));
+                            self.elements.add(1 + items, are_functions && is_within(offset, items, size));
+                        }
+                    }
+                }
+            }
+            Payload::DataSection(section) => {
+                for data in section.clone() {
+                    let data = data?;
+                    if let DataKind::Active { memory_index, offset_expr } = data.kind {
+                        let offset = self.work_out(&offset_expr)?;
+                        let size = size_of(&self.memories, memory_index);
+                        let length = data.data.len() as u64;
+                        // If it is copied, it is between two ticks, and into pages that nobody has touched.
+                        self.data.add(1 + length / 1024, is_within(offset, length, size));
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The number that an expression is, if it is no more than a number; otherwise its instructions are counted.
+    fn work_out(&mut self, expression: &ConstExpr<'_>) -> Result<Option<u32>, BinaryReaderError> {
+        let (mut instructions, mut number, mut plain) = (0, None, true);
+        for operator in expression.get_operators_reader() {
+            match operator? {
+                Operator::End => continue,
+                Operator::I32Const { value } => number = Some(value.cast_unsigned()),
+                Operator::I64Const { .. }
+                | Operator::F32Const { .. }
+                | Operator::F64Const { .. }
+                | Operator::V128Const { .. } => {}
+                _ => plain = false,
+            }
+            instructions += 1;
+        }
+        if plain && instructions == 1 {
+            return Ok(number);
+        }
+        self.work = self.work.saturating_add(instructions);
+        Ok(None)
+    }
+
+    fn work(&self) -> u64 {
+        self.work.saturating_add(self.elements.work()).saturating_add(self.data.work())
+    }
+
+    /// What is over its bound, if anything is, in words for the plugin's author.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let bounds = [
+            ("values to work out before it runs", self.work(), MOST_WORK),
+            ("elements of tables", self.elements.items, MOST_PLAIN),
+            ("imports", self.imports, MOST_IMPORTS),
+            ("globals", self.globals, MOST_GLOBALS),
+            ("parameters and results of types", self.passed, MOST_PASSED),
+        ];
+        match bounds.into_iter().find(|(_, count, most)| count > most) {
+            Some((what, count, most)) => Err(format!("it has {count} {what}; at most {most} are allowed")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn size_of(sizes: &[u64], index: u32) -> u64 {
+    usize::try_from(index).ok().and_then(|index| sizes.get(index)).copied().unwrap_or(0)
+}
+
+fn is_within(offset: Option<u32>, items: u64, size: u64) -> bool {
+    offset.is_some_and(|offset| u64::from(offset) + items <= size)
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmparser::Parser;
+
+    use super::*;
+
+    fn weight(text: &str) -> Weight {
+        let bytes = wat::parse_str(format!("(module {text})")).unwrap();
+        let mut weight = Weight::default();
+        for payload in Parser::new(0).parse_all(&bytes) {
+            weight.add(&payload.unwrap()).unwrap();
+        }
+        weight
+    }
+
+    #[test]
+    fn what_compilers_emit_is_no_work() {
+        let weight = weight(
+            r#"(func $f) (memory 1) (table 10 funcref) (global (mut i32) (i32.const 5)) (global f64 (f64.const 1))
+               (global v128 (v128.const i64x2 1 2)) (elem (i32.const 1) $f $f) (elem (i32.const 8) $f $f)
+               (elem declare func $f) (data (i32.const 65535) "x") (data "passive")"#,
+        );
+        assert_eq!((weight.work(), weight.elements.items), (0, 6));
+    }
+
+    #[test]
+    fn who_has_too_much_of_anything_is_told_of_what() {
+        let globals = |count: usize| format!("(func $f) {}", "(global funcref (ref.func $f))".repeat(count));
+        assert_eq!(weight(&globals(5_000)).check(), Ok(()));
+        let refused = weight(&globals(5_001)).check().unwrap_err();
+        assert_eq!(refused, "it has 5001 values to work out before it runs; at most 5000 are allowed");
+        let types = |count: usize| format!("(type (func (param {}) (result i32)))", "i64 ".repeat(999)).repeat(count);
+        assert_eq!(weight(&types(50)).check(), Ok(()));
+        assert!(weight(&types(51)).check().unwrap_err().contains("51000 parameters"));
+    }
+
+    #[test]
+    fn what_has_to_be_worked_out_is_counted() {
+        for (text, work) in [
+            ("(global i32 (i32.add (i32.const 1) (i32.const 2)))", 3),
+            ("(func $f) (global funcref (ref.func $f))", 1),
+            ("(global funcref (ref.null func))", 1),
+            ("(func $f) (elem func $f $f)", 3),
+            ("(func $f) (table 2 funcref) (elem (i32.const 1) $f $f)", 3),
+            ("(func $f) (table 2 funcref) (elem (i32.const 0) $f) (elem (i32.const 2) $f)", 4),
+            ("(func $f) (table 2 funcref) (elem (i32.const 0) funcref (ref.func $f))", 2),
+            (r#"(memory 1) (data (i32.const 0) "x") (data (i32.const 65535) "xy")"#, 2),
+            (r#"(memory 1) (data (i32.add (i32.const 0) (i32.const 0)) "x")"#, 4),
+            (r#"(import "a" "b" (memory 1)) (data (i32.const 0) "x")"#, 1),
+        ] {
+            assert_eq!(weight(text).work(), work, "{text}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! One evaluation's end is its own: siblings of the same evaluator in the middle of their calls, and those of an evaluator
+//! of the same plugin, go on and finish.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use evalpool::{
+    EvaluatorPool, HostFunction, Isolation, Settings, Source, Spec,
+    config::EngineKind,
+    engine::{Val, ValType},
+};
+
+use crate::{
+    conformance::IMPORTS,
+    support::{eventually, on_threads, wasm},
+};
+
+/// Siblings that are to finish.
+const SIBLINGS: usize = 8;
+
+/// Says that it is there, then works until it is told to go, asking now and then: an interrupt that is not meant for it
+/// meets it in its own code. `t` traps at that point, `x` exits, `s` never asks. Gives its input.
+fn plugin() -> Vec<u8> {
+    wasm(&format!(
+        r#"(module
+            (import "extism:host/user" "reached" (func $reached))
+            (import "extism:host/user" "may_go" (func $may_go (result i32)))
+            (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+            {IMPORTS}
+            (func $work (local $i i32)
+                (loop $on (br_if $on (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 100000)))))
+            (func (export "run") (result i32) (local $command i32)
+                (local.set $command (call $input8 (i64.const 0)))
+                (call $reached)
+                (if (i32.eq (local.get $command) (i32.const 0x73)) (then (loop (br 0))))
+                (loop $on (call $work) (br_if $on (i32.eqz (call $may_go))))
+                (if (i32.eq (local.get $command) (i32.const 0x74)) (then unreachable))
+                (if (i32.eq (local.get $command) (i32.const 0x78)) (then (call $exit (i32.const 1))))
+                (call $echo)
+                i32.const 0))"#
+    ))
+}
+
+fn the_end_of_one_evaluation_is_not_that_of_its_siblings(engine: EngineKind) {
+    for isolation in [Isolation::Fresh, Isolation::Reuse] {
+        on_threads(beside_siblings(engine, isolation));
+    }
+}
+
+async fn beside_siblings(engine: EngineKind, isolation: Isolation) {
+    let mut settings = Settings::default();
+    settings.engine.kind = engine;
+    settings.engine.isolation = isolation;
+    settings.pool.capacity = 4;
+    settings.pool.max_instances = 2 * SIBLINGS;
+    settings.pool.max_instances_per_evaluator = 2 * SIBLINGS;
+    settings.limits.exec_timeout = Duration::from_mins(1);
+    let pool = EvaluatorPool::from_settings(&settings).unwrap();
+    let (reached, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (count, may_go) = (reached.clone(), go.clone());
+    let spec = Spec::new(Source::bytes(plugin()))
+        .with_host_function(HostFunction::new("reached", [], [], move |_, _| {
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(vec![])
+        }))
+        .with_host_function(HostFunction::new("may_go", [], [ValType::I32], move |_, _| {
+            Ok(vec![Val::I32(may_go.load(Ordering::SeqCst).into())])
+        }));
+    let evaluator = pool.evaluator("siblings", spec.clone()).unwrap();
+    let hasty = pool.evaluator("hasty", spec.with_exec_timeout(Duration::from_millis(200))).unwrap();
+    let call = |evaluator: &evalpool::Evaluator, input: String| {
+        let evaluator = evaluator.clone();
+        tokio::spawn(async move { evaluator.evaluate(input).await })
+    };
+    // Twice: in `reuse`, the second time meets the instances of the first.
+    for round in 1..=2 {
+        go.store(false, Ordering::SeqCst);
+        reached.store(0, Ordering::SeqCst);
+        let siblings: Vec<_> = (0..SIBLINGS).map(|number| call(&evaluator, number.to_string())).collect();
+        let [leaves, traps, exits] = ["s", "t", "x"].map(|input| call(&evaluator, input.to_owned()));
+        eventually("all of them are in the middle of their calls", || reached.load(Ordering::SeqCst) == SIBLINGS + 3)
+            .await;
+        leaves.abort();
+        assert!(leaves.await.unwrap_err().is_cancelled());
+        let late = call(&hasty, "s".to_owned()).await.unwrap();
+        assert_eq!(late.unwrap_err().kind(), "exec_timeout");
+        assert!(siblings.iter().all(|sibling| !sibling.is_finished()), "each was to wait until it may go");
+        go.store(true, Ordering::SeqCst);
+        assert_eq!(traps.await.unwrap().unwrap_err().kind(), "guest_trap");
+        assert_eq!(exits.await.unwrap().unwrap_err().kind(), "guest_exit");
+        for (number, sibling) in siblings.into_iter().enumerate() {
+            let response = sibling.await.unwrap().unwrap_or_else(|error| panic!("{number} in {round}: {error}"));
+            assert_eq!(response.bytes(), &number.to_string());
+        }
+    }
+    pool.close().await;
+    assert_eq!(pool.runtimes(), 0);
+}
+
+#[test]
+fn the_end_of_one_evaluation_is_not_that_of_its_siblings_on_extism() {
+    the_end_of_one_evaluation_is_not_that_of_its_siblings(EngineKind::Extism);
+}
+
+#[test]
+fn the_end_of_one_evaluation_is_not_that_of_its_siblings_on_direct() {
+    the_end_of_one_evaluation_is_not_that_of_its_siblings(EngineKind::Direct);
+}
