@@ -117,16 +117,16 @@ impl<R: Resident> Lending<R> {
     pub(crate) fn borrow(&self, generation: Generation, now: Instant) -> Option<(R::Lent, Ticket)> {
         let shelves = self.shelves.get()?;
         let at = shelf(shelves.len());
-        let mut shelf = shelves.get(at)?.lock();
-        if shelf.open != Some(generation) {
+        let mut own = shelves.get(at)?.lock();
+        if own.open != Some(generation) {
             return None;
         }
-        let lent = shelf.idle.pop()?;
-        shelf.in_use += 1;
-        shelf.uses += 1;
-        shelf.total += 1;
-        shelf.last_used = Some(now);
-        Some((lent, Ticket { shelf: at, epoch: shelf.epoch }))
+        let lent = own.idle.pop()?;
+        own.in_use += 1;
+        own.uses += 1;
+        own.total += 1;
+        own.last_used = Some(now);
+        Some((lent, Ticket { shelf: at, epoch: own.epoch }))
     }
 
     /// Ends a loan.
@@ -137,9 +137,9 @@ impl<R: Resident> Lending<R> {
     /// that lease.
     pub(crate) fn give_back(&self, ticket: &Ticket, lent: R::Lent) -> Result<(), R::Lent> {
         match self.of(ticket) {
-            Some(mut shelf) if shelf.epoch == ticket.epoch && !shelf.observed => {
-                shelf.idle.push(lent);
-                shelf.in_use -= 1;
+            Some(mut own) if own.epoch == ticket.epoch && !own.observed => {
+                own.idle.push(lent);
+                own.in_use -= 1;
                 Ok(())
             }
             _ => Err(lent),
@@ -150,17 +150,17 @@ impl<R: Resident> Lending<R> {
     pub(super) fn lend(&self, generation: Generation) -> Ticket {
         let shelves = self.shelves.get_or_init(|| (0..shelves()).map(|_| Shelf(Mutex::default())).collect());
         let at = shelf(shelves.len());
-        let mut shelf = shelves[at].lock();
-        shelf.open = Some(generation);
-        shelf.in_use += 1;
-        Ticket { shelf: at, epoch: shelf.epoch }
+        let mut own = shelves[at].lock();
+        own.open = Some(generation);
+        own.in_use += 1;
+        Ticket { shelf: at, epoch: own.epoch }
     }
 
     /// Makes an ordinary lease of a loan. False when a recall has done so already. Under the registry's lock.
     pub(super) fn surface(&self, ticket: &Ticket) -> bool {
         match self.of(ticket) {
-            Some(mut shelf) if shelf.epoch == ticket.epoch => {
-                shelf.in_use -= 1;
+            Some(mut own) if own.epoch == ticket.epoch => {
+                own.in_use -= 1;
                 true
             }
             _ => false,

@@ -5,7 +5,7 @@
 //! host function that blocks.
 
 use std::{
-    sync::{Arc, Mutex, mpsc},
+    sync::{Mutex, mpsc},
     time::Duration,
 };
 
@@ -254,7 +254,7 @@ impl Within {
         task
     }
 
-    fn gauge(&self, series: &str) -> f64 {
+    fn gauge(&self, series: &str) -> usize {
         let rendered = self.metrics.render();
         let line = rendered.lines().find(|line| line.starts_with(series)).unwrap_or_else(|| panic!("no {series}"));
         line.rsplit_once(' ').unwrap().1.parse().unwrap()
@@ -263,18 +263,18 @@ impl Within {
 
 #[test]
 fn a_loan_in_use_is_seen_by_the_gauges_and_no_longer_once_it_is_over() {
-    let within = Arc::new(Within::new());
+    let within = Within::new();
     on_threads(async {
         let task = within.begin().await;
         let busy = r#"evalpool_instances_live{state="busy"}"#;
-        eventually("it is sampled", || within.gauge(busy) == 1.0).await;
+        eventually("it is sampled", || within.gauge(busy) == 1).await;
         assert_eq!(within.pool.snapshot()[0].busy, 1);
         within.go_on.send(()).unwrap();
         task.await.unwrap().unwrap();
-        assert_eq!(within.gauge(busy), 0.0, "at rest, at once");
-        assert_eq!(within.gauge(r#"evalpool_instances_live{state="idle"}"#), 1.0);
+        assert_eq!(within.gauge(busy), 0, "at rest, at once");
+        assert_eq!(within.gauge(r#"evalpool_instances_live{state="idle"}"#), 1);
         within.pool.close().await;
-        assert_eq!(within.gauge(r#"evalpool_instances_live{state="idle"}"#), 0.0);
+        assert_eq!(within.gauge(r#"evalpool_instances_live{state="idle"}"#), 0);
     });
 }
 

@@ -5,7 +5,7 @@ use super::gallery::{
     Comes::{Ends, Nothing, Refused, Somehow},
     Hostile, IMPORTS,
     OnExtism::{Other, Same},
-    module, upload,
+    module, numbered, upload,
 };
 
 pub(super) fn all() -> Vec<Hostile> {
@@ -234,9 +234,9 @@ fn names() -> Vec<Hostile> {
     let length = u8::try_from(backtrace.len()).expect("a short name");
     let named = [&[1, length + 3, 1, 0, length][..], backtrace].concat();
     let trap = (CODE, b"\x01\x03\0\0\x0b".to_vec());
-    let many = (0..2_000)
-        .map(|at| format!("(func (export \"an entry point whose name is of a certain length, number {at}\"))"))
-        .collect::<String>();
+    let many = numbered(2_000, |at| {
+        format!("(func (export \"an entry point whose name is of a certain length, number {at}\"))")
+    });
     vec![
         bytes("a name section of nonsense", with(&[custom(b"name", &[0xff; 1000])]), Nothing),
         bytes("a producers section of nonsense", with(&[custom(b"producers", &[0xff; 1000])]), Nothing),

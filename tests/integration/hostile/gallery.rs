@@ -61,6 +61,11 @@ pub(super) fn wasi(trick: &'static str, name: &str, ty: &str, body: &str, comes:
     module(trick, &text, comes, Same)
 }
 
+/// The text of each, for as many.
+pub(super) fn numbered(times: usize, each: impl Fn(usize) -> String) -> String {
+    (0..times).map(each).collect::<Vec<_>>().join("\n")
+}
+
 pub(super) fn all() -> Vec<Hostile> {
     [uploads(), sections(), initialisers(), endless(), greedy(), amplified(), wild(), endings()]
         .into_iter()
@@ -104,7 +109,6 @@ fn sections() -> Vec<Hostile> {
     let repeat = |each: &str, times: usize| each.repeat(times);
     let run_only = r#"(func (export "run"))"#;
     let with = |rest: &str| format!("(module {rest} {run_only})");
-    let numbered = |times: usize, each: &dyn Fn(usize) -> String| (0..times).map(each).collect::<Vec<_>>().join("\n");
     let deep = format!("(module (func (export \"run\") {} {}))", repeat("(block ", 5_000), repeat(")", 5_000));
     let table = format!("(module (func (export \"run\") (block (br_table {} (i32.const 7)))))", repeat("0 ", 10_000));
     vec![
@@ -162,14 +166,14 @@ fn sections() -> Vec<Hostile> {
         module("three thousand functions", &with(&repeat("(func)", 3_000)), Nothing, Same),
         module(
             "two thousand exports",
-            &with(&numbered(2_000, &|at| format!("(func (export \"e{at}\") (param i32))"))),
+            &with(&numbered(2_000, |at| format!("(func (export \"e{at}\") (param i32))"))),
             Nothing,
             Same,
         ),
         module("fifty thousand globals", &with(&repeat("(global i32 (i32.const 1))", 50_000)), bad, Same),
         module(
             "two thousand types",
-            &with(&numbered(2_000, &|at| format!("(type (func (param {})))", repeat("i64 ", at % 500)))),
+            &with(&numbered(2_000, |at| format!("(type (func (param {})))", repeat("i64 ", at % 500)))),
             bad,
             Same,
         ),

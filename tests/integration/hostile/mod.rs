@@ -188,7 +188,8 @@ async fn wrong_with(pool: &EvaluatorPool, name: &str, hostile: &Hostile, comes: 
         }
         let came = ended.map_err(|error| error.kind().to_string());
         // That it is built says nothing yet of what is to come of it.
-        if !(step == "a build" && came.is_ok()) && !as_expected(comes, &came) {
+        let says_nothing = step == "a build" && came.is_ok();
+        if !says_nothing && !as_expected(comes, &came) {
             wrong.push(format!("{}: {step} came to {came:?} {text:.200}, not {comes:?}", hostile.trick));
         }
     };

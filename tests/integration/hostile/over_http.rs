@@ -98,18 +98,18 @@ fn wrong_beside_a_neighbour(server: &Server, engine: EngineKind, isolation: &str
 
 /// Calls again and again until told to stop; how often.
 fn neighbour(server: &Server, stop: &AtomicBool) -> usize {
-    let mut served = 0;
+    let mut answered = 0;
     while !stop.load(Ordering::SeqCst) {
-        let name = format!("{served}");
+        let name = format!("{answered}");
         let answer = server.post(NEIGHBOUR, json!({"name": name}).to_string().as_bytes());
         assert_eq!(answer.status, 200, "{answer:?}");
         let greeting: Value = serde_json::from_slice(&answer.body).unwrap();
         assert_eq!(greeting["greeting"], format!("Hello, {name}!"));
-        served += 1;
+        answered += 1;
         // Each call is a connection, of which a machine has so many a minute.
         thread::sleep(Duration::from_millis(5));
     }
-    served
+    answered
 }
 
 /// Gives what was not as it must be: the first outcome is that of the upload if there is no other.

@@ -4,7 +4,7 @@ use super::gallery::{
     Comes::{self, Ends, Nothing, Refused, Somehow},
     Hostile, IMPORTS,
     OnExtism::{self, NotRun, Other, Same},
-    module, run, wasi,
+    module, numbered, run, wasi,
 };
 
 pub(super) fn all() -> Vec<Hostile> {
@@ -93,7 +93,7 @@ fn tables() -> Vec<Hostile> {
         parts("a look beyond the table", one, "(drop (table.get $t (i32.const 1))) i32.const 0", trap, Same),
         parts("elements that are used after they were dropped", one, "(elem.drop $e) (table.init $t $e (i32.const 0) (i32.const 0) (i32.const 1)) i32.const 0", trap, Same),
         parts("a recursion of a thousand parameters",
-            &format!("(func $deep (param {}) {} (call $deep))", "i64 ".repeat(900), (0..900).map(|at| format!("(local.get {at})")).collect::<String>()),
+            &format!("(func $deep (param {}) {} (call $deep))", "i64 ".repeat(900), numbered(900, |at| format!("(local.get {at})"))),
             &format!("{} (call $deep) i32.const 0", "(i64.const 1) ".repeat(900)), trap, Same),
         parts("a recursion through a table", "(table $t 1 funcref) (type $run (func (result i32))) (func $f (result i32) (i32.add (call_indirect $t (type $run) (i32.const 0)) (i32.const 1))) (elem (i32.const 0) $f)",
             "(call_indirect $t (type $run) (i32.const 0))", trap, Same),
