@@ -53,9 +53,12 @@ fn over_http(engine: EngineKind) {
         }
         at_rest(&server)
     };
-    // What is taken once and kept, is so after the first.
-    let warm = round();
-    let after = round();
+    // What is taken once and kept, is so after the first; or after the second, where lanes that met otherwise took more. What
+    // leaks is taken each time.
+    let (mut warm, mut after) = (round(), round());
+    if !is_resident_as_before(after, warm) {
+        (warm, after) = (after, round());
+    }
     println!("{engine:?}\nwarm:  {warm:?}\nafter: {after:?}");
     assert!(wrong.is_empty(), "{engine:?}: {} are wrong\n{}", wrong.len(), wrong.join("\n"));
     assert_each_line_is_the_programs(&server.log());
@@ -63,8 +66,17 @@ fn over_http(engine: EngineKind) {
     assert_eq!(after.threads, warm.threads);
     assert_eq!(after.open_files, warm.open_files);
     assert_eq!(after.address_space_gib, warm.address_space_gib);
-    let most = warm.resident_mib + warm.resident_mib.div_ceil(10);
-    assert!(after.resident_mib <= most, "{} MiB resident, more than {most}", after.resident_mib);
+    assert!(
+        is_resident_as_before(after, warm),
+        "{} MiB resident, and {} before",
+        after.resident_mib,
+        warm.resident_mib
+    );
+}
+
+/// No more than a tenth more, which allocators may keep one time and not another.
+fn is_resident_as_before(after: Held, warm: Held) -> bool {
+    after.resident_mib <= warm.resident_mib + warm.resident_mib.div_ceil(10)
 }
 
 fn wrong_beside_a_neighbour(server: &Server, engine: EngineKind, isolation: &str, gallery: &[Hostile]) -> Vec<String> {
