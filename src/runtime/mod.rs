@@ -98,6 +98,8 @@ struct Inner {
 }
 
 /// An instance that is lent to a thread, with a hold on its runtime: so that borrowing it moves no count of references.
+/// Alone on its cache lines, as each is written by one thread.
+#[repr(align(128))]
 pub(crate) struct Lent {
     instance: Instance,
     runtime: Runtime,

@@ -50,7 +50,10 @@ pub(super) struct Turn {
     ticks: u32,
 }
 
+/// Alone on its cache lines: each call counts a reference to it, and those of guests that were made one after the other
+/// would lie side by side.
 #[derive(Default)]
+#[repr(align(128))]
 struct Held {
     permit: Mutex<Option<OwnedSemaphorePermit>>,
     /// It waits at a tick: for its turn, or for others to go first.
