@@ -58,11 +58,11 @@ use wasmtime::{Config, Engine as Wasmtime, Linker, Module};
 
 pub use self::compiled::Compiled;
 use self::{cache::Cache, kernel::KernelModule, plan::Plan, state::State, ticker::Ticker, turns::Turns};
-use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Slots};
+use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine, InstanceLimits, Slots};
 use crate::{
     config::{EngineSettings, LimitSettings, PoolSettings},
     error::Error,
-    source::Digest,
+    source::{Digest, effort},
 };
 
 /// Runs plugins on wasmtime.
@@ -147,12 +147,13 @@ impl Host {
     }
 
     /// Compiles a module, or loads what was compiled before. Blocks.
-    fn module(&self, digest: Digest, wasm: &[u8]) -> wasmtime::Result<Module> {
+    fn module(&self, digest: Digest, wasm: &[u8], limits: &InstanceLimits) -> Result<Module, Error> {
         let key = cache::Key { plugin: digest, engine: self.version };
         if let Some(module) = self.cache.load(&self.engine, key) {
             return Ok(module);
         }
-        let module = Module::new(&self.engine, wasm)?;
+        effort::check(wasm)?;
+        let module = Module::new(&self.engine, wasm).map_err(|error| outcome::invalid(&error, limits))?;
         self.cache.keep(key, &module);
         Ok(module)
     }
