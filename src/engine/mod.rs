@@ -22,6 +22,8 @@ pub mod direct;
 #[cfg(feature = "extism")]
 pub mod extism;
 mod host;
+#[cfg(any(feature = "direct", feature = "extism"))]
+mod http;
 
 use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 

@@ -5,10 +5,10 @@ use std::{any::Any, collections::BTreeMap, sync::Arc};
 use tokio::time::Instant;
 use wasmtime::{Linker, Module, ModuleExport};
 
-use super::{Host, environment, functions, http::Http, instance::DirectInstance, plan::MAX_LINKED, state::State, wasi};
+use super::{Host, environment, functions, instance::DirectInstance, plan::MAX_LINKED, state::State, wasi};
 use crate::{
     clock,
-    engine::{BoxFuture, CompileRequest, CompiledPlugin, HostFunction, Instance, InstanceLimits, Permit},
+    engine::{BoxFuture, CompileRequest, CompiledPlugin, HostFunction, Instance, InstanceLimits, Permit, http::Http},
     error::Error,
     source::Digest,
 };
@@ -86,7 +86,7 @@ impl Compiled {
         let shared = Shared {
             modules,
             linker,
-            http: Http::new(&request.allowed_hosts),
+            http: Http::new(&request.allowed_hosts, request.limits.output_size),
             config: request.config,
             wasi: request.wasi,
             limits: request.limits,
