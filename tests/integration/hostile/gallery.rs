@@ -55,7 +55,7 @@ fn wasi(trick: &'static str, name: &str, ty: &str, body: &str, comes: Comes) -> 
 }
 
 pub(super) fn all() -> Vec<Hostile> {
-    [uploads(), sections(), initialisers(), endless(), greedy(), amplified(), wild(), endings()]
+    [uploads(), sections(), bombs(), initialisers(), endless(), greedy(), amplified(), wild(), endings()]
         .into_iter()
         .flatten()
         .collect()
@@ -108,8 +108,8 @@ fn sections() -> Vec<Hostile> {
         module("exceptions", &with("(tag (param i32))"), bad, Same),
         module("a first memory of 4 GiB", &with("(memory 65536)"), bad, Same),
         module("a first memory just over the limit", &with("(memory 129)"), bad, Same),
-        module("a table of ten million", &with("(table 10000000 funcref)"), bad, Other(Nothing)),
-        module("fifty tables", &with(&repeat("(table 9900 funcref)", 50)), bad, Other(Nothing)),
+        module("a table of ten million", &with("(table 10000000 funcref)"), bad, Same),
+        module("fifty tables", &with(&repeat("(table 9900 funcref)", 50)), bad, Same),
         module("a data segment beyond the memory", &with("(memory 1) (data (i32.const 65536) \"x\")"), bad, Same),
         module(
             "an element segment beyond the table",
@@ -176,6 +176,71 @@ fn sections() -> Vec<Hostile> {
     ]
 }
 
+/// What would keep a compiler busy for minutes, or have it take gigabytes.
+fn bombs() -> Vec<Hostile> {
+    let bad = Refused("invalid_plugin");
+    let run = |locals: usize, body: &str| {
+        let locals = "i32 ".repeat(locals);
+        format!("(module (global $g (mut i32) (i32.const 0)) (func (export \"run\") (local {locals}) {body}))")
+    };
+    let again = "(br_if 0 (global.get $g))";
+    let change = |count: usize| -> String {
+        (0..count).map(|at| format!("(local.set {at} (i32.add (local.get {at}) (i32.const 1)))")).collect()
+    };
+    let thousand = "i32 ".repeat(1_000);
+    let (zeros, drops) = ("(i32.const 0)".repeat(1_000), "drop ".repeat(1_000));
+    let deep = format!("{} {} {}", "(loop ".repeat(1_000), change(1_000), format!("{again})").repeat(1_000));
+    let late = format!("{} {}", format!("(block {again})").repeat(10_000), change(20_000));
+    let table =
+        format!("(block (result {thousand}) {zeros} (br_table {}(global.get $g))) {drops}", "0 ".repeat(20_000));
+    let calls = format!(
+        "(module (func $f (param {thousand}) (result {thousand}) unreachable)
+            (func (export \"run\") {zeros} {} {drops}))",
+        "(call $f)".repeat(2_000)
+    );
+    vec![
+        module("a thousand locals that a thousand loops change", &run(1_000, &deep), bad, Same),
+        module(
+            "a thousand locals and three thousand ways back",
+            &run(1_000, &format!("(loop {} {})", change(1_000), again.repeat(3_000))),
+            bad,
+            Same,
+        ),
+        module(
+            "one local that is set, or not, thirty thousand times",
+            &run(1, &"(if (local.get 0) (then (local.set 0 (global.get $g))))".repeat(30_000)),
+            bad,
+            Same,
+        ),
+        module("thirty thousand loops", &run(0, &"(loop)".repeat(30_000)), bad, Same),
+        module("twenty thousand locals after ten thousand branches", &run(20_000, &late), bad, Same),
+        module("a million instructions in one function", &run(1, &change(1).repeat(250_000)), bad, Same),
+        module("two million values, passed to calls", &calls, bad, Same),
+        module("twenty million values, carried by a branch table", &run(0, &table), bad, Same),
+        module(
+            "three hundred thousand functions",
+            &format!("(module (func (export \"run\")) {})", "(func)".repeat(300_000)),
+            bad,
+            Same,
+        ),
+        module(
+            "a million elements of one function",
+            &format!("(module (func $f (export \"run\")) (elem func {}))", "$f ".repeat(1_000_000)),
+            bad,
+            Same,
+        ),
+        module(
+            "a constant of a million instructions",
+            &format!(
+                "(module (global i32 i32.const 0 {}) (func (export \"run\")))",
+                "i32.const 1 i32.add ".repeat(510_000)
+            ),
+            bad,
+            Same,
+        ),
+    ]
+}
+
 /// Code that runs before anybody has called anything.
 fn initialisers() -> Vec<Hostile> {
     let bad = Refused("invalid_plugin");
@@ -218,6 +283,12 @@ fn initialisers() -> Vec<Hostile> {
         ),
     ]
 }
+
+/// `poll_oneoff` for one clock, a year from now.
+const POLL: &str = "(param i32 i32 i32 i32) (result i32)";
+const SUBSCRIBE: &str =
+    "(i32.store (i32.const 1016) (i32.const 1)) (i64.store (i32.const 1024) (i64.const 31536000000000000))";
+const SLEEP: &str = "(call $f (i32.const 1000) (i32.const 2000) (i32.const 1) (i32.const 3000))";
 
 /// What does not end by itself.
 fn endless() -> Vec<Hostile> {
@@ -284,16 +355,17 @@ fn endless() -> Vec<Hostile> {
             late,
         ),
         Hostile {
-            on_extism: NotRun,
-            ..wasi(
-                "a sleep of a year",
-                "poll_oneoff",
-                "(param i32 i32 i32 i32) (result i32)",
-                "(i32.store (i32.const 1016) (i32.const 1)) (i64.store (i32.const 1024) (i64.const 31536000000000000))
-             (drop (call $f (i32.const 1000) (i32.const 2000) (i32.const 1) (i32.const 3000))) i32.const 0",
-                late,
-            )
+            // It is told that it was interrupted, and does not sleep again.
+            on_extism: Other(Nothing),
+            ..wasi("a sleep of a year", "poll_oneoff", POLL, &format!("{SUBSCRIBE} (drop {SLEEP}) i32.const 0"), late)
         },
+        wasi(
+            "a sleep of a year, again and again",
+            "poll_oneoff",
+            POLL,
+            &format!("{SUBSCRIBE} (loop (br_if 0 (i32.eq {SLEEP} (i32.const 27)))) i32.const 0"),
+            late,
+        ),
     ]
 }
 
@@ -309,7 +381,7 @@ fn greedy() -> Vec<Hostile> {
         run("more than there are offsets", "(drop (call $alloc (i64.const -1))) i32.const 0", full, NotRun),
         run("both memories", "(drop (memory.grow (i32.const 100))) (drop (call $alloc (i64.const 4000000))) i32.const 0", full, NotRun),
         module("a table that grows", "(module (table 1 funcref) (func (export \"run\") (result i32)
-            (i32.ne (table.grow (ref.null func) (i32.const 100000000)) (i32.const -1))))", Nothing, NotRun),
+            (i32.ne (table.grow (ref.null func) (i32.const 100000000)) (i32.const -1))))", Nothing, Same),
         module("the stack", "(module (func $f (call $f)) (func (export \"run\") (call $f)))", Ends("guest_trap"), Same),
         module("the stack, with a large frame", &format!("(module (func $f (param i64) (local {}) (call $f (local.get 0))) (func (export \"run\") (call $f (i64.const 1))))", "i64 ".repeat(10_000)), Ends("guest_trap"), Same),
         run("one variable of everything", "(call $var_set (call $colour) (call $alloc (i64.const 3000000))) i32.const 0", Ends("guest_error"), Same),
