@@ -61,7 +61,7 @@ impl fmt::Debug for Permit {
 pub struct InstanceLimits {
     /// Linear memory, the engine's own allocations for input and output included. Bytes.
     pub memory: u64,
-    /// Elements of its tables.
+    /// Elements of each of its tables.
     pub table_elements: u64,
     /// Bytes of output that one call may give.
     pub output_size: u64,

@@ -366,9 +366,10 @@ fn the_library_alone_does_without_the_services_dependencies() {
     }
 
     let all = tree(&library);
-    let extism = tree(&["--package", "extism"]);
     assert!(all.is_superset(&direct) && all.len() > direct.len());
-    assert_eq!(&(&all & &service) - &extism, BTreeSet::new(), "something below the library brings these");
+    // What the engine is made of may share some with the service.
+    let engine = &tree(&["--package", "extism"]) | &tree(&["--package", "reqwest"]);
+    assert_eq!(&(&all & &service) - &engine, BTreeSet::new(), "something below the library brings these");
 }
 
 #[test]

@@ -28,8 +28,9 @@ impl From<Function> for HostFunction {
 }
 
 /// Those that are given in extism's stead.
-pub(super) fn given(call: &Call, http: &Arc<Http>, interruptible: bool) -> Vec<Function> {
-    given::http(call, http).into_iter().chain(interruptible.then(given::wait)).collect()
+pub(super) fn given(call: &Call, http: &Arc<Http>, interruptible: bool, initialises: bool) -> Vec<Function> {
+    let environment = if initialises { given::environment(call) } else { Vec::new() };
+    given::http(call, http).into_iter().chain(interruptible.then(|| given::wait(call))).chain(environment).collect()
 }
 
 /// `call` is the one that it will be called in.
@@ -49,6 +50,7 @@ fn wrap(function: Portable, guest: Call) -> Function {
     let shown = name.clone();
     let types = |types: Vec<ValType>| types.into_iter().map(to_extism_type);
     Function::new(name, types(params), types(results), UserData::new(()), move |plugin, inputs, outputs, _| {
+        guest.reaches_memory()?;
         let args: Vec<Val> = inputs.iter().filter_map(from_extism).collect();
         // A panic in it passes through the guest's frames, which wasmtime allows, and is caught around the call.
         let returned = match &call {

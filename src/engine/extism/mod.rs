@@ -10,9 +10,12 @@
 //! - **A call blocks its thread**, so it runs on one of tokio's blocking threads. Dropping the call's future sends a
 //!   cancel, which extism loses when the call has not really begun: see `stop`.
 //! - **Initialisers cannot be interrupted, and a cancel can be lost** (again: `stop`). Only fuel ends a guest that
-//!   nothing interrupts, so plugins that are not `trusted` get some: `Recipe::fuel`. Considered and not taken: a
+//!   nothing interrupts, so plugins that are not `trusted` get some: see `seat`. Considered and not taken: a
 //!   module of ours in front of the plugin's, through which a sibling could interrupt the engine (it changes how
 //!   initialisers run), and leaving the thread to spin.
+//! - **Some functions of extism's block for as long as a guest likes, or reach where it may not.** Ours take their
+//!   place: see `given`.
+//! - **Tables are not bounded**: the slots that wasmtime has for a seat bound them. See `seat`.
 //! - **Nothing that a customer uploads reaches extism's own manifest parser**: the bytes were read as WebAssembly
 //!   before, and the manifest is made here.
 
@@ -123,6 +126,13 @@ impl Compiled {
     pub fn manifest(&self) -> &Manifest {
         self.shared.manifest()
     }
+
+    /// Fuel that initialising it and each of its calls may use: what `limits.fuel` says, or for who is not trusted what
+    /// the longer of both timeouts is worth.
+    #[must_use]
+    pub fn fuel(&self) -> Option<u64> {
+        self.shared.fuel()
+    }
 }
 
 impl CompiledPlugin for Compiled {
@@ -135,10 +145,10 @@ impl CompiledPlugin for Compiled {
         let shared = self.shared.clone();
         Box::pin(blocking("initialising did not finish", move || {
             let seat = shared.take_seat()?;
-            let compiled = seat.compiled()?;
+            let (compiled, call) = seat.compiled()?;
             let _scope = GuestScope::enter();
             let limits = seat.limits();
-            seat.begin(limits.build_timeout);
+            call.begin_initialising(limits.build_timeout);
             let mut plugin = Plugin::new_from_compiled(compiled).map_err(|error| errors::invalid(&error, limits))?;
             // extism initialises a plugin at its first call, whatever is called: so what fails there fails here, and the
             // first evaluation does not pay for it.
@@ -168,7 +178,9 @@ impl Guest {
     fn call(&mut self, entry_point: &str, input: &[u8]) -> Result<Bytes, errors::Failure> {
         let limits = self.seat.limits();
         let started = std::time::Instant::now();
-        self.seat.begin(limits.exec_timeout);
+        if let Ok((_, call)) = self.seat.compiled() {
+            call.begin(limits.exec_timeout);
+        }
         let _scope = GuestScope::enter();
         let output: &[u8] = self
             .plugin

@@ -1,3 +1,5 @@
+//! Bombs of each kind are refused, and what toolchains make is let through.
+
 use super::*;
 
 fn module(text: &str) -> Vec<u8> {

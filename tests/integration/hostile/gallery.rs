@@ -18,7 +18,7 @@ pub(super) enum Comes {
 pub(super) enum OnExtism {
     Same,
     Other(Comes),
-    /// It is a door that this engine leaves open: see SECURITY.md.
+    /// It holds a thread until its fuel is burnt, which a test of its own awaits with shorter timeouts.
     NotRun,
 }
 
@@ -162,7 +162,7 @@ fn sections() -> Vec<Hostile> {
         module("fifty thousand globals", &with(&repeat("(global i32 (i32.const 1))", 50_000)), Nothing, Other(Nothing)),
         module(
             "two thousand types",
-            &with(&numbered(2_000, &|at| format!("(type (func (param {})))", repeat("i64 ", at % 500)))),
+            &with(&numbered(2_000, &|at| format!("(type (func (param {})))", repeat("i64 ", at % 100)))),
             Nothing,
             Same,
         ),
@@ -242,12 +242,16 @@ fn bombs() -> Vec<Hostile> {
 }
 
 /// Code that runs before anybody has called anything.
-fn initialisers() -> Vec<Hostile> {
+pub(super) fn initialisers() -> Vec<Hostile> {
     let bad = Refused("invalid_plugin");
     let start = |body: &str| format!("(module (memory 1) (func $s {body}) (start $s) (func (export \"run\")))");
     let export = |name: &str, ty: &str, body: &str| {
         format!("(module (memory 1) (func (export \"{name}\") {ty} {body}) (func (export \"run\")))")
     };
+    let calls_host =
+        |body: &str, rest: &str| format!("(module {IMPORTS} (func $s {body}) {rest} (func (export \"run\")))");
+    let asks = "(drop (call $config_get (call $colour))) (call $var_set (call $colour) (call $digits))
+        (drop (call $var_get (call $colour)))";
     let exits = r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
         (memory (export "memory") 1) (func $s (call $exit (i32.const 0))) (start $s) (func (export "run")))"#;
     vec![
@@ -257,6 +261,7 @@ fn initialisers() -> Vec<Hostile> {
         module(
             "a start that takes all memory",
             &start("(loop (drop (memory.grow (i32.const 16))) (br 0))"),
+            // extism's linker has no limit yet: growing gives −1, and the loop goes on.
             bad,
             NotRun,
         ),
@@ -275,6 +280,26 @@ fn initialisers() -> Vec<Hostile> {
             NotRun,
         ),
         module("constructors that trap", &export("__wasm_call_ctors", "", "unreachable"), bad, Same),
+        module(
+            "a start that writes to the log",
+            &calls_host("(call $log_error (call $message))", "(start $s)"),
+            Nothing,
+            Same,
+        ),
+        // extism would follow a pointer that leads nowhere.
+        module("a start that calls the host", &calls_host(asks, "(start $s)"), Nothing, Other(bad)),
+        module(
+            "an _initialize that calls the host",
+            &calls_host(asks, "(export \"_initialize\" (func $s))"),
+            Nothing,
+            Other(bad),
+        ),
+        module(
+            "constructors that call the host",
+            &calls_host(asks, "(export \"__wasm_call_ctors\" (func $s))"),
+            Nothing,
+            Other(bad),
+        ),
         module(
             "Haskell that never starts",
             &export("hs_init", "(param i32 i32)", "(loop br 0)"),
@@ -375,11 +400,12 @@ fn greedy() -> Vec<Hostile> {
     vec![
         run("memory at once", "(drop (memory.grow (i32.const 60000))) i32.const 0", full, Same),
         run("memory bit by bit", "(loop (drop (memory.grow (i32.const 1))) (br 0)) i32.const 0", full, Same),
-        run("the kernel's memory at once", "(drop (call $alloc (i64.const 3000000000))) i32.const 0", full, NotRun),
+        run("the kernel's memory at once", "(drop (call $alloc (i64.const 3000000000))) i32.const 0", full, Same),
         run("the kernel's memory bit by bit", "(loop (drop (call $alloc (i64.const 65536))) (br 0)) i32.const 0", full, Same),
-        run("the kernel's books", "(loop (drop (call $alloc (i64.const 200))) (br 0)) i32.const 0", full, NotRun),
-        run("more than there are offsets", "(drop (call $alloc (i64.const -1))) i32.const 0", full, NotRun),
-        run("both memories", "(drop (memory.grow (i32.const 100))) (drop (call $alloc (i64.const 4000000))) i32.const 0", full, NotRun),
+        run("the kernel's books", "(loop (drop (call $alloc (i64.const 200))) (br 0)) i32.const 0", full, Same),
+        // extism's kernel gives 0.
+        run("more than there are offsets", "(drop (call $alloc (i64.const -1))) i32.const 0", full, Other(Nothing)),
+        run("both memories", "(drop (memory.grow (i32.const 100))) (drop (call $alloc (i64.const 4000000))) i32.const 0", full, Same),
         module("a table that grows", "(module (table 1 funcref) (func (export \"run\") (result i32)
             (i32.ne (table.grow (ref.null func) (i32.const 100000000)) (i32.const -1))))", Nothing, Same),
         module("the stack", "(module (func $f (call $f)) (func (export \"run\") (call $f)))", Ends("guest_trap"), Same),
@@ -397,43 +423,45 @@ fn greedy() -> Vec<Hostile> {
 
 /// Calls that would have the host do or hold much for little.
 fn amplified() -> Vec<Hostile> {
-    let on_direct = |hostile: Hostile| Hostile { on_extism: NotRun, ..hostile };
+    // extism takes it, as large as the guest's memory may be and no larger.
+    let taken = |hostile: Hostile| Hostile { on_extism: Other(Nothing), ..hostile };
     vec![
-        on_direct(run(
+        run(
             "a request of much that is little",
             "(drop (call $http (call $alloc (i64.const 100000)) (i64.const 0))) i32.const 0",
             Ends("guest_error"),
             Same,
-        )),
-        on_direct(run(
+        ),
+        taken(run(
             "a variable with a name of a megabyte",
             "(drop (call $var_get (call $alloc (i64.const 1000000)))) i32.const 0",
             Ends("guest_error"),
             Same,
         )),
-        on_direct(wasi(
+        taken(wasi(
             "randomness of four megabytes at once",
             "random_get",
             "(param i32 i32) (result i32)",
-            "(drop (memory.grow (i32.const 80))) (drop (call $f (i32.const 0) (i32.const 4000000))) i32.const 0",
+            "(if (i32.lt_u (memory.size) (i32.const 80)) (then (drop (memory.grow (i32.const 80)))))
+             (drop (call $f (i32.const 0) (i32.const 4000000))) i32.const 0",
             Ends("guest_error"),
         )),
-        on_direct(wasi(
+        wasi(
             "a wait for a hundred thousand clocks",
             "poll_oneoff",
             "(param i32 i32 i32 i32) (result i32)",
             "(if (i32.lt_u (memory.size) (i32.const 100)) (then (drop (memory.grow (i32.const 110)))))
              (drop (call $f (i32.const 0) (i32.const 5000000) (i32.const 100000) (i32.const 100))) i32.const 0",
             Nothing,
-        )),
-        on_direct(wasi(
+        ),
+        wasi(
             "sockets that are not there, again and again",
             "sock_shutdown",
             "(param i32 i32) (result i32)",
             "(local $i i32) (loop $l (drop (call $f (i32.const 3) (i32.const 1)))
                 (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 100)))) i32.const 0",
             Nothing,
-        )),
+        ),
     ]
 }
 
@@ -457,7 +485,8 @@ fn wild() -> Vec<Hostile> {
             "output at the end and beyond",
             "(call $output_set (i64.const 65536) (i64.const 1)) i32.const 0",
             error,
-            NotRun,
+            // extism's kernel begins with more memory than this.
+            Other(Nothing),
         ),
         run(
             "output far outside",
@@ -493,7 +522,8 @@ fn wild() -> Vec<Hostile> {
             "stores everywhere",
             "(local $i i64) (loop $l (call $store64 (local.get $i) (i64.const -1)) (br_if $l (i64.lt_u (local.tee $i (i64.add (local.get $i) (i64.const 7))) (i64.const 70000)))) i32.const 0",
             Nothing,
-            NotRun,
+            // extism's kernel keeps in that memory where the output is.
+            Other(Ends("output_too_large")),
         ),
         run(
             "stores far outside",
@@ -505,13 +535,13 @@ fn wild() -> Vec<Hostile> {
             "input that is set to nowhere, then read",
             "(call $input_set (i64.const 70) (i64.const -3)) (drop (call $input64 (i64.const 1000000000))) i32.const 0",
             Ends("guest_trap"),
-            NotRun,
+            Same,
         ),
         run(
             "a forged header in front of a block",
             "(local $p i64) (local.set $p (call $alloc (i64.const 64))) (call $store64 (i64.sub (local.get $p) (i64.const 8)) (i64.const -1)) (call $store64 (i64.sub (local.get $p) (i64.const 12)) (i64.const -1)) (call $output_set (local.get $p) (call $length (local.get $p))) i32.const 0",
             Nothing,
-            NotRun,
+            Same,
         ),
         run("an indirect call of nothing", "(drop (i32.load (i32.const -4))) i32.const 0", Ends("guest_trap"), Same),
     ]

@@ -3,8 +3,14 @@
 //!
 //! - `http_request` and what belongs to it, with the bounds that hold on every engine.
 //! - `poll_oneoff` of WASI: extism's blocks the thread for as long as the guest says, and nothing interrupts it.
-//!   Ours waits a moment and says that it was interrupted (`EINTR`), which a guest may be. Go and `TinyGo` go on
-//!   waiting, in a loop that can be ended; C's `nanosleep` reports it; Rust's `thread::sleep` panics.
+//!   Ours waits a moment and says that it was interrupted (`EINTR`), which a guest may be. The schedulers of Go and
+//!   `TinyGo` go on waiting, in a loop that can be ended; C's `nanosleep` reports it; Rust's `thread::sleep` panics.
+//!   Plugins that are `trusted` keep extism's.
+//! - All that reaches into a guest's memory, for plugins that have initialisers. While those run extism follows a pointer
+//!   to a guest's memory that is null, or no longer points to anything. There the functions of [`environment`] that log
+//!   do nothing, and all others fail, which refuses the plugin.
+
+mod environment;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,6 +24,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+pub(super) use self::environment::{environment, initialises};
 use super::functions::Broken;
 use crate::{
     clock,
@@ -35,13 +42,16 @@ const EINTR: i32 = 27;
 pub(super) struct Call(Arc<Mutex<State>>);
 
 struct State {
+    /// Whether initialisers may be running, and guests' memory is out of reach.
+    initialising: bool,
     deadline: Instant,
     response: Response,
 }
 
 impl Call {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(State { deadline: Instant::now(), response: Response::default() })))
+        let state = State { initialising: false, deadline: Instant::now(), response: Response::default() };
+        Self(Arc::new(Mutex::new(state)))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -51,7 +61,33 @@ impl Call {
 
     /// A guest is about to run: nothing is left of an earlier one's.
     pub(super) fn begin(&self, lasts: Duration) {
-        *self.state() = State { deadline: clock::deadline(lasts), response: Response::default() };
+        *self.state() = State { initialising: false, deadline: clock::deadline(lasts), response: Response::default() };
+    }
+
+    /// A guest is about to be linked and initialised.
+    pub(super) fn begin_initialising(&self, lasts: Duration) {
+        *self.state() = State { initialising: true, deadline: clock::deadline(lasts), response: Response::default() };
+    }
+
+    fn is_initialising(&self) -> bool {
+        self.state().initialising
+    }
+
+    /// Fails while there is no memory to reach into.
+    pub(super) fn reaches_memory(&self) -> Result<(), extism::Error> {
+        if self.is_initialising() {
+            return Err(extism::Error::msg("an initialiser of its calls the host, which the extism engine cannot do"));
+        }
+        Ok(())
+    }
+
+    /// Waits a moment, unless the guest's time is over.
+    fn nap(&self) -> Result<(), extism::Error> {
+        if Instant::now() >= self.state().deadline {
+            return Err(extism::Error::msg("timeout"));
+        }
+        thread::sleep(NAP);
+        Ok(())
     }
 
     /// Waits on a thread that may block, until the guest's time is over.
@@ -80,6 +116,7 @@ pub(super) fn http(call: &Call, http: &Arc<Http>) -> [Function; 3] {
         give(results, Val::I32(i32::from(status.state().response.status)))
     });
     let headers = Function::new("http_headers", [], [ValType::I64], UserData::new(()), move |plugin, _, results, _| {
+        headers.reaches_memory()?;
         let text = headers.state().response.headers();
         let handle = plugin.memory_new(text)?;
         give(results, Val::I64(handle.offset().cast_signed()))
@@ -88,13 +125,13 @@ pub(super) fn http(call: &Call, http: &Arc<Http>) -> [Function; 3] {
 }
 
 /// `poll_oneoff`.
-pub(super) fn wait() -> Function {
-    let wait = |_: &mut CurrentPlugin, _: &[Val], results: &mut [Val], _: UserData<()>| {
-        thread::sleep(NAP);
+pub(super) fn wait(call: &Call) -> Function {
+    let (call, params) = (call.clone(), [const { ValType::I32 }; 4]);
+    Function::new("poll_oneoff", params, [ValType::I32], UserData::new(()), move |_, _, results, _| {
+        call.nap()?;
         give(results, Val::I32(EINTR))
-    };
-    let function = Function::new("poll_oneoff", [const { ValType::I32 }; 4], [ValType::I32], UserData::new(()), wait);
-    function.with_namespace("wasi_snapshot_preview1")
+    })
+    .with_namespace("wasi_snapshot_preview1")
 }
 
 fn give(results: &mut [Val], value: Val) -> Result<(), extism::Error> {
@@ -111,6 +148,7 @@ fn http_request(
     request: u64,
     body: u64,
 ) -> Result<u64, extism::Error> {
+    call.reaches_memory()?;
     call.state().response = Response::default();
     if plugin.memory_length(request).unwrap_or_default() > MAX_REQUEST {
         let text = format!("the HTTP request, less its body, is over {MAX_REQUEST} bytes");
