@@ -128,7 +128,7 @@ impl HostFunction {
     /// A function that may wait. Dropping the evaluation, or its deadline, drops the future that it gave.
     ///
     /// On the `direct` engine it waits as any future does; on `extism` it blocks the thread of its guest, and is dropped
-    /// only when the guest's `exec_timeout` is over. Needs a tokio runtime, as every evaluation does.
+    /// when what its guest has left of `exec_timeout` is over. Needs a tokio runtime, as every evaluation does.
     ///
     /// ```
     /// use evalpool::engine::{HostFunction, Val, ValType};

@@ -22,6 +22,8 @@ pub mod direct;
 #[cfg(feature = "extism")]
 pub mod extism;
 mod host;
+#[cfg(any(feature = "direct", feature = "extism"))]
+mod http;
 
 use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -59,7 +61,7 @@ impl fmt::Debug for Permit {
 pub struct InstanceLimits {
     /// Linear memory, the engine's own allocations for input and output included. Bytes.
     pub memory: u64,
-    /// Elements of its tables.
+    /// Elements of each of its tables.
     pub table_elements: u64,
     /// Bytes of output that one call may give.
     pub output_size: u64,

@@ -1,6 +1,6 @@
 //! Reads a binary's exports and imports before any engine sees it, and refuses what no plugin needs.
 //!
-//! Function bodies are left to the engine, which validates them as it compiles; everything around them is validated
+//! Function bodies are left until they are compiled (see [`effort`](super::effort)); everything around them is validated
 //! here, with the features below and no others. (extism would switch on more than its caller asks for.)
 
 use wasmparser::{ExternalKind, FuncType, Parser, Payload, TypeRef, ValType, ValidPayload, Validator, WasmFeatures};
@@ -10,7 +10,8 @@ use crate::error::Error;
 
 /// WebAssembly 2.0, and what compilers of today emit beside it: tail calls and constant expressions with arithmetic.
 /// Not: threads (shared memory), memory64, several memories, exceptions, garbage collection, components.
-const FEATURES: WasmFeatures = WasmFeatures::WASM2.union(WasmFeatures::TAIL_CALL).union(WasmFeatures::EXTENDED_CONST);
+pub(super) const FEATURES: WasmFeatures =
+    WasmFeatures::WASM2.union(WasmFeatures::TAIL_CALL).union(WasmFeatures::EXTENDED_CONST);
 
 /// Exports that toolchains make for initialisation; they have an entry point's shape and are not one.
 const INITIALISERS: [&str; 3] = ["_initialize", "__wasm_call_ctors", "hs_init"];

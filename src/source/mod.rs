@@ -5,6 +5,8 @@
 //! WebAssembly binary: extism would read other bytes as a manifest that names files of this host.
 
 mod digest;
+#[cfg(any(feature = "direct", feature = "extism"))]
+pub(crate) mod effort;
 mod inspect;
 mod weight;
 

@@ -383,6 +383,18 @@ fn letter(letter: char) -> Vec<u8> {
 // ---- Evaluating ------------------------------------------------------------------------------------------------------
 
 #[test]
+fn who_serves_strangers_on_extism_is_warned() {
+    for (engine, trusted, warned) in [("extism", "false", true), ("extism", "true", false), ("direct", "false", false)]
+    {
+        let server = Server::start(&[("ENGINE_KIND", engine), ("ENGINE_TRUSTED", trusted)]);
+        // Once it has ended, nothing more is written.
+        server.signal("TERM");
+        eventually("the log has ended", || server.log().contains("ended"));
+        assert_eq!(server.log().contains("see SECURITY.md"), warned, "{engine} {trusted}: {}", server.log());
+    }
+}
+
+#[test]
 fn the_built_in_evaluator_answers_at_once() {
     let server = Server::start(&[]);
     let answer = server.post("greet", br#"{"name":"Ada"}"#);

@@ -5,12 +5,10 @@ use std::{any::Any, collections::BTreeMap, sync::Arc};
 use tokio::time::Instant;
 use wasmtime::{Linker, Module, ModuleExport};
 
-use super::{
-    Host, environment, functions, http::Http, instance::DirectInstance, outcome, plan::MAX_LINKED, state::State, wasi,
-};
+use super::{Host, environment, functions, instance::DirectInstance, plan::MAX_LINKED, state::State, wasi};
 use crate::{
     clock,
-    engine::{BoxFuture, CompileRequest, CompiledPlugin, HostFunction, Instance, InstanceLimits, Permit},
+    engine::{BoxFuture, CompileRequest, CompiledPlugin, HostFunction, Instance, InstanceLimits, Permit, http::Http},
     error::Error,
     source::Digest,
 };
@@ -68,7 +66,6 @@ impl Compiled {
             let text = format!("the direct engine links at most {MAX_LINKED} modules with a plugin");
             return Err(Error::invalid_request(text));
         }
-        let invalid = |error: wasmtime::Error| outcome::invalid(&error, &request.limits);
         let mut linker = host.environment.clone();
         linker.allow_shadowing(true);
         if request.wasi {
@@ -80,16 +77,16 @@ impl Compiled {
         let mut modules: Vec<Linked> = Vec::new();
         let mut names: Vec<&str> = Vec::new();
         for linked in request.linked.iter() {
-            let module = host.module(linked.digest, &linked.wasm).map_err(invalid)?;
+            let module = host.module(linked.digest, &linked.wasm, &request.limits)?;
             modules.push(link(&host, &request.host_functions, &names, &modules, module)?);
             names.push(&linked.name);
         }
-        let module = host.module(request.digest, &request.wasm).map_err(invalid)?;
+        let module = host.module(request.digest, &request.wasm, &request.limits)?;
         modules.push(link(&host, &request.host_functions, &names, &modules, module)?);
         let shared = Shared {
             modules,
             linker,
-            http: Http::new(&request.allowed_hosts),
+            http: Http::new(&request.allowed_hosts, request.limits.output_size),
             config: request.config,
             wasi: request.wasi,
             limits: request.limits,

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     clock,
-    engine::{BoxFuture, Instance, Permit, host::in_guest},
+    engine::{BoxFuture, Instance, Permit, host::in_guest, http::Response},
     error::Error,
 };
 
@@ -111,6 +111,7 @@ impl Guest {
         let state = self.store.data_mut();
         state.deadline = deadline;
         state.log = LogBudget::default();
+        state.http = Response::default();
         self.store.set_epoch_deadline(1);
         self.store.data().shared.host.ticker.wake();
         if let Some(fuel) = self.store.data().shared.limits.fuel {

@@ -19,18 +19,17 @@
 //! # What differs from the `extism` engine
 //!
 //! - An initialiser runs once for each instance, not twice; one that fails is `invalid_plugin` at validation, also
-//!   `__wasm_call_ctors` and `hs_init`, which Extism runs at the first call.
+//!   `__wasm_call_ctors` and `hs_init`, which Extism runs at the first call. It may call the host, which on `extism`
+//!   refuses the plugin, unless it only writes to the log.
 //! - `limits.memory` counts all memories of an instance together, from the first page on; Extism's count starts afresh
 //!   after initialising. `memory.grow` beyond a module's own declared maximum gives −1, as WebAssembly has it, where
 //!   Extism ends the call as out of memory.
-//! - Tables are bounded: `table.grow` beyond `limits.table_elements` gives −1.
 //! - Output outside the guest's memory is a `guest_error`, where Extism's host crashes.
 //! - `input_load_u64` just below offset 0 gives 0; Extism reads what is in front of the input.
 //! - The allocator takes the best free block, Extism's the first; offsets may differ once blocks were freed.
-//! - `http_request` reaches addresses of this machine and of private networks only when a pattern names the host
-//!   literally; what it says when a request fails is its client's text.
-//! - `http_request` takes at most 64 KiB of address, method and headers, and 100 headers; names of variables and of
-//!   settings are at most 64 KiB; a plugin is linked with at most two modules.
+//! - Names of variables and of settings are at most 64 KiB; a plugin is linked with at most two modules.
+//! - `poll_oneoff` sleeps for as long as it is asked to; on `extism`, for who is not trusted, it says after a millisecond
+//!   that it was interrupted.
 //! - An instance that ran `_start`, or exited with 0, is not used again.
 
 mod cache;
@@ -58,11 +57,11 @@ use wasmtime::{Config, Engine as Wasmtime, Linker, Module};
 
 pub use self::compiled::Compiled;
 use self::{cache::Cache, kernel::KernelModule, plan::Plan, state::State, ticker::Ticker, turns::Turns};
-use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Slots};
+use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine, InstanceLimits, Slots};
 use crate::{
     config::{EngineSettings, LimitSettings, PoolSettings},
     error::Error,
-    source::Digest,
+    source::{Digest, effort},
 };
 
 /// Runs plugins on wasmtime.
@@ -148,12 +147,13 @@ impl Host {
     }
 
     /// Compiles a module, or loads what was compiled before. Blocks.
-    fn module(&self, digest: Digest, wasm: &[u8]) -> wasmtime::Result<Module> {
+    fn module(&self, digest: Digest, wasm: &[u8], limits: &InstanceLimits) -> Result<Module, Error> {
         let key = cache::Key { plugin: digest, engine: self.version };
         if let Some(module) = self.cache.load(&self.engine, key) {
             return Ok(module);
         }
-        let module = Module::new(&self.engine, wasm)?;
+        effort::check(wasm)?;
+        let module = Module::new(&self.engine, wasm).map_err(|error| outcome::invalid(&error, limits))?;
         self.cache.keep(key, &module);
         Ok(module)
     }

@@ -11,6 +11,7 @@ use super::{
     kernel::{Books, Kernel},
     turns::Turn,
 };
+use crate::engine::http::Response;
 
 /// Why the host ended a guest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -135,13 +136,6 @@ impl Variables {
         }
         Ok(())
     }
-}
-
-/// What the last `http_request` of a guest came back with.
-#[derive(Debug, Default)]
-pub(super) struct Response {
-    pub(super) status: u16,
-    pub(super) headers: BTreeMap<String, String>,
 }
 
 /// How much one evaluation may still write to the log.

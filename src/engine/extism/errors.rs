@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wasmtime_of_extism::Trap;
 
-use super::functions::BrokenDeclaration;
+use super::functions::Broken;
 use crate::{engine::InstanceLimits, error::Error};
 
 const OUT_OF_FUEL: &str = "plugin ran out of fuel";
@@ -36,8 +36,15 @@ pub(super) fn invalid(error: &extism::Error, limits: &InstanceLimits) -> Error {
         return Error::BuildTimeout { after: limits.build_timeout };
     }
     let reason = match error.downcast_ref::<Trap>() {
+        // extism says so itself only of what it calls, not of what its linker does.
+        Some(Trap::OutOfFuel) if limits.fuel.is_none() => {
+            return Error::BuildTimeout { after: limits.build_timeout };
+        }
+        Some(Trap::OutOfFuel) => "its initialisation ran out of fuel".to_owned(),
         Some(trap) => format!("its initialisation trapped: {trap}"),
         None => match root.as_str() {
+            // A function of ours that waited for as long as it may.
+            "timeout" => return Error::BuildTimeout { after: limits.build_timeout },
             "oom" => "it needs more memory than its limit to start".to_owned(),
             OUT_OF_FUEL => "its initialisation ran out of fuel".to_owned(),
             root => first_line(root),
@@ -61,7 +68,7 @@ pub(super) fn classify(error: &extism::Error, elapsed: Duration, limits: &Instan
             trap => Error::GuestTrap { reason: trap.to_string() },
         });
     }
-    if let Some(broken) = error.downcast_ref::<BrokenDeclaration>() {
+    if let Some(broken) = error.downcast_ref::<Broken>() {
         return Failure::unsound(Error::internal("a host function broke its declaration", broken.to_string()));
     }
     if let Some(code) = root.strip_prefix("Exited with i32 exit status ").and_then(|code| code.parse().ok()) {

@@ -1,14 +1,15 @@
 //! Host functions in extism's terms.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use extism::{CurrentPlugin, Function, UserData};
-use tokio::{runtime::Handle, time::timeout};
 
+use super::given::{self, Call};
 use crate::{
     engine::{
         GuestMemory, HostFunction, HostFunctionError, Val, ValType,
         host::{Closure, Kind, Portable},
+        http::Http,
     },
     error::Error,
 };
@@ -26,10 +27,16 @@ impl From<Function> for HostFunction {
     }
 }
 
-/// `longest` is how long a function that waits may take.
-pub(super) fn translate(function: &HostFunction, longest: Duration) -> Result<Function, Error> {
+/// Those that are given in extism's stead.
+pub(super) fn given(call: &Call, http: &Arc<Http>, interruptible: bool, initialises: bool) -> Vec<Function> {
+    let environment = if initialises { given::environment(call) } else { Vec::new() };
+    given::http(call, http).into_iter().chain(interruptible.then(|| given::wait(call))).chain(environment).collect()
+}
+
+/// `call` is the one that it will be called in.
+pub(super) fn translate(function: &HostFunction, call: &Call) -> Result<Function, Error> {
     match &function.kind {
-        Kind::Portable(portable) => Ok(wrap(portable.clone(), longest)),
+        Kind::Portable(portable) => Ok(wrap(portable.clone(), call.clone())),
         Kind::Native { module, function, .. } => match function.downcast_ref::<Function>() {
             Some(function) => Ok(function.clone().with_namespace(module.clone())),
             None => Err(Error::invalid_request("a host function of another engine cannot run on the extism engine")),
@@ -37,25 +44,23 @@ pub(super) fn translate(function: &HostFunction, longest: Duration) -> Result<Fu
     }
 }
 
-fn wrap(function: Portable, longest: Duration) -> Function {
+fn wrap(function: Portable, guest: Call) -> Function {
     let Portable { module, name, params, results, call } = function;
     let expected = results.clone();
     let shown = name.clone();
     let types = |types: Vec<ValType>| types.into_iter().map(to_extism_type);
     Function::new(name, types(params), types(results), UserData::new(()), move |plugin, inputs, outputs, _| {
+        guest.reaches_memory()?;
         let args: Vec<Val> = inputs.iter().filter_map(from_extism).collect();
         // A panic in it passes through the guest's frames, which wasmtime allows, and is caught around the call.
         let returned = match &call {
             Closure::Blocking(call) => call(&mut Memory(plugin), &args)?,
             // On a thread that may block. What does not end by itself must not hold it for longer than a guest may run.
-            Closure::Async(call) => {
-                let mut memory = Memory(plugin);
-                let waiting = timeout(longest, call(&mut memory, &args));
-                Handle::try_current()?.block_on(waiting).map_err(|_| extism::Error::msg("timeout"))??
-            }
+            Closure::Async(call) => guest.wait(call(&mut Memory(plugin), &args))??,
         };
         if returned.iter().map(|value| value.ty()).ne(expected.iter().copied()) {
-            return Err(BrokenDeclaration(shown.clone()).into());
+            let text = format!("the host function {shown} gave results of other types than declared");
+            return Err(Broken(text).into());
         }
         for (slot, value) in outputs.iter_mut().zip(returned) {
             *slot = to_extism(value);
@@ -65,10 +70,10 @@ fn wrap(function: Portable, longest: Duration) -> Function {
     .with_namespace(module)
 }
 
-/// A host function gave other results than it declares: the embedder's mistake, not the guest's.
+/// A host function did not do what it declares: this host's mistake, not the guest's.
 #[derive(Debug, thiserror::Error)]
-#[error("the host function {0} gave results of other types than declared")]
-pub(super) struct BrokenDeclaration(String);
+#[error("{0}")]
+pub(super) struct Broken(pub(super) String);
 
 struct Memory<'a>(&'a mut CurrentPlugin);
 

@@ -10,43 +10,55 @@
 //! - **A call blocks its thread**, so it runs on one of tokio's blocking threads. Dropping the call's future sends a
 //!   cancel, which extism loses when the call has not really begun: see `stop`.
 //! - **Initialisers cannot be interrupted, and a cancel can be lost** (again: `stop`). Only fuel ends a guest that
-//!   nothing interrupts, so plugins that are not `trusted` get some: `Recipe::fuel`. Considered and not taken: a
+//!   nothing interrupts, so plugins that are not `trusted` get some: see `seat`. Considered and not taken: a
 //!   module of ours in front of the plugin's, through which a sibling could interrupt the engine (it changes how
 //!   initialisers run), and leaving the thread to spin.
+//! - **Some functions of extism's block for as long as a guest likes, or reach where it may not.** Ours take their
+//!   place: see `given`.
+//! - **Tables are not bounded**: the slots that wasmtime has for a seat bound them. See `seat`.
 //! - **Nothing that a customer uploads reaches extism's own manifest parser**: the bytes were read as WebAssembly
 //!   before, and the manifest is made here.
 
 mod cache;
 mod errors;
 mod functions;
+mod given;
+mod seat;
 mod stop;
 
 use std::{
     any::Any,
     fmt,
+    num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::Bytes;
-use extism::{Manifest, Plugin, PluginBuilder, Wasm};
+use extism::{Manifest, Plugin};
+use lru::LruCache;
 use tokio::time::Instant;
 
-use self::{cache::CodeCache, stop::StopOnDrop};
+use self::{
+    cache::CodeCache,
+    seat::{Recipe, Seat, Shared},
+    stop::StopOnDrop,
+};
 use super::{
-    BoxFuture, CompileRequest, CompiledPlugin, Engine, Instance, InstanceLimits, Permit,
+    BoxFuture, CompileRequest, CompiledPlugin, Engine, Instance, Permit,
     host::{GuestScope, panic_text},
 };
-use crate::{background, error::Error};
+use crate::{
+    background,
+    error::Error,
+    source::{Digest, effort},
+};
 
 /// Compiled functions that are kept for all plugins of one engine, in bytes.
 const CODE_CACHE_BYTES: usize = 64 * 1024 * 1024;
 
-/// Fuel that no guest can use up in a second: about one unit an instruction, on a machine faster than any.
-const FUEL_PER_SECOND: u64 = 2_000_000_000;
-
-/// Bytes of variables that one instance may keep (extism's own default).
-const MAX_VAR_BYTES: u64 = 1024 * 1024;
+/// Digests of plugins that are known to compile in bounded time.
+const KNOWN: NonZeroUsize = NonZeroUsize::new(4096).expect("it is not 0");
 
 /// A function that no plugin has.
 const NOTHING: &str = "evalpool: nothing";
@@ -54,13 +66,14 @@ const NOTHING: &str = "evalpool: nothing";
 /// Runs plugins through the `extism` crate.
 pub struct ExtismEngine {
     cache: Arc<CodeCache>,
+    known: Arc<Mutex<LruCache<Digest, ()>>>,
 }
 
 impl ExtismEngine {
     /// An engine with an empty code cache. Starts no thread and compiles nothing.
     #[must_use]
     pub fn new() -> Self {
-        Self { cache: Arc::new(CodeCache::new(CODE_CACHE_BYTES)) }
+        Self { cache: Arc::new(CodeCache::new(CODE_CACHE_BYTES)), known: Arc::new(Mutex::new(LruCache::new(KNOWN))) }
     }
 }
 
@@ -78,107 +91,28 @@ impl fmt::Debug for ExtismEngine {
 
 impl Engine for ExtismEngine {
     fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>> {
-        let cache = self.cache.clone();
+        let (cache, known) = (self.cache.clone(), self.known.clone());
         Box::pin(blocking("compiling did not finish", move || {
-            let recipe = Recipe::new(request, cache)?;
-            let first = recipe.compile()?;
-            let compiled = Compiled { shared: Arc::new(Shared { seats: Mutex::new(vec![first]), recipe }) };
-            Ok(Box::new(compiled) as Box<dyn CompiledPlugin>)
+            check(&known, request.digest, &request.wasm)?;
+            for linked in request.linked.iter() {
+                check(&known, linked.digest, &linked.wasm)?;
+            }
+            let shared = Arc::new(Shared::new(Recipe::new(request, cache))?);
+            Ok(Box::new(Compiled { shared }) as Box<dyn CompiledPlugin>)
         }))
     }
 }
 
-/// Everything needed to make one more `CompiledPlugin` of the same plugin. The permit goes last.
-struct Recipe {
-    manifest: Manifest,
-    wasi: bool,
-    functions: Vec<extism::Function>,
-    limits: InstanceLimits,
-    /// For init and for each call: what the limits say, or else, for who is not trusted, so much that a guest meets
-    /// its deadline first. It ends guests that the deadline does not: those that initialise, and those whose interrupt
-    /// was lost. At the speed measured here, within ten times the longer of both timeouts.
-    fuel: Option<u64>,
-    cache: Arc<CodeCache>,
-    _permit: Permit,
-}
-
-impl Recipe {
-    fn new(request: CompileRequest, cache: Arc<CodeCache>) -> Result<Self, Error> {
-        let limits = request.limits;
-        let pages = u32::try_from(limits.memory / 65_536).unwrap_or(u32::MAX);
-        // A module with a name is one to import from; the last one is the plugin.
-        let linked = request.linked.iter().map(|linked| Wasm::data(linked.wasm.to_vec()).with_name(&linked.name));
-        let mut manifest = Manifest::new(linked.chain([Wasm::data(request.wasm.to_vec())]))
-            .with_timeout(limits.exec_timeout)
-            .with_memory_max(pages)
-            .with_allowed_hosts(request.allowed_hosts.iter().cloned())
-            .with_config(request.config.iter().map(|(key, value)| (key.clone(), value.clone())));
-        manifest.memory.max_var_bytes = Some(MAX_VAR_BYTES);
-        manifest.memory.max_http_response_bytes = Some(limits.output_size);
-        let longest = limits.build_timeout.max(limits.exec_timeout);
-        let backstop = FUEL_PER_SECOND.saturating_mul(u64::try_from(longest.as_millis()).unwrap_or(u64::MAX)) / 1000;
-        let fuel = limits.fuel.or_else(|| (!request.trusted).then_some(backstop));
-        let functions = request
-            .host_functions
-            .iter()
-            .map(|function| functions::translate(function, longest))
-            .collect::<Result<_, _>>()?;
-        Ok(Self { manifest, wasi: request.wasi, functions, limits, fuel, cache, _permit: request.permit })
+/// Refuses what would take too long to compile, and remembers what would not.
+fn check(known: &Mutex<LruCache<Digest, ()>>, digest: Digest, wasm: &[u8]) -> Result<(), Error> {
+    // Nothing panics under this lock.
+    let known = || known.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_known = known().get(&digest).is_some();
+    if !is_known {
+        effort::check(wasm)?;
+        known().put(digest, ());
     }
-
-    fn compile(&self) -> Result<extism::CompiledPlugin, Error> {
-        let mut config = wasmtime_of_extism::Config::new();
-        let cached = config.enable_incremental_compilation(self.cache.clone());
-        if let Err(error) = cached {
-            return Err(Error::internal("the code cache cannot be used", error.to_string()));
-        }
-        let mut builder = PluginBuilder::new(&self.manifest)
-            .with_wasi(self.wasi)
-            .with_functions(self.functions.iter().cloned())
-            .with_http_response_headers(true)
-            .with_cache_disabled()
-            .with_wasmtime_config(config);
-        if let Some(fuel) = self.fuel {
-            builder = builder.with_fuel_limit(fuel);
-        }
-        builder.compile().map_err(|error| errors::invalid(&error, &self.limits))
-    }
-}
-
-/// What a compiled plugin and its instances share. `seats` are the `CompiledPlugin`s that no instance is using.
-struct Shared {
-    seats: Mutex<Vec<extism::CompiledPlugin>>,
-    recipe: Recipe,
-}
-
-impl Shared {
-    fn seats(&self) -> std::sync::MutexGuard<'_, Vec<extism::CompiledPlugin>> {
-        // Nothing panics under this lock; a poisoned one still holds a sound list.
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take_seat(self: &Arc<Self>) -> Result<Seat, Error> {
-        let free = self.seats().pop();
-        let compiled = match free {
-            Some(compiled) => compiled,
-            None => self.recipe.compile()?,
-        };
-        Ok(Seat { compiled: Some(compiled), shared: self.clone() })
-    }
-}
-
-/// A `CompiledPlugin` that one instance uses alone. Goes back to the others when dropped.
-struct Seat {
-    compiled: Option<extism::CompiledPlugin>,
-    shared: Arc<Shared>,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        if let Some(compiled) = self.compiled.take() {
-            self.shared.seats().push(compiled);
-        }
-    }
+    Ok(())
 }
 
 /// The engine's compiled plugin; reach it through [`CompiledPlugin::as_any`].
@@ -190,7 +124,14 @@ impl Compiled {
     /// The manifest that the plugin was compiled with.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
-        &self.shared.recipe.manifest
+        self.shared.manifest()
+    }
+
+    /// Fuel that initialising it and each of its calls may use: what `limits.fuel` says, or for who is not trusted what
+    /// the longer of both timeouts is worth.
+    #[must_use]
+    pub fn fuel(&self) -> Option<u64> {
+        self.shared.fuel()
     }
 }
 
@@ -204,11 +145,10 @@ impl CompiledPlugin for Compiled {
         let shared = self.shared.clone();
         Box::pin(blocking("initialising did not finish", move || {
             let seat = shared.take_seat()?;
-            let Some(compiled) = &seat.compiled else {
-                return Err(Error::Internal { reason: "a seat without a plugin", cause: None });
-            };
+            let (compiled, call) = seat.compiled()?;
             let _scope = GuestScope::enter();
-            let limits = &seat.shared.recipe.limits;
+            let limits = seat.limits();
+            call.begin_initialising(limits.build_timeout);
             let mut plugin = Plugin::new_from_compiled(compiled).map_err(|error| errors::invalid(&error, limits))?;
             // extism initialises a plugin at its first call, whatever is called: so what fails there fails here, and the
             // first evaluation does not pay for it.
@@ -236,8 +176,11 @@ struct Guest {
 
 impl Guest {
     fn call(&mut self, entry_point: &str, input: &[u8]) -> Result<Bytes, errors::Failure> {
-        let limits = &self.seat.shared.recipe.limits;
+        let limits = self.seat.limits();
         let started = std::time::Instant::now();
+        if let Ok((_, call)) = self.seat.compiled() {
+            call.begin(limits.exec_timeout);
+        }
         let _scope = GuestScope::enter();
         let output: &[u8] = self
             .plugin

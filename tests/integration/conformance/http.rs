@@ -6,6 +6,11 @@ use std::{
     time::Duration,
 };
 
+use evalpool::{
+    HostFunction, Isolation,
+    engine::{Val, ValType},
+};
+
 use super::{
     Expected::{Error, Output},
     answers, pool, with_functions,
@@ -134,5 +139,68 @@ async fn both_engines_speak_http_alike() {
                 _ => panic!("{request:.200}: {answer:?}"),
             }
         }
+    }
+}
+
+/// Makes the request that its input is, or none if it is empty, and gives the status that it then knows.
+const STATUS: &str = "
+    (if (i64.gt_u (call $input_length) (i64.const 0)) (then (drop (call $http (call $copy_of_input) (i64.const 0)))))
+    (call $out (i64.extend_i32_u (call $status))) i32.const 0";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_evaluation_sees_the_response_of_another() {
+    let port = http_server(|_| "HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n".to_owned());
+    let request = format!(r#"{{"url":"http://127.0.0.1:{port}/"}}"#);
+    for engine in ENGINES {
+        for isolation in [Isolation::Fresh, Isolation::Reuse] {
+            let pool = pool(engine);
+            let spec = with_functions(REQUESTER_FUNCTIONS, STATUS).with_allowed_hosts(["127.0.0.1"]);
+            let given = answers(&pool, spec.with_isolation(isolation), &[request.as_bytes(), b""]).await;
+            let status = |status: u64| Ok(status.to_le_bytes().to_vec());
+            assert_eq!(given, [status(204), status(0)], "{engine:?} {isolation:?}");
+            pool.close().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn this_machine_is_reached_only_by_its_name_on_both_engines() {
+    let port = http_server(|_| "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi".to_owned());
+    let away = http_server(move |_| {
+        let to = format!("http://127.0.0.1:{port}/");
+        format!("HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+    });
+    for (hosts, url, reached) in [
+        (vec!["*"], format!("http://127.0.0.1:{port}/"), false),
+        (vec!["*"], format!("http://localhost:{port}/"), false),
+        (vec!["127.0.0.1"], format!("http://127.0.0.1:{port}/"), true),
+        (vec!["local*", "localhost"], format!("http://localhost:{port}/"), true),
+        (vec!["*", "localhost"], format!("http://localhost:{away}/"), false),
+    ] {
+        for engine in ENGINES {
+            let pool = pool(engine);
+            let spec = with_functions(REQUESTER_FUNCTIONS, REQUESTER).with_allowed_hosts(hosts.clone());
+            let request = format!(r#"{{"url":"{url}"}}"#);
+            let given = answers(&pool, spec, &[request.as_bytes()]).await.remove(0);
+            match given {
+                Ok(body) => assert!(reached && body == b"hi", "{engine:?} {hosts:?} {url}"),
+                Err((kind, text)) => assert!(!reached && kind == "guest_error", "{engine:?} {hosts:?} {url}: {text}"),
+            }
+            pool.close().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_embedders_own_http_request_goes_before_ours() {
+    let own = HostFunction::new("http_request", [ValType::I64, ValType::I64], [ValType::I64], |memory, _| {
+        Ok(vec![Val::I64(memory.write(b"mine")?.cast_signed())])
+    });
+    for engine in ENGINES {
+        let pool = pool(engine);
+        let spec =
+            with_functions(REQUESTER_FUNCTIONS, REQUESTER).with_host_function(own.clone().in_module("extism:host/env"));
+        assert_eq!(answers(&pool, spec, &[b"x"]).await, [Ok(b"mine".to_vec())], "{engine:?}");
+        pool.close().await;
     }
 }

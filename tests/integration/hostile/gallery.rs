@@ -25,7 +25,7 @@ pub(super) enum Comes {
 pub(super) enum OnExtism {
     Same,
     Other(Comes),
-    /// It is a door that this engine leaves open: see SECURITY.md.
+    /// It holds a thread until its fuel is burnt, which a test of its own awaits with shorter timeouts.
     NotRun,
 }
 
@@ -67,7 +67,7 @@ pub(super) fn numbered(times: usize, each: impl Fn(usize) -> String) -> String {
 }
 
 pub(super) fn all() -> Vec<Hostile> {
-    [uploads(), sections(), initialisers(), endless(), greedy(), amplified(), wild(), endings()]
+    [uploads(), sections(), bombs(), initialisers(), endless(), greedy(), amplified(), wild(), endings()]
         .into_iter()
         .flatten()
         .collect()
@@ -119,8 +119,8 @@ fn sections() -> Vec<Hostile> {
         module("exceptions", &with("(tag (param i32))"), bad, Same),
         module("a first memory of 4 GiB", &with("(memory 65536)"), bad, Same),
         module("a first memory just over the limit", &with("(memory 129)"), bad, Same),
-        module("a table of ten million", &with("(table 10000000 funcref)"), bad, Other(Nothing)),
-        module("fifty tables", &with(&repeat("(table 9900 funcref)", 50)), bad, Other(Nothing)),
+        module("a table of ten million", &with("(table 10000000 funcref)"), bad, Same),
+        module("fifty tables", &with(&repeat("(table 9900 funcref)", 50)), bad, Same),
         module("a data segment beyond the memory", &with("(memory 1) (data (i32.const 65536) \"x\")"), bad, Same),
         module(
             "an element segment beyond the table",
@@ -187,13 +187,82 @@ fn sections() -> Vec<Hostile> {
     ]
 }
 
+/// What would keep a compiler busy for minutes, or have it take gigabytes.
+fn bombs() -> Vec<Hostile> {
+    let bad = Refused("invalid_plugin");
+    let run = |locals: usize, body: &str| {
+        let locals = "i32 ".repeat(locals);
+        format!("(module (global $g (mut i32) (i32.const 0)) (func (export \"run\") (local {locals}) {body}))")
+    };
+    let again = "(br_if 0 (global.get $g))";
+    let change = |count: usize| -> String {
+        (0..count).map(|at| format!("(local.set {at} (i32.add (local.get {at}) (i32.const 1)))")).collect()
+    };
+    let thousand = "i32 ".repeat(1_000);
+    let (zeros, drops) = ("(i32.const 0)".repeat(1_000), "drop ".repeat(1_000));
+    let deep = format!("{} {} {}", "(loop ".repeat(1_000), change(1_000), format!("{again})").repeat(1_000));
+    let late = format!("{} {}", format!("(block {again})").repeat(10_000), change(20_000));
+    let table =
+        format!("(block (result {thousand}) {zeros} (br_table {}(global.get $g))) {drops}", "0 ".repeat(20_000));
+    let calls = format!(
+        "(module (func $f (param {thousand}) (result {thousand}) unreachable)
+            (func (export \"run\") {zeros} {} {drops}))",
+        "(call $f)".repeat(2_000)
+    );
+    vec![
+        module("a thousand locals that a thousand loops change", &run(1_000, &deep), bad, Same),
+        module(
+            "a thousand locals and three thousand ways back",
+            &run(1_000, &format!("(loop {} {})", change(1_000), again.repeat(3_000))),
+            bad,
+            Same,
+        ),
+        module(
+            "one local that is set, or not, thirty thousand times",
+            &run(1, &"(if (local.get 0) (then (local.set 0 (global.get $g))))".repeat(30_000)),
+            bad,
+            Same,
+        ),
+        module("thirty thousand loops", &run(0, &"(loop)".repeat(30_000)), bad, Same),
+        module("twenty thousand locals after ten thousand branches", &run(20_000, &late), bad, Same),
+        module("a million instructions in one function", &run(1, &change(1).repeat(250_000)), bad, Same),
+        module("two million values, passed to calls", &calls, bad, Same),
+        module("twenty million values, carried by a branch table", &run(0, &table), bad, Same),
+        module(
+            "three hundred thousand functions",
+            &format!("(module (func (export \"run\")) {})", "(func)".repeat(300_000)),
+            bad,
+            Same,
+        ),
+        module(
+            "a million elements of one function",
+            &format!("(module (func $f (export \"run\")) (elem func {}))", "$f ".repeat(1_000_000)),
+            bad,
+            Same,
+        ),
+        module(
+            "a constant of a million instructions",
+            &format!(
+                "(module (global i32 i32.const 0 {}) (func (export \"run\")))",
+                "i32.const 1 i32.add ".repeat(510_000)
+            ),
+            bad,
+            Same,
+        ),
+    ]
+}
+
 /// Code that runs before anybody has called anything.
-fn initialisers() -> Vec<Hostile> {
+pub(super) fn initialisers() -> Vec<Hostile> {
     let bad = Refused("invalid_plugin");
     let start = |body: &str| format!("(module (memory 1) (func $s {body}) (start $s) (func (export \"run\")))");
     let export = |name: &str, ty: &str, body: &str| {
         format!("(module (memory 1) (func (export \"{name}\") {ty} {body}) (func (export \"run\")))")
     };
+    let calls_host =
+        |body: &str, rest: &str| format!("(module {IMPORTS} (func $s {body}) {rest} (func (export \"run\")))");
+    let asks = "(drop (call $config_get (call $colour))) (call $var_set (call $colour) (call $digits))
+        (drop (call $var_get (call $colour)))";
     let exits = r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
         (memory (export "memory") 1) (func $s (call $exit (i32.const 0))) (start $s) (func (export "run")))"#;
     vec![
@@ -203,6 +272,7 @@ fn initialisers() -> Vec<Hostile> {
         module(
             "a start that takes all memory",
             &start("(loop (drop (memory.grow (i32.const 16))) (br 0))"),
+            // extism's linker has no limit yet: growing gives −1, and the loop goes on.
             bad,
             NotRun,
         ),
@@ -222,6 +292,26 @@ fn initialisers() -> Vec<Hostile> {
         ),
         module("constructors that trap", &export("__wasm_call_ctors", "", "unreachable"), bad, Same),
         module(
+            "a start that writes to the log",
+            &calls_host("(call $log_error (call $message))", "(start $s)"),
+            Nothing,
+            Same,
+        ),
+        // extism would follow a pointer that leads nowhere.
+        module("a start that calls the host", &calls_host(asks, "(start $s)"), Nothing, Other(bad)),
+        module(
+            "an _initialize that calls the host",
+            &calls_host(asks, "(export \"_initialize\" (func $s))"),
+            Nothing,
+            Other(bad),
+        ),
+        module(
+            "constructors that call the host",
+            &calls_host(asks, "(export \"__wasm_call_ctors\" (func $s))"),
+            Nothing,
+            Other(bad),
+        ),
+        module(
             "Haskell that never starts",
             &export("hs_init", "(param i32 i32)", "(loop br 0)"),
             Refused("build_timeout"),
@@ -229,6 +319,12 @@ fn initialisers() -> Vec<Hostile> {
         ),
     ]
 }
+
+/// `poll_oneoff` for one clock, a year from now.
+const POLL: &str = "(param i32 i32 i32 i32) (result i32)";
+const SUBSCRIBE: &str =
+    "(i32.store (i32.const 1016) (i32.const 1)) (i64.store (i32.const 1024) (i64.const 31536000000000000))";
+const SLEEP: &str = "(call $f (i32.const 1000) (i32.const 2000) (i32.const 1) (i32.const 3000))";
 
 /// What does not end by itself.
 fn endless() -> Vec<Hostile> {
@@ -295,16 +391,17 @@ fn endless() -> Vec<Hostile> {
             late,
         ),
         Hostile {
-            on_extism: NotRun,
-            ..wasi(
-                "a sleep of a year",
-                "poll_oneoff",
-                "(param i32 i32 i32 i32) (result i32)",
-                "(i32.store (i32.const 1016) (i32.const 1)) (i64.store (i32.const 1024) (i64.const 31536000000000000))
-             (drop (call $f (i32.const 1000) (i32.const 2000) (i32.const 1) (i32.const 3000))) i32.const 0",
-                late,
-            )
+            // It is told that it was interrupted, and does not sleep again.
+            on_extism: Other(Nothing),
+            ..wasi("a sleep of a year", "poll_oneoff", POLL, &format!("{SUBSCRIBE} (drop {SLEEP}) i32.const 0"), late)
         },
+        wasi(
+            "a sleep of a year, again and again",
+            "poll_oneoff",
+            POLL,
+            &format!("{SUBSCRIBE} (loop (br_if 0 (i32.eq {SLEEP} (i32.const 27)))) i32.const 0"),
+            late,
+        ),
     ]
 }
 
@@ -314,13 +411,14 @@ fn greedy() -> Vec<Hostile> {
     vec![
         run("memory at once", "(drop (memory.grow (i32.const 60000))) i32.const 0", full, Same),
         run("memory bit by bit", "(loop (drop (memory.grow (i32.const 1))) (br 0)) i32.const 0", full, Same),
-        run("the kernel's memory at once", "(drop (call $alloc (i64.const 3000000000))) i32.const 0", full, NotRun),
+        run("the kernel's memory at once", "(drop (call $alloc (i64.const 3000000000))) i32.const 0", full, Same),
         run("the kernel's memory bit by bit", "(loop (drop (call $alloc (i64.const 65536))) (br 0)) i32.const 0", full, Same),
-        run("the kernel's books", "(loop (drop (call $alloc (i64.const 200))) (br 0)) i32.const 0", full, NotRun),
-        run("more than there are offsets", "(drop (call $alloc (i64.const -1))) i32.const 0", full, NotRun),
-        run("both memories", "(drop (memory.grow (i32.const 100))) (drop (call $alloc (i64.const 4000000))) i32.const 0", full, NotRun),
+        run("the kernel's books", "(loop (drop (call $alloc (i64.const 200))) (br 0)) i32.const 0", full, Same),
+        // extism's kernel gives 0.
+        run("more than there are offsets", "(drop (call $alloc (i64.const -1))) i32.const 0", full, Other(Nothing)),
+        run("both memories", "(drop (memory.grow (i32.const 100))) (drop (call $alloc (i64.const 4000000))) i32.const 0", full, Same),
         module("a table that grows", "(module (table 1 funcref) (func (export \"run\") (result i32)
-            (i32.ne (table.grow (ref.null func) (i32.const 100000000)) (i32.const -1))))", Nothing, NotRun),
+            (i32.ne (table.grow (ref.null func) (i32.const 100000000)) (i32.const -1))))", Nothing, Same),
         module("the stack", "(module (func $f (call $f)) (func (export \"run\") (call $f)))", Ends("guest_trap"), Same),
         module("the stack, with a large frame", &format!("(module (func $f (param i64) (local {}) (call $f (local.get 0))) (func (export \"run\") (call $f (i64.const 1))))", "i64 ".repeat(10_000)), Ends("guest_trap"), Same),
         run("one variable of everything", "(call $var_set (call $colour) (call $alloc (i64.const 3000000))) i32.const 0", Ends("guest_error"), Same),
@@ -336,43 +434,45 @@ fn greedy() -> Vec<Hostile> {
 
 /// Calls that would have the host do or hold much for little.
 fn amplified() -> Vec<Hostile> {
-    let on_direct = |hostile: Hostile| Hostile { on_extism: NotRun, ..hostile };
+    // extism takes it, as large as the guest's memory may be and no larger.
+    let taken = |hostile: Hostile| Hostile { on_extism: Other(Nothing), ..hostile };
     vec![
-        on_direct(run(
+        run(
             "a request of much that is little",
             "(drop (call $http (call $alloc (i64.const 100000)) (i64.const 0))) i32.const 0",
             Ends("guest_error"),
             Same,
-        )),
-        on_direct(run(
+        ),
+        taken(run(
             "a variable with a name of a megabyte",
             "(drop (call $var_get (call $alloc (i64.const 1000000)))) i32.const 0",
             Ends("guest_error"),
             Same,
         )),
-        on_direct(wasi(
+        taken(wasi(
             "randomness of four megabytes at once",
             "random_get",
             "(param i32 i32) (result i32)",
-            "(drop (memory.grow (i32.const 80))) (drop (call $f (i32.const 0) (i32.const 4000000))) i32.const 0",
+            "(if (i32.lt_u (memory.size) (i32.const 80)) (then (drop (memory.grow (i32.const 80)))))
+             (drop (call $f (i32.const 0) (i32.const 4000000))) i32.const 0",
             Ends("guest_error"),
         )),
-        on_direct(wasi(
+        wasi(
             "a wait for a hundred thousand clocks",
             "poll_oneoff",
             "(param i32 i32 i32 i32) (result i32)",
             "(if (i32.lt_u (memory.size) (i32.const 100)) (then (drop (memory.grow (i32.const 110)))))
              (drop (call $f (i32.const 0) (i32.const 5000000) (i32.const 100000) (i32.const 100))) i32.const 0",
             Nothing,
-        )),
-        on_direct(wasi(
+        ),
+        wasi(
             "sockets that are not there, again and again",
             "sock_shutdown",
             "(param i32 i32) (result i32)",
             "(local $i i32) (loop $l (drop (call $f (i32.const 3) (i32.const 1)))
                 (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 100)))) i32.const 0",
             Nothing,
-        )),
+        ),
     ]
 }
 
@@ -396,7 +496,8 @@ fn wild() -> Vec<Hostile> {
             "output at the end and beyond",
             "(call $output_set (i64.const 65536) (i64.const 1)) i32.const 0",
             error,
-            NotRun,
+            // extism's kernel begins with more memory than this.
+            Other(Nothing),
         ),
         run(
             "output far outside",
@@ -432,7 +533,8 @@ fn wild() -> Vec<Hostile> {
             "stores everywhere",
             "(local $i i64) (loop $l (call $store64 (local.get $i) (i64.const -1)) (br_if $l (i64.lt_u (local.tee $i (i64.add (local.get $i) (i64.const 7))) (i64.const 70000)))) i32.const 0",
             Nothing,
-            NotRun,
+            // extism's kernel keeps in that memory where the output is.
+            Other(Ends("output_too_large")),
         ),
         run(
             "stores far outside",
@@ -444,13 +546,13 @@ fn wild() -> Vec<Hostile> {
             "input that is set to nowhere, then read",
             "(call $input_set (i64.const 70) (i64.const -3)) (drop (call $input64 (i64.const 1000000000))) i32.const 0",
             Ends("guest_trap"),
-            NotRun,
+            Same,
         ),
         run(
             "a forged header in front of a block",
             "(local $p i64) (local.set $p (call $alloc (i64.const 64))) (call $store64 (i64.sub (local.get $p) (i64.const 8)) (i64.const -1)) (call $store64 (i64.sub (local.get $p) (i64.const 12)) (i64.const -1)) (call $output_set (local.get $p) (call $length (local.get $p))) i32.const 0",
             Nothing,
-            NotRun,
+            Same,
         ),
         run("an indirect call of nothing", "(drop (i32.load (i32.const -4))) i32.const 0", Ends("guest_trap"), Same),
     ]

@@ -19,7 +19,7 @@ use evalpool::{Error, EvaluatorPool, Isolation, Plugin, Settings, Source, Spec, 
 use serde_json::json;
 
 use self::gallery::{Comes, Hostile, OnExtism};
-use crate::support::{ENGINES, GREET, eventually, on_threads};
+use crate::support::{ENGINES, GREET, eventually, on_threads, process, wasm};
 
 const EXEC: Duration = Duration::from_millis(250);
 const BUILD: Duration = Duration::from_secs(3);
@@ -207,4 +207,87 @@ async fn wrong_with(pool: &EvaluatorPool, name: &str, hostile: &Hostile, comes: 
     }
     evaluator.close().await;
     wrong
+}
+
+/// On `extism` nothing interrupts them: who waits is answered in time, and their fuel ends them later.
+#[test]
+fn initialisers_that_never_end_are_ended_by_their_fuel_on_extism() {
+    if !process::alone("hostile::initialisers_that_never_end_are_ended_by_their_fuel_on_extism") {
+        return;
+    }
+    let mut settings = settings(EngineKind::Extism, Isolation::Fresh);
+    settings.limits.build_timeout = Duration::from_millis(200);
+    settings.limits.exec_timeout = Duration::from_millis(100);
+    process::forgetful_threads().block_on(async {
+        let at_rest = threads_at_rest().await;
+        let pool = EvaluatorPool::from_settings(&settings).unwrap();
+        for hostile in gallery::initialisers().iter().filter(|hostile| hostile.on_extism == OnExtism::NotRun) {
+            let began = Instant::now();
+            let evaluator = pool.evaluator("hostile", Spec::new(Source::bytes(hostile.bytes.clone()))).unwrap();
+            assert_eq!(evaluator.evaluate("x").await.unwrap_err().kind(), "build_timeout", "{}", hostile.trick);
+            evaluator.close().await;
+            assert!(began.elapsed() < Duration::from_secs(10), "{}: {:?}", hostile.trick, began.elapsed());
+            ended(hostile.trick, &pool, at_rest).await;
+        }
+    });
+}
+
+/// One that passes its validation and misbehaves later, by the clock.
+#[test]
+fn an_initialiser_that_stops_ending_later_is_ended_by_its_fuel_on_extism() {
+    if !process::alone("hostile::an_initialiser_that_stops_ending_later_is_ended_by_its_fuel_on_extism") {
+        return;
+    }
+    let mut settings = settings(EngineKind::Extism, Isolation::Fresh);
+    settings.limits.build_timeout = Duration::from_secs(1);
+    settings.limits.exec_timeout = Duration::from_millis(500);
+    process::forgetful_threads().block_on(async {
+        let at_rest = threads_at_rest().await;
+        let pool = EvaluatorPool::from_settings(&settings).unwrap();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let turns = (now + Duration::from_secs(5)).as_nanos();
+        let plugin = wasm(&format!(
+            r#"(module (import "wasi_snapshot_preview1" "clock_time_get" (func $f (param i32 i64 i32) (result i32)))
+                (memory (export "memory") 1)
+                (func $s
+                    (drop (call $f (i32.const 0) (i64.const 1) (i32.const 64)))
+                    (if (i64.gt_u (i64.load (i32.const 64)) (i64.const {turns})) (then (loop br 0))))
+                (start $s) (func (export "run")))"#
+        ));
+        let evaluator = pool.evaluator("later", Spec::new(Source::bytes(plugin))).unwrap();
+        evaluator.evaluate("x").await.unwrap();
+        let mut came = Ok(());
+        let began = Instant::now();
+        while came.is_ok() && began.elapsed() < Duration::from_secs(30) {
+            came = evaluator.evaluate("x").await.map(drop).map_err(|error| error.kind().to_string());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(came, Err("build_timeout".to_owned()));
+        evaluator.close().await;
+        ended("later", &pool, at_rest).await;
+    });
+}
+
+/// Threads of this process once everything that stays was started by a plugin that comes and goes.
+async fn threads_at_rest() -> usize {
+    let pool = EvaluatorPool::builder().engine_kind(EngineKind::Extism).build().unwrap();
+    let evaluator = pool.evaluator("good", Spec::new(Source::bytes(GREET))).unwrap();
+    evaluator.evaluate(json!({"name": "Ada"})).await.unwrap();
+    pool.close().await;
+    // Longer than an idle thread is kept.
+    let mut seen = usize::MAX;
+    while process::threads() < seen {
+        seen = process::threads();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    seen
+}
+
+/// Nothing is left of it: neither its place nor its thread.
+async fn ended(trick: &str, pool: &EvaluatorPool, at_rest: usize) {
+    let began = Instant::now();
+    while pool.runtimes() > 0 || process::threads() > at_rest {
+        assert!(began.elapsed() < Duration::from_mins(2), "{trick} is still there");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

@@ -1,0 +1,296 @@
+//! `http_request` and what belongs to it, for every engine: under `allowed_hosts`, bounded, asynchronous.
+//!
+//! Each compiled plugin has a client of its own, so that no connection is shared between customers and all are gone
+//! with the runtime. Addresses of this machine and of private networks are reached only when a pattern names the host
+//! literally: neither a wildcard, nor a redirect, nor a name that resolves to one leads there.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, OnceLock},
+};
+
+use reqwest::{
+    Client, Method, Url,
+    dns::{Addrs, Name, Resolve, Resolving},
+    redirect,
+};
+use rustls::{ClientConfig, RootCertStore};
+use serde::Deserialize;
+
+/// As many as extism's client follows.
+const MAX_REDIRECTS: usize = 10;
+
+/// Of a request's address, method and headers, in bytes of JSON: it is read before anybody looks whether it is allowed.
+pub(super) const MAX_REQUEST: u64 = 64 << 10;
+const MAX_HEADERS: usize = 100;
+
+/// Why there is no response.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HttpError {
+    /// The guest's call ends with this message.
+    #[error("{0}")]
+    Failed(String),
+    /// The fault of this host.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// Which hosts one plugin may reach, and its client.
+pub(super) struct Http {
+    hosts: Arc<AllowedHosts>,
+    client: OnceLock<Client>,
+    /// Bytes that the body of a response may have.
+    largest: u64,
+}
+
+struct AllowedHosts {
+    patterns: Vec<Pattern>,
+}
+
+struct Pattern {
+    text: String,
+    glob: Option<glob::Pattern>,
+}
+
+impl AllowedHosts {
+    fn allows(&self, host: &str) -> bool {
+        self.names(host)
+            || self.patterns.iter().filter_map(|pattern| pattern.glob.as_ref()).any(|glob| glob.matches(host))
+    }
+
+    fn names(&self, host: &str) -> bool {
+        self.patterns.iter().any(|pattern| pattern.text == host)
+    }
+
+    fn allows_url(&self, url: &Url) -> bool {
+        let Some(host) = url.host_str() else { return false };
+        let literal: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+        self.allows(host) && literal.is_none_or(|address| is_public(address) || self.names(host))
+    }
+}
+
+impl Http {
+    /// `patterns` of hosts that may be reached, and bytes that the body of a response may have.
+    pub(super) fn new(patterns: &[String], largest: u64) -> Self {
+        let patterns =
+            patterns.iter().map(|text| Pattern { text: text.clone(), glob: glob::Pattern::new(text).ok() }).collect();
+        Self { hosts: Arc::new(AllowedHosts { patterns }), client: OnceLock::new(), largest }
+    }
+
+    /// Reads a request as PDKs pass it, less its body, and refuses it unless it is allowed.
+    pub(super) fn read(&self, request: &[u8]) -> Result<Request, HttpError> {
+        let text: RequestText = serde_json::from_slice(request).map_err(failed)?;
+        if text.headers.len() > MAX_HEADERS {
+            return Err(HttpError::Failed(format!("the HTTP request has more than {MAX_HEADERS} headers")));
+        }
+        let url = Url::parse(&text.url).map_err(|error| HttpError::Failed(format!("Invalid URL: {error:?}")))?;
+        if !self.hosts.allows_url(&url) {
+            return Err(HttpError::Failed(format!("HTTP request to {} is not allowed", text.url)));
+        }
+        let method = text.method.as_deref().unwrap_or("GET").to_uppercase();
+        let method = Method::from_bytes(method.as_bytes()).map_err(failed)?;
+        Ok(Request { method, url, headers: text.headers })
+    }
+
+    /// Sends it and gives the response with its body. Dropping the future closes the connection.
+    pub(super) async fn send(&self, request: Request, body: Option<Vec<u8>>) -> Result<(Response, Vec<u8>), HttpError> {
+        let mut outgoing = self.client()?.request(request.method, request.url);
+        for (name, value) in &request.headers {
+            outgoing = outgoing.header(name, value);
+        }
+        if let Some(body) = body {
+            outgoing = outgoing.body(body);
+        }
+        let most = self.largest;
+        let mut incoming = outgoing.send().await.map_err(|error| failed(chain(&error)))?;
+        let mut received = Vec::new();
+        while let Some(chunk) = incoming.chunk().await.map_err(|error| failed(chain(&error)))? {
+            if (received.len() + chunk.len()) as u64 > most {
+                let text = format!("HTTP response exceeds the configured maximum number of bytes: {most}");
+                return Err(HttpError::Failed(text));
+            }
+            received.extend_from_slice(&chunk);
+        }
+        let text = |value: &reqwest::header::HeaderValue| value.to_str().ok().map(str::to_owned);
+        let headers = incoming.headers().iter();
+        let headers = headers.filter_map(|(name, value)| Some((name.as_str().to_owned(), text(value)?))).collect();
+        Ok((Response { status: incoming.status().as_u16(), headers }, received))
+    }
+
+    fn client(&self) -> Result<&Client, HttpError> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let hosts = self.hosts.clone();
+        let redirects = redirect::Policy::custom(move |attempt| {
+            if attempt.previous().len() > MAX_REDIRECTS {
+                attempt.error("too many redirects")
+            } else if hosts.allows_url(attempt.url()) {
+                attempt.follow()
+            } else {
+                attempt.error("it redirects to a host that is not allowed")
+            }
+        });
+        let made = Client::builder()
+            .tls_backend_preconfigured(tls()?)
+            .no_proxy()
+            .redirect(redirects)
+            .dns_resolver(Resolver { hosts: self.hosts.clone() })
+            .build()
+            .map_err(|error| HttpError::Broken(error.to_string()))?;
+        Ok(self.client.get_or_init(|| made))
+    }
+}
+
+/// The trust roots, read once for the process.
+fn tls() -> Result<ClientConfig, HttpError> {
+    static CONFIG: OnceLock<Result<ClientConfig, rustls::Error>> = OnceLock::new();
+    let made = CONFIG.get_or_init(|| {
+        let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        Ok(config.with_root_certificates(roots).with_no_client_auth())
+    });
+    made.clone().map_err(|error| HttpError::Broken(error.to_string()))
+}
+
+/// The system's resolver, less the addresses that a plugin may not reach.
+struct Resolver {
+    hosts: Arc<AllowedHosts>,
+}
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let hosts = self.hosts.clone();
+        Box::pin(async move {
+            let named = hosts.names(name.as_str());
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let allowed: Vec<SocketAddr> = found.filter(|address| named || is_public(address.ip())).collect();
+            if allowed.is_empty() {
+                return Err("it has no address that may be reached".into());
+            }
+            Ok(Box::new(allowed.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Whether an address is on the open internet.
+fn is_public(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            let shared = a == 100 && (64..128).contains(&b);
+            let benchmarking = a == 198 && (b & 0xfe) == 18;
+            let this_network_or_reserved = a == 0 || a >= 240 || v4.octets()[..3] == [192, 0, 0];
+            !(v4.is_loopback()
+                || v4.is_private()
+                || v4.is_link_local()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+                || v4.is_documentation()
+                || shared
+                || benchmarking
+                || this_network_or_reserved)
+        }
+        IpAddr::V6(v6) => {
+            let site_local = (v6.segments()[0] & 0xffc0) == 0xfec0;
+            // What carries a v4 address inside: 6to4, NAT64, Teredo, and the old form of compatibility.
+            let carries_v4 = v6.segments()[0] == 0x2002
+                || [[0x64, 0xff9b], [0x2001, 0]].contains(&[v6.segments()[0], v6.segments()[1]])
+                || v6.segments()[..6] == [0; 6];
+            !(v6.is_loopback()
+                || v6.is_unspecified()
+                || v6.is_unique_local()
+                || v6.is_unicast_link_local()
+                || v6.is_multicast()
+                || site_local
+                || carries_v4)
+        }
+    }
+}
+
+/// What PDKs pass, as JSON.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RequestText {
+    url: String,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    method: Option<String>,
+}
+
+/// A request that is allowed.
+pub(super) struct Request {
+    method: Method,
+    url: Url,
+    headers: BTreeMap<String, String>,
+}
+
+/// What the last request of a guest came back with, less its body.
+#[derive(Debug, Default)]
+pub(super) struct Response {
+    /// 0 if there was none.
+    pub(super) status: u16,
+    headers: BTreeMap<String, String>,
+}
+
+impl Response {
+    /// Its headers as JSON.
+    pub(super) fn headers(&self) -> String {
+        serde_json::to_string(&self.headers).unwrap_or_default()
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> HttpError {
+    HttpError::Failed(error.to_string())
+}
+
+/// reqwest says only "error sending request" itself, and why in its sources.
+fn chain(error: &reqwest::Error) -> String {
+    let mut source: &dyn std::error::Error = error;
+    while let Some(next) = source.source() {
+        source = next;
+    }
+    source.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allows(patterns: &[&str], url: &str) -> bool {
+        let patterns: Vec<String> = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+        Http::new(&patterns, 0).hosts.allows_url(&Url::parse(url).unwrap())
+    }
+
+    #[test]
+    fn hosts_are_allowed_by_pattern() {
+        assert!(allows(&["*.example.com"], "https://api.example.com/x"));
+        assert!(!allows(&["*.example.com"], "https://example.org/"));
+        assert!(!allows(&[], "https://example.org/"));
+    }
+
+    #[test]
+    fn this_machine_and_private_networks_must_be_named() {
+        for host in
+            ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1", "0.0.0.0", "100.64.0.1", "[::1]", "[fd00::1]"]
+        {
+            assert!(!allows(&["*"], &format!("http://{host}/")), "{host}");
+            assert!(allows(&[host], &format!("http://{host}/")), "{host}");
+        }
+        // Other ways to write 127.0.0.1.
+        for host in ["2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "[2002:7f00:1::]", "[64:ff9b::7f00:1]"] {
+            assert!(!allows(&["*"], &format!("http://{host}/")), "{host}");
+        }
+        assert!(allows(&["*"], "http://93.184.215.14/"));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_resolves_to_this_machine_must_be_named() {
+        for (patterns, reached) in [(vec!["*".to_owned()], false), (vec!["localhost".to_owned()], true)] {
+            let resolver = Resolver { hosts: Http::new(&patterns, 0).hosts.clone() };
+            assert_eq!(resolver.resolve("localhost".parse().unwrap()).await.is_ok(), reached, "{patterns:?}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Refuses what would take an engine too long to compile.
+//!
+//! Nothing can interrupt a compiler, and a few kilobytes can keep cranelift busy for minutes or have it take gigabytes:
+//! a thousand locals that a thousand loops change, a thousand parameters of a thousand types, thirty thousand empty
+//! loops. So one pass over the function bodies estimates beforehand what each will cost, in time of one core, and what
+//! is over its bound never reaches a compiler.
+//!
+//! The prices below were measured on wasmtime 43 and 48 with bombs of each kind, and are on the high side. Where
+//! cranelift is worse than linear, so is the estimate. Of real modules, the largest function that was found is Go's: it
+//! is a quarter of [`FUNCTION`], and a whole JavaScript bundler of 14 MB in Go a quarter of [`MODULE`].
+//!
+//! Considered and not taken: bounds on sizes alone, of bodies, locals, depth (what is harmless each by itself is not
+//! multiplied, and bounds that keep the product small refuse real interpreters).
+
+mod function;
+
+use wasmparser::{
+    ConstExpr, DataKind, ElementItems, ElementKind, ExternalKind, FuncValidatorAllocations, Parser, Payload, TableInit,
+    ValidPayload, Validator, WasmModuleResources,
+};
+
+use self::function::{Function, Locals};
+use super::inspect::FEATURES;
+use crate::error::Error;
+
+/// Nanoseconds of one core.
+type Nanos = u64;
+
+/// Of one function: nobody shares the work, and its memory is taken at once.
+const FUNCTION: Nanos = 6_000_000_000;
+
+/// Of all functions, and what lies around them.
+const MODULE: Nanos = 100_000_000_000;
+
+/// A function, whatever is in it.
+const EACH_FUNCTION: Nanos = 300_000;
+
+/// A function that a table or the host may call needs an entrance of its own.
+const EACH_ENTRANCE: Nanos = 60_000;
+
+/// A parameter or result of a type: entrances and exits are compiled for each type.
+const EACH_OF_A_TYPE: Nanos = 20_000;
+
+/// A parameter or result of a function.
+const EACH_OF_A_FUNCTION: Nanos = 10_000;
+
+/// An element of a segment.
+const EACH_ELEMENT: Nanos = 200_000;
+
+/// An instruction of a constant expression; a few are free, as toolchains make no more.
+const EACH_OF_AN_EXPRESSION: Nanos = 100_000;
+const FREE_OF_AN_EXPRESSION: usize = 8;
+
+/// Refuses a module that would take too long to compile. Takes about a tenth of the time that compiling it does.
+///
+/// # Errors
+///
+/// `invalid_plugin`, naming the function and what in it is too much; also for a body that is not valid.
+pub(crate) fn check(wasm: &[u8]) -> Result<(), Error> {
+    measure(wasm).map(drop)
+}
+
+fn invalid(error: &wasmparser::BinaryReaderError) -> Error {
+    Error::invalid_plugin(error.to_string())
+}
+
+/// What a module will cost.
+#[derive(Debug, Default)]
+struct Effort {
+    total: Nanos,
+    /// The most of one function.
+    largest: Nanos,
+}
+
+impl Effort {
+    fn pay(&mut self, price: Nanos, count: usize, what: &str) -> Result<(), Error> {
+        self.total = self.total.saturating_add(price.saturating_mul(count as u64));
+        if self.total > MODULE {
+            return Err(Error::invalid_plugin(format!("it would take too long to compile, with its {what}")));
+        }
+        Ok(())
+    }
+}
+
+fn measure(wasm: &[u8]) -> Result<Effort, Error> {
+    let mut effort = Effort::default();
+    let mut validator = Validator::new_with_features(FEATURES);
+    let mut allocations = FuncValidatorAllocations::default();
+    let mut locals = Locals::default();
+    for payload in Parser::new(0).parse_all(wasm) {
+        let payload = payload.map_err(|error| invalid(&error))?;
+        around(&payload, &mut effort).map_err(|error| match error {
+            Stop::Invalid(error) => invalid(&error),
+            Stop::TooMuch(error) => error,
+        })?;
+        let ValidPayload::Func(function, body) = validator.payload(&payload).map_err(|error| invalid(&error))? else {
+            continue;
+        };
+        let index = function.index;
+        let ty = function.resources.type_index_of_function(index).and_then(|at| function.resources.sub_type_at(at));
+        let signature = ty.map_or(0, |ty| {
+            let ty = ty.unwrap_func();
+            ty.params().len() + ty.results().len()
+        });
+        effort.pay(EACH_FUNCTION, 1, "many functions")?;
+        effort.pay(EACH_OF_A_FUNCTION, signature, "functions' parameters and results")?;
+        let mut validator = function.into_validator(std::mem::take(&mut allocations));
+        let cost = Function::new(&mut locals).cost(&mut validator, &body).map_err(|stop| match stop {
+            function::Stop::Invalid(error) => invalid(&error),
+            function::Stop::TooMuch(what) => {
+                Error::invalid_plugin(format!("its function {index} would take too long to compile, with {what}"))
+            }
+        })?;
+        allocations = validator.into_allocations();
+        effort.largest = effort.largest.max(cost);
+        effort.pay(cost, 1, "functions together")?;
+    }
+    Ok(effort)
+}
+
+enum Stop {
+    Invalid(wasmparser::BinaryReaderError),
+    TooMuch(Error),
+}
+
+impl From<wasmparser::BinaryReaderError> for Stop {
+    fn from(error: wasmparser::BinaryReaderError) -> Self {
+        Stop::Invalid(error)
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Stop::TooMuch(error)
+    }
+}
+
+/// What is not in function bodies.
+fn around(payload: &Payload<'_>, effort: &mut Effort) -> Result<(), Stop> {
+    match payload {
+        Payload::TypeSection(section) => {
+            for group in section.clone() {
+                for ty in group?.into_types() {
+                    if let wasmparser::CompositeInnerType::Func(ty) = &ty.composite_type.inner {
+                        let values = ty.params().len() + ty.results().len();
+                        effort.pay(EACH_OF_A_TYPE, values, "types' parameters and results")?;
+                    }
+                }
+            }
+        }
+        Payload::ExportSection(section) => {
+            for export in section.clone() {
+                if export?.kind == ExternalKind::Func {
+                    effort.pay(EACH_ENTRANCE, 1, "many exports")?;
+                }
+            }
+        }
+        Payload::GlobalSection(section) => {
+            for global in section.clone() {
+                expression(&global?.init_expr, effort)?;
+            }
+        }
+        Payload::TableSection(section) => {
+            for table in section.clone() {
+                if let TableInit::Expr(init) = table?.init {
+                    expression(&init, effort)?;
+                }
+            }
+        }
+        Payload::DataSection(section) => {
+            for data in section.clone() {
+                if let DataKind::Active { offset_expr, .. } = data?.kind {
+                    expression(&offset_expr, effort)?;
+                }
+            }
+        }
+        Payload::ElementSection(section) => {
+            for element in section.clone() {
+                let element = element?;
+                if let ElementKind::Active { offset_expr, .. } = element.kind {
+                    expression(&offset_expr, effort)?;
+                }
+                match element.items {
+                    ElementItems::Functions(functions) => {
+                        effort.pay(EACH_ELEMENT, functions.count() as usize, "many elements")?;
+                    }
+                    ElementItems::Expressions(_, expressions) => {
+                        effort.pay(EACH_ELEMENT, expressions.count() as usize, "many elements")?;
+                        for each in expressions {
+                            expression(&each?, effort)?;
+                        }
+                    }
+                }
+            }
+        }
+        // Each may be in a table.
+        Payload::FunctionSection(section) => {
+            effort.pay(EACH_ENTRANCE, section.count() as usize, "many functions")?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn expression(expression: &ConstExpr<'_>, effort: &mut Effort) -> Result<(), Stop> {
+    let mut operators = expression.get_operators_reader();
+    let mut count = 0;
+    while !operators.eof() {
+        operators.read()?;
+        count += 1;
+        if count > FREE_OF_AN_EXPRESSION {
+            effort.pay(EACH_OF_AN_EXPRESSION, 1, "constant expressions")?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
