@@ -24,6 +24,8 @@ pub mod extism;
 mod host;
 #[cfg(any(feature = "direct", feature = "extism"))]
 mod http;
+#[cfg(any(feature = "direct", feature = "extism"))]
+mod log;
 
 use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 

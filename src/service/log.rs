@@ -23,8 +23,9 @@ use tracing_subscriber::{
 
 use crate::config::{LogFormat, LogLevel, LogSettings};
 
-/// Where each engine writes what plugins log, and where extism writes of each call that fails.
-const PLUGINS: [&str; 2] = ["extism::pdk", "evalpool::plugin"];
+/// Where the engines write what plugins log.
+const PLUGINS: &str = "evalpool::plugin";
+/// Where extism writes of each call that fails.
 const ENGINE: &str = "extism";
 /// It warns whenever a guest calls what it does not have.
 const WASI: &str = "wasmtime_wasi";
@@ -118,7 +119,7 @@ fn targets(log: Log<'_>) -> Targets {
         .with_target("evalpool", level)
         .with_target(ENGINE, strangers)
         .with_target(WASI, strangers)
-        .with_targets(PLUGINS.map(|target| (target, plugins)))
+        .with_target(PLUGINS, plugins)
 }
 
 #[cfg(test)]

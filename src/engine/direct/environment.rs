@@ -9,8 +9,9 @@ use wasmtime::{Caller, Linker};
 use super::{
     http,
     kernel::Kernel,
-    state::{LogBudget, Logging, State, Stop, Variables},
+    state::{State, Stop, Variables},
 };
+use crate::engine::log;
 
 pub(super) const MODULE: &str = "extism:host/env";
 
@@ -58,13 +59,7 @@ pub(super) fn link(linker: &mut Linker<State>) -> Result<()> {
         let value = take(&mut caller, value, "var value")?;
         Ok(caller.data_mut().variables.set(&name, value)?)
     })?;
-    for (name, level) in [
-        ("log_trace", Level::TRACE),
-        ("log_debug", Level::DEBUG),
-        ("log_info", Level::INFO),
-        ("log_warn", Level::WARN),
-        ("log_error", Level::ERROR),
-    ] {
+    for (name, level) in log::FUNCTIONS {
         linker.func_wrap(MODULE, name, move |mut caller: Caller<'_, State>, message: u64| {
             log(&mut caller, level, message)
         })?;
@@ -109,25 +104,16 @@ pub(super) fn give(caller: &mut Caller<'_, State>, bytes: &[u8]) -> Result<u64> 
 
 fn log(caller: &mut Caller<'_, State>, level: Level, message: u64) -> Result<()> {
     let kernel = kernel(caller)?;
-    if level > LevelFilter::current() {
+    if !log::is_read(level) {
         kernel.free(caller, message);
         return Ok(());
     }
     let logging = caller.data_mut().log.take();
-    let read = kernel.read(&*caller, message).map(|bytes| match logging {
-        Logging::Nothing => None,
-        Logging::LastLine => Some("this evaluation has written enough; the rest is not shown".to_owned()),
-        Logging::Line => Some(String::from_utf8_lossy(&bytes[..bytes.len().min(LogBudget::LINE)]).into_owned()),
-    });
-    let text = read.ok_or_else(|| Stop::Failed(format!("invalid handle offset for log message: {message}")))?;
+    let text = kernel.read(&*caller, message).map(|bytes| logging.text(bytes));
+    let text = text.ok_or_else(|| Stop::Failed(format!("invalid handle offset for log message: {message}")))?;
     kernel.free(caller, message);
-    let Some(text) = text else { return Ok(()) };
-    let plugin = caller.data().shared.digest;
-    macro_rules! write {
-        ($($level:ident),*) => { match level {
-            $(Level::$level => tracing::event!(target: "evalpool::plugin", Level::$level, %plugin, "{text}"),)*
-        } };
+    if let Some(text) = text {
+        log::write(level, caller.data().shared.digest, &text);
     }
-    write!(TRACE, DEBUG, INFO, WARN, ERROR);
     Ok(())
 }

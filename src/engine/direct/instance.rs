@@ -11,11 +11,11 @@ use super::{
     compiled::{Import, Shared},
     kernel::{Kernel, Output},
     outcome::{self, Failure},
-    state::{LogBudget, State, Stop},
+    state::{State, Stop},
 };
 use crate::{
     clock,
-    engine::{BoxFuture, Instance, Permit, host::in_guest, http::Response},
+    engine::{BoxFuture, Instance, Permit, host::in_guest, http::Response, log::LogBudget},
     error::Error,
 };
 

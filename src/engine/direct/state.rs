@@ -11,7 +11,7 @@ use super::{
     kernel::{Books, Kernel},
     turns::Turn,
 };
-use crate::engine::http::Response;
+use crate::engine::{http::Response, log::LogBudget};
 
 /// Why the host ended a guest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -136,47 +136,4 @@ impl Variables {
         }
         Ok(())
     }
-}
-
-/// How much one evaluation may still write to the log.
-#[derive(Debug)]
-pub(super) struct LogBudget {
-    lines: u32,
-}
-
-impl Default for LogBudget {
-    fn default() -> Self {
-        Self { lines: Self::LINES }
-    }
-}
-
-impl LogBudget {
-    /// Lines that one evaluation may write.
-    pub(super) const LINES: u32 = 100;
-
-    /// Bytes of one line.
-    pub(super) const LINE: usize = 4096;
-
-    /// Whether one more line may be written. The one after the last is to say so.
-    pub(super) fn take(&mut self) -> Logging {
-        match self.lines {
-            0 => Logging::Nothing,
-            1 => {
-                self.lines = 0;
-                Logging::LastLine
-            }
-            _ => {
-                self.lines -= 1;
-                Logging::Line
-            }
-        }
-    }
-}
-
-/// What becomes of one message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Logging {
-    Line,
-    LastLine,
-    Nothing,
 }

@@ -12,6 +12,7 @@ use crate::{
         http::Http,
     },
     error::Error,
+    source::Digest,
 };
 
 impl From<Function> for HostFunction {
@@ -28,9 +29,19 @@ impl From<Function> for HostFunction {
 }
 
 /// Those that are given in extism's stead.
-pub(super) fn given(call: &Call, http: &Arc<Http>, interruptible: bool, initialises: bool) -> Vec<Function> {
-    let environment = if initialises { given::environment(call) } else { Vec::new() };
-    given::http(call, http).into_iter().chain(interruptible.then(|| given::wait(call))).chain(environment).collect()
+pub(super) fn given(
+    call: &Call,
+    http: &Arc<Http>,
+    digest: Digest,
+    interruptible: bool,
+    initialises: bool,
+) -> Vec<Function> {
+    let mut functions: Vec<Function> = given::http(call, http).into_iter().chain(given::logs(call, digest)).collect();
+    functions.extend(interruptible.then(|| given::wait(call)));
+    if initialises {
+        functions.extend(given::environment(call));
+    }
+    functions
 }
 
 /// `call` is the one that it will be called in.

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     engine::{CompileRequest, HostFunction, InstanceLimits, Permit, http::Http},
     error::Error,
+    source::Digest,
 };
 
 /// Fuel that no guest can use up in a second, at the prices of [`prices`].
@@ -54,6 +55,7 @@ const GUARD: u64 = 32 << 20;
 /// Everything needed to make one more `CompiledPlugin` of the same plugin. The permit goes last.
 pub(super) struct Recipe {
     manifest: Manifest,
+    digest: Digest,
     wasi: bool,
     trusted: bool,
     /// Whether any of its modules has code that runs before it is called.
@@ -83,6 +85,7 @@ impl Recipe {
         manifest.memory.max_var_bytes = Some(MAX_VAR_BYTES);
         Self {
             manifest,
+            digest: request.digest,
             wasi: request.wasi,
             trusted: request.trusted,
             initialises: given::initialises(&request.wasm)
@@ -107,7 +110,8 @@ impl Recipe {
             config.operator_cost(prices());
         }
         let call = Call::new();
-        let mut functions = functions::given(&call, &self.http, self.wasi && !self.trusted, self.initialises);
+        let mut functions =
+            functions::given(&call, &self.http, self.digest, self.wasi && !self.trusted, self.initialises);
         // Last: what an embedder declares goes before what there is.
         for function in self.host_functions.iter() {
             functions.push(functions::translate(function, &call)?);

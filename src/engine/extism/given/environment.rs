@@ -1,10 +1,11 @@
 //! The functions of `extism:host/env` as extism has them, for plugins with initialisers.
 
 use extism::{CurrentPlugin, EXTISM_ENV_MODULE, Error, Function, UserData, Val, ValType};
-use tracing::{Level, level_filters::LevelFilter};
+use tracing::Level;
 use wasmparser::{Parser, Payload};
 
 use super::{Call, give, take};
+use crate::{engine::log, source::Digest};
 
 const INITIALISERS: [&str; 3] = ["_initialize", "__wasm_call_ctors", "hs_init"];
 
@@ -19,9 +20,9 @@ pub(crate) fn initialises(wasm: &[u8]) -> bool {
     })
 }
 
-/// All that extism has and that reaches into a guest's memory, less HTTP.
+/// Settings and variables.
 pub(crate) fn environment(call: &Call) -> Vec<Function> {
-    let mut functions = vec![
+    vec![
         function(call, "config_get", 1, true, |plugin, args| {
             let key = take_text(plugin, first(args), "config key")?;
             let value = plugin.manifest().config.get(&key).cloned();
@@ -48,20 +49,24 @@ pub(crate) fn environment(call: &Call) -> Vec<Function> {
             plugin.vars_mut().insert(name, value);
             Ok(0)
         }),
-    ];
-    for (name, level) in [
-        ("log_trace", Level::TRACE),
-        ("log_debug", Level::DEBUG),
-        ("log_info", Level::INFO),
-        ("log_warn", Level::WARN),
-        ("log_error", Level::ERROR),
-    ] {
-        functions.push(function(call, name, 1, false, move |plugin, args| log(plugin, level, first(args))));
-    }
-    functions
+    ]
 }
 
-/// A function of offsets. For an initialiser, a log does nothing, and all else fails.
+/// The log. An initialiser's messages are dropped.
+pub(crate) fn logs(call: &Call, digest: Digest) -> impl Iterator<Item = Function> {
+    log::FUNCTIONS.into_iter().map(move |(name, level)| {
+        let call = call.clone();
+        let run = move |plugin: &mut CurrentPlugin, args: &[Val], _: &mut [Val], _: UserData<()>| {
+            if call.is_initialising() {
+                return Ok(());
+            }
+            write(plugin, &call, level, first(args), digest)
+        };
+        Function::new(name, [ValType::I64], [], UserData::new(()), run).with_namespace(EXTISM_ENV_MODULE)
+    })
+}
+
+/// A function of offsets, which fails for an initialiser.
 fn function(
     call: &Call,
     name: &str,
@@ -69,12 +74,9 @@ fn function(
     gives: bool,
     run: impl Fn(&mut CurrentPlugin, &[Val]) -> Result<u64, Error> + Send + Sync + 'static,
 ) -> Function {
-    let (call, params, logs) = (call.clone(), vec![ValType::I64; params], name.starts_with("log_"));
+    let (call, params) = (call.clone(), vec![ValType::I64; params]);
     let results = gives.then_some(ValType::I64);
     Function::new(name, params, results, UserData::new(()), move |plugin, args, results, _| {
-        if logs && call.is_initialising() {
-            return Ok(());
-        }
         call.reaches_memory()?;
         let offset = run(plugin, args)?;
         give(results, Val::I64(offset.cast_signed()))
@@ -98,20 +100,16 @@ fn put(plugin: &mut CurrentPlugin, value: Option<&[u8]>) -> Result<u64, Error> {
     Ok(plugin.memory_new(value)?.offset())
 }
 
-fn log(plugin: &mut CurrentPlugin, level: Level, message: u64) -> Result<u64, Error> {
-    if level > LevelFilter::current() {
+fn write(plugin: &mut CurrentPlugin, call: &Call, level: Level, message: u64, digest: Digest) -> Result<(), Error> {
+    if !log::is_read(level) {
         if let Some(handle) = plugin.memory_handle(message) {
             plugin.memory_free(handle)?;
         }
-        return Ok(0);
+        return Ok(());
     }
-    let message = take(plugin, message, "log message")?;
-    let (text, plugin) = (String::from_utf8_lossy(&message), plugin.id().to_string());
-    macro_rules! write {
-        ($($level:ident),*) => { match level {
-            $(Level::$level => tracing::event!(target: "evalpool::plugin", Level::$level, plugin, "{text}"),)*
-        } };
+    let logging = call.take_line();
+    if let Some(text) = logging.text(&take(plugin, message, "log message")?) {
+        log::write(level, digest, &text);
     }
-    write!(TRACE, DEBUG, INFO, WARN, ERROR);
-    Ok(0)
+    Ok(())
 }

@@ -6,9 +6,10 @@
 //!   Ours waits a moment and says that it was interrupted (`EINTR`), which a guest may be. The schedulers of Go and
 //!   `TinyGo` go on waiting, in a loop that can be ended; C's `nanosleep` reports it; Rust's `thread::sleep` panics.
 //!   Plugins that are `trusted` keep extism's.
-//! - All that reaches into a guest's memory, for plugins that have initialisers. While those run extism follows a pointer
-//!   to a guest's memory that is null, or no longer points to anything. There the functions of [`environment`] that log
-//!   do nothing, and all others fail, which refuses the plugin.
+//! - The log, with the bounds that hold on every engine.
+//! - All else that reaches into a guest's memory, for plugins that have initialisers. While those run extism follows a
+//!   pointer to a guest's memory that is null, or no longer points to anything. There the log is silent, and all others
+//!   fail, which refuses the plugin.
 
 mod environment;
 
@@ -24,11 +25,14 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-pub(super) use self::environment::{environment, initialises};
+pub(super) use self::environment::{environment, initialises, logs};
 use super::functions::Broken;
 use crate::{
     clock,
-    engine::http::{Http, HttpError, MAX_REQUEST, Response},
+    engine::{
+        http::{Http, HttpError, MAX_REQUEST, Response},
+        log::{LogBudget, Logging},
+    },
 };
 
 /// How long a guest that waits is left waiting before it is asked again.
@@ -46,12 +50,19 @@ struct State {
     initialising: bool,
     deadline: Instant,
     response: Response,
+    log: LogBudget,
+}
+
+impl State {
+    fn new(initialising: bool, lasts: Duration) -> Self {
+        let deadline = clock::deadline(lasts);
+        Self { initialising, deadline, response: Response::default(), log: LogBudget::default() }
+    }
 }
 
 impl Call {
     pub(super) fn new() -> Self {
-        let state = State { initialising: false, deadline: Instant::now(), response: Response::default() };
-        Self(Arc::new(Mutex::new(state)))
+        Self(Arc::new(Mutex::new(State::new(false, Duration::ZERO))))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -61,16 +72,21 @@ impl Call {
 
     /// A guest is about to run: nothing is left of an earlier one's.
     pub(super) fn begin(&self, lasts: Duration) {
-        *self.state() = State { initialising: false, deadline: clock::deadline(lasts), response: Response::default() };
+        *self.state() = State::new(false, lasts);
     }
 
     /// A guest is about to be linked and initialised.
     pub(super) fn begin_initialising(&self, lasts: Duration) {
-        *self.state() = State { initialising: true, deadline: clock::deadline(lasts), response: Response::default() };
+        *self.state() = State::new(true, lasts);
     }
 
     fn is_initialising(&self) -> bool {
         self.state().initialising
+    }
+
+    /// Takes one line of what the call may write to the log.
+    fn take_line(&self) -> Logging {
+        self.state().log.take()
     }
 
     /// Fails while there is no memory to reach into.
