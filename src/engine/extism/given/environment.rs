@@ -77,7 +77,8 @@ fn function(
         }
         call.reaches_memory()?;
         let offset = run(plugin, args)?;
-        give(results, Val::I64(offset.cast_signed()))
+        give(results, Val::I64(offset.cast_signed()));
+        Ok(())
     })
     .with_namespace(EXTISM_ENV_MODULE)
 }
