@@ -9,50 +9,14 @@ use wasmparser::{
     BinaryReaderError, FuncValidator, FunctionBody, ModuleArity, Operator, OperatorsReader, WasmModuleResources,
 };
 
-use super::{FUNCTION, Nanos};
-
-/// An instruction.
-const EACH: Nanos = 1_500;
-
-/// So many pairs of instructions cost one: where a value is computed is chosen late, and registers are few.
-const EACH_OF_PAIRS: u64 = 10;
-
-/// A load from memory, a store.
-const EACH_ACCESS: Nanos = 3_000;
-
-/// A call, of a function or of the engine's own, and each of its parameters and results.
-const EACH_CALL: Nanos = 10_000;
-const EACH_VALUE: Nanos = 5_000;
-
-const EACH_LOCAL: Nanos = 100;
-const EACH_TARGET: Nanos = 1_500;
-
-/// A parameter or result of a block, at each branch.
-const EACH_CARRIED: Nanos = 2_000;
-
-/// A local at a branch or loop: a compiler keeps a table of both.
-const EACH_CELL: Nanos = 100;
-
-/// A value that waits on the stack, at a branch or loop.
-const EACH_WAITING: Nanos = 20;
-
-/// A local that is set inside a block.
-const EACH_SET: Nanos = 200;
-
-const EACH_MERGE: Nanos = 10_000;
-/// Two merges of the same local.
-const EACH_PAIR_OF_MERGES: Nanos = 25;
-/// Two ways into one merge.
-const EACH_PAIR_OF_WAYS: Nanos = 3;
-/// A merge with each target of each branch table that leads there.
-const EACH_LOOK: Nanos = 1;
-
-/// Basic blocks that these become, checks for a deadline and for fuel included.
-const BLOCKS_OF_LOOP: u64 = 6;
-const BLOCKS_OF_IF: u64 = 3;
-
-/// A merge in a loop's head weighs more than one after a block.
-const MERGES_OF_LOOP: u64 = 4;
+use super::{
+    FUNCTION, Nanos,
+    prices::{
+        BLOCKS_OF_IF, BLOCKS_OF_LOOP, EACH, EACH_ACCESS, EACH_CALL, EACH_CARRIED, EACH_CELL, EACH_LOCAL, EACH_LOOK,
+        EACH_MERGE, EACH_OF_PAIRS, EACH_PAIR_OF_MERGES, EACH_PAIR_OF_WAYS, EACH_SET, EACH_TARGET, EACH_VALUE,
+        EACH_WAITING, MERGES_OF_LOOP, may_trap,
+    },
+};
 
 /// Why a function is refused.
 pub(super) enum Stop {
@@ -105,7 +69,7 @@ struct Frame {
     began: u64,
     is_loop: bool,
     /// Parameters of a loop, results of a block.
-    carries: u64,
+    carries: usize,
     ways: u64,
     /// Targets of the branch tables that lead to its label.
     looks: u64,
@@ -295,7 +259,6 @@ impl<'a> Function<'a> {
             | Operator::DataDrop { .. }
             | Operator::ElemDrop { .. }
             | Operator::RefFunc { .. } => self.calls += EACH_CALL,
-            // Loads, stores, divisions: what may trap, and what is wide.
             _ if may_trap(operator) => self.linear += EACH_ACCESS,
             _ => {}
         }
@@ -335,7 +298,7 @@ impl<'a> Function<'a> {
         self.waiting += EACH_WAITING * u64::from(validator.operand_stack_height());
     }
 
-    fn open(&mut self, is_loop: bool, carries: u64) {
+    fn open(&mut self, is_loop: bool, carries: usize) {
         self.blocks += 1;
         let ways = u64::from(is_loop && !self.dead);
         self.frames.push(Frame { began: self.now, is_loop, carries, ways, ..Frame::default() });
@@ -374,15 +337,15 @@ impl<'a> Function<'a> {
                     local.pending.add(merge);
                 }
             }
-            if self.carrying.len() < frame.carries as usize {
-                self.carrying.resize(frame.carries as usize, 0);
+            if self.carrying.len() < frame.carries {
+                self.carrying.resize(frame.carries, 0);
             }
-            for carried in self.carrying.iter_mut().take(frame.carries as usize) {
+            for carried in self.carrying.iter_mut().take(frame.carries) {
                 *carried += weight;
             }
-            self.carried = self.carried.saturating_add(EACH_MERGE.saturating_mul(frame.carries));
+            self.carried = self.carried.saturating_add(EACH_MERGE.saturating_mul(frame.carries as u64));
             let pairs = pairs_of_ways.saturating_mul(EACH_PAIR_OF_WAYS);
-            self.carried = self.carried.saturating_add(pairs.saturating_mul(frame.carries));
+            self.carried = self.carried.saturating_add(pairs.saturating_mul(frame.carries as u64));
         }
         if !frame.is_loop && frame.ways > 1 {
             self.stretch = self.now;
@@ -395,43 +358,7 @@ impl<'a> Function<'a> {
 }
 
 /// How many values a branch to its label carries.
-fn carries<R: WasmModuleResources>(validator: &FuncValidator<R>, ty: wasmparser::BlockType, is_loop: bool) -> u64 {
+fn carries<R: WasmModuleResources>(validator: &FuncValidator<R>, ty: wasmparser::BlockType, is_loop: bool) -> usize {
     let (params, results) = validator.block_type_arity(ty).unwrap_or_default();
-    u64::from(if is_loop { params } else { results })
-}
-
-fn may_trap(operator: &Operator<'_>) -> bool {
-    matches!(
-        operator,
-        Operator::I32Load { .. }
-            | Operator::I64Load { .. }
-            | Operator::F32Load { .. }
-            | Operator::F64Load { .. }
-            | Operator::I32Load8S { .. }
-            | Operator::I32Load8U { .. }
-            | Operator::I32Load16S { .. }
-            | Operator::I32Load16U { .. }
-            | Operator::I64Load8S { .. }
-            | Operator::I64Load8U { .. }
-            | Operator::I64Load16S { .. }
-            | Operator::I64Load16U { .. }
-            | Operator::I64Load32S { .. }
-            | Operator::I64Load32U { .. }
-            | Operator::I32DivS
-            | Operator::I32DivU
-            | Operator::I32RemS
-            | Operator::I32RemU
-            | Operator::I64DivS
-            | Operator::I64DivU
-            | Operator::I64RemS
-            | Operator::I64RemU
-            | Operator::I32TruncF32S
-            | Operator::I32TruncF32U
-            | Operator::I32TruncF64S
-            | Operator::I32TruncF64U
-            | Operator::I64TruncF32S
-            | Operator::I64TruncF32U
-            | Operator::I64TruncF64S
-            | Operator::I64TruncF64U
-    )
+    (if is_loop { params } else { results }) as usize
 }

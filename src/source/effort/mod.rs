@@ -5,7 +5,7 @@
 //! loops. So one pass over the function bodies estimates beforehand what each will cost, in time of one core, and what
 //! is over its bound never reaches a compiler.
 //!
-//! The prices below were measured on wasmtime 43 and 48 with bombs of each kind, and are on the high side. Where
+//! The prices were measured on wasmtime 43 and 48 with bombs of each kind, and are on the high side. Where
 //! cranelift is worse than linear, so is the estimate. Of real modules, the largest function that was found is Go's: it
 //! is a quarter of [`FUNCTION`], and a whole JavaScript bundler of 14 MB in Go a quarter of [`MODULE`].
 //!
@@ -13,6 +13,7 @@
 //! multiplied, and bounds that keep the product small refuse real interpreters).
 
 mod function;
+mod prices;
 
 use wasmparser::{
     ConstExpr, DataKind, ElementItems, ElementKind, ExternalKind, FuncValidatorAllocations, Parser, Payload, TableInit,

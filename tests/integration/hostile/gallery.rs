@@ -196,7 +196,10 @@ fn bombs() -> Vec<Hostile> {
     };
     let again = "(br_if 0 (global.get $g))";
     let change = |count: usize| -> String {
-        (0..count).map(|at| format!("(local.set {at} (i32.add (local.get {at}) (i32.const 1)))")).collect()
+        (0..count)
+            .map(|at| format!("(local.set {at} (i32.add (local.get {at}) (i32.const 1)))"))
+            .collect::<Vec<_>>()
+            .concat()
     };
     let thousand = "i32 ".repeat(1_000);
     let (zeros, drops) = ("(i32.const 0)".repeat(1_000), "drop ".repeat(1_000));

@@ -79,7 +79,8 @@ fn function(
     Function::new(name, params, results, UserData::new(()), move |plugin, args, results, _| {
         call.reaches_memory()?;
         let offset = run(plugin, args)?;
-        give(results, Val::I64(offset.cast_signed()))
+        give(results, Val::I64(offset.cast_signed()));
+        Ok(())
     })
     .with_namespace(EXTISM_ENV_MODULE)
 }

@@ -125,17 +125,20 @@ pub(super) fn http(call: &Call, http: &Arc<Http>) -> [Function; 3] {
         move |plugin, args, results, _| {
             let [Val::I64(request), Val::I64(body)] = args else { return Ok(()) };
             let offset = http_request(plugin, &http, &state, request.cast_unsigned(), body.cast_unsigned())?;
-            give(results, Val::I64(offset.cast_signed()))
+            give(results, Val::I64(offset.cast_signed()));
+            Ok(())
         },
     );
     let status = Function::new("http_status_code", [], [ValType::I32], UserData::new(()), move |_, _, results, _| {
-        give(results, Val::I32(i32::from(status.state().response.status)))
+        give(results, Val::I32(i32::from(status.state().response.status)));
+        Ok(())
     });
     let headers = Function::new("http_headers", [], [ValType::I64], UserData::new(()), move |plugin, _, results, _| {
         headers.reaches_memory()?;
         let text = headers.state().response.headers();
         let handle = plugin.memory_new(text)?;
-        give(results, Val::I64(handle.offset().cast_signed()))
+        give(results, Val::I64(handle.offset().cast_signed()));
+        Ok(())
     });
     [request, status, headers].map(|function| function.with_namespace(EXTISM_ENV_MODULE))
 }
@@ -145,16 +148,16 @@ pub(super) fn wait(call: &Call) -> Function {
     let (call, params) = (call.clone(), [const { ValType::I32 }; 4]);
     Function::new("poll_oneoff", params, [ValType::I32], UserData::new(()), move |_, _, results, _| {
         call.nap()?;
-        give(results, Val::I32(EINTR))
+        give(results, Val::I32(EINTR));
+        Ok(())
     })
     .with_namespace("wasi_snapshot_preview1")
 }
 
-fn give(results: &mut [Val], value: Val) -> Result<(), extism::Error> {
+fn give(results: &mut [Val], value: Val) {
     if let Some(result) = results.first_mut() {
         *result = value;
     }
-    Ok(())
 }
 
 fn http_request(
