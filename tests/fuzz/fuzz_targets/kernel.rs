@@ -13,10 +13,10 @@
 
 #![cfg_attr(fuzzing, no_main)]
 
-use std::{fmt::Write, sync::LazyLock};
+use std::{fmt::Write, sync::LazyLock, time::Duration};
 
 use evalpool::{
-    ErrorKind::{self, ExecTimeout, GuestError, GuestTrap, OutOfMemory, OutputTooLarge},
+    ErrorKind::{self, GuestError, GuestTrap, OutOfMemory, OutputTooLarge},
     Evaluator, Isolation, Source, Spec,
 };
 use evalpool_fuzz::{Stage, assert_plugins_fault, fuzz, settings};
@@ -94,8 +94,9 @@ static PLUGINS: LazyLock<Plugins> = LazyLock::new(|| {
     let mut settings = settings();
     settings.limits.output_size = OUTPUT;
     settings.limits.memory = 1 << 20;
-    // Every one ends by itself.
-    settings.limits.exec_timeout = std::time::Duration::from_secs(10);
+    // The plugin is ours and every script ends by itself, however busy the machine is.
+    settings.limits.build_timeout = Duration::from_hours(1);
+    settings.limits.exec_timeout = Duration::from_hours(1);
     settings.pool.max_uses = 50;
     let stage = Stage::new(&settings);
     let plugin = wat::parse_str(interpreter()).expect("the interpreter is well formed");
@@ -112,10 +113,7 @@ fn kernel(input: &[u8]) {
     let first = answer(&PLUGINS.fresh, script.clone());
     let _ = answer(&PLUGINS.reused, script.clone());
     let second = answer(&PLUGINS.fresh, script);
-    let timed_out = |answer: &Answer| matches!(answer, Err((ExecTimeout, _)));
-    if !timed_out(&first) && !timed_out(&second) {
-        assert_eq!(first, second, "an instance that nobody has used knows something of another");
-    }
+    assert_eq!(first, second, "an instance that nobody has used knows something of another");
     let (runtimes, slots) = (PLUGINS.stage.pool.runtimes(), PLUGINS.stage.pool.slots().expect("direct has slots"));
     // One of `fresh` and one of `reuse` at rest, one more while it is made or given back: each of kernel and plugin.
     assert!(runtimes <= 2 && slots.live.instances <= 8, "{runtimes} runtimes, {slots:?}");
@@ -132,7 +130,7 @@ fn answer(evaluator: &Evaluator, script: Vec<u8>) -> Answer {
             Ok(response.bytes().to_vec())
         }
         Err(error) => {
-            assert_plugins_fault(&error, &[GuestError, GuestTrap, OutOfMemory, OutputTooLarge, ExecTimeout]);
+            assert_plugins_fault(&error, &[GuestError, GuestTrap, OutOfMemory, OutputTooLarge]);
             Err((error.kind(), error.to_string()))
         }
     }

@@ -19,7 +19,7 @@ pub const TICKS: u32 = 600;
 pub const TICK: Duration = Duration::from_millis(100);
 
 /// An hour: what is waited for in vain is a hang, and found as one.
-const NEVER: Duration = Duration::from_secs(3600);
+const NEVER: Duration = Duration::from_hours(1);
 
 /// The settings of a [`Stage`], for a target that has wishes of its own.
 #[must_use]
