@@ -11,7 +11,7 @@ use evalpool::{
     Error,
     ErrorKind::{
         BuildTimeout, EntryPointMissing, ExecTimeout, GuestError, GuestExit, GuestTrap, InvalidPlugin, OutOfFuel,
-        OutOfMemory, OutputTooLarge,
+        OutOfMemory, OutputTooLarge, SourceUnavailable,
     },
     Evaluator, Isolation, Source, Spec,
 };
@@ -102,6 +102,8 @@ fn assert_documented(error: &Error) {
             OutOfMemory,
             OutOfFuel,
             OutputTooLarge,
+            // A process that was stopped while it should have read the bytes.
+            SourceUnavailable,
         ],
     );
 }
