@@ -1,0 +1,1 @@
+(module (func $f (export "_initialize") (call $f)) (func (export "run")))

@@ -1,0 +1,1 @@
+(module (func $trap unreachable) (start $trap) (func (export "run")))
