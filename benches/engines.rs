@@ -22,7 +22,7 @@ use evalpool::{
     config::{EngineKind, LimitSettings, Settings},
     engine::{CompileRequest, Engine, InstanceLimits, Permit, direct::DirectEngine},
 };
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, task::JoinHandle};
 
 // The hostile plugins of the tests.
 #[allow(dead_code, reason = "what must come of each, the tests look at")]
@@ -88,15 +88,20 @@ fn per_second(runtime: &Runtime, evaluator: &Evaluator, input: &'static [u8], ta
                 })
             })
             .collect();
-        let started = Instant::now();
-        tokio::time::sleep(length).await;
-        stop.store(true, Ordering::Relaxed);
-        let mut done = 0;
-        for task in running {
-            done += task.await.unwrap();
-        }
-        done as f64 / started.elapsed().as_secs_f64()
+        counted(running, &stop, length).await
     })
+}
+
+/// What tasks that count what they do until told to stop did in a second, all together.
+async fn counted(running: Vec<JoinHandle<u64>>, stop: &AtomicBool, length: Duration) -> f64 {
+    let started = Instant::now();
+    tokio::time::sleep(length).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut done = 0;
+    for task in running {
+        done += task.await.unwrap();
+    }
+    done as f64 / started.elapsed().as_secs_f64()
 }
 
 /// How long each of many calls took, sorted.
@@ -294,14 +299,7 @@ fn engine_alone(runtime: &Runtime) -> impl Fn(&Runtime, Duration) -> f64 {
                     done
                 }));
             }
-            let started = Instant::now();
-            tokio::time::sleep(length).await;
-            stop.store(true, Ordering::Relaxed);
-            let mut done = 0;
-            for task in running {
-                done += task.await.unwrap();
-            }
-            done as f64 / started.elapsed().as_secs_f64()
+            counted(running, &stop, length).await
         })
     }
 }
