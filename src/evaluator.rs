@@ -150,11 +150,9 @@ impl Evaluator {
         let Self { inner } = self;
         let version = inner.version.load();
         let version = version.as_ref().ok_or_else(|| self.closed())?;
-        if !inner.lending.is_open() {
-            return Ok(None);
-        }
-        let input = self.input(version, data.clone())?;
         let Some(active) = Active::borrow(&inner.lending, version.generation, now) else { return Ok(None) };
+        // With the loan in hand: it is known now that nobody asks the evaluator's own data a second time for this call.
+        let input = self.input(version, data.clone())?;
         inner.core.metrics.lookup(Lookup::Hit);
         inner.core.ensure_sweeping();
         Ok(Some((active, input)))

@@ -108,11 +108,6 @@ impl<R: Resident> Lending<R> {
         Some(self.shelves.get()?.get(ticket.shelf)?.lock())
     }
 
-    /// Whether anything has ever been lent: whoever is called seldom need not look.
-    pub(crate) fn is_open(&self) -> bool {
-        self.shelves.get().is_some()
-    }
-
     /// An instance of this generation's runtime, if this thread's shelf has one.
     pub(crate) fn borrow(&self, generation: Generation, now: Instant) -> Option<(R::Lent, Ticket)> {
         let shelves = self.shelves.get()?;

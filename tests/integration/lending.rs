@@ -5,13 +5,17 @@
 //! host function that blocks.
 
 use std::{
-    sync::{Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
 use evalpool::{
-    CloseReport, Evaluator, EvaluatorPool, HostFunction, Isolation, Settings, Source, Spec, State, config::EngineKind,
-    engine::SlotCounts,
+    CloseReport, Data, Evaluator, EvaluatorPool, HostFunction, Isolation, Settings, Source, Spec, State,
+    config::EngineKind, data::PerCall, engine::SlotCounts,
 };
 use futures_util::FutureExt;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -79,6 +83,28 @@ async fn every_use_is_counted_and_shown() {
     assert_eq!((runtime.uses, runtime.busy, runtime.instances), (100, 0, 1));
 }
 
+#[test]
+fn an_evaluators_own_data_is_asked_for_once_a_call() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counting = asked.clone();
+    let data = move || {
+        counting.fetch_add(1, Ordering::SeqCst);
+        Ok(Data::from("x"))
+    };
+    let spy = Spy::default();
+    let pool = spy.pool(|builder| builder.isolation(Isolation::Reuse));
+    let evaluator = pool.evaluator("one", Spy::spec().with_data(PerCall(data))).unwrap();
+    on_threads(async {
+        let callers = (0..4).map(|_| {
+            let evaluator = evaluator.clone();
+            tokio::spawn(async move { call(&evaluator, 50).await })
+        });
+        futures_util::future::join_all(callers).await;
+        assert_eq!(asked.load(Ordering::SeqCst), 200);
+        pool.close().await;
+    });
+}
+
 #[tokio::test]
 async fn the_number_of_uses_and_a_trap_end_a_lent_instance() {
     let mut settings = Settings::default();
@@ -88,10 +114,10 @@ async fn the_number_of_uses_and_a_trap_end_a_lent_instance() {
     let pool = spy.pool(|builder| builder.settings(settings));
     let evaluator = pool.evaluator("one", Spy::spec()).unwrap();
     call(&evaluator, 25).await;
-    assert_eq!(spy.counts().instances_made.load(std::sync::atomic::Ordering::SeqCst), 3);
+    assert_eq!(spy.counts().instances_made.load(Ordering::SeqCst), 3);
     assert_eq!(evaluator.evaluate("trap").await.unwrap_err().kind(), "guest_trap");
     call(&evaluator, 1).await;
-    assert_eq!(spy.counts().instances_made.load(std::sync::atomic::Ordering::SeqCst), 4);
+    assert_eq!(spy.counts().instances_made.load(Ordering::SeqCst), 4);
     pool.close().await;
     spy.assert_nothing_left();
 }

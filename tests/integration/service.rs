@@ -218,7 +218,7 @@ impl Server {
 
     /// Begins an evaluation of `name`, which spins, and waits until its guest does.
     fn begin_evaluation(&self, name: &str) -> TcpStream {
-        let begun = || self.log().matches("extism::pdk: !").count();
+        let begun = || self.log().matches("evalpool::plugin: !").count();
         let before = begun();
         let stream = self.begin("POST", &format!("/v1/evaluators/{name}"), "content-length: 0\r\n", b"");
         eventually("the guest runs", || begun() > before);
