@@ -117,9 +117,10 @@ impl Evaluator {
         tokio::task::consume_budget().await;
         let core = &self.inner.core;
         let began = Instant::now();
-        if let Some((active, input)) = self.borrow(&data, began)? {
-            return self.run(active, input, Duration::ZERO, began).await;
-        }
+        let mut prepared = match self.borrow(&data, began)? {
+            Ok((active, input)) => return self.run(active, input, Duration::ZERO, began).await,
+            Err(prepared) => prepared,
+        };
         // Not before: to ask counts references to the runtime, in a word that all its threads share.
         if Handle::try_current().is_err() {
             return Err(Error::no_tokio());
@@ -130,7 +131,10 @@ impl Evaluator {
         let mut age = None;
         loop {
             let version = self.version()?;
-            let input = self.input(&version, data.clone())?;
+            let input = match prepared.take() {
+                Some((generation, input)) if generation == version.generation => input,
+                _ => self.input(&version, data.clone())?,
+            };
             let leased = match version.lease_as(core, &mut age, deadline, inside).await {
                 Ok(leased) => leased,
                 // Replaced while it waited: the new plugin answers.
@@ -145,17 +149,28 @@ impl Evaluator {
         }
     }
 
-    /// The way of a plugin that is called without pause: an instance that stays with this thread.
-    fn borrow(&self, data: &Data, now: Instant) -> Result<Option<(Active<'_>, Bytes)>, Error> {
+    /// The way of a plugin that is called without pause: an instance that stays with this thread. Where there is none, the
+    /// input that was prepared for it, if any: the evaluator's own data is asked for once a call, and before anything is
+    /// held.
+    #[expect(clippy::type_complexity, reason = "both halves are taken apart where it is called")]
+    fn borrow(
+        &self,
+        data: &Data,
+        now: Instant,
+    ) -> Result<Result<(Active<'_>, Bytes), Option<(Generation, Bytes)>>, Error> {
         let Self { inner } = self;
         let version = inner.version.load();
         let version = version.as_ref().ok_or_else(|| self.closed())?;
-        let Some(active) = Active::borrow(&inner.lending, version.generation, now) else { return Ok(None) };
-        // With the loan in hand: it is known now that nobody asks the evaluator's own data a second time for this call.
+        if !inner.lending.is_open() {
+            return Ok(Err(None));
+        }
         let input = self.input(version, data.clone())?;
+        let Some(active) = Active::borrow(&inner.lending, version.generation, now) else {
+            return Ok(Err(Some((version.generation, input))));
+        };
         inner.core.metrics.lookup(Lookup::Hit);
         inner.core.ensure_sweeping();
-        Ok(Some((active, input)))
+        Ok(Ok((active, input)))
     }
 
     /// What the guest will be given: the call's own data, merged into the evaluator's.

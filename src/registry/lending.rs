@@ -34,6 +34,9 @@ use super::{
 
 /// The shelves of one evaluator, one for each thread or few. Made when first lent to.
 pub(crate) struct Lending<R: Resident> {
+    /// Whose instances are on the shelves: of one version at a time, so that what is recalled of it is all its own. While an
+    /// evaluator's plugin is replaced, two of its versions are called. Touched under the registry's lock only.
+    owner: Mutex<Option<Generation>>,
     shelves: OnceLock<Box<[Shelf<R>]>>,
 }
 
@@ -88,7 +91,7 @@ impl<R: Resident> Default for Lent<R> {
 
 impl<R: Resident> Default for Lending<R> {
     fn default() -> Self {
-        Self { shelves: OnceLock::new() }
+        Self { owner: Mutex::default(), shelves: OnceLock::new() }
     }
 }
 
@@ -106,6 +109,11 @@ impl<R: Resident> Lending<R> {
 
     fn of(&self, ticket: &Ticket) -> Option<MutexGuard<'_, Lent<R>>> {
         Some(self.shelves.get()?.get(ticket.shelf)?.lock())
+    }
+
+    /// Whether anything has ever been lent: whoever is called seldom need not look.
+    pub(crate) fn is_open(&self) -> bool {
+        self.shelves.get().is_some()
     }
 
     /// An instance of this generation's runtime, if this thread's shelf has one.
@@ -141,7 +149,18 @@ impl<R: Resident> Lending<R> {
         }
     }
 
-    /// Makes a loan of an ordinary lease on this thread. Under the registry's lock.
+    fn owner(&self) -> MutexGuard<'_, Option<Generation>> {
+        // Nothing panics under it.
+        self.owner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the shelves for this generation until they are recalled. False when they are another's. Under the registry's
+    /// lock.
+    pub(super) fn reserve(&self, generation: Generation) -> bool {
+        *self.owner().get_or_insert(generation) == generation
+    }
+
+    /// Makes a loan of an ordinary lease on this thread, on shelves that are reserved. Under the registry's lock.
     pub(super) fn lend(&self, generation: Generation) -> Ticket {
         let shelves = self.shelves.get_or_init(|| (0..shelves()).map(|_| Shelf(Mutex::default())).collect());
         let at = shelf(shelves.len());
@@ -164,6 +183,7 @@ impl<R: Resident> Lending<R> {
 
     /// Takes everything back. Under the registry's lock.
     pub(super) fn recall(&self) -> Recalled<R> {
+        *self.owner() = None;
         let mut recalled = Recalled { idle: Vec::new(), in_use: 0, uses: 0, last_used: None };
         for mut shelf in self.all() {
             shelf.open = None;

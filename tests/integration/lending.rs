@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     time::Duration,
@@ -172,6 +172,40 @@ async fn the_next_call_after_a_replacement_has_the_new_plugin_and_after_a_close_
     evaluator.close().await;
     assert_eq!(evaluator.evaluate("").await.unwrap_err().kind(), "closed");
     assert_eq!(pool.runtimes(), 0);
+    spy.assert_nothing_left();
+}
+
+/// While a plugin is replaced, both of its versions are called: neither is given the other's instances.
+#[test]
+fn two_versions_that_are_called_at_once_keep_their_instances_apart() {
+    let spy = Spy::default();
+    let pool = spy.pool(|builder| builder.isolation(Isolation::Reuse).capacity(8));
+    on_threads(async {
+        let evaluator = pool.register("one", Spy::spec()).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let callers: Vec<_> = (0..8)
+            .map(|_| {
+                let (evaluator, stop) = (evaluator.clone(), stop.clone());
+                tokio::spawn(async move {
+                    while !stop.load(Ordering::SeqCst) {
+                        evaluator.evaluate("").await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..1_000 {
+            let prepared = pool.prepare("one", Spy::spec()).await.unwrap();
+            let (_, replaced) = prepared.publish();
+            assert!(replaced);
+        }
+        stop.store(true, Ordering::SeqCst);
+        for caller in callers {
+            caller.await.unwrap();
+        }
+        eventually("the old ones are gone", || pool.runtimes() == 1).await;
+        assert_eq!(pool.snapshot()[0].busy, 0);
+        assert_eq!(pool.close().await, CloseReport::Drained);
+    });
     spy.assert_nothing_left();
 }
 

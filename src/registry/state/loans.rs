@@ -47,10 +47,12 @@ impl<R: Resident> State<R> {
         if self.shut_down || !self.contenders.is_empty() || !self.build_queue.is_empty() {
             return None;
         }
-        let live = self.live.get_mut(&generation).filter(|live| live.place == place)?;
-        if live.claimed || !live.waiters.is_empty() {
+        // Looked at first: a lease on a runtime that drains must not freshen its successor.
+        let live = self.live.peek(&generation).filter(|live| live.place == place)?;
+        if live.claimed || !live.waiters.is_empty() || !lending.reserve(generation) {
             return None;
         }
+        let live = self.live.get_mut(&generation)?;
         let loan = live.loan.get_or_insert_with(|| {
             self.lent.push(generation);
             Loan { lending: lending.clone(), instances: 0, sampled: 0 }

@@ -250,6 +250,10 @@ impl<R: Resident> State<R> {
         if !may_wait {
             return refused("a call from inside a host function does not wait, and its evaluator is cold");
         }
+        if full {
+            // What is lent and in use is in nobody's sight.
+            self.recall_all();
+        }
         let in_sight = !full || self.places_in_sight(0);
         if let Some(build) = self.builds.get_mut(&generation) {
             let waiting = match build.phase {
