@@ -4,7 +4,8 @@
 //! Every lease and its end take the registry's one lock, and each gives the gauges their values: some thirty words that
 //! move from core to core, more than a short guest takes. So where nobody waits for anything, an instance of a runtime
 //! that is called without pause goes back not to the registry but to the *shelf* of the thread that used it. The next
-//! call on that thread finds it there, and touches nothing that another thread writes.
+//! call on that thread finds it there, and touches nothing of the registry's that another thread writes. (A recorder's
+//! counters and histograms it does.) So the instance that is used next is the one returned last on that thread.
 //!
 //! What is lent is still the registry's. It counts the instance as the runtime's, and has all of it back before any
 //! decision that needs the truth: an eviction, a permit for somebody else, a close, a sweep, a caller whose own shelf is
