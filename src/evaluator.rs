@@ -117,10 +117,18 @@ impl Evaluator {
         tokio::task::consume_budget().await;
         let core = &self.inner.core;
         let began = Instant::now();
-        let mut prepared = match self.borrow(&data, began)? {
-            Ok((active, input)) => return self.run(active, input, Duration::ZERO, began).await,
-            Err(prepared) => prepared,
-        };
+        // What is called without pause finds an instance on its thread. Where there is none the input is kept: the
+        // evaluator's own data is asked for once a call, and before anything is held.
+        let mut prepared = None;
+        if self.inner.lending.is_open() {
+            let (generation, input) = self.prepare(&data)?;
+            if let Some(active) = Active::borrow(&self.inner.lending, generation, began) {
+                core.metrics.lookup(Lookup::Hit);
+                core.ensure_sweeping();
+                return self.run(active, input, Duration::ZERO, began).await;
+            }
+            prepared = Some((generation, input));
+        }
         // Not before: to ask counts references to the runtime, in a word that all its threads share.
         if Handle::try_current().is_err() {
             return Err(Error::no_tokio());
@@ -149,28 +157,11 @@ impl Evaluator {
         }
     }
 
-    /// The way of a plugin that is called without pause: an instance that stays with this thread. Where there is none, the
-    /// input that was prepared for it, if any: the evaluator's own data is asked for once a call, and before anything is
-    /// held.
-    #[expect(clippy::type_complexity, reason = "both halves are taken apart where it is called")]
-    fn borrow(
-        &self,
-        data: &Data,
-        now: Instant,
-    ) -> Result<Result<(Active<'_>, Bytes), Option<(Generation, Bytes)>>, Error> {
-        let Self { inner } = self;
-        let version = inner.version.load();
+    /// The current version's input, and which version that is.
+    fn prepare(&self, data: &Data) -> Result<(Generation, Bytes), Error> {
+        let version = self.inner.version.load();
         let version = version.as_ref().ok_or_else(|| self.closed())?;
-        if !inner.lending.is_open() {
-            return Ok(Err(None));
-        }
-        let input = self.input(version, data.clone())?;
-        let Some(active) = Active::borrow(&inner.lending, version.generation, now) else {
-            return Ok(Err(Some((version.generation, input))));
-        };
-        inner.core.metrics.lookup(Lookup::Hit);
-        inner.core.ensure_sweeping();
-        Ok(Ok((active, input)))
+        Ok((version.generation, self.input(version, data.clone())?))
     }
 
     /// What the guest will be given: the call's own data, merged into the evaluator's.

@@ -15,6 +15,8 @@ use std::{path::PathBuf, sync::Arc};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 
+#[cfg(feature = "extism")]
+pub(crate) use self::inspect::INITIALISERS;
 pub use self::{
     digest::{Digest, ParseDigestError},
     inspect::{Import, Interface},

@@ -1,13 +1,15 @@
-//! The functions of `extism:host/env` as extism has them, for plugins with initialisers.
+//! The functions of `extism:host/env` that are not HTTP: the log, for all plugins, and settings and variables as extism
+//! has them, for plugins with initialisers.
 
 use extism::{CurrentPlugin, EXTISM_ENV_MODULE, Error, Function, UserData, Val, ValType};
 use tracing::Level;
 use wasmparser::{Parser, Payload};
 
 use super::{Call, give, take};
-use crate::{engine::log, source::Digest};
-
-const INITIALISERS: [&str; 3] = ["_initialize", "__wasm_call_ctors", "hs_init"];
+use crate::{
+    engine::log,
+    source::{Digest, INITIALISERS},
+};
 
 /// Whether a module has code that runs before it is called.
 pub(crate) fn initialises(wasm: &[u8]) -> bool {
