@@ -31,6 +31,8 @@ mod bombs;
 #[allow(dead_code, reason = "what must come of each, the tests look at")]
 #[path = "../tests/integration/hostile/gallery.rs"]
 mod gallery;
+#[path = "../tests/integration/hostile/headers.rs"]
+mod headers;
 #[path = "../tests/integration/hostile/tricks.rs"]
 mod tricks;
 
@@ -369,7 +371,8 @@ fn neighbour(length: Duration) {
 /// on the same workers, a neighbour.
 fn beside_the_gallery(length: Duration) {
     const CALLERS: usize = 3;
-    let hostile: Vec<gallery::Hostile> = [gallery::all(), bombs::all(), tricks::all()].into_iter().flatten().collect();
+    let hostile: Vec<gallery::Hostile> =
+        [gallery::all(), headers::all(), bombs::all(), tricks::all()].into_iter().flatten().collect();
     let hostile = Arc::new(hostile);
     for engine in [EngineKind::Extism, EngineKind::Direct] {
         let runtime = runtime(2);

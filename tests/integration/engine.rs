@@ -86,8 +86,6 @@ async fn each_failure_of_a_guest_has_its_kind(engine: EngineKind) {
     };
     let exit = r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
         (memory (export "memory") 1) (func (export "run") (call $exit (i32.const 3))))"#;
-    // extism knows its length only; the memory's end is the direct engine's to know.
-    let wild_output = if engine == EngineKind::Direct { "guest_error" } else { "output_too_large" };
     let cases = [
         ("guest_trap", env("unreachable")),
         ("guest_trap", env("(i32.load (i32.const -1))")),
@@ -97,7 +95,7 @@ async fn each_failure_of_a_guest_has_its_kind(engine: EngineKind) {
         ("guest_exit", exit.to_owned()),
         ("out_of_memory", env("(drop (memory.grow (i32.const 1000))) i32.const 0")),
         ("output_too_large", env("(call $output_set (call $alloc (i64.const 2000)) (i64.const 2000)) i32.const 0")),
-        (wild_output, env("(call $output_set (call $alloc (i64.const 8)) (i64.const -1)) i32.const 0")),
+        ("guest_error", env("(call $output_set (call $alloc (i64.const 8)) (i64.const -1)) i32.const 0")),
     ];
     for isolation in [Isolation::Fresh, Isolation::Reuse] {
         for (kind, text) in &cases {
@@ -209,6 +207,19 @@ async fn extisms_own_functions_run_on_its_engine_and_are_refused_by_the_other() 
         }
         pool.close().await;
     }
+}
+
+#[tokio::test]
+async fn an_initialiser_that_calls_a_function_of_extisms_own_is_refused() {
+    let pool = pool(EngineKind::Extism);
+    let reads = extism::Function::new("look", [extism::PTR], [], extism::UserData::new(()), |plugin, inputs, _, _| {
+        plugin.memory_get_val::<Vec<u8>>(&inputs[0]).map(drop)
+    });
+    let text = r#"(module (import "extism:host/user" "look" (func $look (param i64)))
+        (func $s (call $look (i64.const 77))) (start $s) (func (export "run")))"#;
+    let evaluator = pool.evaluator("early", from_text(text).with_host_function(reads)).unwrap();
+    assert_eq!(kind_of(&evaluator, "x").await, "invalid_plugin");
+    pool.close().await;
 }
 
 async fn a_host_function_that_panics_or_fails_costs_only_its_own_evaluation(engine: EngineKind) {

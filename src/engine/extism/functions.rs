@@ -28,16 +28,9 @@ impl From<Function> for HostFunction {
     }
 }
 
-/// Those that are given in extism's stead.
-pub(super) fn given(
-    call: &Call,
-    http: &Arc<Http>,
-    digest: Digest,
-    interruptible: bool,
-    initialises: bool,
-) -> Vec<Function> {
+/// Those that are given in extism's stead, whoever the plugin is from.
+pub(super) fn given(call: &Call, http: &Arc<Http>, digest: Digest, initialises: bool) -> Vec<Function> {
     let mut functions: Vec<Function> = given::http(call, http).into_iter().chain(given::logs(call, digest)).collect();
-    functions.extend(interruptible.then(|| given::wait(call)));
     if initialises {
         functions.extend(given::environment(call));
     }
@@ -65,9 +58,9 @@ fn wrap(function: Portable, guest: Call) -> Function {
         let args: Vec<Val> = inputs.iter().filter_map(from_extism).collect();
         // A panic in it passes through the guest's frames, which wasmtime allows, and is caught around the call.
         let returned = match &call {
-            Closure::Blocking(call) => call(&mut Memory(plugin), &args)?,
+            Closure::Blocking(call) => call(&mut Memory(plugin, &guest), &args)?,
             // On a thread that may block. What does not end by itself must not hold it for longer than a guest may run.
-            Closure::Async(call) => guest.wait(call(&mut Memory(plugin), &args))??,
+            Closure::Async(call) => guest.wait(call(&mut Memory(plugin, &guest), &args))??,
         };
         if returned.iter().map(|value| value.ty()).ne(expected.iter().copied()) {
             let text = format!("the host function {shown} gave results of other types than declared");
@@ -86,7 +79,7 @@ fn wrap(function: Portable, guest: Call) -> Function {
 #[error("{0}")]
 pub(super) struct Broken(pub(super) String);
 
-struct Memory<'a>(&'a mut CurrentPlugin);
+struct Memory<'a>(&'a mut CurrentPlugin, &'a Call);
 
 impl GuestMemory for Memory<'_> {
     fn read(&mut self, offset: u64) -> Result<Vec<u8>, HostFunctionError> {
@@ -100,6 +93,7 @@ impl GuestMemory for Memory<'_> {
 
     fn write(&mut self, bytes: &[u8]) -> Result<u64, HostFunctionError> {
         let handle = self.0.memory_new(bytes).map_err(|error| HostFunctionError::new(error.to_string()))?;
+        self.1.wrote(handle.offset());
         Ok(handle.offset())
     }
 }

@@ -21,6 +21,7 @@
 
 mod cache;
 mod errors;
+mod fence;
 mod functions;
 mod given;
 mod seat;
@@ -97,7 +98,7 @@ impl Engine for ExtismEngine {
             for linked in request.linked.iter() {
                 check(&known, linked.digest, &linked.wasm)?;
             }
-            let shared = Arc::new(Shared::new(Recipe::new(request, cache))?);
+            let shared = Arc::new(Shared::new(Recipe::new(request, cache)?)?);
             Ok(Box::new(Compiled { shared }) as Box<dyn CompiledPlugin>)
         }))
     }

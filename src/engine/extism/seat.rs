@@ -24,7 +24,9 @@ use wasmtime_of_extism::{Config, OperatorCost, PoolingAllocationConfig};
 
 use super::{
     cache::CodeCache,
-    errors, functions,
+    errors,
+    fence::{self, Surroundings},
+    functions,
     given::{self, Call},
 };
 use crate::{
@@ -72,18 +74,16 @@ pub(super) struct Recipe {
 }
 
 impl Recipe {
-    pub(super) fn new(request: CompileRequest, cache: Arc<CodeCache>) -> Self {
+    pub(super) fn new(request: CompileRequest, cache: Arc<CodeCache>) -> Result<Self, Error> {
         let limits = request.limits;
         let pages = u32::try_from(limits.memory / 65_536).unwrap_or(u32::MAX);
-        // A module with a name is one to import from; the last one is the plugin.
-        let linked = request.linked.iter().map(|linked| Wasm::data(linked.wasm.to_vec()).with_name(&linked.name));
-        let mut manifest = Manifest::new(linked.chain([Wasm::data(request.wasm.to_vec())]))
+        let mut manifest = Manifest::new(modules(&request)?)
             .with_timeout(limits.exec_timeout)
             .with_memory_max(pages)
             .with_allowed_hosts(request.allowed_hosts.iter().cloned())
             .with_config(request.config.iter().map(|(key, value)| (key.clone(), value.clone())));
         manifest.memory.max_var_bytes = Some(MAX_VAR_BYTES);
-        Self {
+        Ok(Self {
             manifest,
             digest: request.digest,
             wasi: request.wasi,
@@ -96,7 +96,7 @@ impl Recipe {
             fuel: fuel(&limits, request.trusted),
             cache,
             _permit: request.permit,
-        }
+        })
     }
 
     fn compile(&self) -> Result<Place, Error> {
@@ -110,8 +110,11 @@ impl Recipe {
             config.operator_cost(prices());
         }
         let call = Call::new();
-        let mut functions =
-            functions::given(&call, &self.http, self.digest, self.wasi && !self.trusted, self.initialises);
+        let mut functions = functions::given(&call, &self.http, self.digest, self.initialises);
+        if !self.trusted {
+            functions.extend(given::fence(&call));
+            functions.extend(self.wasi.then(|| given::wait(&call)));
+        }
         // Last: what an embedder declares goes before what there is.
         for function in self.host_functions.iter() {
             functions.push(functions::translate(function, &call)?);
@@ -146,6 +149,25 @@ impl Recipe {
             .table_elements(usize::try_from(self.limits.table_elements.max(1)).unwrap_or(usize::MAX));
         config.allocation_strategy(slots).memory_reservation(memory).memory_guard_size(GUARD);
     }
+}
+
+/// A plugin's modules as extism takes them: those with a name are to be imported from, and the last one is the plugin.
+fn modules(request: &CompileRequest) -> Result<Vec<Wasm>, Error> {
+    let linked = request.linked.iter().map(|linked| (&linked.wasm, linked.name.as_str()));
+    if request.trusted {
+        let linked = linked.map(|(wasm, name)| Wasm::data(wasm.to_vec()).with_name(name));
+        return Ok(linked.chain([Wasm::data(request.wasm.to_vec())]).collect());
+    }
+    let surroundings = Surroundings {
+        linked: request.linked.iter().map(|linked| linked.name.as_str()).collect(),
+        native: request.host_functions.iter().filter(|function| function.is_native()).map(HostFunction::path).collect(),
+    };
+    let mut modules = vec![Wasm::data(fence::module()?).with_name(fence::FENCE)];
+    for (wasm, name) in linked {
+        modules.push(Wasm::data(fence::fenced(wasm, &surroundings)?).with_name(name));
+    }
+    modules.push(Wasm::data(fence::fenced(&request.wasm, &surroundings)?));
+    Ok(modules)
 }
 
 /// What the limits say, or else, for who is not trusted, what the longer of both timeouts is worth.

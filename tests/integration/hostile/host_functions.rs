@@ -2,7 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use evalpool::{Error, Evaluator, HostFunction, Isolation, Source, Spec, config::EngineKind};
+use evalpool::{
+    Error, Evaluator, HostFunction, Isolation, Source, Spec,
+    config::EngineKind,
+    engine::{GuestMemory, Val, ValType},
+};
 
 use super::{gallery::IMPORTS, settings, tells_of_the_host};
 use crate::support::wasm;
@@ -72,7 +76,37 @@ async fn what_a_host_function_gives_is_held_to_the_guests_memory(engine: EngineK
     pool.close().await;
 }
 
+/// The plugin stores all ones over what extism's kernel has in front of the blocks that it was given, and asks how long
+/// they are.
+async fn the_headers_of_blocks_that_a_host_function_made_cannot_be_forged(engine: EngineKind) {
+    let pool = evalpool::EvaluatorPool::from_settings(&settings(engine, Isolation::Reuse)).unwrap();
+    let two = |memory: &mut dyn GuestMemory, _: &[Val]| {
+        memory.write(&[1; 100])?;
+        Ok(vec![Val::I64(memory.write(&[2; 200])?.cast_signed())])
+    };
+    let text = format!(
+        r#"(module (import "extism:host/user" "two" (func $two (param i64) (result i64))) {IMPORTS}
+            (func $forge (param $p i64) (result i64)
+                (call $store64 (i64.sub (local.get $p) (i64.const 8)) (i64.const -1))
+                (call $store64 (i64.sub (local.get $p) (i64.const 12)) (i64.const -1))
+                (call $length (local.get $p)))
+            (func (export "run") (result i32) (local $p i64)
+                (local.set $p (call $two (i64.const 0)))
+                (i32.or
+                    (i64.ne (call $forge (local.get $p)) (i64.const 200))
+                    (i64.ne (call $forge (i64.sub (local.get $p) (i64.const 112))) (i64.const 100)))))"#
+    );
+    let spec = Spec::new(Source::bytes(wasm(&text)));
+    let ours = HostFunction::new("two", [ValType::I64], [ValType::I64], two);
+    let evaluator = pool.evaluator("ours", spec.clone().with_host_function(ours)).unwrap();
+    for _ in 0..3 {
+        evaluator.evaluate("x").await.unwrap();
+    }
+    pool.close().await;
+}
+
 on_each_engine!(
+    the_headers_of_blocks_that_a_host_function_made_cannot_be_forged,
     a_host_function_is_given_blocks_and_nothing_else,
     what_a_host_function_gives_is_held_to_the_guests_memory,
 );

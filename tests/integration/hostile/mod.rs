@@ -3,6 +3,7 @@
 
 mod bombs;
 mod gallery;
+mod headers;
 mod host_functions;
 mod over_http;
 mod tricks;
@@ -34,7 +35,7 @@ const LANES: usize = 3;
 
 /// Each of them, and what must come of it.
 fn everything() -> Vec<Hostile> {
-    [gallery::all(), bombs::all(), tricks::all()].into_iter().flatten().collect()
+    [gallery::all(), headers::all(), bombs::all(), tricks::all()].into_iter().flatten().collect()
 }
 
 fn expected(hostile: &Hostile, engine: EngineKind) -> Option<Comes> {

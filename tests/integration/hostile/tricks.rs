@@ -1,10 +1,10 @@
 //! More of the gallery: what plugins do once they run.
 
 use super::gallery::{
-    Comes::{self, Ends, Nothing, Refused, Somehow},
-    Hostile, IMPORTS,
-    OnExtism::{self, NotRun, Other, Same},
-    module, numbered, run, wasi,
+    Comes::{Ends, Nothing, Refused, Somehow},
+    Hostile,
+    OnExtism::{Other, Same},
+    module, numbered, parts, run, wasi,
 };
 
 pub(super) fn all() -> Vec<Hostile> {
@@ -14,12 +14,6 @@ pub(super) fn all() -> Vec<Hostile> {
 /// The same on `extism`, whatever it comes to there.
 fn somehow(hostile: Hostile) -> Hostile {
     Hostile { on_extism: Other(Somehow), ..hostile }
-}
-
-/// With these functions, globals and segments beside `run`.
-fn parts(trick: &'static str, rest: &str, body: &str, comes: Comes, on_extism: OnExtism) -> Hostile {
-    let text = format!("(module {IMPORTS} {rest} (func (export \"run\") (result i32) {body}))");
-    module(trick, &text, comes, on_extism)
 }
 
 /// Instructions that work on much at once.
@@ -263,26 +257,27 @@ fn endings() -> Vec<Hostile> {
             "a start that leaves output and a variable",
             "(call $output_set (call $digits) (i64.const 10)) (call $var_set (call $colour) (call $digits))",
             Nothing,
-            NotRun,
+            Other(Refused("invalid_plugin")),
         ),
         start("a start that leaves an error", "(call $error_set (call $message))", Nothing, Other(Somehow)),
         start(
             "a start that logs without end",
             "(loop (call $log_error (call $message)) (br 0))",
             Refused("build_timeout"),
-            NotRun,
+            Same,
         ),
         start(
             "a start that asks for a host that is not allowed",
             "(drop (call $http (call $digits) (i64.const 0)))",
             Refused("invalid_plugin"),
-            NotRun,
+            Same,
         ),
         start(
             "a start that takes the kernel's memory",
             "(loop (drop (call $alloc (i64.const 60000))) (br 0))",
             Refused("invalid_plugin"),
-            NotRun,
+            // While extism links, there is no limit yet: what does not fit is nowhere, and the loop goes on.
+            Other(Refused("build_timeout")),
         ),
     ]
 }
@@ -307,12 +302,12 @@ fn system() -> Vec<Hostile> {
         somehow(wasi("a write of more than there is memory", "fd_write", "(param i32 i32 i32 i32) (result i32)",
             "(i32.store (i32.const 1000) (i32.const 60000)) (i32.store (i32.const 1004) (i32.const -1))
              (drop (call $f (i32.const 1) (i32.const 1000) (i32.const 1) (i32.const 1008))) i32.const 0", Somehow)),
-        Hostile { on_extism: NotRun, ..wasi("a write of all memory ten thousand times over", "fd_write", "(param i32 i32 i32 i32) (result i32)",
+        wasi("a write of all memory ten thousand times over", "fd_write", "(param i32 i32 i32 i32) (result i32)",
             "(local $at i32) (local.set $at (i32.const 65536))
              (if (i32.lt_u (memory.size) (i32.const 100)) (then (drop (memory.grow (i32.const 99)))))
              (loop $l (i32.store (local.get $at) (i32.const 0)) (i32.store offset=4 (local.get $at) (i32.const 6000000))
                 (br_if $l (i32.lt_u (local.tee $at (i32.add (local.get $at) (i32.const 8))) (i32.const 145536))))
-             (drop (call $f (i32.const 1) (i32.const 65536) (i32.const 10000) (i32.const 1008))) i32.const 0", Somehow) },
+             (drop (call $f (i32.const 1) (i32.const 65536) (i32.const 10000) (i32.const 1008))) i32.const 0", Somehow),
         wasi("a signal to itself", "proc_raise", "(param i32) (result i32)", "(drop (call $f (i32.const 9))) i32.const 0", Somehow),
         wasi("a connection that is waiting", "sock_accept", "(param i32 i32 i32) (result i32)", "(drop (call $f (i32.const 3) (i32.const 0) (i32.const 1000))) i32.const 0", Somehow),
     ]

@@ -26,7 +26,7 @@ use tokio::{
 };
 
 pub(super) use self::environment::{environment, initialises, logs};
-use super::functions::Broken;
+use super::{fence, functions::Broken};
 use crate::{
     clock,
     engine::{
@@ -51,12 +51,15 @@ struct State {
     deadline: Instant,
     response: Response,
     log: LogBudget,
+    /// Blocks that functions of the host have made since the fence last asked.
+    written: Vec<u64>,
 }
 
 impl State {
     fn new(initialising: bool, lasts: Duration) -> Self {
         let deadline = clock::deadline(lasts);
-        Self { initialising, deadline, response: Response::default(), log: LogBudget::default() }
+        let (response, log) = (Response::default(), LogBudget::default());
+        Self { initialising, deadline, response, log, written: Vec::new() }
     }
 }
 
@@ -97,13 +100,17 @@ impl Call {
         Ok(())
     }
 
-    /// Waits a moment, unless the guest's time is over.
-    fn nap(&self) -> Result<(), extism::Error> {
+    /// Fails when the guest's time is over.
+    fn is_in_time(&self) -> Result<(), extism::Error> {
         if Instant::now() >= self.state().deadline {
             return Err(extism::Error::msg("timeout"));
         }
-        thread::sleep(NAP);
         Ok(())
+    }
+
+    /// A function of the host has made a block.
+    pub(super) fn wrote(&self, block: u64) {
+        self.state().written.push(block);
     }
 
     /// Waits on a thread that may block, until the guest's time is over.
@@ -143,11 +150,33 @@ pub(super) fn http(call: &Call, http: &Arc<Http>) -> [Function; 3] {
     [request, status, headers].map(|function| function.with_namespace(EXTISM_ENV_MODULE))
 }
 
+/// What the fence, and what it surrounds, ask.
+pub(super) fn fence(call: &Call) -> [Function; 4] {
+    let (tick, written, reaches) = (call.clone(), call.clone(), call.clone());
+    let function = |name, run: Box<dyn Fn() -> Result<(), extism::Error> + Send + Sync>| {
+        Function::new(name, [], [], UserData::new(()), move |_, _, _, _| run())
+    };
+    let written = Function::new("written", [], [ValType::I64], UserData::new(()), move |_, _, results, _| {
+        let block = written.state().written.pop().unwrap_or(0);
+        give(results, Val::I64(block.cast_signed()));
+        Ok(())
+    });
+    let outside = || Err(extism::Error::msg("its output is outside its memory"));
+    [
+        function("tick", Box::new(move || tick.is_in_time())),
+        function("reaches_memory", Box::new(move || reaches.reaches_memory())),
+        function("outside", Box::new(outside)),
+        written,
+    ]
+    .map(|function| function.with_namespace(fence::HOST))
+}
+
 /// `poll_oneoff`.
 pub(super) fn wait(call: &Call) -> Function {
     let (call, params) = (call.clone(), [const { ValType::I32 }; 4]);
     Function::new("poll_oneoff", params, [ValType::I32], UserData::new(()), move |_, _, results, _| {
-        call.nap()?;
+        call.is_in_time()?;
+        thread::sleep(NAP);
         give(results, Val::I32(EINTR));
         Ok(())
     })

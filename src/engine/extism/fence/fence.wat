@@ -1,0 +1,112 @@
+;; Stands between a plugin and extism's kernel, and between a plugin and the clock. See `mod.rs`.
+;;
+;; The kernel keeps a header of 12 bytes in front of each block, in the memory that its `store` functions write to. Here
+;; the bytes of headers are marked, one bit for each, in a memory of our own, and stores to them do nothing.
+(module
+  (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+  (import "extism:host/env" "length" (func $length (param i64) (result i64)))
+  (import "extism:host/env" "store_u8" (func $store_u8 (param i64 i32)))
+  (import "extism:host/env" "store_u64" (func $store_u64 (param i64 i64)))
+  (import "extism:host/env" "output_set" (func $output_set (param i64 i64)))
+  (import "extism:host/env" "output_offset" (func $output_offset (result i64)))
+  (import "evalpool:host" "outside" (func $outside))
+  (import "evalpool:host" "tick" (func $tick))
+  (import "evalpool:host" "written" (func $written (result i64)))
+
+  (memory $marks 1)
+
+  ;; Offsets of the kernel's memory that have a bit, less a few that a mark may reach beyond.
+  (global $covered (mut i64) (i64.const 0x7ffc0))
+  ;; Of the blocks that are marked, the last.
+  (global $last (mut i64) (i64.const 0))
+  ;; What may be done until the clock is looked at again, in bytes moved.
+  (global $left (mut i64) (i64.const 65536))
+
+  ;; Forgets the marks of an earlier call: extism has reset its kernel since. That takes back the output, and here there
+  ;; always is one, if only an empty one.
+  (func $begin
+    (if (i64.eqz (call $output_offset))
+      (then
+        (memory.fill (i32.const 0) (i32.const 0) (i32.add (i32.wrap_i64 (i64.shr_u (global.get $last) (i64.const 3))) (i32.const 8)))
+        (global.set $last (i64.const 0))
+        (call $output_set (i64.const 77) (i64.const 0)))))
+
+  ;; The twelve bytes before a block.
+  (func $mark (param $block i64)
+    (local $at i32)
+    (call $begin)
+    ;; What is in front of the first block is never stored to.
+    (if (i64.le_u (local.get $block) (i64.const 77)) (then (return)))
+    (if (i64.ge_u (local.get $block) (global.get $covered))
+      (then (call $cover (local.get $block))))
+    (if (i64.gt_u (local.get $block) (global.get $last))
+      (then (global.set $last (local.get $block))))
+    (local.set $at (i32.wrap_i64 (i64.shr_u (i64.sub (local.get $block) (i64.const 12)) (i64.const 3))))
+    (i32.store (local.get $at)
+      (i32.or (i32.load (local.get $at))
+        (i32.shl (i32.const 0xfff) (i32.and (i32.sub (i32.wrap_i64 (local.get $block)) (i32.const 12)) (i32.const 7))))))
+
+  (func $cover (param $block i64)
+    (local $pages i32)
+    (local.set $pages
+      (i32.add (i32.const 1) (i32.wrap_i64 (i64.shr_u (i64.sub (local.get $block) (global.get $covered)) (i64.const 19)))))
+    (if (i32.eq (memory.grow (local.get $pages)) (i32.const -1)) (then (unreachable)))
+    (global.set $covered
+      (i64.add (global.get $covered) (i64.shl (i64.extend_i32_u (local.get $pages)) (i64.const 19)))))
+
+  ;; The marks of eight bytes.
+  (func $marks (param $p i64) (result i32)
+    (if (i64.ge_u (local.get $p) (global.get $covered)) (then (return (i32.const 0))))
+    (i32.and (i32.const 0xff)
+      (i32.shr_u (i32.load16_u (i32.wrap_i64 (i64.shr_u (local.get $p) (i64.const 3))))
+        (i32.and (i32.wrap_i64 (local.get $p)) (i32.const 7)))))
+
+  ;; Whether these bytes, of the eight from here, may be stored to.
+  (func $may_store (param $p i64) (param $bytes i32) (result i32)
+    (if (i64.lt_u (local.get $p) (i64.const 77)) (then (return (i32.const 0))))
+    (if (i32.eqz (i32.and (call $marks (local.get $p)) (local.get $bytes))) (then (return (i32.const 1))))
+    (call $begin)
+    (i32.eqz (i32.and (call $marks (local.get $p)) (local.get $bytes))))
+
+  (func (export "alloc") (param $n i64) (result i64)
+    (local $block i64)
+    ;; More than there ever is, and what follows from it, the kernel does not reckon with.
+    (if (i64.gt_u (local.get $n) (i64.const 0x7fffffff)) (then (local.set $n (i64.const 0x7fffffff))))
+    ;; Looking for a free block may take long.
+    (call $charge (i32.const 4096))
+    (call $begin)
+    (local.set $block (call $alloc (local.get $n)))
+    (call $mark (local.get $block))
+    (local.get $block))
+
+  (func (export "store_u8") (param $p i64) (param $x i32)
+    (if (call $may_store (local.get $p) (i32.const 1))
+      (then (call $store_u8 (local.get $p) (local.get $x)))))
+
+  (func (export "store_u64") (param $p i64) (param $x i64)
+    (if (call $may_store (local.get $p) (i32.const 0xff))
+      (then (call $store_u64 (local.get $p) (local.get $x)))))
+
+  (func (export "output_set") (param $p i64) (param $len i64)
+    ;; The kernel's own check takes sums that are too large for 64 bits.
+    (if (i64.gt_u (i64.or (local.get $p) (local.get $len)) (i64.const 0xffffffff)) (then (call $outside)))
+    (call $begin)
+    (call $output_set (local.get $p) (local.get $len)))
+
+  ;; A function of the host has returned: the blocks that it made are marked.
+  (func (export "returned")
+    (local $block i64)
+    (loop $next
+      (if (i64.ne (local.tee $block (call $written)) (i64.const 0))
+        (then (call $mark (local.get $block)) (br $next)))))
+
+  ;; It has returned this, which may be a block.
+  (func (export "returned_value") (param $value i64)
+    (if (i64.ne (call $length (local.get $value)) (i64.const 0)) (then (call $mark (local.get $value)))))
+
+  ;; So many bytes are about to be moved.
+  (func $charge (export "charge") (param $bytes i32)
+    (global.set $left
+      (i64.sub (global.get $left) (i64.add (i64.extend_i32_u (local.get $bytes)) (i64.const 64))))
+    (if (i64.lt_s (global.get $left) (i64.const 0))
+      (then (global.set $left (i64.const 65536)) (call $tick)))))

@@ -1,0 +1,418 @@
+//! What stands between a plugin that is not trusted and extism's own code: `fence.wat`, a module that each is linked
+//! with, and a few instructions that are put into the plugin before it is compiled.
+//!
+//! - **The kernel's headers are out of reach.** extism's kernel believes the headers of its blocks, which lie in the
+//!   memory that its own `store_u8` and `store_u64` write to, and extism then makes slices of what the kernel says: a
+//!   plugin that forges headers has the host read, and write, beyond the kernel's memory. So `alloc`, `store_u8`,
+//!   `store_u64` and `output_set` are the fence's, which marks each header, and lets no store reach one. All
+//!   headers are marked before their guest can run: the first block's lies where nothing is stored, a guest's own are
+//!   marked as they are allocated, and those of the host's when its function returns. With sound headers all
+//!   that the kernel says is within its memory, but for two sums that wrap around, which the fence refuses.
+//! - **The clock is looked at** where fuel does not stand for time: each time 64 KiB have been moved by single
+//!   instructions, or a few of the host's functions called.
+//! - **One call of WASI handles sixteen buffers at most**, which it may: there is no interrupting it.
+//!
+//! Considered and not taken: another kernel in the place of extism's (its name cannot be taken), its functions as
+//! host functions (they would have to grow its memory, and there a call for each eight bytes is slow), and books in the
+//! host (extism's kernel has its own).
+
+use std::{collections::HashSet, convert::Infallible};
+
+use wasm_encoder::{
+    CodeSection, DataCountSection, DataSection, ElementSection, EntityType, ExportSection, Function, FunctionSection,
+    GlobalSection, ImportSection, Instruction, MemorySection, Module, NameSection, StartSection, TableSection,
+    TypeSection, ValType,
+    reencode::{self, Reencode},
+};
+use wasmparser::{CompositeInnerType, FuncType, FunctionBody, KnownCustom, Operator, Parser, Payload, TypeRef};
+
+use crate::error::Error;
+
+/// The fence's name, and that of what it imports from the host.
+pub(super) const FENCE: &str = "evalpool:fence";
+pub(super) const HOST: &str = "evalpool:host";
+
+const ENVIRONMENT: &str = extism::EXTISM_ENV_MODULE;
+
+/// What of the kernel's is the fence's, with its type.
+const FENCED: [(&str, &[wasmparser::ValType], &[wasmparser::ValType]); 4] = {
+    use wasmparser::ValType::{I32, I64};
+    [
+        ("alloc", &[I64], &[I64]),
+        ("store_u8", &[I64, I32], &[]),
+        ("store_u64", &[I64, I64], &[]),
+        ("output_set", &[I64, I64], &[]),
+    ]
+};
+
+/// The rest of the kernel. It is WebAssembly, which fuel and interrupts reach.
+const KERNEL: [&str; 16] = [
+    "error_get",
+    "error_set",
+    "free",
+    "input_length",
+    "input_load_u64",
+    "input_load_u8",
+    "input_offset",
+    "input_set",
+    "length",
+    "length_unsafe",
+    "load_u64",
+    "load_u8",
+    "memory_bytes",
+    "output_length",
+    "output_offset",
+    "reset",
+];
+
+/// Functions of WASI that take a number of buffers as their third parameter.
+const OF_BUFFERS: [&str; 4] = ["fd_pread", "fd_pwrite", "fd_read", "fd_write"];
+const MOST_BUFFERS: i32 = 16;
+
+/// What one call of a host's function is taken for, in bytes moved.
+const HOST_CALL: i32 = 16 * 1024;
+
+/// What one element of a table is taken for: 16 bytes.
+const ELEMENT_SHIFT: i32 = 4;
+
+/// The fence itself.
+pub(super) fn module() -> Result<Vec<u8>, Error> {
+    wat::parse_str(include_str!("fence.wat"))
+        .map_err(|error| Error::internal("the fence of extism's kernel is broken", error.to_string()))
+}
+
+/// Where a plugin's imports come from, as far as it matters here.
+pub(super) struct Surroundings<'a> {
+    /// Names of modules that are WebAssembly themselves.
+    pub(super) linked: HashSet<&'a str>,
+    /// Modules and names of functions that reach into a guest's memory without asking whether there is one yet.
+    pub(super) native: HashSet<(&'a str, &'a str)>,
+}
+
+/// A plugin, which is valid and known to compile in bounded time, with what belongs to the fence in it.
+///
+/// # Errors
+///
+/// `internal` for a module that is not valid.
+pub(super) fn fenced(wasm: &[u8], surroundings: &Surroundings<'_>) -> Result<Vec<u8>, Error> {
+    let encode = || Plan::read(wasm, surroundings)?.encode(wasm);
+    encode().map_err(|error: reencode::Error| Error::internal("a plugin could not be fenced", error.to_string()))
+}
+
+/// Functions that each module imports beside its own, after those.
+#[derive(Debug, Clone, Copy)]
+enum Added {
+    Charge,
+    Returned,
+    ReturnedValue,
+    ReachesMemory,
+}
+
+impl Added {
+    const ALL: [(Added, &'static str, &'static str, &'static [ValType]); 4] = [
+        (Added::Charge, FENCE, "charge", &[ValType::I32]),
+        (Added::Returned, FENCE, "returned", &[]),
+        (Added::ReturnedValue, FENCE, "returned_value", &[ValType::I64]),
+        (Added::ReachesMemory, HOST, "reaches_memory", &[]),
+    ];
+}
+
+/// What becomes of an imported function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// It is imported from the fence.
+    Fenced,
+    /// WebAssembly: it is as it was.
+    Wasm,
+    /// The host's: whatever names it names a wrapper of it.
+    Host(Wrapped),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Wrapped {
+    may_make_blocks: bool,
+    is_native: bool,
+    takes_buffers: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Import {
+    ty: u32,
+    role: Role,
+    /// The wrapper, if it has one.
+    stand_in: Option<u32>,
+}
+
+/// A module on its way to a fenced one.
+struct Plan {
+    types: Vec<Option<FuncType>>,
+    /// Imported functions.
+    imports: Vec<Import>,
+    /// The types of its own functions.
+    functions: Vec<u32>,
+    /// How many of their bodies have been encoded.
+    encoded: usize,
+}
+
+impl Plan {
+    fn read(wasm: &[u8], surroundings: &Surroundings<'_>) -> wasmparser::Result<Self> {
+        let mut plan = Self { types: Vec::new(), imports: Vec::new(), functions: Vec::new(), encoded: 0 };
+        for payload in Parser::new(0).parse_all(wasm) {
+            match payload? {
+                Payload::TypeSection(section) => {
+                    for group in section {
+                        plan.types.extend(group?.into_types().map(|ty| match ty.composite_type.inner {
+                            CompositeInnerType::Func(ty) => Some(ty),
+                            _ => None,
+                        }));
+                    }
+                }
+                Payload::ImportSection(section) => {
+                    for import in section.into_imports() {
+                        let import = import?;
+                        if let TypeRef::Func(ty) = import.ty {
+                            let role = plan.role(import.module, import.name, ty, surroundings);
+                            plan.imports.push(Import { ty, role, stand_in: None });
+                        }
+                    }
+                }
+                Payload::FunctionSection(section) => plan.functions = section.into_iter().collect::<Result<_, _>>()?,
+                Payload::CodeSectionStart { .. } => break,
+                _ => {}
+            }
+        }
+        let mut next = len(&plan.imports) + len(&Added::ALL) + len(&plan.functions);
+        for import in &mut plan.imports {
+            if let Role::Host(_) = import.role {
+                import.stand_in = Some(next);
+                next += 1;
+            }
+        }
+        Ok(plan)
+    }
+
+    fn role(&self, module: &str, name: &str, ty: u32, surroundings: &Surroundings<'_>) -> Role {
+        let is_native = surroundings.native.contains(&(module, name));
+        let wasi = module == "wasi_snapshot_preview1";
+        let fenced = FENCED.into_iter().find(|(fenced, ..)| module == ENVIRONMENT && *fenced == name);
+        if let Some((_, params, results)) = fenced {
+            // Of another type it cannot be linked, which extism says better.
+            let fits = self.function(ty).is_some_and(|ty| ty.params() == params && ty.results() == results);
+            return if fits { Role::Fenced } else { Role::Wasm };
+        }
+        if surroundings.linked.contains(module) || module == ENVIRONMENT && KERNEL.contains(&name) {
+            return Role::Wasm;
+        }
+        Role::Host(Wrapped { may_make_blocks: !wasi, is_native, takes_buffers: wasi && OF_BUFFERS.contains(&name) })
+    }
+
+    fn function(&self, ty: u32) -> Option<&FuncType> {
+        self.types.get(usize::try_from(ty).ok()?)?.as_ref()
+    }
+
+    fn added(&self, added: Added) -> Instruction<'static> {
+        Instruction::Call(len(&self.imports) + added as u32)
+    }
+
+    fn encode(mut self, wasm: &[u8]) -> Result<Vec<u8>, reencode::Error> {
+        let mut parts = Parts::default();
+        for payload in Parser::new(0).parse_all(wasm) {
+            match payload? {
+                Payload::TypeSection(section) => self.parse_type_section(&mut parts.types, section)?,
+                Payload::ImportSection(section) => self.encode_imports(&mut parts.imports, section)?,
+                Payload::FunctionSection(section) => self.parse_function_section(&mut parts.functions, section)?,
+                Payload::TableSection(section) => self.parse_table_section(&mut parts.tables, section)?,
+                Payload::MemorySection(section) => self.parse_memory_section(&mut parts.memories, section)?,
+                Payload::GlobalSection(section) => self.parse_global_section(&mut parts.globals, section)?,
+                Payload::ExportSection(section) => self.parse_export_section(&mut parts.exports, section)?,
+                Payload::StartSection { func, .. } => parts.start = Some(self.function_index(func)?),
+                Payload::ElementSection(section) => self.parse_element_section(&mut parts.elements, section)?,
+                Payload::DataCountSection { count, .. } => parts.data_count = Some(count),
+                Payload::DataSection(section) => self.parse_data_section(&mut parts.data, section)?,
+                Payload::CodeSectionEntry(body) => self.parse_function_body(&mut parts.code, body)?,
+                // For who reads of a trap. Nobody has checked it.
+                Payload::CustomSection(section) => {
+                    if let KnownCustom::Name(names) = section.as_known() {
+                        parts.names = self.custom_name_section(names).ok();
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (added, module, name, params) in Added::ALL {
+            parts.types.ty().function(params.iter().copied(), []);
+            parts.imports.import(module, name, EntityType::Function(len(&self.types) + added as u32));
+        }
+        for (index, import) in (0..).zip(self.imports.clone()) {
+            if let Role::Host(wrapped) = import.role {
+                parts.functions.function(import.ty);
+                parts.code.function(&self.wrapper(index, import.ty, wrapped)?);
+            }
+        }
+        Ok(parts.finish())
+    }
+
+    fn encode_imports(
+        &mut self,
+        imports: &mut ImportSection,
+        section: wasmparser::ImportSectionReader<'_>,
+    ) -> Result<(), reencode::Error> {
+        let mut functions = self.imports.clone().into_iter();
+        for import in section.into_imports() {
+            let import = import?;
+            let is_function = matches!(import.ty, TypeRef::Func(_));
+            let is_fenced = is_function && functions.next().is_some_and(|import| import.role == Role::Fenced);
+            let module = if is_fenced { FENCE } else { import.module };
+            imports.import(module, import.name, self.entity_type(import.ty)?);
+        }
+        Ok(())
+    }
+
+    /// A function that calls one of the host's, with what comes before and after it.
+    fn wrapper(&mut self, index: u32, ty: u32, wrapped: Wrapped) -> Result<Function, reencode::Error> {
+        let (params, results) =
+            self.function(ty).map_or((0, Vec::new()), |ty| (len(ty.params()), ty.results().to_vec()));
+        let mut types = Vec::with_capacity(results.len());
+        for result in &results {
+            types.push(self.val_type(*result)?);
+        }
+        let mut body = Function::new_with_locals_types(types.iter().copied());
+        body.instruction(&Instruction::I32Const(HOST_CALL));
+        body.instruction(&self.added(Added::Charge));
+        if wrapped.is_native {
+            body.instruction(&self.added(Added::ReachesMemory));
+        }
+        for param in 0..params {
+            body.instruction(&Instruction::LocalGet(param));
+            if wrapped.takes_buffers && param == 2 {
+                body.instruction(&Instruction::I32Const(MOST_BUFFERS));
+                body.instruction(&Instruction::LocalGet(param));
+                body.instruction(&Instruction::I32Const(MOST_BUFFERS));
+                body.instruction(&Instruction::I32LtU);
+                body.instruction(&Instruction::Select);
+            }
+        }
+        body.instruction(&Instruction::Call(index));
+        if wrapped.may_make_blocks {
+            let locals = || (params..).zip(&types);
+            for (local, _) in locals().collect::<Vec<_>>().into_iter().rev() {
+                body.instruction(&Instruction::LocalSet(local));
+            }
+            body.instruction(&self.added(Added::Returned));
+            for (local, ty) in locals() {
+                if *ty == ValType::I64 {
+                    body.instruction(&Instruction::LocalGet(local));
+                    body.instruction(&self.added(Added::ReturnedValue));
+                }
+            }
+            for (local, _) in locals() {
+                body.instruction(&Instruction::LocalGet(local));
+            }
+        }
+        body.instruction(&Instruction::End);
+        Ok(body)
+    }
+}
+
+impl Reencode for Plan {
+    type Error = Infallible;
+
+    fn function_index(&mut self, function: u32) -> Result<u32, reencode::Error> {
+        let import = usize::try_from(function).ok().and_then(|function| self.imports.get(function));
+        Ok(match import {
+            Some(import) => import.stand_in.unwrap_or(function),
+            None => function + len(&Added::ALL),
+        })
+    }
+
+    fn parse_function_body(&mut self, code: &mut CodeSection, body: FunctionBody<'_>) -> Result<(), reencode::Error> {
+        let ty = self.functions.get(self.encoded).copied();
+        self.encoded += 1;
+        let mut spare = ty.and_then(|ty| self.function(ty)).map_or(0, |ty| len(ty.params()));
+        let mut locals = Vec::new();
+        for group in body.get_locals_reader()? {
+            let (count, ty) = group?;
+            spare += count;
+            locals.push((count, self.val_type(ty)?));
+        }
+        let mut moves = false;
+        for operator in body.get_operators_reader()? {
+            moves |= shift(&operator?).is_some();
+        }
+        if moves {
+            locals.push((1, ValType::I32));
+        }
+        let mut function = Function::new(locals);
+        for operator in body.get_operators_reader()? {
+            let operator = operator?;
+            // The last operand is how much.
+            if let Some(shift) = shift(&operator) {
+                function.instruction(&Instruction::LocalTee(spare));
+                function.instruction(&Instruction::LocalGet(spare));
+                if shift > 0 {
+                    function.instruction(&Instruction::I32Const(shift));
+                    function.instruction(&Instruction::I32Shl);
+                }
+                function.instruction(&self.added(Added::Charge));
+            }
+            function.instruction(&self.instruction(operator)?);
+        }
+        code.function(&function);
+        Ok(())
+    }
+}
+
+/// For an instruction that moves as much as it is told: by how much to shift that to get bytes.
+fn shift(operator: &Operator<'_>) -> Option<i32> {
+    match operator {
+        Operator::MemoryFill { .. } | Operator::MemoryCopy { .. } | Operator::MemoryInit { .. } => Some(0),
+        Operator::TableFill { .. } | Operator::TableCopy { .. } | Operator::TableInit { .. } => Some(ELEMENT_SHIFT),
+        _ => None,
+    }
+}
+
+/// What is counted in modules is bounded by their size.
+fn len<T>(all: &[T]) -> u32 {
+    u32::try_from(all.len()).unwrap_or(u32::MAX)
+}
+
+/// The sections of a module, to be put together in their order.
+#[derive(Default)]
+struct Parts {
+    types: TypeSection,
+    imports: ImportSection,
+    functions: FunctionSection,
+    tables: TableSection,
+    memories: MemorySection,
+    globals: GlobalSection,
+    exports: ExportSection,
+    start: Option<u32>,
+    elements: ElementSection,
+    data_count: Option<u32>,
+    code: CodeSection,
+    data: DataSection,
+    names: Option<NameSection>,
+}
+
+impl Parts {
+    fn finish(self) -> Vec<u8> {
+        let mut module = Module::new();
+        module.section(&self.types).section(&self.imports).section(&self.functions);
+        module.section(&self.tables).section(&self.memories).section(&self.globals).section(&self.exports);
+        if let Some(function_index) = self.start {
+            module.section(&StartSection { function_index });
+        }
+        module.section(&self.elements);
+        if let Some(count) = self.data_count {
+            module.section(&DataCountSection { count });
+        }
+        module.section(&self.code).section(&self.data);
+        if let Some(names) = &self.names {
+            module.section(names);
+        }
+        module.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

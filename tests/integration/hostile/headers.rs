@@ -1,0 +1,100 @@
+//! Attacks on the headers that extism's kernel keeps in front of its blocks, in memory that plugins store to. All fail:
+//! who says so with 0 has found that nothing came of them.
+
+use super::gallery::{
+    Comes::{Ends, Nothing},
+    Hostile,
+    OnExtism::Same,
+    parts, run,
+};
+
+pub(super) fn all() -> Vec<Hostile> {
+    // Stores of all ones that touch each byte of a header, and bytes of the block beside it.
+    let forge = "(func $forge (param $p i64) (local $i i64)
+        (loop $l (call $store8 (i64.sub (local.get $p) (i64.add (local.get $i) (i64.const 1))) (i32.const 255))
+            (br_if $l (i64.lt_u (local.tee $i (i64.add (local.get $i) (i64.const 1))) (i64.const 12))))
+        (local.set $i (i64.const 0))
+        (loop $l (call $store64 (i64.sub (local.get $p) (i64.add (local.get $i) (i64.const 1))) (i64.const -1))
+            (br_if $l (i64.lt_u (local.tee $i (i64.add (local.get $i) (i64.const 1))) (i64.const 19)))))";
+    let forged = |trick, body: &str| parts(trick, forge, body, Nothing, Same);
+    vec![
+        forged(
+            "a forged header of its own block",
+            "(local $p i64) (local.set $p (call $alloc (i64.const 64))) (call $forge (local.get $p))
+             (i64.ne (call $length (local.get $p)) (i64.const 64))",
+        ),
+        forged(
+            "forged headers of many blocks, far into memory",
+            "(local $p i64) (local $i i32) (local $wrong i32)
+             (loop $l (local.set $p (call $alloc (i64.const 40001))) (call $forge (local.get $p))
+                (if (i64.ne (call $length (local.get $p)) (i64.const 40001)) (then (local.set $wrong (i32.const 1))))
+                (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 70))))
+             (local.get $wrong)",
+        ),
+        forged(
+            "a forged header of its input",
+            "(call $forge (call $input_offset)) (i64.ne (call $length (call $input_offset)) (i64.const 1))",
+        ),
+        forged(
+            "a forged header of a variable",
+            "(local $p i64) (call $var_set (call $colour) (call $digits)) (local.set $p (call $var_get (call $colour)))
+             (call $forge (local.get $p)) (i64.ne (call $length (local.get $p)) (i64.const 10))",
+        ),
+        forged(
+            "a forged header of a part of a free block",
+            "(local $p i64) (call $free (call $alloc (i64.const 10000)))
+             (drop (call $alloc (i64.sub (call $memory_bytes) (i64.const 10500))))
+             (local.set $p (call $alloc (i64.const 700))) (call $forge (local.get $p))
+             (i64.ne (call $length (local.get $p)) (i64.const 700))",
+        ),
+        forged(
+            "a header that is forged before there is one",
+            "(local $p i64) (call $forge (i64.add (call $alloc (i64.const 100)) (i64.const 112)))
+             (local.set $p (call $alloc (i64.const 100))) (call $forge (local.get $p))
+             (i64.ne (call $length (local.get $p)) (i64.const 100))",
+        ),
+        forged(
+            "headers that are forged after a reset",
+            "(local $p i64) (drop (call $alloc (i64.const 5))) (call $reset) (local.set $p (call $alloc (i64.const 300)))
+             (call $forge (local.get $p)) (i64.ne (call $length (local.get $p)) (i64.const 300))",
+        ),
+        forged(
+            "a block that claims to be free and huge, so that the kernel writes where it keeps its own length",
+            "(local $p i64) (local $h i64) (drop (call $alloc (i64.const 1000)))
+             (local.set $p (call $alloc (i64.const 1000))) (local.set $h (i64.sub (local.get $p) (i64.const 12)))
+             (drop (call $alloc (i64.sub (call $memory_bytes) (i64.const 2300))))
+             (call $free (local.get $p))
+             (call $store64 (i64.add (local.get $h) (i64.const 4))
+                (i64.and (i64.sub (i64.const 213) (local.get $h)) (i64.const 0xffffffff)))
+             (drop (call $alloc (i64.const 200)))
+             (call $output_set (i64.const 0x40000000) (i64.const 1000))
+             i32.const 0",
+        ),
+        run(
+            "an error that is forged once it is set",
+            "(local $p i64) (local.set $p (call $message)) (call $error_set (local.get $p))
+             (call $store64 (i64.sub (local.get $p) (i64.const 8)) (i64.const 0x7fffffff7fffffff)) i32.const 1",
+            Ends("guest_error"),
+            Same,
+        ),
+        // What an earlier evaluation of the same instance has marked is in nobody's way.
+        parts(
+            "blocks where an earlier call had headers",
+            "(global $calls (mut i32) (i32.const 0))",
+            "(local $p i64) (local $i i64) (local $wrong i32)
+             (if (i32.eqz (global.get $calls))
+                (then (loop $l (drop (call $alloc (i64.const 20)))
+                    (br_if $l (i64.lt_u (local.tee $i (i64.add (local.get $i) (i64.const 1))) (i64.const 40)))))
+                (else (local.set $p (call $alloc (i64.const 1000)))
+                    (loop $l (call $store8 (i64.add (local.get $p) (local.get $i)) (i32.const 77))
+                        (br_if $l (i64.lt_u (local.tee $i (i64.add (local.get $i) (i64.const 1))) (i64.const 1000))))
+                    (loop $l (local.set $i (i64.sub (local.get $i) (i64.const 1)))
+                        (if (i32.ne (call $load8 (i64.add (local.get $p) (local.get $i))) (i32.const 77))
+                            (then (local.set $wrong (i32.const 1))))
+                        (br_if $l (i64.ne (local.get $i) (i64.const 0))))))
+             (global.set $calls (i32.add (global.get $calls) (i32.const 1))) (local.get $wrong)",
+            Nothing,
+            Same,
+        ),
+    ]
+}
