@@ -273,6 +273,7 @@ fn engine_alone(runtime: &Runtime) -> impl Fn(&Runtime, Duration) -> f64 {
     let request = CompileRequest {
         digest: Digest::of(&wasm),
         wasm: wasm.into(),
+        entry_point: "run".into(),
         linked: Arc::new([]),
         wasi: false,
         trusted: false,
@@ -396,9 +397,6 @@ fn beside_the_gallery(length: Duration) {
                 runtime.spawn(async move {
                     while !stop.load(Ordering::Relaxed) {
                         let one = &hostile[next.fetch_add(1, Ordering::Relaxed) % hostile.len()];
-                        if engine == EngineKind::Extism && one.on_extism == gallery::OnExtism::NotRun {
-                            continue;
-                        }
                         let evaluator = pool.evaluator("hostile", Spec::new(Source::bytes(one.bytes.clone()))).unwrap();
                         for _ in 0..2 {
                             let _ = evaluator.evaluate("x").await;

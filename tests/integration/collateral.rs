@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use evalpool::{
@@ -50,6 +50,35 @@ fn the_end_of_one_evaluation_is_not_that_of_its_siblings(engine: EngineKind) {
     for isolation in [Isolation::Fresh, Isolation::Reuse] {
         on_threads(beside_siblings(engine, isolation));
     }
+}
+
+/// A call that is left in its first moments, at whatever it is then, does not go on: neither its deadline nor its fuel
+/// would end it within the test's time.
+fn an_evaluation_that_is_left_as_it_begins_ends(engine: EngineKind) {
+    on_threads(async move {
+        let mut settings = Settings::default();
+        settings.engine.kind = engine;
+        settings.pool.max_instances_per_evaluator = 4;
+        settings.limits.exec_timeout = Duration::from_mins(30);
+        let pool = EvaluatorPool::from_settings(&settings).unwrap();
+        let endless = r#"(module (memory 16) (func (export "run")
+            (loop (memory.fill (i32.const 0) (i32.const 1) (i32.const 1000000)) (br 0))))"#;
+        let evaluator = pool.evaluator("endless", Spec::new(Source::bytes(wasm(endless)))).unwrap();
+        evaluator.executable().await.unwrap();
+        for round in 0..300 {
+            let evaluator = evaluator.clone();
+            let began = Instant::now();
+            let call = tokio::spawn(async move { evaluator.evaluate("x").await });
+            while began.elapsed() < Duration::from_micros(round * 5) {
+                std::hint::spin_loop();
+            }
+            call.abort();
+            let _ = call.await;
+        }
+        let closing = Instant::now();
+        assert_eq!(pool.close().await, evalpool::CloseReport::Drained);
+        assert!(closing.elapsed() < Duration::from_secs(8), "{:?}", closing.elapsed());
+    });
 }
 
 async fn beside_siblings(engine: EngineKind, isolation: Isolation) {
@@ -110,4 +139,14 @@ fn the_end_of_one_evaluation_is_not_that_of_its_siblings_on_extism() {
 #[test]
 fn the_end_of_one_evaluation_is_not_that_of_its_siblings_on_direct() {
     the_end_of_one_evaluation_is_not_that_of_its_siblings(EngineKind::Direct);
+}
+
+#[test]
+fn an_evaluation_that_is_left_as_it_begins_ends_on_extism() {
+    an_evaluation_that_is_left_as_it_begins_ends(EngineKind::Extism);
+}
+
+#[test]
+fn an_evaluation_that_is_left_as_it_begins_ends_on_direct() {
+    an_evaluation_that_is_left_as_it_begins_ends(EngineKind::Direct);
 }

@@ -16,15 +16,17 @@ const MAX_MESSAGE: usize = 4096;
 pub(super) struct Failure {
     pub(super) error: Error,
     pub(super) is_sound: bool,
+    /// Whether an interrupt ended it. (Or its guest says so: that harms its own evaluator's next call at most.)
+    pub(super) is_interrupt: bool,
 }
 
 impl Failure {
     pub(super) fn sound(error: Error) -> Self {
-        Self { error, is_sound: true }
+        Self { error, is_sound: true, is_interrupt: false }
     }
 
     fn unsound(error: Error) -> Self {
-        Self { error, is_sound: false }
+        Self { error, is_sound: false, is_interrupt: false }
     }
 }
 
@@ -36,6 +38,7 @@ pub(super) fn invalid(error: &extism::Error, limits: &InstanceLimits) -> Error {
         return Error::BuildTimeout { after: limits.build_timeout };
     }
     let reason = match error.downcast_ref::<Trap>() {
+        Some(Trap::Interrupt) => return Error::BuildTimeout { after: limits.build_timeout },
         // extism says so itself only of what it calls, not of what its linker does.
         Some(Trap::OutOfFuel) if limits.fuel.is_none() => {
             return Error::BuildTimeout { after: limits.build_timeout };
@@ -59,12 +62,18 @@ pub(super) fn invalid(error: &extism::Error, limits: &InstanceLimits) -> Error {
 /// in doubt is not sound.
 pub(super) fn classify(error: &extism::Error, elapsed: Duration, limits: &InstanceLimits) -> Failure {
     let root = root(error);
+    // extism says "timeout" of each interrupt.
+    let is_interrupt = root == "timeout" || matches!(error.downcast_ref(), Some(Trap::Interrupt));
+    Failure { is_interrupt, ..kind(error, &root, elapsed, limits) }
+}
+
+fn kind(error: &extism::Error, root: &str, elapsed: Duration, limits: &InstanceLimits) -> Failure {
     if let Some(trap) = error.downcast_ref::<Trap>() {
         return Failure::unsound(match trap {
             Trap::Interrupt => Error::ExecTimeout { after: limits.exec_timeout },
             Trap::OutOfFuel => out_of_fuel(limits),
             // A guest that sets an error and then traps on purpose, as AssemblyScript's `abort` does, has reported it.
-            _ if root != trap.to_string() => Error::GuestError { message: shorten(&root) },
+            _ if root != trap.to_string() => Error::GuestError { message: shorten(root) },
             trap => Error::GuestTrap { reason: trap.to_string() },
         });
     }
@@ -76,7 +85,7 @@ pub(super) fn classify(error: &extism::Error, elapsed: Duration, limits: &Instan
     }
     // extism hands on a returning guest's message bare; what ended the guest comes wrapped in its backtrace.
     let returned = error.chain().len() == 1;
-    match root.as_str() {
+    match root {
         // extism says so of a deadline and of a cancel; nobody is left to hear of a cancel.
         "timeout" if elapsed >= limits.exec_timeout => {
             Failure::unsound(Error::ExecTimeout { after: limits.exec_timeout })
@@ -93,7 +102,8 @@ pub(super) fn classify(error: &extism::Error, elapsed: Duration, limits: &Instan
                 Some(code) => format!("it returned {code}"),
                 None => shorten(text),
             };
-            Failure { error: Error::GuestError { message }, is_sound: returned && text != "timeout" }
+            let error = Error::GuestError { message };
+            if returned && text != "timeout" { Failure::sound(error) } else { Failure::unsound(error) }
         }
     }
 }

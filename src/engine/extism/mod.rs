@@ -24,6 +24,7 @@ mod errors;
 mod fence;
 mod functions;
 mod given;
+mod interrupt;
 mod seat;
 mod stop;
 
@@ -32,25 +33,28 @@ use std::{
     fmt,
     num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::Bytes;
 use extism::{Manifest, Plugin};
 use lru::LruCache;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use self::{
     cache::CodeCache,
+    errors::Failure,
+    interrupt::{Initialising, InterruptOnDrop},
     seat::{Recipe, Seat, Shared},
-    stop::StopOnDrop,
+    stop::{Running, StopOnDrop},
 };
 use super::{
     BoxFuture, CompileRequest, CompiledPlugin, Engine, Instance, Permit,
     host::{GuestScope, panic_text},
 };
 use crate::{
-    background,
+    background, clock,
     error::Error,
     source::{Digest, effort},
 };
@@ -144,29 +148,56 @@ impl CompiledPlugin for Compiled {
 
     fn instantiate(&self, permit: Permit) -> BoxFuture<'_, Result<Box<dyn Instance>, Error>> {
         let shared = self.shared.clone();
-        Box::pin(blocking("initialising did not finish", move || {
-            let seat = shared.take_seat()?;
-            let (compiled, call) = seat.compiled()?;
-            let _scope = GuestScope::enter();
-            let limits = seat.limits();
-            call.begin_initialising(limits.build_timeout);
-            let mut plugin = Plugin::new_from_compiled(compiled).map_err(|error| errors::invalid(&error, limits))?;
-            // extism initialises a plugin at its first call, whatever is called: so what fails there fails here, and the
-            // first evaluation does not pay for it.
-            if let Err(error) = plugin.call::<&[u8], &[u8]>(NOTHING, &[])
-                && !error.to_string().ends_with(NOTHING)
-            {
-                return Err(errors::invalid(&error, limits));
+        Box::pin(async move {
+            let after = shared.limits().build_timeout;
+            let watch = shared.can_interrupt().then(InterruptOnDrop::default);
+            let initialising = watch.as_ref().map(InterruptOnDrop::initialising);
+            let work = blocking("initialising did not finish", move || {
+                let mut seat = shared.take_seat()?;
+                if initialising.as_ref().is_some_and(|initialising| !initialising.begin(seat.occupied().clone())) {
+                    return Err(Error::BuildTimeout { after });
+                }
+                let plugin = initialise(&seat);
+                if initialising.is_some_and(Initialising::end) {
+                    seat.spoil();
+                    return Err(Error::BuildTimeout { after });
+                }
+                let guest = Guest { plugin: plugin?, seat, _permit: permit };
+                Ok(Box::new(ExtismInstance { guest: Some(Box::new(guest)) }) as Box<dyn Instance>)
+            });
+            let mut work = pin!(work);
+            if let Ok(made) = timeout_at(clock::deadline(after), &mut work).await {
+                return made;
             }
-            Ok(Box::new(ExtismInstance { guest: Some(Box::new(Guest { plugin, seat, _permit: permit })) })
-                as Box<dyn Instance>)
-        }))
+            if let Some(watch) = &watch {
+                watch.interrupt();
+            }
+            work.await
+        })
     }
 
     fn as_any(&self) -> &dyn Any {
         self
     }
 }
+
+/// A plugin whose initialisers have run. Blocks while they do.
+fn initialise(seat: &Seat) -> Result<Plugin, Error> {
+    let (compiled, call) = seat.occupied().compiled();
+    let limits = seat.limits();
+    let _scope = GuestScope::enter();
+    call.begin_initialising(limits.build_timeout);
+    let mut plugin = Plugin::new_from_compiled(compiled).map_err(|error| errors::invalid(&error, limits))?;
+    // extism initialises a plugin at its first call, whatever is called: so what fails there fails here, and the
+    // first evaluation does not pay for it.
+    match plugin.call::<&[u8], &[u8]>(NOTHING, &[]) {
+        Err(error) if !error.to_string().ends_with(NOTHING) => Err(errors::invalid(&error, limits)),
+        _ => Ok(plugin),
+    }
+}
+
+/// What a call came to, and its guest if that can be called again.
+type Returned = (Option<Box<Guest>>, Result<Bytes, Error>);
 
 /// One guest with all that it holds, in the order in which it is given back.
 struct Guest {
@@ -176,12 +207,11 @@ struct Guest {
 }
 
 impl Guest {
-    fn call(&mut self, entry_point: &str, input: &[u8]) -> Result<Bytes, errors::Failure> {
+    fn call(&mut self, entry_point: &str, input: &[u8], running: &Running) -> Result<Bytes, Failure> {
         let limits = self.seat.limits();
         let started = std::time::Instant::now();
-        if let Ok((_, call)) = self.seat.compiled() {
-            call.begin(limits.exec_timeout);
-        }
+        let (_, call) = self.seat.occupied().compiled();
+        call.begin(limits.exec_timeout, running.beginning());
         let _scope = GuestScope::enter();
         let output: &[u8] = self
             .plugin
@@ -189,9 +219,30 @@ impl Guest {
             .map_err(|error| errors::classify(&error, started.elapsed(), limits))?;
         // The length is the guest's word: it is looked at before any byte is.
         if output.len() as u64 > limits.output_size {
-            return Err(errors::Failure::sound(Error::OutputTooLarge { limit: limits.output_size }));
+            return Err(Failure::sound(Error::OutputTooLarge { limit: limits.output_size }));
         }
         Ok(Bytes::copy_from_slice(output))
+    }
+
+    /// The same on a thread that may block, and the guest, if it can be called again.
+    fn run(mut self: Box<Self>, entry_point: &str, input: &[u8], mut running: Running) -> Result<Returned, Error> {
+        if !running.begin(self.seat.is_fenced()) {
+            return Err(Error::Cancelled);
+        }
+        let called = catch_unwind(AssertUnwindSafe(|| self.call(entry_point, input, &running)));
+        let (result, is_sound, is_interrupt) = match called {
+            Ok(Ok(output)) => (Ok(output), true, false),
+            Ok(Err(failure)) => (Err(failure.error), failure.is_sound, failure.is_interrupt),
+            Err(panic) => (Err(Error::internal("a host function panicked", panic_text(&*panic))), false, false),
+        };
+        let is_clear = is_interrupt || running.is_clear(self.seat.limits().exec_timeout);
+        if !is_clear {
+            self.seat.spoil();
+        }
+        drop(running);
+        // The next call would run initialisers once more, where nothing reckons with them.
+        let is_spent = entry_point == "_start";
+        Ok(((is_sound && is_clear && !is_spent).then_some(self), result))
     }
 }
 
@@ -208,28 +259,14 @@ impl Instance for ExtismInstance {
         _deadline: Instant,
     ) -> BoxFuture<'a, Result<Bytes, Error>> {
         Box::pin(async move {
-            let Some(mut guest) = self.guest.take() else {
+            let Some(guest) = self.guest.take() else {
                 return Err(Error::Internal { reason: "an unsound instance was called", cause: None });
             };
             let entry_point = entry_point.to_owned();
             let stop = StopOnDrop::new(guest.plugin.cancel_handle());
             let running = stop.running();
-            let (guest, result) = blocking("an evaluation did not finish", move || {
-                if !running.begin() {
-                    return Err(Error::Cancelled);
-                }
-                let called = catch_unwind(AssertUnwindSafe(|| guest.call(&entry_point, &input)));
-                drop(running);
-                match called {
-                    Ok(Ok(output)) => Ok((Some(guest), Ok(output))),
-                    Ok(Err(failure)) => Ok((failure.is_sound.then_some(guest), Err(failure.error))),
-                    Err(panic) => {
-                        let error = Error::internal("a host function panicked", panic_text(&*panic));
-                        Ok((None, Err(error)))
-                    }
-                }
-            })
-            .await?;
+            let work = move || guest.run(&entry_point, &input, running);
+            let (guest, result) = blocking("an evaluation did not finish", work).await?;
             stop.disarm();
             self.guest = guest;
             result

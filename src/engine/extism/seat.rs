@@ -17,7 +17,10 @@
 //! slow machine in as many times more as it is slower). What moves much memory with one instruction takes far longer:
 //! see SECURITY.md.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+};
 
 use extism::{Manifest, PluginBuilder, Wasm};
 use wasmtime_of_extism::{Config, OperatorCost, PoolingAllocationConfig};
@@ -25,7 +28,7 @@ use wasmtime_of_extism::{Config, OperatorCost, PoolingAllocationConfig};
 use super::{
     cache::CodeCache,
     errors,
-    fence::{self, Surroundings},
+    fence::{self, Part, Surroundings},
     functions,
     given::{self, Call},
 };
@@ -131,16 +134,24 @@ impl Recipe {
         Ok(Place { compiled, call })
     }
 
+    /// Whether there are initialisers, and a fence, by which they can be interrupted.
+    fn can_interrupt(&self) -> bool {
+        self.initialises && !self.trusted
+    }
+
     /// Slots for the memories and tables of one instance and no more: that bounds them, and takes little address space.
     fn slots(&self, config: &mut Config) {
+        // One more, whole, to interrupt its initialisers.
+        let plugins: u32 = if self.can_interrupt() { 2 } else { 1 };
         let modules = u32::try_from(INSTANCES + self.manifest.wasm.len() - 1).unwrap_or(u32::MAX);
+        let modules = modules.saturating_mul(plugins);
         let memory = self.limits.memory.max(KERNEL_MEMORY);
         let mut slots = PoolingAllocationConfig::new();
         slots
             .total_core_instances(modules)
-            // One more for the references that extism keeps for a guest.
-            .total_memories(modules.saturating_add(1))
-            .total_gc_heaps(1)
+            // One more each for the references that extism keeps for a guest.
+            .total_memories(modules.saturating_add(plugins))
+            .total_gc_heaps(plugins)
             .total_tables(modules.saturating_mul(TABLES))
             .total_stacks(0)
             .max_memories_per_module(1)
@@ -164,9 +175,10 @@ fn modules(request: &CompileRequest) -> Result<Vec<Wasm>, Error> {
     };
     let mut modules = vec![Wasm::data(fence::module()?).with_name(fence::FENCE)];
     for (wasm, name) in linked {
-        modules.push(Wasm::data(fence::fenced(wasm, &surroundings)?).with_name(name));
+        modules.push(Wasm::data(fence::fenced(wasm, Part::Linked, &surroundings)?).with_name(name));
     }
-    modules.push(Wasm::data(fence::fenced(&request.wasm, &surroundings)?));
+    let plugin = Part::Plugin { entry_point: &request.entry_point };
+    modules.push(Wasm::data(fence::fenced(&request.wasm, plugin, &surroundings)?));
     Ok(modules)
 }
 
@@ -224,7 +236,7 @@ struct Place {
 /// What a compiled plugin and its instances share.
 pub(super) struct Shared {
     /// Those that no instance is using.
-    free: Mutex<Vec<Place>>,
+    free: Mutex<Vec<Arc<Place>>>,
     recipe: Recipe,
 }
 
@@ -232,7 +244,7 @@ impl Shared {
     /// Compiles the first. Blocks.
     pub(super) fn new(recipe: Recipe) -> Result<Self, Error> {
         let first = recipe.compile()?;
-        Ok(Self { free: Mutex::new(vec![first]), recipe })
+        Ok(Self { free: Mutex::new(vec![Arc::new(first)]), recipe })
     }
 
     pub(super) fn manifest(&self) -> &Manifest {
@@ -243,7 +255,16 @@ impl Shared {
         self.recipe.fuel
     }
 
-    fn free(&self) -> MutexGuard<'_, Vec<Place>> {
+    pub(super) fn limits(&self) -> &InstanceLimits {
+        &self.recipe.limits
+    }
+
+    /// Whether its initialisers can be interrupted.
+    pub(super) fn can_interrupt(&self) -> bool {
+        self.recipe.can_interrupt()
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<Arc<Place>>> {
         // Nothing panics under this lock; a poisoned one still holds a sound list.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -253,36 +274,58 @@ impl Shared {
         let free = self.free().pop();
         let place = match free {
             Some(place) => place,
-            None => self.recipe.compile()?,
+            None => Arc::new(self.recipe.compile()?),
         };
-        Ok(Seat { place: Some(place), shared: self.clone() })
+        Ok(Seat { occupied: Occupied { place, shared: self.clone() }, is_spoiled: false })
+    }
+}
+
+/// What is held of a seat for as long as it is used.
+#[derive(Clone)]
+pub(super) struct Occupied {
+    place: Arc<Place>,
+    /// Last: what it holds counts for as long as the place exists.
+    shared: Arc<Shared>,
+}
+
+impl Occupied {
+    /// The plugin, and what its functions know of the call that runs in it.
+    pub(super) fn compiled(&self) -> (&extism::CompiledPlugin, &Call) {
+        (&self.place.compiled, &self.place.call)
     }
 }
 
 /// A `CompiledPlugin` that one instance uses alone. Goes back to the others when dropped.
 pub(super) struct Seat {
-    place: Option<Place>,
-    shared: Arc<Shared>,
+    occupied: Occupied,
+    is_spoiled: bool,
 }
 
 impl Seat {
-    /// The plugin, and what its functions know of the call that runs in it.
-    pub(super) fn compiled(&self) -> Result<(&extism::CompiledPlugin, &Call), Error> {
-        match &self.place {
-            Some(place) => Ok((&place.compiled, &place.call)),
-            None => Err(Error::Internal { reason: "a seat without a plugin", cause: None }),
-        }
+    pub(super) fn occupied(&self) -> &Occupied {
+        &self.occupied
     }
 
     pub(super) fn limits(&self) -> &InstanceLimits {
-        &self.shared.recipe.limits
+        self.occupied.shared.limits()
+    }
+
+    /// Whether its guests tell when they begin.
+    pub(super) fn is_fenced(&self) -> bool {
+        !self.occupied.shared.recipe.trusted
+    }
+
+    /// An interrupt may be on its way to it: nobody else gets it.
+    pub(super) fn spoil(&mut self) {
+        self.is_spoiled = true;
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if let Some(place) = self.place.take() {
-            self.shared.free().push(place);
+        // Who panics knows of nothing that may be on its way.
+        if !self.is_spoiled && !thread::panicking() {
+            self.occupied.shared.free().push(self.occupied.place.clone());
         }
     }
 }

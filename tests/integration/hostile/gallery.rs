@@ -25,8 +25,6 @@ pub(super) enum Comes {
 pub(super) enum OnExtism {
     Same,
     Other(Comes),
-    /// It holds a thread until its fuel is burnt, which a test of its own awaits with shorter timeouts.
-    NotRun,
 }
 
 pub(super) struct Hostile {
@@ -37,7 +35,7 @@ pub(super) struct Hostile {
 }
 
 use Comes::{Ends, Nothing, Refused};
-use OnExtism::{NotRun, Other, Same};
+use OnExtism::{Other, Same};
 
 pub(super) fn upload(trick: &'static str, bytes: impl Into<Vec<u8>>) -> Hostile {
     Hostile { trick, bytes: bytes.into(), comes: Refused("invalid_plugin"), on_extism: Same }
@@ -287,28 +285,28 @@ pub(super) fn initialisers() -> Vec<Hostile> {
         (memory (export "memory") 1) (func $s (call $exit (i32.const 0))) (start $s) (func (export "run")))"#;
     vec![
         module("a start that traps", &start("unreachable"), bad, Same),
-        module("a start that never ends", &start("(loop br 0)"), Refused("build_timeout"), NotRun),
+        module("a start that never ends", &start("(loop br 0)"), Refused("build_timeout"), Same),
         module("a start that recurses", "(module (func $s (call $s)) (start $s) (func (export \"run\")))", bad, Same),
         module(
             "a start that takes all memory",
             &start("(loop (drop (memory.grow (i32.const 16))) (br 0))"),
             // extism's linker has no limit yet: growing gives −1, and the loop goes on.
             bad,
-            NotRun,
+            Other(Refused("build_timeout")),
         ),
         module("a start that exits", exits, bad, Same),
         module(
             "an _initialize that never ends",
             &export("_initialize", "", "(loop br 0)"),
             Refused("build_timeout"),
-            NotRun,
+            Same,
         ),
         module("an _initialize of another type", &export("_initialize", "(param i32)", ""), bad, Same),
         module(
             "constructors that never end",
             &export("__wasm_call_ctors", "", "(loop br 0)"),
             Refused("build_timeout"),
-            NotRun,
+            Same,
         ),
         module("constructors that trap", &export("__wasm_call_ctors", "", "unreachable"), bad, Same),
         module(
@@ -335,13 +333,13 @@ pub(super) fn initialisers() -> Vec<Hostile> {
             "Haskell that never starts",
             &export("hs_init", "(param i32 i32)", "(loop br 0)"),
             Refused("build_timeout"),
-            NotRun,
+            Same,
         ),
     ]
 }
 
 /// Initialisers that are busy in a way that fuel does not tell.
-fn busy_initialisers() -> Vec<Hostile> {
+pub(super) fn busy_initialisers() -> Vec<Hostile> {
     let late = Refused("build_timeout");
     let start = |body: &str| format!("(module (memory 1) (func $s {body}) (start $s) (func (export \"run\")))");
     vec![

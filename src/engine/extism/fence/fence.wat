@@ -1,4 +1,4 @@
-;; Stands between a plugin and extism's kernel, and between a plugin and the clock. See `mod.rs`.
+;; Stands between a plugin and extism's kernel. See `mod.rs`.
 ;;
 ;; The kernel keeps a header of 12 bytes in front of each block, in the memory that its `store` functions write to. Here
 ;; the bytes of headers are marked, one bit for each, in a memory of our own, and stores to them do nothing.
@@ -10,7 +10,6 @@
   (import "extism:host/env" "output_set" (func $output_set (param i64 i64)))
   (import "extism:host/env" "output_offset" (func $output_offset (result i64)))
   (import "evalpool:host" "outside" (func $outside))
-  (import "evalpool:host" "tick" (func $tick))
   (import "evalpool:host" "written" (func $written (result i64)))
 
   (memory $marks 1)
@@ -19,8 +18,6 @@
   (global $covered (mut i64) (i64.const 0x7ffc0))
   ;; Of the blocks that are marked, the last.
   (global $last (mut i64) (i64.const 0))
-  ;; What may be done until the clock is looked at again, in bytes moved.
-  (global $left (mut i64) (i64.const 65536))
 
   ;; Forgets the marks of an earlier call: extism has reset its kernel since. That takes back the output, and here there
   ;; always is one, if only an empty one.
@@ -72,8 +69,6 @@
     (local $block i64)
     ;; More than there ever is, and what follows from it, the kernel does not reckon with.
     (if (i64.gt_u (local.get $n) (i64.const 0x7fffffff)) (then (local.set $n (i64.const 0x7fffffff))))
-    ;; Looking for a free block may take long.
-    (call $charge (i32.const 4096))
     (call $begin)
     (local.set $block (call $alloc (local.get $n)))
     (call $mark (local.get $block))
@@ -102,11 +97,4 @@
 
   ;; It has returned this, which may be a block.
   (func (export "returned_value") (param $value i64)
-    (if (i64.ne (call $length (local.get $value)) (i64.const 0)) (then (call $mark (local.get $value)))))
-
-  ;; So many bytes are about to be moved.
-  (func $charge (export "charge") (param $bytes i32)
-    (global.set $left
-      (i64.sub (global.get $left) (i64.add (i64.extend_i32_u (local.get $bytes)) (i64.const 64))))
-    (if (i64.lt_s (global.get $left) (i64.const 0))
-      (then (global.set $left (i64.const 65536)) (call $tick)))))
+    (if (i64.ne (call $length (local.get $value)) (i64.const 0)) (then (call $mark (local.get $value))))))

@@ -1,5 +1,6 @@
 //! What stands between a plugin that is not trusted and extism's own code: `fence.wat`, a module that each is linked
-//! with, and a few instructions that are put into the plugin before it is compiled.
+//! with, and functions that are put around what the plugin imports and exports before it is compiled. Its own functions
+//! stay as they are.
 //!
 //! - **The kernel's headers are out of reach.** extism's kernel believes the headers of its blocks, which lie in the
 //!   memory that its own `store_u8` and `store_u64` write to, and extism then makes slices of what the kernel says: a
@@ -8,8 +9,9 @@
 //!   headers are marked before their guest can run: the first block's lies where nothing is stored, a guest's own are
 //!   marked as they are allocated, and those of the host's when its function returns. With sound headers all
 //!   that the kernel says is within its memory, but for two sums that wrap around, which the fence refuses.
-//! - **The clock is looked at** where fuel does not stand for time: each time 64 KiB have been moved by single
-//!   instructions, or a few of the host's functions called.
+//! - **Initialisers ask whether there is time for them**, and do nothing once there is none: so another plugin of the same
+//!   seat can be made whose initialisers do not run, and through it the first one be interrupted. See `interrupt`.
+//! - **A call says when it has really begun**: from then on it can be stopped. See `stop`.
 //! - **One call of WASI handles sixteen buffers at most**, which it may: there is no interrupting it.
 //!
 //! Considered and not taken: another kernel in the place of extism's (its name cannot be taken), its functions as
@@ -19,14 +21,14 @@
 use std::{collections::HashSet, convert::Infallible};
 
 use wasm_encoder::{
-    CodeSection, DataCountSection, DataSection, ElementSection, EntityType, ExportSection, Function, FunctionSection,
-    GlobalSection, ImportSection, Instruction, MemorySection, Module, NameSection, StartSection, TableSection,
-    TypeSection, ValType,
+    BlockType, CodeSection, DataCountSection, DataSection, ElementSection, EntityType, ExportKind, ExportSection,
+    Function, FunctionSection, GlobalSection, ImportSection, Instruction, MemorySection, Module, NameSection,
+    StartSection, TableSection, TypeSection, ValType,
     reencode::{self, Reencode},
 };
-use wasmparser::{CompositeInnerType, FuncType, FunctionBody, KnownCustom, Operator, Parser, Payload, TypeRef};
+use wasmparser::{CompositeInnerType, ExternalKind, FuncType, KnownCustom, Parser, Payload, TypeRef};
 
-use crate::error::Error;
+use crate::{error::Error, source::INITIALISERS};
 
 /// The fence's name, and that of what it imports from the host.
 pub(super) const FENCE: &str = "evalpool:fence";
@@ -69,11 +71,8 @@ const KERNEL: [&str; 16] = [
 const OF_BUFFERS: [&str; 4] = ["fd_pread", "fd_pwrite", "fd_read", "fd_write"];
 const MOST_BUFFERS: i32 = 16;
 
-/// What one call of a host's function is taken for, in bytes moved.
-const HOST_CALL: i32 = 16 * 1024;
-
-/// What one element of a table is taken for: 16 bytes.
-const ELEMENT_SHIFT: i32 = 4;
+/// An export of the plugin's, which interrupts whatever else runs in its seat.
+pub(super) const INTERRUPT: &str = "evalpool: interrupt";
 
 /// The fence itself.
 pub(super) fn module() -> Result<Vec<u8>, Error> {
@@ -89,31 +88,48 @@ pub(super) struct Surroundings<'a> {
     pub(super) native: HashSet<(&'a str, &'a str)>,
 }
 
+/// Which of a plugin's modules it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part<'a> {
+    /// The one that is called, by this export.
+    Plugin {
+        entry_point: &'a str,
+    },
+    Linked,
+}
+
 /// A plugin, which is valid and known to compile in bounded time, with what belongs to the fence in it.
 ///
 /// # Errors
 ///
 /// `internal` for a module that is not valid.
-pub(super) fn fenced(wasm: &[u8], surroundings: &Surroundings<'_>) -> Result<Vec<u8>, Error> {
-    let encode = || Plan::read(wasm, surroundings)?.encode(wasm);
+pub(super) fn fenced(wasm: &[u8], part: Part<'_>, surroundings: &Surroundings<'_>) -> Result<Vec<u8>, Error> {
+    let encode = || Plan::read(wasm, part, surroundings)?.encode(wasm);
     encode().map_err(|error: reencode::Error| Error::internal("a plugin could not be fenced", error.to_string()))
 }
 
 /// Functions that each module imports beside its own, after those.
 #[derive(Debug, Clone, Copy)]
 enum Added {
-    Charge,
     Returned,
     ReturnedValue,
     ReachesMemory,
+    Begun,
+    InTime,
+    Interrupt,
 }
 
+/// Parameters and results.
+type Signature = (&'static [ValType], &'static [ValType]);
+
 impl Added {
-    const ALL: [(Added, &'static str, &'static str, &'static [ValType]); 4] = [
-        (Added::Charge, FENCE, "charge", &[ValType::I32]),
-        (Added::Returned, FENCE, "returned", &[]),
-        (Added::ReturnedValue, FENCE, "returned_value", &[ValType::I64]),
-        (Added::ReachesMemory, HOST, "reaches_memory", &[]),
+    const ALL: [(Added, &'static str, &'static str, Signature); 6] = [
+        (Added::Returned, FENCE, "returned", (&[], &[])),
+        (Added::ReturnedValue, FENCE, "returned_value", (&[ValType::I64], &[])),
+        (Added::ReachesMemory, HOST, "reaches_memory", (&[], &[])),
+        (Added::Begun, HOST, "begun", (&[], &[])),
+        (Added::InTime, HOST, "in_time", (&[], &[ValType::I32])),
+        (Added::Interrupt, HOST, "interrupt", (&[], &[])),
     ];
 }
 
@@ -143,20 +159,31 @@ struct Import {
     stand_in: Option<u32>,
 }
 
+/// A function of the module's own, or of the host's, with something before it.
+#[derive(Debug, Clone, Copy)]
+enum Wrapper {
+    /// One of the host's functions.
+    Import(Wrapped),
+    EntryPoint,
+    Initialiser,
+}
+
 /// A module on its way to a fenced one.
-struct Plan {
+struct Plan<'a> {
+    part: Part<'a>,
     types: Vec<Option<FuncType>>,
     /// Imported functions.
     imports: Vec<Import>,
     /// The types of its own functions.
     functions: Vec<u32>,
-    /// How many of their bodies have been encoded.
-    encoded: usize,
+    /// What follows its own functions: what each is, the function that it calls, and the type of both.
+    wrappers: Vec<(Wrapper, u32, u32)>,
 }
 
-impl Plan {
-    fn read(wasm: &[u8], surroundings: &Surroundings<'_>) -> wasmparser::Result<Self> {
-        let mut plan = Self { types: Vec::new(), imports: Vec::new(), functions: Vec::new(), encoded: 0 };
+impl<'a> Plan<'a> {
+    fn read(wasm: &[u8], part: Part<'a>, surroundings: &Surroundings<'_>) -> wasmparser::Result<Self> {
+        let mut plan =
+            Self { part, types: Vec::new(), imports: Vec::new(), functions: Vec::new(), wrappers: Vec::new() };
         for payload in Parser::new(0).parse_all(wasm) {
             match payload? {
                 Payload::TypeSection(section) => {
@@ -181,11 +208,11 @@ impl Plan {
                 _ => {}
             }
         }
-        let mut next = len(&plan.imports) + len(&Added::ALL) + len(&plan.functions);
-        for import in &mut plan.imports {
-            if let Role::Host(_) = import.role {
-                import.stand_in = Some(next);
-                next += 1;
+        for index in 0..plan.imports.len() {
+            let import = plan.imports[index];
+            if let Role::Host(wrapped) = import.role {
+                let stand_in = plan.wrap(Wrapper::Import(wrapped), len(&plan.imports[..index]), import.ty);
+                plan.imports[index].stand_in = Some(stand_in);
             }
         }
         Ok(plan)
@@ -197,7 +224,7 @@ impl Plan {
         let fenced = FENCED.into_iter().find(|(fenced, ..)| module == ENVIRONMENT && *fenced == name);
         if let Some((_, params, results)) = fenced {
             // Of another type it cannot be linked, which extism says better.
-            let fits = self.function(ty).is_some_and(|ty| ty.params() == params && ty.results() == results);
+            let fits = self.ty(ty).is_some_and(|ty| ty.params() == params && ty.results() == results);
             return if fits { Role::Fenced } else { Role::Wasm };
         }
         if surroundings.linked.contains(module) || module == ENVIRONMENT && KERNEL.contains(&name) {
@@ -206,12 +233,34 @@ impl Plan {
         Role::Host(Wrapped { may_make_blocks: !wasi, is_native, takes_buffers: wasi && OF_BUFFERS.contains(&name) })
     }
 
-    fn function(&self, ty: u32) -> Option<&FuncType> {
+    fn ty(&self, ty: u32) -> Option<&FuncType> {
         self.types.get(usize::try_from(ty).ok()?)?.as_ref()
     }
 
-    fn added(&self, added: Added) -> Instruction<'static> {
-        Instruction::Call(len(&self.imports) + added as u32)
+    /// The type of a function, by the index that the module knows it by.
+    fn type_of(&self, function: u32) -> Option<u32> {
+        let function = usize::try_from(function).ok()?;
+        match self.imports.get(function) {
+            Some(import) => Some(import.ty),
+            None => self.functions.get(function - self.imports.len()).copied(),
+        }
+    }
+
+    /// Adds a function that calls this one; its index.
+    fn wrap(&mut self, wrapper: Wrapper, target: u32, ty: u32) -> u32 {
+        let index = len(&self.imports) + len(&Added::ALL) + len(&self.functions) + len(&self.wrappers);
+        self.wrappers.push((wrapper, target, ty));
+        index
+    }
+
+    /// The same for one of the module's, by the index that the module knows it by.
+    fn wrap_own(&mut self, wrapper: Wrapper, function: u32) -> Result<u32, reencode::Error> {
+        let target = self.function_index(function)?;
+        Ok(self.type_of(function).map_or(target, |ty| self.wrap(wrapper, target, ty)))
+    }
+
+    fn added(&self, added: Added) -> u32 {
+        len(&self.imports) + added as u32
     }
 
     fn encode(mut self, wasm: &[u8]) -> Result<Vec<u8>, reencode::Error> {
@@ -225,7 +274,9 @@ impl Plan {
                 Payload::MemorySection(section) => self.parse_memory_section(&mut parts.memories, section)?,
                 Payload::GlobalSection(section) => self.parse_global_section(&mut parts.globals, section)?,
                 Payload::ExportSection(section) => self.parse_export_section(&mut parts.exports, section)?,
-                Payload::StartSection { func, .. } => parts.start = Some(self.function_index(func)?),
+                Payload::StartSection { func, .. } => {
+                    parts.start = Some(self.wrap_own(Wrapper::Initialiser, func)?);
+                }
                 Payload::ElementSection(section) => self.parse_element_section(&mut parts.elements, section)?,
                 Payload::DataCountSection { count, .. } => parts.data_count = Some(count),
                 Payload::DataSection(section) => self.parse_data_section(&mut parts.data, section)?,
@@ -239,15 +290,16 @@ impl Plan {
                 _ => {}
             }
         }
-        for (added, module, name, params) in Added::ALL {
-            parts.types.ty().function(params.iter().copied(), []);
+        for (added, module, name, (params, results)) in Added::ALL {
+            parts.types.ty().function(params.iter().copied(), results.iter().copied());
             parts.imports.import(module, name, EntityType::Function(len(&self.types) + added as u32));
         }
-        for (index, import) in (0..).zip(self.imports.clone()) {
-            if let Role::Host(wrapped) = import.role {
-                parts.functions.function(import.ty);
-                parts.code.function(&self.wrapper(index, import.ty, wrapped)?);
-            }
+        if let Part::Plugin { .. } = self.part {
+            parts.exports.export(INTERRUPT, ExportKind::Func, self.added(Added::Interrupt));
+        }
+        for (wrapper, target, ty) in std::mem::take(&mut self.wrappers) {
+            parts.functions.function(ty);
+            parts.code.function(&self.body(wrapper, target, ty)?);
         }
         Ok(parts.finish())
     }
@@ -268,23 +320,35 @@ impl Plan {
         Ok(())
     }
 
-    /// A function that calls one of the host's, with what comes before and after it.
-    fn wrapper(&mut self, index: u32, ty: u32, wrapped: Wrapped) -> Result<Function, reencode::Error> {
-        let (params, results) =
-            self.function(ty).map_or((0, Vec::new()), |ty| (len(ty.params()), ty.results().to_vec()));
-        let mut types = Vec::with_capacity(results.len());
-        for result in &results {
-            types.push(self.val_type(*result)?);
-        }
-        let mut body = Function::new_with_locals_types(types.iter().copied());
-        body.instruction(&Instruction::I32Const(HOST_CALL));
-        body.instruction(&self.added(Added::Charge));
-        if wrapped.is_native {
-            body.instruction(&self.added(Added::ReachesMemory));
+    /// The body of a wrapper of `target`.
+    fn body(&mut self, wrapper: Wrapper, target: u32, ty: u32) -> Result<Function, reencode::Error> {
+        let (params, results) = self.ty(ty).map_or((0, Vec::new()), |ty| (len(ty.params()), ty.results().to_vec()));
+        let results = results.into_iter().map(|ty| self.val_type(ty)).collect::<Result<Vec<_>, _>>()?;
+        let mut body = match wrapper {
+            Wrapper::Import(_) => Function::new_with_locals_types(results.iter().copied()),
+            _ => Function::new([]),
+        };
+        let call = |body: &mut Function, function| {
+            body.instruction(&Instruction::Call(function));
+        };
+        match wrapper {
+            Wrapper::EntryPoint => call(&mut body, self.added(Added::Begun)),
+            Wrapper::Initialiser => {
+                call(&mut body, self.added(Added::InTime));
+                body.instruction(&Instruction::I32Eqz);
+                body.instruction(&Instruction::If(BlockType::Empty));
+                for ty in &results {
+                    body.instruction(&zero(*ty));
+                }
+                body.instruction(&Instruction::Return);
+                body.instruction(&Instruction::End);
+            }
+            Wrapper::Import(Wrapped { is_native: true, .. }) => call(&mut body, self.added(Added::ReachesMemory)),
+            Wrapper::Import(_) => {}
         }
         for param in 0..params {
             body.instruction(&Instruction::LocalGet(param));
-            if wrapped.takes_buffers && param == 2 {
+            if param == 2 && matches!(wrapper, Wrapper::Import(Wrapped { takes_buffers: true, .. })) {
                 body.instruction(&Instruction::I32Const(MOST_BUFFERS));
                 body.instruction(&Instruction::LocalGet(param));
                 body.instruction(&Instruction::I32Const(MOST_BUFFERS));
@@ -292,21 +356,21 @@ impl Plan {
                 body.instruction(&Instruction::Select);
             }
         }
-        body.instruction(&Instruction::Call(index));
-        if wrapped.may_make_blocks {
-            let locals = || (params..).zip(&types);
-            for (local, _) in locals().collect::<Vec<_>>().into_iter().rev() {
-                body.instruction(&Instruction::LocalSet(local));
+        call(&mut body, target);
+        if let Wrapper::Import(Wrapped { may_make_blocks: true, .. }) = wrapper {
+            let locals: Vec<_> = (params..).zip(results).collect();
+            for (local, _) in locals.iter().rev() {
+                body.instruction(&Instruction::LocalSet(*local));
             }
-            body.instruction(&self.added(Added::Returned));
-            for (local, ty) in locals() {
+            call(&mut body, self.added(Added::Returned));
+            for (local, ty) in &locals {
                 if *ty == ValType::I64 {
-                    body.instruction(&Instruction::LocalGet(local));
-                    body.instruction(&self.added(Added::ReturnedValue));
+                    body.instruction(&Instruction::LocalGet(*local));
+                    call(&mut body, self.added(Added::ReturnedValue));
                 }
             }
-            for (local, _) in locals() {
-                body.instruction(&Instruction::LocalGet(local));
+            for (local, _) in &locals {
+                body.instruction(&Instruction::LocalGet(*local));
             }
         }
         body.instruction(&Instruction::End);
@@ -314,7 +378,7 @@ impl Plan {
     }
 }
 
-impl Reencode for Plan {
+impl Reencode for Plan<'_> {
     type Error = Infallible;
 
     fn function_index(&mut self, function: u32) -> Result<u32, reencode::Error> {
@@ -325,49 +389,32 @@ impl Reencode for Plan {
         })
     }
 
-    fn parse_function_body(&mut self, code: &mut CodeSection, body: FunctionBody<'_>) -> Result<(), reencode::Error> {
-        let ty = self.functions.get(self.encoded).copied();
-        self.encoded += 1;
-        let mut spare = ty.and_then(|ty| self.function(ty)).map_or(0, |ty| len(ty.params()));
-        let mut locals = Vec::new();
-        for group in body.get_locals_reader()? {
-            let (count, ty) = group?;
-            spare += count;
-            locals.push((count, self.val_type(ty)?));
-        }
-        let mut moves = false;
-        for operator in body.get_operators_reader()? {
-            moves |= shift(&operator?).is_some();
-        }
-        if moves {
-            locals.push((1, ValType::I32));
-        }
-        let mut function = Function::new(locals);
-        for operator in body.get_operators_reader()? {
-            let operator = operator?;
-            // The last operand is how much.
-            if let Some(shift) = shift(&operator) {
-                function.instruction(&Instruction::LocalTee(spare));
-                function.instruction(&Instruction::LocalGet(spare));
-                if shift > 0 {
-                    function.instruction(&Instruction::I32Const(shift));
-                    function.instruction(&Instruction::I32Shl);
-                }
-                function.instruction(&self.added(Added::Charge));
-            }
-            function.instruction(&self.instruction(operator)?);
-        }
-        code.function(&function);
+    fn parse_export(
+        &mut self,
+        exports: &mut ExportSection,
+        export: wasmparser::Export<'_>,
+    ) -> Result<(), reencode::Error> {
+        let is_entry_point = matches!(self.part, Part::Plugin { entry_point } if entry_point == export.name);
+        let wrapper = match export.kind {
+            ExternalKind::Func if INITIALISERS.contains(&export.name) => Wrapper::Initialiser,
+            ExternalKind::Func if is_entry_point => Wrapper::EntryPoint,
+            _ => return reencode::utils::parse_export(self, exports, export),
+        };
+        let index = self.wrap_own(wrapper, export.index)?;
+        exports.export(export.name, ExportKind::Func, index);
         Ok(())
     }
 }
 
-/// For an instruction that moves as much as it is told: by how much to shift that to get bytes.
-fn shift(operator: &Operator<'_>) -> Option<i32> {
-    match operator {
-        Operator::MemoryFill { .. } | Operator::MemoryCopy { .. } | Operator::MemoryInit { .. } => Some(0),
-        Operator::TableFill { .. } | Operator::TableCopy { .. } | Operator::TableInit { .. } => Some(ELEMENT_SHIFT),
-        _ => None,
+/// A value of a type that is not used for anything.
+fn zero(ty: ValType) -> Instruction<'static> {
+    match ty {
+        ValType::I32 => Instruction::I32Const(0),
+        ValType::I64 => Instruction::I64Const(0),
+        ValType::F32 => Instruction::F32Const(0.0.into()),
+        ValType::F64 => Instruction::F64Const(0.0.into()),
+        ValType::V128 => Instruction::V128Const(0),
+        ValType::Ref(ty) => Instruction::RefNull(ty.heap_type),
     }
 }
 

@@ -19,14 +19,14 @@ use std::{
     time::Duration,
 };
 
-use extism::{CurrentPlugin, EXTISM_ENV_MODULE, Function, UserData, Val, ValType};
+use extism::{CancelHandle, CurrentPlugin, EXTISM_ENV_MODULE, Function, UserData, Val, ValType};
 use tokio::{
     runtime::Handle,
     time::{Instant, timeout_at},
 };
 
 pub(super) use self::environment::{environment, initialises, logs};
-use super::{fence, functions::Broken};
+use super::{fence, functions::Broken, stop::Beginning};
 use crate::{
     clock,
     engine::{
@@ -53,13 +53,17 @@ struct State {
     log: LogBudget,
     /// Blocks that functions of the host have made since the fence last asked.
     written: Vec<u64>,
+    /// Asked once, when the guest begins.
+    beginning: Option<Beginning>,
+    /// What a plugin that is to interrupt another one cancels: itself.
+    interrupt: Option<CancelHandle>,
 }
 
 impl State {
     fn new(initialising: bool, lasts: Duration) -> Self {
         let deadline = clock::deadline(lasts);
         let (response, log) = (Response::default(), LogBudget::default());
-        Self { initialising, deadline, response, log, written: Vec::new() }
+        Self { initialising, deadline, response, log, written: Vec::new(), beginning: None, interrupt: None }
     }
 }
 
@@ -74,13 +78,23 @@ impl Call {
     }
 
     /// A guest is about to run: nothing is left of an earlier one's.
-    pub(super) fn begin(&self, lasts: Duration) {
-        *self.state() = State::new(false, lasts);
+    pub(super) fn begin(&self, lasts: Duration, beginning: Beginning) {
+        *self.state() = State { beginning: Some(beginning), ..State::new(false, lasts) };
     }
 
     /// A guest is about to be linked and initialised.
     pub(super) fn begin_initialising(&self, lasts: Duration) {
         *self.state() = State::new(true, lasts);
+    }
+
+    /// The time of what initialises is over.
+    pub(super) fn expire(&self) {
+        self.state().deadline = Instant::now();
+    }
+
+    /// The next call in this seat is of the plugin that this cancels, which thereby interrupts all that run there.
+    pub(super) fn let_interrupt(&self, handle: CancelHandle) {
+        self.state().interrupt = Some(handle);
     }
 
     fn is_initialising(&self) -> bool {
@@ -151,24 +165,49 @@ pub(super) fn http(call: &Call, http: &Arc<Http>) -> [Function; 3] {
 }
 
 /// What the fence, and what it surrounds, ask.
-pub(super) fn fence(call: &Call) -> [Function; 4] {
-    let (tick, written, reaches) = (call.clone(), call.clone(), call.clone());
-    let function = |name, run: Box<dyn Fn() -> Result<(), extism::Error> + Send + Sync>| {
-        Function::new(name, [], [], UserData::new(()), move |_, _, _, _| run())
-    };
-    let written = Function::new("written", [], [ValType::I64], UserData::new(()), move |_, _, results, _| {
-        let block = written.state().written.pop().unwrap_or(0);
-        give(results, Val::I64(block.cast_signed()));
-        Ok(())
-    });
-    let outside = || Err(extism::Error::msg("its output is outside its memory"));
+pub(super) fn fence(call: &Call) -> [Function; 6] {
     [
-        function("tick", Box::new(move || tick.is_in_time())),
-        function("reaches_memory", Box::new(move || reaches.reaches_memory())),
-        function("outside", Box::new(outside)),
-        written,
+        function(call, "outside", [], |_| Err(extism::Error::msg("its output is outside its memory"))),
+        function(call, "written", [ValType::I64], |call| {
+            let block = call.state().written.pop().unwrap_or(0);
+            Ok(Some(Val::I64(block.cast_signed())))
+        }),
+        function(call, "reaches_memory", [], |call| call.reaches_memory().map(|()| None)),
+        function(call, "begun", [], |call| {
+            call.is_in_time()?;
+            let beginning = call.state().beginning.take();
+            if beginning.is_none_or(|beginning| beginning.begin()) {
+                Ok(None)
+            } else {
+                Err(extism::Error::msg("cancelled"))
+            }
+        }),
+        function(call, "in_time", [ValType::I32], |call| {
+            let is_in_time = !call.is_initialising() || call.is_in_time().is_ok();
+            Ok(Some(Val::I32(is_in_time.into())))
+        }),
+        function(call, "interrupt", [], |call| {
+            let handle = call.state().interrupt.take();
+            handle.map_or(Ok(None), |handle| handle.cancel().map(|()| None))
+        }),
     ]
-    .map(|function| function.with_namespace(fence::HOST))
+}
+
+/// One of those, which take nothing.
+fn function<const N: usize>(
+    call: &Call,
+    name: &str,
+    results: [ValType; N],
+    run: impl Fn(&Call) -> Result<Option<Val>, extism::Error> + Send + Sync + 'static,
+) -> Function {
+    let call = call.clone();
+    Function::new(name, [], results, UserData::new(()), move |_, _, results, _| {
+        if let Some(value) = run(&call)? {
+            give(results, value);
+        }
+        Ok(())
+    })
+    .with_namespace(fence::HOST)
 }
 
 /// `poll_oneoff`.
