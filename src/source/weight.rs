@@ -26,6 +26,10 @@ const MOST_IMPORTS: u64 = 1_000;
 /// second's work. Plugins have a few hundred.
 const MOST_PASSED: u64 = 50_000;
 
+/// Parameters and results of all functions that are imported, for each of which there is code to pass them on: a tenth
+/// of a second's work. Plugins have a few hundred.
+const MOST_IMPORTED: u64 = 10_000;
+
 /// How much there is of what weighs.
 #[derive(Debug, Default)]
 pub(super) struct Weight {
@@ -35,6 +39,9 @@ pub(super) struct Weight {
     imports: u64,
     globals: u64,
     passed: u64,
+    /// Of each type.
+    passed_by: Vec<u64>,
+    imported: u64,
     /// Values to work out, but for those of active segments.
     work: u64,
     elements: Segments,
@@ -66,9 +73,12 @@ impl Weight {
             Payload::TypeSection(section) => {
                 for group in section.clone() {
                     for ty in group?.types() {
-                        if let CompositeInnerType::Func(function) = &ty.composite_type.inner {
-                            self.passed += (function.params().len() + function.results().len()) as u64;
-                        }
+                        let passed = match &ty.composite_type.inner {
+                            CompositeInnerType::Func(function) => function.params().len() + function.results().len(),
+                            _ => 0,
+                        };
+                        self.passed += passed as u64;
+                        self.passed_by.push(passed as u64);
                     }
                 }
             }
@@ -78,6 +88,7 @@ impl Weight {
                     match import?.ty {
                         TypeRef::Table(_) => self.tables.push(0),
                         TypeRef::Memory(_) => self.memories.push(0),
+                        TypeRef::Func(ty) => self.imported += size_of(&self.passed_by, ty),
                         _ => {}
                     }
                 }
@@ -169,6 +180,7 @@ impl Weight {
             ("imports", self.imports, MOST_IMPORTS),
             ("globals", self.globals, MOST_GLOBALS),
             ("parameters and results of types", self.passed, MOST_PASSED),
+            ("parameters and results of imports", self.imported, MOST_IMPORTED),
         ];
         match bounds.into_iter().find(|(_, count, most)| count > most) {
             Some((what, count, most)) => Err(format!("it has {count} {what}; at most {most} are allowed")),
@@ -219,6 +231,10 @@ mod tests {
         let types = |count: usize| format!("(type (func (param {}) (result i32)))", "i64 ".repeat(999)).repeat(count);
         assert_eq!(weight(&types(50)).check(), Ok(()));
         assert!(weight(&types(51)).check().unwrap_err().contains("51000 parameters"));
+        let import = "(import \"a\" \"b\" (func (type 0)))";
+        let imports = |count: usize| format!("{} {}", types(1), import.repeat(count));
+        assert_eq!(weight(&imports(10)).check(), Ok(()));
+        assert!(weight(&imports(11)).check().unwrap_err().contains("11000 parameters and results of imports"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ printf '%-9s %9s %8s %9s %9s  %s\n' target inputs seconds coverage 'peak MiB' re
 for target in "$@"; do
     # The other engine comes along with the server only.
     features=(--no-default-features)
-    [ "$target" != http ] || features=()
+    case $target in http | kernel) features=() ;; esac
     mkdir "$work/$target"
     result=ok
     began=$SECONDS

@@ -6,25 +6,27 @@
 //! for the time, and which has itself cancelled while it is called: that ends the first one too.
 //!
 //! A seat that saw this is not used again, for the interrupt may come late. Each seat whose plugin has initialisers
-//! has slots for two.
+//! has slots for two. All are made on one thread, one after another: so there is one instance at most that no permit
+//! counts.
 //!
-//! Considered and not taken: to let fuel alone end them (it counts instructions: what waits for memory, moves much or
-//! calls the host burns it a hundred times to a million times more slowly than an empty loop), and to look at the clock
-//! in each loop (all calls would pay for it).
+//! Considered and not taken: to let fuel alone end them (it counts instructions: one that fills its memory with each held
+//! a thread for days), to look at the clock in each loop (all calls would pay for it), and a tokio task for the attempts
+//! (none runs when its runtime is shutting down).
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
+    thread,
     time::{Duration, Instant},
 };
 
 use extism::Plugin;
 
-use super::{
-    fence,
-    seat::Occupied,
-    stop::{Pending, repeat},
-};
+use super::{fence, seat::Occupied};
+use crate::background;
+
+/// How often to look whether one has ended.
+const TICK: Duration = Duration::from_millis(5);
 
 /// How long to wait before another attempt. An interrupt is lost only if it comes before the store is armed.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -68,7 +70,7 @@ impl InterruptOnDrop {
                 // Before anything can arrive: who ends from here on knows of it.
                 *state = State::Interrupted(seat);
                 drop(state);
-                repeat(Interrupt { shared: self.0.clone(), next: Instant::now() });
+                until_it_ends(Interrupt { shared: self.0.clone(), next: Instant::now() });
             }
             State::Interrupted(seat) => *state = State::Interrupted(seat),
             State::Waiting | State::Over => {}
@@ -102,7 +104,8 @@ impl Initialising {
 
 impl Drop for Initialising {
     fn drop(&mut self) {
-        *lock(&self.0) = State::Over;
+        // What it held, which may be much, is dropped after the lock.
+        let _held = std::mem::replace(&mut *lock(&self.0), State::Over);
     }
 }
 
@@ -112,8 +115,9 @@ struct Interrupt {
     next: Instant,
 }
 
-impl Pending for Interrupt {
-    fn end(&mut self) -> bool {
+impl Interrupt {
+    /// Ends it, if it is time for an attempt; true when it has ended.
+    fn attempt(&mut self) -> bool {
         let seat = match &*lock(&self.shared) {
             State::Interrupted(seat) => seat.clone(),
             _ => return true,
@@ -123,6 +127,8 @@ impl Pending for Interrupt {
             let _ = catch_unwind(AssertUnwindSafe(|| interrupt(&seat)));
             self.next = Instant::now() + AGAIN;
         }
+        // It may be the last to hold all that the plugin does, an embedder's functions among it.
+        background::drop_elsewhere(seat);
         false
     }
 }
@@ -134,4 +140,35 @@ fn interrupt(seat: &Occupied) -> Result<(), extism::Error> {
     let mut second = Plugin::new_from_compiled(compiled)?;
     call.let_interrupt(second.cancel_handle());
     second.call::<&[u8], &[u8]>(fence::INTERRUPT, &[]).map(drop)
+}
+
+/// Hands it to the one thread of the process that attempts it again and again.
+fn until_it_ends(interrupt: Interrupt) {
+    static THREAD: OnceLock<Option<mpsc::Sender<Interrupt>>> = OnceLock::new();
+    let thread = THREAD.get_or_init(|| {
+        let (sender, receiver) = mpsc::channel();
+        let thread = thread::Builder::new().name("evalpool-stop".into()).spawn(move || run(&receiver));
+        thread.is_ok().then_some(sender)
+    });
+    // Without a thread to spare, it runs until its fuel is used up.
+    if let Some(thread) = thread {
+        let _ = thread.send(interrupt);
+    }
+}
+
+fn run(receiver: &mpsc::Receiver<Interrupt>) {
+    let mut all: Vec<Interrupt> = Vec::new();
+    loop {
+        let next = if all.is_empty() {
+            receiver.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
+        } else {
+            receiver.recv_timeout(TICK)
+        };
+        match next {
+            Ok(interrupt) => all.push(interrupt),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        }
+        all.retain_mut(|interrupt| !interrupt.attempt());
+    }
 }

@@ -8,11 +8,10 @@
 //!   cheap. Considered and not taken: one `CompiledPlugin` for all (a cancelled call kills its siblings), and
 //!   extism's disk cache (starts a thread for each `CompiledPlugin`, fails without a home folder).
 //! - **A call blocks its thread**, so it runs on one of tokio's blocking threads. Dropping the call's future sends a
-//!   cancel, which extism loses when the call has not really begun: see `stop`.
-//! - **Initialisers cannot be interrupted, and a cancel can be lost** (again: `stop`). Only fuel ends a guest that
-//!   nothing interrupts, so plugins that are not `trusted` get some: see `seat`. Considered and not taken: a
-//!   module of ours in front of the plugin's, through which a sibling could interrupt the engine (it changes how
-//!   initialisers run), and leaving the thread to spin.
+//!   cancel, which extism would lose before the call has really begun: see `stop`.
+//! - **Initialisers are not interrupted by extism**, and are here: see `interrupt`.
+//! - **extism believes what its kernel says of memory, and its kernel what plugins may write**: see `fence`.
+//! - **Should all of that fail, fuel ends a guest**: plugins that are not `trusted` get some. See `seat`.
 //! - **Some functions of extism's block for as long as a guest likes, or reach where it may not.** Ours take their
 //!   place: see `given`.
 //! - **Tables are not bounded**: the slots that wasmtime has for a seat bound them. See `seat`.
@@ -150,10 +149,12 @@ impl CompiledPlugin for Compiled {
         let shared = self.shared.clone();
         Box::pin(async move {
             let after = shared.limits().build_timeout;
-            let watch = shared.can_interrupt().then(InterruptOnDrop::default);
+            let watch = shared.initialises().then(InterruptOnDrop::default);
             let initialising = watch.as_ref().map(InterruptOnDrop::initialising);
             let work = blocking("initialising did not finish", move || {
                 let mut seat = shared.take_seat()?;
+                // First: from `begin` on it may be over.
+                seat.occupied().compiled().1.begin_initialising(after);
                 if initialising.as_ref().is_some_and(|initialising| !initialising.begin(seat.occupied().clone())) {
                     return Err(Error::BuildTimeout { after });
                 }
@@ -183,10 +184,9 @@ impl CompiledPlugin for Compiled {
 
 /// A plugin whose initialisers have run. Blocks while they do.
 fn initialise(seat: &Seat) -> Result<Plugin, Error> {
-    let (compiled, call) = seat.occupied().compiled();
+    let (compiled, _) = seat.occupied().compiled();
     let limits = seat.limits();
     let _scope = GuestScope::enter();
-    call.begin_initialising(limits.build_timeout);
     let mut plugin = Plugin::new_from_compiled(compiled).map_err(|error| errors::invalid(&error, limits))?;
     // extism initialises a plugin at its first call, whatever is called: so what fails there fails here, and the
     // first evaluation does not pay for it.
@@ -226,16 +226,17 @@ impl Guest {
 
     /// The same on a thread that may block, and the guest, if it can be called again.
     fn run(mut self: Box<Self>, entry_point: &str, input: &[u8], mut running: Running) -> Result<Returned, Error> {
-        if !running.begin(self.seat.is_fenced()) {
+        if !running.begin() {
             return Err(Error::Cancelled);
         }
         let called = catch_unwind(AssertUnwindSafe(|| self.call(entry_point, input, &running)));
-        let (result, is_sound, is_interrupt) = match called {
-            Ok(Ok(output)) => (Ok(output), true, false),
-            Ok(Err(failure)) => (Err(failure.error), failure.is_sound, failure.is_interrupt),
+        let is_clear = running.is_clear(self.seat.limits().exec_timeout);
+        let (result, is_sound, is_clear) = match called {
+            Ok(Ok(output)) => (Ok(output), true, is_clear),
+            Ok(Err(failure)) => (Err(failure.error), failure.is_sound, failure.is_interrupt || is_clear),
+            // It passed extism by, which waits for the call's deadline still.
             Err(panic) => (Err(Error::internal("a host function panicked", panic_text(&*panic))), false, false),
         };
-        let is_clear = is_interrupt || running.is_clear(self.seat.limits().exec_timeout);
         if !is_clear {
             self.seat.spoil();
         }

@@ -10,12 +10,12 @@
 //!
 //! # Fuel
 //!
-//! Nothing else ends an initialiser, or a guest whose interrupt was lost. Who has no limit of fuel and is not trusted
-//! gets so much that the deadline comes first, and instructions are priced by the time that they take, so that fuel is
-//! close to time: what compiles to nothing is free, and what can be slow costs as much as the table of prices allows.
-//! The fuel of a timeout of 2 s is burnt in 2.2 s by loads, 2.5 by divisions, 4.2 by an empty loop (processor time; on a
-//! slow machine in as many times more as it is slower). What moves much memory with one instruction takes far longer:
-//! see SECURITY.md.
+//! A deadline ends each call, and each initialiser (see `stop` and `interrupt`). Behind that stands fuel, for what is
+//! not known: who has no limit of it and is not trusted gets so much that the deadline comes first, and instructions are
+//! priced by the time that they take, so that fuel is close to time: what compiles to nothing is free, and what can be
+//! slow costs as much as the table of prices allows. The fuel of a timeout of 2 s is burnt in 2.2 s by loads, 2.5 by
+//! divisions, 4.2 by an empty loop (processor time; on a slow machine in as many times more as it is slower). What moves
+//! much memory with one instruction, or waits for it, or calls the host, takes far longer.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -69,8 +69,7 @@ pub(super) struct Recipe {
     http: Arc<Http>,
     limits: InstanceLimits,
     /// For init and for each call: what the limits say, or else, for who is not trusted, so much that a guest meets
-    /// its deadline first. It ends guests that the deadline does not: those that initialise, and those whose interrupt
-    /// was lost.
+    /// its deadline first.
     fuel: Option<u64>,
     cache: Arc<CodeCache>,
     _permit: Permit,
@@ -114,10 +113,8 @@ impl Recipe {
         }
         let call = Call::new();
         let mut functions = functions::given(&call, &self.http, self.digest, self.initialises);
-        if !self.trusted {
-            functions.extend(given::fence(&call));
-            functions.extend(self.wasi.then(|| given::wait(&call)));
-        }
+        functions.extend(given::fence(&call));
+        functions.extend((self.wasi && !self.trusted).then(|| given::wait(&call)));
         // Last: what an embedder declares goes before what there is.
         for function in self.host_functions.iter() {
             functions.push(functions::translate(function, &call)?);
@@ -134,15 +131,10 @@ impl Recipe {
         Ok(Place { compiled, call })
     }
 
-    /// Whether there are initialisers, and a fence, by which they can be interrupted.
-    fn can_interrupt(&self) -> bool {
-        self.initialises && !self.trusted
-    }
-
     /// Slots for the memories and tables of one instance and no more: that bounds them, and takes little address space.
     fn slots(&self, config: &mut Config) {
         // One more, whole, to interrupt its initialisers.
-        let plugins: u32 = if self.can_interrupt() { 2 } else { 1 };
+        let plugins: u32 = if self.initialises { 2 } else { 1 };
         let modules = u32::try_from(INSTANCES + self.manifest.wasm.len() - 1).unwrap_or(u32::MAX);
         let modules = modules.saturating_mul(plugins);
         let memory = self.limits.memory.max(KERNEL_MEMORY);
@@ -165,12 +157,9 @@ impl Recipe {
 /// A plugin's modules as extism takes them: those with a name are to be imported from, and the last one is the plugin.
 fn modules(request: &CompileRequest) -> Result<Vec<Wasm>, Error> {
     let linked = request.linked.iter().map(|linked| (&linked.wasm, linked.name.as_str()));
-    if request.trusted {
-        let linked = linked.map(|(wasm, name)| Wasm::data(wasm.to_vec()).with_name(name));
-        return Ok(linked.chain([Wasm::data(request.wasm.to_vec())]).collect());
-    }
     let surroundings = Surroundings {
         linked: request.linked.iter().map(|linked| linked.name.as_str()).collect(),
+        host: request.host_functions.iter().map(HostFunction::path).collect(),
         native: request.host_functions.iter().filter(|function| function.is_native()).map(HostFunction::path).collect(),
     };
     let mut modules = vec![Wasm::data(fence::module()?).with_name(fence::FENCE)];
@@ -259,9 +248,9 @@ impl Shared {
         &self.recipe.limits
     }
 
-    /// Whether its initialisers can be interrupted.
-    pub(super) fn can_interrupt(&self) -> bool {
-        self.recipe.can_interrupt()
+    /// Whether it has initialisers.
+    pub(super) fn initialises(&self) -> bool {
+        self.recipe.initialises
     }
 
     fn free(&self) -> MutexGuard<'_, Vec<Arc<Place>>> {
@@ -308,11 +297,6 @@ impl Seat {
 
     pub(super) fn limits(&self) -> &InstanceLimits {
         self.occupied.shared.limits()
-    }
-
-    /// Whether its guests tell when they begin.
-    pub(super) fn is_fenced(&self) -> bool {
-        !self.occupied.shared.recipe.trusted
     }
 
     /// An interrupt may be on its way to it: nobody else gets it.

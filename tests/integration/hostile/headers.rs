@@ -9,14 +9,22 @@ use super::gallery::{
 };
 
 pub(super) fn all() -> Vec<Hostile> {
-    // Stores of all ones that touch each byte of a header, and bytes of the block beside it.
-    let forge = "(func $forge (param $p i64) (local $i i64)
+    [forged_in_place(), forged_elsewhere()].into_iter().flatten().collect()
+}
+
+/// Stores of all ones that touch each byte of a header, and bytes of the block beside it.
+const FORGE: &str = "(func $forge (param $p i64) (local $i i64)
         (loop $l (call $store8 (i64.sub (local.get $p) (i64.add (local.get $i) (i64.const 1))) (i32.const 255))
             (br_if $l (i64.lt_u (local.tee $i (i64.add (local.get $i) (i64.const 1))) (i64.const 12))))
         (local.set $i (i64.const 0))
         (loop $l (call $store64 (i64.sub (local.get $p) (i64.add (local.get $i) (i64.const 1))) (i64.const -1))
             (br_if $l (i64.lt_u (local.tee $i (i64.add (local.get $i) (i64.const 1))) (i64.const 19)))))";
-    let forged = |trick, body: &str| parts(trick, forge, body, Nothing, Same);
+
+fn forged(trick: &'static str, body: &str) -> Hostile {
+    parts(trick, FORGE, body, Nothing, Same)
+}
+
+fn forged_in_place() -> Vec<Hostile> {
     vec![
         forged(
             "a forged header of its own block",
@@ -47,6 +55,12 @@ pub(super) fn all() -> Vec<Hostile> {
              (local.set $p (call $alloc (i64.const 700))) (call $forge (local.get $p))
              (i64.ne (call $length (local.get $p)) (i64.const 700))",
         ),
+    ]
+}
+
+/// Where there is no header yet, none any more, or one that means another.
+fn forged_elsewhere() -> Vec<Hostile> {
+    vec![
         forged(
             "a header that is forged before there is one",
             "(local $p i64) (call $forge (i64.add (call $alloc (i64.const 100)) (i64.const 112)))
@@ -76,6 +90,33 @@ pub(super) fn all() -> Vec<Hostile> {
              (call $store64 (i64.sub (local.get $p) (i64.const 8)) (i64.const 0x7fffffff7fffffff)) i32.const 1",
             Ends("guest_error"),
             Same,
+        ),
+        forged(
+            "a header that is forged behind the last block",
+            "(local $e i64) (local.set $e (i64.add (call $alloc (i64.const 8)) (i64.const 8)))
+             (call $store8 (local.get $e) (i32.const 1))
+             (call $store64 (i64.add (local.get $e) (i64.const 4)) (i64.const 0x7fffffff00000100))
+             (call $error_set (i64.add (local.get $e) (i64.const 12)))
+             (i64.ne (call $length (i64.add (local.get $e) (i64.const 12))) (i64.const 0))",
+        ),
+        forged(
+            "a header behind the last block that leads back into a block",
+            "(local $p i64) (local $e i64)
+             (local.set $p (call $alloc (i64.const 1))) (local.set $e (i64.add (call $alloc (i64.const 8)) (i64.const 8)))
+             (call $store8 (local.get $e) (i32.const 2))
+             (call $store64 (i64.add (local.get $e) (i64.const 4))
+                (i64.and (i64.sub (local.get $p) (i64.add (local.get $e) (i64.const 20))) (i64.const 0xffffffff)))
+             (call $free (i64.add (local.get $p) (i64.const 4))) (call $free (i64.add (local.get $e) (i64.const 12)))
+             (i64.ne (call $length (local.get $p)) (i64.const 1))",
+        ),
+        forged(
+            "stores at the very end of the last block",
+            "(local $p i64) (local.set $p (call $alloc (i64.const 10)))
+             (call $store64 (i64.add (local.get $p) (i64.const 3)) (i64.const -1))
+             (call $store64 (i64.add (local.get $p) (i64.const 2)) (i64.const 0x0807060504030201))
+             (call $store8 (i64.add (local.get $p) (i64.const 10)) (i32.const 1))
+             (i32.or (i32.ne (call $load8 (i64.add (local.get $p) (i64.const 9))) (i32.const 8))
+                (i64.ne (call $length (i64.add (local.get $p) (i64.const 22))) (i64.const 0)))",
         ),
         // What an earlier evaluation of the same instance has marked is in nobody's way.
         parts(

@@ -330,10 +330,14 @@ async fn threads_at_rest() -> usize {
     let pool = EvaluatorPool::builder().engine_kind(EngineKind::Extism).build().unwrap();
     let evaluator = pool.evaluator("good", Spec::new(Source::bytes(GREET))).unwrap();
     evaluator.evaluate(json!({"name": "Ada"})).await.unwrap();
-    let endless = Source::bytes(wasm("(module (func (export \"run\") (loop br 0)))"));
-    let left = pool.evaluator("left", Spec::new(endless)).unwrap();
-    left.executable().await.unwrap();
-    tokio::time::timeout(Duration::from_millis(50), left.evaluate("x")).await.unwrap_err();
+    pool.close().await;
+    // And one that is interrupted.
+    let mut settings = settings(EngineKind::Extism, Isolation::Fresh);
+    settings.limits.build_timeout = Duration::from_millis(200);
+    let pool = EvaluatorPool::from_settings(&settings).unwrap();
+    let endless = Source::bytes(wasm("(module (func $s (loop br 0)) (start $s) (func (export \"run\")))"));
+    let evaluator = pool.evaluator("endless", Spec::new(endless)).unwrap();
+    assert_eq!(evaluator.evaluate("x").await.unwrap_err().kind(), "build_timeout");
     pool.close().await;
     // Longer than an idle thread is kept.
     let mut seen = usize::MAX;

@@ -1,14 +1,15 @@
 ;; Stands between a plugin and extism's kernel. See `mod.rs`.
 ;;
 ;; The kernel keeps a header of 12 bytes in front of each block, in the memory that its `store` functions write to. Here
-;; the bytes of headers are marked, one bit for each, in a memory of our own, and stores to them do nothing.
+;; the bytes of headers are marked, one bit for each, in a memory of our own, and stores to them do nothing; nor do
+;; those behind the last block, where the kernel looks for more headers and must find zeros.
 (module
   (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
   (import "extism:host/env" "length" (func $length (param i64) (result i64)))
   (import "extism:host/env" "store_u8" (func $store_u8 (param i64 i32)))
   (import "extism:host/env" "store_u64" (func $store_u64 (param i64 i64)))
   (import "extism:host/env" "output_set" (func $output_set (param i64 i64)))
-  (import "extism:host/env" "output_offset" (func $output_offset (result i64)))
+  (import "extism:host/env" "reset" (func $reset))
   (import "evalpool:host" "outside" (func $outside))
   (import "evalpool:host" "written" (func $written (result i64)))
 
@@ -17,23 +18,23 @@
   ;; Offsets of the kernel's memory that have a bit, less a few that a mark may reach beyond.
   (global $covered (mut i64) (i64.const 0x7ffc0))
   ;; Of the blocks that are marked, the last.
-  (global $last (mut i64) (i64.const 0))
+  (global $last (mut i64) (i64.const 77))
+  ;; Where the last block that is known ends.
+  (global $end (mut i64) (i64.const 77))
 
-  ;; Forgets the marks of an earlier call: extism has reset its kernel since. That takes back the output, and here there
-  ;; always is one, if only an empty one.
-  (func $begin
-    (if (i64.eqz (call $output_offset))
-      (then
-        (memory.fill (i32.const 0) (i32.const 0) (i32.add (i32.wrap_i64 (i64.shr_u (global.get $last) (i64.const 3))) (i32.const 8)))
-        (global.set $last (i64.const 0))
-        (call $output_set (i64.const 77) (i64.const 0)))))
+  (func $forget
+    (memory.fill (i32.const 0) (i32.const 0) (i32.add (i32.wrap_i64 (i64.shr_u (global.get $last) (i64.const 3))) (i32.const 8)))
+    (global.set $last (i64.const 77))
+    (global.set $end (i64.const 77)))
 
-  ;; The twelve bytes before a block.
-  (func $mark (param $block i64)
+  ;; This block of so many bytes exists: the twelve bytes before it are marked.
+  (func $mark (param $block i64) (param $bytes i64)
     (local $at i32)
-    (call $begin)
+    (if (i64.lt_u (local.get $block) (i64.const 77)) (then (return)))
+    (if (i64.gt_u (i64.add (local.get $block) (local.get $bytes)) (global.get $end))
+      (then (global.set $end (i64.add (local.get $block) (local.get $bytes)))))
     ;; What is in front of the first block is never stored to.
-    (if (i64.le_u (local.get $block) (i64.const 77)) (then (return)))
+    (if (i64.eq (local.get $block) (i64.const 77)) (then (return)))
     (if (i64.ge_u (local.get $block) (global.get $covered))
       (then (call $cover (local.get $block))))
     (if (i64.gt_u (local.get $block) (global.get $last))
@@ -58,34 +59,41 @@
       (i32.shr_u (i32.load16_u (i32.wrap_i64 (i64.shr_u (local.get $p) (i64.const 3))))
         (i32.and (i32.wrap_i64 (local.get $p)) (i32.const 7)))))
 
-  ;; Whether these bytes, of the eight from here, may be stored to.
-  (func $may_store (param $p i64) (param $bytes i32) (result i32)
+  ;; Whether so many bytes from here on may be stored to; `$bits` has one for each.
+  (func $may_store (param $p i64) (param $bytes i64) (param $bits i32) (result i32)
     (if (i64.lt_u (local.get $p) (i64.const 77)) (then (return (i32.const 0))))
-    (if (i32.eqz (i32.and (call $marks (local.get $p)) (local.get $bytes))) (then (return (i32.const 1))))
-    (call $begin)
-    (i32.eqz (i32.and (call $marks (local.get $p)) (local.get $bytes))))
+    ;; `$end` is at least 77.
+    (if (i64.gt_u (local.get $p) (i64.sub (global.get $end) (local.get $bytes))) (then (return (i32.const 0))))
+    (i32.eqz (i32.and (call $marks (local.get $p)) (local.get $bits))))
+
+  ;; A call begins: extism has reset its kernel, and the input, if there is any, is the first block.
+  (func (export "begin")
+    (call $forget)
+    (call $mark (i64.const 77) (call $length (i64.const 77))))
+
+  (func (export "reset")
+    (call $reset)
+    (call $forget))
 
   (func (export "alloc") (param $n i64) (result i64)
     (local $block i64)
     ;; More than there ever is, and what follows from it, the kernel does not reckon with.
-    (if (i64.gt_u (local.get $n) (i64.const 0x7fffffff)) (then (local.set $n (i64.const 0x7fffffff))))
-    (call $begin)
+    (if (i64.gt_u (local.get $n) (i64.const 0xfff00000)) (then (local.set $n (i64.const 0xfff00000))))
     (local.set $block (call $alloc (local.get $n)))
-    (call $mark (local.get $block))
+    (call $mark (local.get $block) (local.get $n))
     (local.get $block))
 
   (func (export "store_u8") (param $p i64) (param $x i32)
-    (if (call $may_store (local.get $p) (i32.const 1))
+    (if (call $may_store (local.get $p) (i64.const 1) (i32.const 1))
       (then (call $store_u8 (local.get $p) (local.get $x)))))
 
   (func (export "store_u64") (param $p i64) (param $x i64)
-    (if (call $may_store (local.get $p) (i32.const 0xff))
+    (if (call $may_store (local.get $p) (i64.const 8) (i32.const 0xff))
       (then (call $store_u64 (local.get $p) (local.get $x)))))
 
   (func (export "output_set") (param $p i64) (param $len i64)
     ;; The kernel's own check takes sums that are too large for 64 bits.
     (if (i64.gt_u (i64.or (local.get $p) (local.get $len)) (i64.const 0xffffffff)) (then (call $outside)))
-    (call $begin)
     (call $output_set (local.get $p) (local.get $len)))
 
   ;; A function of the host has returned: the blocks that it made are marked.
@@ -93,8 +101,10 @@
     (local $block i64)
     (loop $next
       (if (i64.ne (local.tee $block (call $written)) (i64.const 0))
-        (then (call $mark (local.get $block)) (br $next)))))
+        (then (call $mark (local.get $block) (call $length (local.get $block))) (br $next)))))
 
   ;; It has returned this, which may be a block.
   (func (export "returned_value") (param $value i64)
-    (if (i64.ne (call $length (local.get $value)) (i64.const 0)) (then (call $mark (local.get $value))))))
+    (local $bytes i64)
+    (if (i64.ne (local.tee $bytes (call $length (local.get $value))) (i64.const 0))
+      (then (call $mark (local.get $value) (local.get $bytes))))))

@@ -4,11 +4,12 @@
 //!
 //! - **The kernel's headers are out of reach.** extism's kernel believes the headers of its blocks, which lie in the
 //!   memory that its own `store_u8` and `store_u64` write to, and extism then makes slices of what the kernel says: a
-//!   plugin that forges headers has the host read, and write, beyond the kernel's memory. So `alloc`, `store_u8`,
-//!   `store_u64` and `output_set` are the fence's, which marks each header, and lets no store reach one. All
-//!   headers are marked before their guest can run: the first block's lies where nothing is stored, a guest's own are
-//!   marked as they are allocated, and those of the host's when its function returns. With sound headers all
-//!   that the kernel says is within its memory, but for two sums that wrap around, which the fence refuses.
+//!   plugin that forges headers has the host read, and write, beyond the kernel's memory. So what allocates, stores, sets
+//!   the output or resets is the fence's, which marks each header and lets no store reach one, nor anything behind the
+//!   last block, where the kernel walks on, over zeros, when it looks for a block that is not there. All headers are
+//!   marked before their guest can run: the first block's lies where nothing is stored, a guest's own are marked as they
+//!   are allocated, and those of the host's when its function returns. With sound headers all that the kernel says is
+//!   within its memory, but for two sums that wrap around, which the fence refuses.
 //! - **Initialisers ask whether there is time for them**, and do nothing once there is none: so another plugin of the same
 //!   seat can be made whose initialisers do not run, and through it the first one be interrupted. See `interrupt`.
 //! - **A call says when it has really begun**: from then on it can be stopped. See `stop`.
@@ -37,18 +38,19 @@ pub(super) const HOST: &str = "evalpool:host";
 const ENVIRONMENT: &str = extism::EXTISM_ENV_MODULE;
 
 /// What of the kernel's is the fence's, with its type.
-const FENCED: [(&str, &[wasmparser::ValType], &[wasmparser::ValType]); 4] = {
+const FENCED: [(&str, &[wasmparser::ValType], &[wasmparser::ValType]); 5] = {
     use wasmparser::ValType::{I32, I64};
     [
         ("alloc", &[I64], &[I64]),
         ("store_u8", &[I64, I32], &[]),
         ("store_u64", &[I64, I64], &[]),
         ("output_set", &[I64, I64], &[]),
+        ("reset", &[], &[]),
     ]
 };
 
 /// The rest of the kernel. It is WebAssembly, which fuel and interrupts reach.
-const KERNEL: [&str; 16] = [
+const KERNEL: [&str; 15] = [
     "error_get",
     "error_set",
     "free",
@@ -64,7 +66,6 @@ const KERNEL: [&str; 16] = [
     "memory_bytes",
     "output_length",
     "output_offset",
-    "reset",
 ];
 
 /// Functions of WASI that take a number of buffers as their third parameter.
@@ -84,7 +85,9 @@ pub(super) fn module() -> Result<Vec<u8>, Error> {
 pub(super) struct Surroundings<'a> {
     /// Names of modules that are WebAssembly themselves.
     pub(super) linked: HashSet<&'a str>,
-    /// Modules and names of functions that reach into a guest's memory without asking whether there is one yet.
+    /// Modules and names of functions of the host that are not extism's.
+    pub(super) host: HashSet<(&'a str, &'a str)>,
+    /// Those of them that reach into a guest's memory without asking whether there is one yet.
     pub(super) native: HashSet<(&'a str, &'a str)>,
 }
 
@@ -102,10 +105,15 @@ pub(super) enum Part<'a> {
 ///
 /// # Errors
 ///
+/// `invalid_plugin` for a linked module that is a command: each call of it would be a new instance, which nothing counts.
 /// `internal` for a module that is not valid.
 pub(super) fn fenced(wasm: &[u8], part: Part<'_>, surroundings: &Surroundings<'_>) -> Result<Vec<u8>, Error> {
-    let encode = || Plan::read(wasm, part, surroundings)?.encode(wasm);
-    encode().map_err(|error: reencode::Error| Error::internal("a plugin could not be fenced", error.to_string()))
+    let broken = |error: reencode::Error| Error::internal("a plugin could not be fenced", error.to_string());
+    let plan = Plan::read(wasm, part, surroundings).map_err(|error| broken(error.into()))?;
+    if plan.is_command && matches!(part, Part::Linked) {
+        return Err(Error::invalid_plugin("a module that others import from exports _start: it must not be a command"));
+    }
+    plan.encode(wasm).map_err(broken)
 }
 
 /// Functions that each module imports beside its own, after those.
@@ -114,6 +122,7 @@ enum Added {
     Returned,
     ReturnedValue,
     ReachesMemory,
+    Begin,
     Begun,
     InTime,
     Interrupt,
@@ -123,10 +132,11 @@ enum Added {
 type Signature = (&'static [ValType], &'static [ValType]);
 
 impl Added {
-    const ALL: [(Added, &'static str, &'static str, Signature); 6] = [
+    const ALL: [(Added, &'static str, &'static str, Signature); 7] = [
         (Added::Returned, FENCE, "returned", (&[], &[])),
         (Added::ReturnedValue, FENCE, "returned_value", (&[ValType::I64], &[])),
         (Added::ReachesMemory, HOST, "reaches_memory", (&[], &[])),
+        (Added::Begin, FENCE, "begin", (&[], &[])),
         (Added::Begun, HOST, "begun", (&[], &[])),
         (Added::InTime, HOST, "in_time", (&[], &[ValType::I32])),
         (Added::Interrupt, HOST, "interrupt", (&[], &[])),
@@ -171,6 +181,7 @@ enum Wrapper {
 /// A module on its way to a fenced one.
 struct Plan<'a> {
     part: Part<'a>,
+    is_command: bool,
     types: Vec<Option<FuncType>>,
     /// Imported functions.
     imports: Vec<Import>,
@@ -182,8 +193,14 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn read(wasm: &[u8], part: Part<'a>, surroundings: &Surroundings<'_>) -> wasmparser::Result<Self> {
-        let mut plan =
-            Self { part, types: Vec::new(), imports: Vec::new(), functions: Vec::new(), wrappers: Vec::new() };
+        let mut plan = Self {
+            part,
+            is_command: false,
+            types: Vec::new(),
+            imports: Vec::new(),
+            functions: Vec::new(),
+            wrappers: Vec::new(),
+        };
         for payload in Parser::new(0).parse_all(wasm) {
             match payload? {
                 Payload::TypeSection(section) => {
@@ -204,6 +221,11 @@ impl<'a> Plan<'a> {
                     }
                 }
                 Payload::FunctionSection(section) => plan.functions = section.into_iter().collect::<Result<_, _>>()?,
+                Payload::ExportSection(section) => {
+                    for export in section {
+                        plan.is_command |= export?.name == "_start";
+                    }
+                }
                 Payload::CodeSectionStart { .. } => break,
                 _ => {}
             }
@@ -220,14 +242,16 @@ impl<'a> Plan<'a> {
 
     fn role(&self, module: &str, name: &str, ty: u32, surroundings: &Surroundings<'_>) -> Role {
         let is_native = surroundings.native.contains(&(module, name));
-        let wasi = module == "wasi_snapshot_preview1";
+        let is_host = surroundings.host.contains(&(module, name));
+        let wasi = module == "wasi_snapshot_preview1" && !is_host;
         let fenced = FENCED.into_iter().find(|(fenced, ..)| module == ENVIRONMENT && *fenced == name);
         if let Some((_, params, results)) = fenced {
             // Of another type it cannot be linked, which extism says better.
             let fits = self.ty(ty).is_some_and(|ty| ty.params() == params && ty.results() == results);
             return if fits { Role::Fenced } else { Role::Wasm };
         }
-        if surroundings.linked.contains(module) || module == ENVIRONMENT && KERNEL.contains(&name) {
+        let is_wasm = surroundings.linked.contains(module) || module == ENVIRONMENT && KERNEL.contains(&name);
+        if is_wasm && !is_host {
             return Role::Wasm;
         }
         Role::Host(Wrapped { may_make_blocks: !wasi, is_native, takes_buffers: wasi && OF_BUFFERS.contains(&name) })
@@ -332,7 +356,10 @@ impl<'a> Plan<'a> {
             body.instruction(&Instruction::Call(function));
         };
         match wrapper {
-            Wrapper::EntryPoint => call(&mut body, self.added(Added::Begun)),
+            Wrapper::EntryPoint => {
+                call(&mut body, self.added(Added::Begun));
+                call(&mut body, self.added(Added::Begin));
+            }
             Wrapper::Initialiser => {
                 call(&mut body, self.added(Added::InTime));
                 body.instruction(&Instruction::I32Eqz);
@@ -385,7 +412,8 @@ impl Reencode for Plan<'_> {
         let import = usize::try_from(function).ok().and_then(|function| self.imports.get(function));
         Ok(match import {
             Some(import) => import.stand_in.unwrap_or(function),
-            None => function + len(&Added::ALL),
+            // What is called and what is not: names may be of functions that do not exist.
+            None => function.saturating_add(len(&Added::ALL)),
         })
     }
 

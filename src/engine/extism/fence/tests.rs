@@ -15,7 +15,7 @@ const PLUGINS: [&[u8]; 6] = [
 ];
 
 fn nothing<'a>() -> Surroundings<'a> {
-    Surroundings { linked: HashSet::new(), native: HashSet::new() }
+    Surroundings { linked: HashSet::new(), host: HashSet::new(), native: HashSet::new() }
 }
 
 fn valid(wasm: &[u8]) {
@@ -110,4 +110,18 @@ fn names_that_are_none_are_left_out() {
     // A custom section: 8 bytes, of which 5 are its name, and a subsection that is longer than there is.
     wasm.extend(b"\0\x08\x04name\x01\xff\x7f");
     valid(&fenced(&wasm, Part::Plugin { entry_point: "run" }, &nothing()).unwrap());
+}
+
+#[test]
+fn names_of_functions_that_do_not_exist_are_no_trouble() {
+    let mut wasm = wat::parse_str("(module (func (export \"run\")))").unwrap();
+    // A name, "x", for the function of the greatest index.
+    wasm.extend(b"\0\x0f\x04name\x01\x08\x01\xff\xff\xff\xff\x0f\x01x");
+    valid(&fenced(&wasm, Part::Plugin { entry_point: "run" }, &nothing()).unwrap());
+}
+
+#[test]
+fn a_linked_module_that_is_a_command_is_refused() {
+    let command = wat::parse_str("(module (func (export \"_start\")))").unwrap();
+    assert_eq!(fenced(&command, Part::Linked, &nothing()).unwrap_err().kind(), "invalid_plugin");
 }
