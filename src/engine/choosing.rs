@@ -11,15 +11,15 @@
 //! | what it is | the crate of the Extism project, on the wasmtime that it brings (43, out of support) | Extism's guest ABI on wasmtime 48 (long-term support) |
 //! | a guest runs | on a blocking thread | as a future, on a fiber; gives way to others at each tick of 1 ms |
 //! | a deadline | ends it within a few ms, by an interrupt of an engine that each instance has for itself | ends it at its next tick |
-//! | an initialiser that does not end | goes on, on a thread of its own, until its fuel is used up | ends at `build_timeout` |
+//! | an initialiser that does not end | is interrupted at `build_timeout`, by way of a second instance | ends at `build_timeout` |
 //! | a guest that sleeps | is woken each millisecond with `EINTR`, unless trusted | sleeps, and blocks nobody |
 //! | memory | each memory and table bounded by slots of its instance; all memories together may reach about twice the limit | bounded by slots, for each instance in sum and for the process |
 //! | HTTP | the same client and bounds; blocks the guest's thread | blocks nobody |
-//! | output that points outside memory | can crash the process | `guest_error` |
+//! | what a guest claims of its memory | is kept from what extism believes, by a module between the two | is not believed |
 //! | a fresh instance | 0.1 to 0.3 ms, and does not scale beyond a core | tens of microseconds, and does |
 //! | an evicted plugin comes back | in tens to hundreds of milliseconds | in a few, from its cache of compiled code |
 //! | host functions | ours, and `extism::Function` as it is | ours; those that wait block nobody |
-//! | address space | for each instance in use at once: 4 × (`memory` + 32 MiB) + tables | reserved at start for all: `max_instances` × (4 × (`memory` + 32 MiB) + tables) |
+//! | address space | for each instance in use at once: 5 × (`memory` + 32 MiB) + tables; twice that with initialisers | reserved at start for all: `max_instances` × (4 × (`memory` + 32 MiB) + tables) |
 //! | threads | one for each guest that runs | none; one ticker for each pool |
 //!
 //! Choose **`direct`** for plugins of people whom you do not know, for many plugins, and for short ones. Choose

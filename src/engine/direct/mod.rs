@@ -24,7 +24,8 @@
 //! - `limits.memory` counts all memories of an instance together, from the first page on; Extism's count starts afresh
 //!   after initialising. `memory.grow` beyond a module's own declared maximum gives −1, as WebAssembly has it, where
 //!   Extism ends the call as out of memory.
-//! - Output outside the guest's memory is a `guest_error`, where Extism's host crashes.
+//! - A guest may store anywhere in the kernel's memory; on `extism`, what would reach a block's header, or lies behind the
+//!   last block, is not stored.
 //! - `input_load_u64` just below offset 0 gives 0; Extism reads what is in front of the input.
 //! - The allocator takes the best free block, Extism's the first; offsets may differ once blocks were freed.
 //! - Names of variables and of settings are at most 64 KiB; a plugin is linked with at most two modules.

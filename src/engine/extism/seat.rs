@@ -4,9 +4,10 @@
 //!
 //! Each has a wasmtime engine with a pooling allocator whose slots are those of one instance. That bounds tables, which
 //! extism does not, and each memory. It also makes a fresh instance with one call in 0.12 ms instead of 0.20 (the Rust
-//! fixture, two cores), and takes 430 MiB of address space for each instead of 16.6 GB. The price is in mappings: a seat
-//! keeps 19 of them also while nobody sits on it, instead of 4, so that Linux's 65,530 are enough for 3,400 seats.
-//! Compiling one more seat costs what it did: 4 ms for a small plugin, 50 for the Rust fixture.
+//! fixture, two cores), and takes 530 MiB of address space for each instead of 16.6 GB (a gigabyte with initialisers, for
+//! there are slots for two). The price is in mappings: a seat keeps 22 of them also while nobody sits on it, instead of
+//! 4, so that Linux's 65,530 are enough for 2,900 seats. Compiling one more seat costs what it did: 4 ms for a small
+//! plugin, 50 for the Rust fixture.
 //!
 //! # Fuel
 //!

@@ -15,6 +15,9 @@
 //! - **A call says when it has really begun**: from then on it can be stopped. See `stop`.
 //! - **One call of WASI handles sixteen buffers at most**, which it may: there is no interrupting it.
 //!
+//! With fuel, it costs 5 to 10 % of an evaluation in a fresh instance, and 2 to 5 % in one that is used again (`evalpool
+//! load` on the built-in plugin, one caller).
+//!
 //! Considered and not taken: another kernel in the place of extism's (its name cannot be taken), its functions as
 //! host functions (they would have to grow its memory, and there a call for each eight bytes is slow), and books in the
 //! host (extism's kernel has its own).
