@@ -39,13 +39,27 @@ impl Val {
 
 /// Why a host function failed. The guest's call ends with it.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub struct HostFunctionError(String);
+#[error("{message}")]
+pub struct HostFunctionError {
+    message: String,
+    is_out_of_memory: bool,
+}
 
 impl HostFunctionError {
     /// A failure with a message, which the caller of the evaluation sees.
     pub fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
+        Self { message: message.into(), is_out_of_memory: false }
+    }
+
+    /// The guest's memory had no room for what it was to be given.
+    #[cfg_attr(not(feature = "direct"), expect(dead_code, reason = "extism does not say why it has none"))]
+    pub(super) fn out_of_memory() -> Self {
+        Self { message: "out of memory".to_owned(), is_out_of_memory: true }
+    }
+
+    #[cfg_attr(not(feature = "direct"), expect(dead_code, reason = "extism does not say why it has none"))]
+    pub(super) fn is_out_of_memory(&self) -> bool {
+        self.is_out_of_memory
     }
 }
 

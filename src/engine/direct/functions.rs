@@ -69,10 +69,7 @@ fn give_back(name: &str, declared: &[ValType], returned: &[Val], slots: &mut [wa
 
 fn failed(error: &HostFunctionError) -> Stop {
     // What the guest's memory has no room for is its memory's fault, by whichever way the function hands it on.
-    match error.to_string() {
-        text if text == Stop::OutOfMemory.to_string() => Stop::OutOfMemory,
-        text => Stop::Failed(text),
-    }
+    if error.is_out_of_memory() { Stop::OutOfMemory } else { Stop::Failed(error.to_string()) }
 }
 
 struct Memory<'a, 'b>(&'a mut Caller<'b, State>);
@@ -85,7 +82,10 @@ impl GuestMemory for Memory<'_, '_> {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<u64, HostFunctionError> {
-        environment::give(self.0, bytes).map_err(|error| HostFunctionError::new(error.root_cause().to_string()))
+        environment::give(self.0, bytes).map_err(|error| match error.downcast_ref() {
+            Some(Stop::OutOfMemory) => HostFunctionError::out_of_memory(),
+            _ => HostFunctionError::new(error.root_cause().to_string()),
+        })
     }
 }
 

@@ -62,8 +62,9 @@ pub(super) fn invalid(error: &extism::Error, limits: &InstanceLimits) -> Error {
 /// in doubt is not sound.
 pub(super) fn classify(error: &extism::Error, elapsed: Duration, limits: &InstanceLimits) -> Failure {
     let root = root(error);
-    // extism says "timeout" of each interrupt.
-    let is_interrupt = root == "timeout" || matches!(error.downcast_ref(), Some(Trap::Interrupt));
+    // extism says "timeout" of each interrupt, and nothing else; a function of ours, too, says so in a longer chain.
+    let is_interrupt =
+        root == "timeout" && error.chain().len() == 1 || matches!(error.downcast_ref(), Some(Trap::Interrupt));
     Failure { is_interrupt, ..kind(error, &root, elapsed, limits) }
 }
 

@@ -118,6 +118,21 @@ fn forged_elsewhere() -> Vec<Hostile> {
              (i32.or (i32.ne (call $load8 (i64.add (local.get $p) (i64.const 9))) (i32.const 8))
                 (i64.ne (call $length (i64.add (local.get $p) (i64.const 22))) (i64.const 0)))",
         ),
+        // The reset ends late, by a deadline, in the middle: the block is forgotten, and what is in it is not.
+        run(
+            "a header in a block that is cleared until its deadline",
+            "(local $p i64) (local $f i64)
+             (loop $again
+                (local.set $p (call $alloc (i64.const 7000000)))
+                (local.set $f (i64.add (local.get $p) (i64.const 6990000)))
+                (local.set $f (i64.sub (local.get $f) (i64.rem_u (i64.sub (local.get $f) (i64.const 65)) (i64.const 12))))
+                (call $store8 (local.get $f) (i32.const 1))
+                (call $store64 (i64.add (local.get $f) (i64.const 4)) (i64.const 0xfffffff0fffffff0))
+                (call $error_set (i64.add (local.get $f) (i64.const 12)))
+                (call $reset) (br $again)) i32.const 0",
+            Ends("exec_timeout"),
+            Same,
+        ),
         // What an earlier evaluation of the same instance has marked is in nobody's way.
         parts(
             "blocks where an earlier call had headers",

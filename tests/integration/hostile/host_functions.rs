@@ -82,6 +82,7 @@ async fn the_headers_of_blocks_that_a_host_function_made_cannot_be_forged(engine
     let pool = evalpool::EvaluatorPool::from_settings(&settings(engine, Isolation::Reuse)).unwrap();
     let two = |memory: &mut dyn GuestMemory, _: &[Val]| {
         memory.write(&[1; 100])?;
+        memory.write(&[])?;
         Ok(vec![Val::I64(memory.write(&[2; 200])?.cast_signed())])
     };
     let text = format!(
@@ -101,6 +102,22 @@ async fn the_headers_of_blocks_that_a_host_function_made_cannot_be_forged(engine
     let evaluator = pool.evaluator("ours", spec.clone().with_host_function(ours)).unwrap();
     for _ in 0..3 {
         evaluator.evaluate("x").await.unwrap();
+    }
+    if engine == EngineKind::Extism {
+        let theirs = extism::Function::new(
+            "two",
+            [extism::PTR],
+            [extism::PTR],
+            extism::UserData::new(()),
+            |plugin, _, outputs, _| {
+                plugin.memory_new(&[1_u8; 100][..])?;
+                plugin.memory_set_val(&mut outputs[0], &[2_u8; 200][..])
+            },
+        );
+        let evaluator = pool.evaluator("theirs", spec.with_host_function(theirs)).unwrap();
+        for _ in 0..3 {
+            evaluator.evaluate("x").await.unwrap();
+        }
     }
     pool.close().await;
 }

@@ -5,7 +5,10 @@
 ;; those behind the last block, where the kernel looks for more headers and must find zeros.
 (module
   (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+  (import "extism:host/env" "error_set" (func $error_set (param i64)))
   (import "extism:host/env" "length" (func $length (param i64) (result i64)))
+  (import "extism:host/env" "load_u64" (func $load_u64 (param i64) (result i64)))
+  (import "extism:host/env" "load_u8" (func $load_u8 (param i64) (result i32)))
   (import "extism:host/env" "store_u8" (func $store_u8 (param i64 i32)))
   (import "extism:host/env" "store_u64" (func $store_u64 (param i64 i64)))
   (import "extism:host/env" "output_set" (func $output_set (param i64 i64)))
@@ -72,6 +75,9 @@
     (call $mark (i64.const 77) (call $length (i64.const 77))))
 
   (func (export "reset")
+    ;; The kernel forgets its blocks first, then clears what was in them, where it can be interrupted, and then the error:
+    ;; which the host would look for among what is left.
+    (call $error_set (i64.const 0))
     (call $reset)
     (call $forget))
 
@@ -101,10 +107,24 @@
     (local $block i64)
     (loop $next
       (if (i64.ne (local.tee $block (call $written)) (i64.const 0))
-        (then (call $mark (local.get $block) (call $length (local.get $block))) (br $next)))))
+        (then (call $mark_block (local.get $block)) (br $next)))))
 
   ;; It has returned this, which may be a block.
-  (func (export "returned_value") (param $value i64)
+  (func $mark_block (export "returned_value") (param $value i64)
     (local $bytes i64)
     (if (i64.ne (local.tee $bytes (call $length (local.get $value))) (i64.const 0))
-      (then (call $mark (local.get $value) (local.get $bytes))))))
+      (then (call $mark (local.get $value) (local.get $bytes)))))
+
+  ;; One has returned that may have made any number of blocks: all that there are are marked. A header is a byte that is
+  ;; 1 or 2, and 0 where there is none; at 4, the size of its block.
+  (func (export "returned_native")
+    (local $header i64) (local $bytes i64)
+    (local.set $header (i64.const 65))
+    (loop $next
+      (if (call $load_u8 (local.get $header))
+        (then
+          (local.set $bytes (i64.and (call $load_u64 (i64.add (local.get $header) (i64.const 4))) (i64.const 0xffffffff)))
+          (local.set $header (i64.add (local.get $header) (i64.const 12)))
+          (call $mark (local.get $header) (local.get $bytes))
+          (local.set $header (i64.add (local.get $header) (local.get $bytes)))
+          (br $next))))))

@@ -108,11 +108,15 @@ pub(super) enum Part<'a> {
 ///
 /// # Errors
 ///
-/// `invalid_plugin` for a linked module that is a command: each call of it would be a new instance, which nothing counts.
+/// `invalid_plugin` for a linked module that is a command (each call of it would be a new instance, which nothing counts),
+/// and for exports with names that are ours.
 /// `internal` for a module that is not valid.
 pub(super) fn fenced(wasm: &[u8], part: Part<'_>, surroundings: &Surroundings<'_>) -> Result<Vec<u8>, Error> {
     let broken = |error: reencode::Error| Error::internal("a plugin could not be fenced", error.to_string());
     let plan = Plan::read(wasm, part, surroundings).map_err(|error| broken(error.into()))?;
+    if let Some(name) = &plan.taken {
+        return Err(Error::invalid_plugin(format!("it exports {name:?}, a name of this host's")));
+    }
     if plan.is_command && matches!(part, Part::Linked) {
         return Err(Error::invalid_plugin("a module that others import from exports _start: it must not be a command"));
     }
@@ -124,6 +128,7 @@ pub(super) fn fenced(wasm: &[u8], part: Part<'_>, surroundings: &Surroundings<'_
 enum Added {
     Returned,
     ReturnedValue,
+    ReturnedNative,
     ReachesMemory,
     Begin,
     Begun,
@@ -135,9 +140,10 @@ enum Added {
 type Signature = (&'static [ValType], &'static [ValType]);
 
 impl Added {
-    const ALL: [(Added, &'static str, &'static str, Signature); 7] = [
+    const ALL: [(Added, &'static str, &'static str, Signature); 8] = [
         (Added::Returned, FENCE, "returned", (&[], &[])),
         (Added::ReturnedValue, FENCE, "returned_value", (&[ValType::I64], &[])),
+        (Added::ReturnedNative, FENCE, "returned_native", (&[], &[])),
         (Added::ReachesMemory, HOST, "reaches_memory", (&[], &[])),
         (Added::Begin, FENCE, "begin", (&[], &[])),
         (Added::Begun, HOST, "begun", (&[], &[])),
@@ -185,6 +191,8 @@ enum Wrapper {
 struct Plan<'a> {
     part: Part<'a>,
     is_command: bool,
+    /// An export with a name that is ours.
+    taken: Option<String>,
     types: Vec<Option<FuncType>>,
     /// Imported functions.
     imports: Vec<Import>,
@@ -199,6 +207,7 @@ impl<'a> Plan<'a> {
         let mut plan = Self {
             part,
             is_command: false,
+            taken: None,
             types: Vec::new(),
             imports: Vec::new(),
             functions: Vec::new(),
@@ -226,7 +235,11 @@ impl<'a> Plan<'a> {
                 Payload::FunctionSection(section) => plan.functions = section.into_iter().collect::<Result<_, _>>()?,
                 Payload::ExportSection(section) => {
                     for export in section {
-                        plan.is_command |= export?.name == "_start";
+                        let name = export?.name;
+                        plan.is_command |= name == "_start";
+                        if name.starts_with("evalpool:") {
+                            plan.taken = Some(name.chars().take(100).collect());
+                        }
                     }
                 }
                 Payload::CodeSectionStart { .. } => break,
@@ -387,14 +400,14 @@ impl<'a> Plan<'a> {
             }
         }
         call(&mut body, target);
-        if let Wrapper::Import(Wrapped { may_make_blocks: true, .. }) = wrapper {
+        if let Wrapper::Import(Wrapped { may_make_blocks: true, is_native, .. }) = wrapper {
             let locals: Vec<_> = (params..).zip(results).collect();
             for (local, _) in locals.iter().rev() {
                 body.instruction(&Instruction::LocalSet(*local));
             }
-            call(&mut body, self.added(Added::Returned));
+            call(&mut body, self.added(if is_native { Added::ReturnedNative } else { Added::Returned }));
             for (local, ty) in &locals {
-                if *ty == ValType::I64 {
+                if *ty == ValType::I64 && !is_native {
                     body.instruction(&Instruction::LocalGet(*local));
                     call(&mut body, self.added(Added::ReturnedValue));
                 }

@@ -125,3 +125,10 @@ fn a_linked_module_that_is_a_command_is_refused() {
     let command = wat::parse_str("(module (func (export \"_start\")))").unwrap();
     assert_eq!(fenced(&command, Part::Linked, &nothing()).unwrap_err().kind(), "invalid_plugin");
 }
+
+#[test]
+fn exports_with_names_of_ours_are_refused() {
+    let plugin = wat::parse_str("(module (func (export \"run\")) (func (export \"evalpool: nothing\")))").unwrap();
+    let error = fenced(&plugin, Part::Plugin { entry_point: "run" }, &nothing()).unwrap_err();
+    assert_eq!(error.to_string(), "the plugin is not valid: it exports \"evalpool: nothing\", a name of this host's");
+}

@@ -124,7 +124,10 @@ impl Call {
 
     /// A function of the host has made a block.
     pub(super) fn wrote(&self, block: u64) {
-        self.state().written.push(block);
+        // 0 is none, and the end of the list.
+        if block != 0 {
+            self.state().written.push(block);
+        }
     }
 
     /// Waits on a thread that may block, until the guest's time is over.
