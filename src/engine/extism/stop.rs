@@ -32,6 +32,8 @@ struct State {
     returned: AtomicBool,
     /// Whether a cancel arrives.
     begun: AtomicBool,
+    /// Whether one has been sent.
+    sent: AtomicBool,
 }
 
 /// Stops a call when dropped, unless disarmed before.
@@ -72,6 +74,8 @@ impl Drop for StopOnDrop {
         self.state.cancelled.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if self.state.begun.load(Ordering::SeqCst) && !self.state.returned.load(Ordering::SeqCst) {
+            // First: a call that returns knows of what was sent before.
+            self.state.sent.store(true, Ordering::SeqCst);
             // Fails only when extism's timer thread is gone, and then so is the process.
             let _ = handle.cancel();
         }
@@ -92,7 +96,7 @@ impl Running {
     /// Whether no interrupt can be on its way to a call that has returned by itself, neither a cancel's nor a deadline's.
     pub(super) fn is_clear(&self, timeout: Duration) -> bool {
         let early = timeout.saturating_sub(LATE.min(timeout / 4));
-        !self.state.cancelled.load(Ordering::SeqCst) && self.since.elapsed() < early
+        !self.state.sent.load(Ordering::SeqCst) && self.since.elapsed() < early
     }
 }
 
