@@ -24,6 +24,7 @@ use crate::{
     config::Wasi,
     engine::{
         self, CompileRequest, CompiledPlugin, Engine, HostFunction, Instance, InstanceLimits, LinkedModule, Slots,
+        environment::{ENVIRONMENT, FUNCTIONS, KERNEL},
     },
     error::Error,
     metrics::Metrics,
@@ -31,42 +32,6 @@ use crate::{
     runtime::{Policy, Program, Runtime},
     source::{Interface, Plugin},
 };
-
-/// What a plugin may import from `extism:host/env`: Extism's kernel and its host functions.
-const ENVIRONMENT: &[&str] = &[
-    "alloc",
-    "config_get",
-    "error_get",
-    "error_set",
-    "free",
-    "get_log_level",
-    "http_headers",
-    "http_request",
-    "http_status_code",
-    "input_length",
-    "input_load_u64",
-    "input_load_u8",
-    "input_offset",
-    "input_set",
-    "length",
-    "length_unsafe",
-    "load_u64",
-    "load_u8",
-    "log_debug",
-    "log_error",
-    "log_info",
-    "log_trace",
-    "log_warn",
-    "memory_bytes",
-    "output_length",
-    "output_offset",
-    "output_set",
-    "reset",
-    "store_u64",
-    "store_u8",
-    "var_get",
-    "var_set",
-];
 
 /// A plugin that has passed all that can be checked without an engine, and how to run it.
 #[derive(Debug, Clone)]
@@ -97,13 +62,13 @@ pub(crate) fn check_imports(
     for import in interface.imports() {
         let (module, name) = (import.module.as_str(), import.name.as_str());
         let provided = match module {
-            "extism:host/env" => ENVIRONMENT.contains(&name),
+            ENVIRONMENT => KERNEL.contains(&name) || FUNCTIONS.contains(&name),
             // Its functions are many and the engine knows them.
             "wasi_snapshot_preview1" => wasi == Wasi::Auto,
             // What it exports, the engine knows.
             _ => linked.iter().any(|(name, _)| *name == module),
         };
-        let by_host = || functions.iter().any(|function| function.module() == module && function.name() == name);
+        let by_host = || functions.iter().any(|function| function.is(module, name));
         if !provided && !by_host() {
             return Err(Error::invalid_plugin(match module {
                 "wasi_snapshot_preview1" => format!("it imports {module}::{name}, and WASI is off"),

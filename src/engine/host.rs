@@ -241,10 +241,9 @@ impl HostFunction {
         }
     }
 
-    /// Its module and name.
-    #[cfg_attr(not(feature = "extism"), expect(dead_code, reason = "only extism has functions of its own"))]
-    pub(super) fn path(&self) -> (&str, &str) {
-        (self.module(), self.name())
+    /// Whether plugins import it by this module and name.
+    pub(crate) fn is(&self, module: &str, name: &str) -> bool {
+        self.module() == module && self.name() == name
     }
 
     /// Whether it is of an engine's own type.

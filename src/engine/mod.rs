@@ -19,6 +19,7 @@
 pub mod choosing;
 #[cfg(feature = "direct")]
 pub mod direct;
+pub(crate) mod environment;
 #[cfg(feature = "extism")]
 pub mod extism;
 mod host;

@@ -11,9 +11,8 @@ use super::{
     kernel::Kernel,
     state::{State, Stop, Variables},
 };
+pub(super) use crate::engine::environment::ENVIRONMENT as MODULE;
 use crate::engine::log;
-
-pub(super) const MODULE: &str = "extism:host/env";
 
 /// Of the name of a variable or of a setting, in bytes.
 const MAX_NAME: u64 = 64 << 10;

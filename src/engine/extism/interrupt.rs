@@ -119,14 +119,13 @@ impl Interrupt {
     /// Ends it, if it is time for an attempt; true when it has ended.
     fn attempt(&mut self) -> bool {
         let seat = match &*lock(&self.shared) {
+            State::Interrupted(_) if Instant::now() < self.next => return false,
             State::Interrupted(seat) => seat.clone(),
             _ => return true,
         };
-        if Instant::now() >= self.next {
-            // Whatever comes of it: if it was in vain there is another attempt.
-            let _ = catch_unwind(AssertUnwindSafe(|| interrupt(&seat)));
-            self.next = Instant::now() + AGAIN;
-        }
+        // Whatever comes of it: if it was in vain there is another attempt.
+        let _ = catch_unwind(AssertUnwindSafe(|| interrupt(&seat)));
+        self.next = Instant::now() + AGAIN;
         // It may be the last to hold all that the plugin does, an embedder's functions among it.
         background::drop_elsewhere(seat);
         false

@@ -209,14 +209,13 @@ struct Guest {
 impl Guest {
     fn call(&mut self, entry_point: &str, input: &[u8], running: &Running) -> Result<Bytes, Failure> {
         let limits = self.seat.limits();
-        let started = std::time::Instant::now();
         let (_, call) = self.seat.occupied().compiled();
         call.begin(limits.exec_timeout, running.beginning());
         let _scope = GuestScope::enter();
         let output: &[u8] = self
             .plugin
             .call(entry_point, input)
-            .map_err(|error| errors::classify(&error, started.elapsed(), limits))?;
+            .map_err(|error| errors::classify(&error, running.elapsed(), limits))?;
         // The length is the guest's word: it is looked at before any byte is.
         if output.len() as u64 > limits.output_size {
             return Err(Failure::sound(Error::OutputTooLarge { limit: limits.output_size }));
@@ -240,7 +239,6 @@ impl Guest {
         if !is_clear {
             self.seat.spoil();
         }
-        drop(running);
         // The next call would run initialisers once more, where nothing reckons with them.
         let is_spent = entry_point == "_start";
         Ok(((is_sound && is_clear && !is_spent).then_some(self), result))

@@ -80,7 +80,8 @@ impl Recipe {
     pub(super) fn new(request: CompileRequest, cache: Arc<CodeCache>) -> Result<Self, Error> {
         let limits = request.limits;
         let pages = u32::try_from(limits.memory / 65_536).unwrap_or(u32::MAX);
-        let mut manifest = Manifest::new(modules(&request)?)
+        let (modules, initialises) = modules(&request)?;
+        let mut manifest = Manifest::new(modules)
             .with_timeout(limits.exec_timeout)
             .with_memory_max(pages)
             .with_allowed_hosts(request.allowed_hosts.iter().cloned())
@@ -91,8 +92,7 @@ impl Recipe {
             digest: request.digest,
             wasi: request.wasi,
             trusted: request.trusted,
-            initialises: given::initialises(&request.wasm)
-                || request.linked.iter().any(|linked| given::initialises(&linked.wasm)),
+            initialises,
             host_functions: request.host_functions,
             http: Arc::new(Http::new(&request.allowed_hosts, limits.output_size)),
             limits,
@@ -155,21 +155,21 @@ impl Recipe {
     }
 }
 
-/// A plugin's modules as extism takes them: those with a name are to be imported from, and the last one is the plugin.
-fn modules(request: &CompileRequest) -> Result<Vec<Wasm>, Error> {
-    let linked = request.linked.iter().map(|linked| (&linked.wasm, linked.name.as_str()));
-    let surroundings = Surroundings {
-        linked: request.linked.iter().map(|linked| linked.name.as_str()).collect(),
-        host: request.host_functions.iter().map(HostFunction::path).collect(),
-        native: request.host_functions.iter().filter(|function| function.is_native()).map(HostFunction::path).collect(),
-    };
+/// A plugin's modules as extism takes them, and whether any has code that runs before it is called. Those with a name are
+/// to be imported from, and the last one is the plugin.
+fn modules(request: &CompileRequest) -> Result<(Vec<Wasm>, bool), Error> {
+    let surroundings = Surroundings { linked: &request.linked, functions: &request.host_functions };
     let mut modules = vec![Wasm::data(fence::module()?).with_name(fence::FENCE)];
-    for (wasm, name) in linked {
-        modules.push(Wasm::data(fence::fenced(wasm, Part::Linked, &surroundings)?).with_name(name));
+    let mut initialises = false;
+    for linked in request.linked.iter() {
+        let fenced = fence::fenced(&linked.wasm, Part::Linked, &surroundings)?;
+        initialises |= fenced.initialises;
+        modules.push(Wasm::data(fenced.wasm).with_name(&linked.name));
     }
     let plugin = Part::Plugin { entry_point: &request.entry_point };
-    modules.push(Wasm::data(fence::fenced(&request.wasm, plugin, &surroundings)?));
-    Ok(modules)
+    let fenced = fence::fenced(&request.wasm, plugin, &surroundings)?;
+    modules.push(Wasm::data(fenced.wasm));
+    Ok((modules, initialises | fenced.initialises))
 }
 
 /// What the limits say, or else, for who is not trusted, what the longer of both timeouts is worth.

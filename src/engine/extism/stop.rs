@@ -29,7 +29,6 @@ const LATE: Duration = Duration::from_millis(20);
 #[derive(Default)]
 struct State {
     cancelled: AtomicBool,
-    returned: AtomicBool,
     /// Whether a cancel arrives.
     begun: AtomicBool,
     /// Whether one has been sent.
@@ -42,7 +41,7 @@ pub(super) struct StopOnDrop {
     state: Arc<State>,
 }
 
-/// Held by the thread of the call for as long as its guest may be running.
+/// What the thread of the call has of it.
 pub(super) struct Running {
     state: Arc<State>,
     since: Instant,
@@ -73,8 +72,8 @@ impl Drop for StopOnDrop {
         // Before looking whether it began: a call that has not sees this and never does.
         self.state.cancelled.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        if self.state.begun.load(Ordering::SeqCst) && !self.state.returned.load(Ordering::SeqCst) {
-            // First: a call that returns knows of what was sent before.
+        if self.state.begun.load(Ordering::SeqCst) {
+            // First: a call that returns knows of what was sent before. What is sent to one that has returned does nothing.
             self.state.sent.store(true, Ordering::SeqCst);
             // Fails only when extism's timer thread is gone, and then so is the process.
             let _ = handle.cancel();
@@ -89,6 +88,11 @@ impl Running {
         !self.state.cancelled.load(Ordering::SeqCst)
     }
 
+    /// How long ago the call was made.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.since.elapsed()
+    }
+
     pub(super) fn beginning(&self) -> Beginning {
         Beginning(self.state.clone())
     }
@@ -96,7 +100,7 @@ impl Running {
     /// Whether no interrupt can be on its way to a call that has returned by itself, neither a cancel's nor a deadline's.
     pub(super) fn is_clear(&self, timeout: Duration) -> bool {
         let early = timeout.saturating_sub(LATE.min(timeout / 4));
-        !self.state.sent.load(Ordering::SeqCst) && self.since.elapsed() < early
+        !self.state.sent.load(Ordering::SeqCst) && self.elapsed() < early
     }
 }
 
@@ -107,11 +111,5 @@ impl Beginning {
         // One of the two sides sees what the other has said.
         fence(Ordering::SeqCst);
         !self.0.cancelled.load(Ordering::SeqCst)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.state.returned.store(true, Ordering::SeqCst);
     }
 }

@@ -3,24 +3,9 @@
 
 use extism::{CurrentPlugin, EXTISM_ENV_MODULE, Error, Function, UserData, Val, ValType};
 use tracing::Level;
-use wasmparser::{Parser, Payload};
 
 use super::{Call, give, take};
-use crate::{
-    engine::log,
-    source::{Digest, INITIALISERS},
-};
-
-/// Whether a module has code that runs before it is called.
-pub(crate) fn initialises(wasm: &[u8]) -> bool {
-    Parser::new(0).parse_all(wasm).map_while(Result::ok).any(|payload| match payload {
-        Payload::StartSection { .. } => true,
-        Payload::ExportSection(exports) => {
-            exports.into_iter().flatten().any(|export| INITIALISERS.contains(&export.name))
-        }
-        _ => false,
-    })
-}
+use crate::{engine::log, source::Digest};
 
 /// Settings and variables.
 pub(crate) fn environment(call: &Call) -> Vec<Function> {

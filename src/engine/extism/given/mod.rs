@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-pub(super) use self::environment::{environment, initialises, logs};
+pub(super) use self::environment::{environment, logs};
 use super::{fence, functions::Broken, stop::Beginning};
 use crate::{
     clock,
