@@ -124,6 +124,15 @@ impl Compiler {
         self.engine.slots()
     }
 
+    /// Refuses what the engine does not run, before it costs anyone a place or a compile.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_request`, saying what to set.
+    pub(crate) fn check(&self, blueprint: &Blueprint) -> Result<(), Error> {
+        self.engine.check(blueprint.trusted, &blueprint.allowed_hosts)
+    }
+
     /// Compiles a plugin into a runtime, or closes whatever was opened for it.
     ///
     /// Cancel safe: a compile in progress runs to its end and is closed.

@@ -96,7 +96,7 @@ pub struct LimitSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSettings {
-    /// Which engine. Default `extism`.
+    /// Which engine. Default `direct`, or the one that this build has. `extism` runs only what is trusted.
     #[serde(deserialize_with = "word")]
     pub kind: EngineKind,
     /// Whether instances are used again. Default `fresh`.
@@ -158,11 +158,12 @@ pub struct LogSettings {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum EngineKind {
-    /// The `extism` crate.
-    #[default]
-    Extism,
-    /// wasmtime itself.
+    /// wasmtime itself, for everybody's plugins.
+    #[cfg_attr(any(feature = "direct", not(feature = "extism")), default)]
     Direct,
+    /// The `extism` crate, for plugins that are trusted.
+    #[cfg_attr(all(feature = "extism", not(feature = "direct")), default)]
+    Extism,
 }
 
 /// Where compiled code is kept.

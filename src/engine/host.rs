@@ -246,12 +246,6 @@ impl HostFunction {
         self.module() == module && self.name() == name
     }
 
-    /// Whether it is of an engine's own type.
-    #[cfg_attr(not(feature = "extism"), expect(dead_code, reason = "only extism has functions of its own"))]
-    pub(super) fn is_native(&self) -> bool {
-        matches!(self.kind, Kind::Native { .. })
-    }
-
     /// The name that plugins import it by.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -23,10 +23,12 @@ pub(crate) mod environment;
 #[cfg(feature = "extism")]
 pub mod extism;
 mod host;
-#[cfg(any(feature = "direct", feature = "extism"))]
+#[cfg(feature = "direct")]
 mod http;
-#[cfg(any(feature = "direct", feature = "extism"))]
+#[cfg(feature = "direct")]
 mod log;
+#[cfg(any(feature = "direct", feature = "extism"))]
+mod text;
 
 use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -139,6 +141,16 @@ pub struct SlotCounts {
 
 /// Compiles plugins.
 pub trait Engine: Send + Sync + fmt::Debug + 'static {
+    /// Refuses what this engine does not run, by what is known before anything is compiled or takes a place.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_request`, saying what to set. By default nothing is refused.
+    fn check(&self, trusted: bool, allowed_hosts: &[String]) -> Result<(), Error> {
+        let _ = (trusted, allowed_hosts);
+        Ok(())
+    }
+
     /// Compiles a plugin. The work cannot be interrupted: when the future is dropped it runs to its end, in its own
     /// place and holding its permit, and what it made is dropped.
     ///

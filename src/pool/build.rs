@@ -146,6 +146,7 @@ async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) 
         .map(|(_, plugin)| plugin.bytes().len() as u64);
     drop(fetched.split(cost.saturating_sub(kib(held.sum())) as usize));
     let blueprint = blueprint(core, spec, plugin, &linked)?;
+    core.compiler.check(&blueprint)?;
     let facts = Facts {
         digest: blueprint.plugin.digest(),
         entry_point: blueprint.entry_point.clone(),

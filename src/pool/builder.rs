@@ -96,7 +96,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Which engine, by name. Default [`EngineKind::Extism`].
+    /// Which engine, by name. Default [`EngineKind::Direct`], or the one that this build has.
     pub fn engine_kind(mut self, kind: EngineKind) -> Self {
         self.settings.engine.kind = kind;
         self
@@ -167,7 +167,10 @@ fn make_engine(
     let _ = (pool, limits);
     match engine.kind {
         #[cfg(feature = "extism")]
-        EngineKind::Extism => Ok(Arc::new(crate::engine::extism::ExtismEngine::new())),
+        EngineKind::Extism => match crate::engine::extism::ExtismEngine::new() {
+            Ok(engine) => Ok(Arc::new(engine)),
+            Err(error) => Err(SettingsError::engine(EngineKind::Extism, &error.chain())),
+        },
         #[cfg(feature = "direct")]
         EngineKind::Direct => match crate::engine::direct::DirectEngine::new(pool, limits, engine) {
             Ok(engine) => Ok(Arc::new(engine)),

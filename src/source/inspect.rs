@@ -14,7 +14,7 @@ pub(super) const FEATURES: WasmFeatures =
     WasmFeatures::WASM2.union(WasmFeatures::TAIL_CALL).union(WasmFeatures::EXTENDED_CONST);
 
 /// Exports that toolchains make for initialisation; they have an entry point's shape and are not one.
-pub(crate) const INITIALISERS: [&str; 3] = ["_initialize", "__wasm_call_ctors", "hs_init"];
+const INITIALISERS: [&str; 3] = ["_initialize", "__wasm_call_ctors", "hs_init"];
 
 /// What a plugin imports and exports.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

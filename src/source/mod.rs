@@ -16,7 +16,6 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 
 #[cfg(feature = "extism")]
-pub(crate) use self::inspect::INITIALISERS;
 pub use self::{
     digest::{Digest, ParseDigestError},
     inspect::{Import, Interface},

@@ -7,6 +7,7 @@ mod cancellation;
 mod collateral;
 mod config;
 mod conformance;
+#[cfg(any())]
 mod dashboards;
 mod engine;
 mod guard;

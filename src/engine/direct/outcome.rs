@@ -6,10 +6,13 @@ use wasmtime::Trap;
 use wasmtime_wasi::I32Exit;
 
 use super::state::Stop;
-use crate::{engine::InstanceLimits, error::Error};
-
-/// The most of a guest's own message that is kept, in bytes.
-const MAX_MESSAGE: usize = 4096;
+use crate::{
+    engine::{
+        InstanceLimits,
+        text::{MAX_MESSAGE, first_line, shorten},
+    },
+    error::Error,
+};
 
 /// A failure to compile, link or initialise. Its text is fit for the plugin's author.
 pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error {
@@ -24,7 +27,7 @@ pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error
         (None, None) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
             return Error::Saturated { reason: "every slot for instances is in use" };
         }
-        (None, None) => root.lines().next().unwrap_or_default().to_owned(),
+        (None, None) => first_line(&root),
     };
     Error::InvalidPlugin { reason: shorten(&reason), cause: Some(Arc::from(Box::from(format!("{error:#}")))) }
 }
@@ -95,8 +98,4 @@ fn own_fault(error: &wasmtime::Error) -> Error {
         (None, Some(trap)) => Error::GuestTrap { reason: trap.to_string() },
         (None, None) => Error::GuestError { message: shorten(&error.root_cause().to_string()) },
     }
-}
-
-fn shorten(text: &str) -> String {
-    text[..text.floor_char_boundary(MAX_MESSAGE)].to_owned()
 }

@@ -3,16 +3,14 @@
 use std::sync::Arc;
 
 use extism::{CurrentPlugin, Function, UserData};
+use tokio::{runtime::Handle, time::timeout};
 
-use super::given::{self, Call};
 use crate::{
     engine::{
         GuestMemory, HostFunction, HostFunctionError, Val, ValType,
         host::{Closure, Kind, Portable},
-        http::Http,
     },
     error::Error,
-    source::Digest,
 };
 
 impl From<Function> for HostFunction {
@@ -28,19 +26,9 @@ impl From<Function> for HostFunction {
     }
 }
 
-/// Those that are given in extism's stead, whoever the plugin is from.
-pub(super) fn given(call: &Call, http: &Arc<Http>, digest: Digest, initialises: bool) -> Vec<Function> {
-    let mut functions: Vec<Function> = given::http(call, http).into_iter().chain(given::logs(call, digest)).collect();
-    if initialises {
-        functions.extend(given::environment(call));
-    }
-    functions
-}
-
-/// `call` is the one that it will be called in.
-pub(super) fn translate(function: &HostFunction, call: &Call) -> Result<Function, Error> {
+pub(super) fn translate(function: &HostFunction) -> Result<Function, Error> {
     match &function.kind {
-        Kind::Portable(portable) => Ok(wrap(portable.clone(), call.clone())),
+        Kind::Portable(portable) => Ok(wrap(portable.clone())),
         Kind::Native { module, function, .. } => match function.downcast_ref::<Function>() {
             Some(function) => Ok(function.clone().with_namespace(module.clone())),
             None => Err(Error::invalid_request("a host function of another engine cannot run on the extism engine")),
@@ -48,19 +36,23 @@ pub(super) fn translate(function: &HostFunction, call: &Call) -> Result<Function
     }
 }
 
-fn wrap(function: Portable, guest: Call) -> Function {
+fn wrap(function: Portable) -> Function {
     let Portable { module, name, params, results, call } = function;
     let expected = results.clone();
     let shown = name.clone();
     let types = |types: Vec<ValType>| types.into_iter().map(to_extism_type);
     Function::new(name, types(params), types(results), UserData::new(()), move |plugin, inputs, outputs, _| {
-        guest.reaches_memory()?;
         let args: Vec<Val> = inputs.iter().filter_map(from_extism).collect();
+        let left = plugin.time_remaining();
+        let mut memory = Memory(plugin);
         // A panic in it passes through the guest's frames, which wasmtime allows, and is caught around the call.
         let returned = match &call {
-            Closure::Blocking(call) => call(&mut Memory(plugin, &guest), &args)?,
+            Closure::Blocking(call) => call(&mut memory, &args)?,
             // On a thread that may block. What does not end by itself must not hold it for longer than a guest may run.
-            Closure::Async(call) => guest.wait(call(&mut Memory(plugin, &guest), &args))??,
+            Closure::Async(call) => {
+                let call = async { timeout(left.unwrap_or_default(), call(&mut memory, &args)).await };
+                Handle::try_current()?.block_on(call).map_err(|_| extism::Error::msg("timeout"))??
+            }
         };
         if returned.iter().map(|value| value.ty()).ne(expected.iter().copied()) {
             let text = format!("the host function {shown} gave results of other types than declared");
@@ -77,9 +69,9 @@ fn wrap(function: Portable, guest: Call) -> Function {
 /// A host function did not do what it declares: this host's mistake, not the guest's.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Broken(pub(super) String);
+pub(super) struct Broken(String);
 
-struct Memory<'a>(&'a mut CurrentPlugin, &'a Call);
+struct Memory<'a>(&'a mut CurrentPlugin);
 
 impl GuestMemory for Memory<'_> {
     fn read(&mut self, offset: u64) -> Result<Vec<u8>, HostFunctionError> {
@@ -93,7 +85,6 @@ impl GuestMemory for Memory<'_> {
 
     fn write(&mut self, bytes: &[u8]) -> Result<u64, HostFunctionError> {
         let handle = self.0.memory_new(bytes).map_err(|error| HostFunctionError::new(error.to_string()))?;
-        self.1.wrote(handle.offset());
         Ok(handle.offset())
     }
 }

@@ -35,7 +35,6 @@ use axum::{
 };
 use futures_util::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
-use metrics_process::Collector;
 
 use self::{body::Bodies, problem::Problem};
 pub(super) use self::{tokens::Tokens, work::Work};
@@ -52,7 +51,6 @@ pub(super) struct App {
     tokens: Option<Tokens>,
     work: Work,
     exporter: PrometheusHandle,
-    process: Collector,
 }
 
 impl App {
@@ -63,8 +61,6 @@ impl App {
         tokens: Option<Tokens>,
         exporter: PrometheusHandle,
     ) -> Self {
-        let process = Collector::default();
-        process.describe();
         Self {
             pool,
             store: Arc::new(store),
@@ -74,7 +70,6 @@ impl App {
             tokens,
             work: Work::default(),
             exporter,
-            process,
         }
     }
 

@@ -25,7 +25,6 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Problem> {
     // Reads the system's files about this process, then writes some hundred lines.
     let text = blocking(move || {
-        app.process.collect();
         let _ = app.pool.slots();
         Ok(app.exporter.render())
     })

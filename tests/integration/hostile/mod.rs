@@ -16,9 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evalpool::{
-    Error, EvaluatorPool, Isolation, Plugin, Settings, Source, Spec, config::EngineKind, engine::extism::Compiled,
-};
+use evalpool::{Error, EvaluatorPool, Isolation, Plugin, Settings, Source, Spec, config::EngineKind};
 use serde_json::json;
 
 use self::gallery::{Comes, Hostile, IMPORTS, OnExtism};
@@ -303,26 +301,6 @@ async fn an_initialiser_that_calls_the_host_later_is_refused_on_extism() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     pool.close().await;
-}
-
-#[tokio::test]
-async fn who_is_trusted_by_pool_or_spec_has_no_fuel_on_extism() {
-    for (by_pool, by_spec, has_fuel) in
-        [(false, None, true), (true, None, false), (false, Some(true), false), (true, Some(false), true)]
-    {
-        let mut settings = settings(EngineKind::Extism, Isolation::Fresh);
-        settings.limits.build_timeout = Duration::from_secs(20);
-        settings.engine.trusted = by_pool;
-        let pool = EvaluatorPool::from_settings(&settings).unwrap();
-        let spec = Spec::new(Source::bytes(GREET));
-        let spec = by_spec.map_or(spec.clone(), |trusted| spec.with_trusted(trusted));
-        let evaluator = pool.evaluator("greet", spec).unwrap();
-        let executable = evaluator.executable().await.unwrap();
-        let fuel = executable.look(|compiled| compiled.as_any().downcast_ref::<Compiled>().unwrap().fuel());
-        // The longer of both timeouts, at ten units a nanosecond.
-        assert_eq!(fuel.await.unwrap(), has_fuel.then_some(200_000_000_000), "{by_pool} {by_spec:?}");
-        pool.close().await;
-    }
 }
 
 /// Threads of this process once everything that stays was started by a plugin that comes and goes.

@@ -21,6 +21,9 @@ use crate::error::Error;
 
 const PAGE: u64 = 65_536;
 
+/// `kernel.wat` as WebAssembly: a test keeps the two the same.
+const KERNEL: &[u8] = include_bytes!("kernel.wasm");
+
 /// Of a guest's error that is read, in bytes.
 const MAX_ERROR: u64 = 4100;
 
@@ -50,8 +53,7 @@ pub(super) struct Kernel {
 impl KernelModule {
     pub(super) fn compile(engine: &Engine) -> Result<Self, Error> {
         let broken = |error: Box<dyn std::error::Error + Send + Sync>| Error::internal("the kernel is broken", error);
-        let bytes = wat::parse_str(include_str!("kernel.wat")).map_err(|error| broken(error.into()))?;
-        let module = Module::new(engine, bytes).map_err(|error| broken(error.to_string().into()))?;
+        let module = Module::new(engine, KERNEL).map_err(|error| broken(error.to_string().into()))?;
         let find = |name: &str| module.get_export_index(name).ok_or_else(|| broken(format!("no {name}").into()));
         Ok(Self { memory: find("memory")?, module })
     }
@@ -204,3 +206,13 @@ fn slice(memory: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
 }
 
 pub(super) type Books = Blocks;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_bytes_are_those_of_its_text() {
+        assert_eq!(wat::parse_str(include_str!("kernel.wat")).unwrap(), KERNEL);
+    }
+}
