@@ -197,7 +197,7 @@ async fn attempt(
     };
     let started = Instant::now();
     let compiled = engine.compile(request).await?;
-    metrics.compiled(started.elapsed());
+    metrics.build_phase("compile", started.elapsed());
     // Where it may, an initialiser that takes its time keeps nobody else from compiling.
     let _slot = (!engine.interrupts_initialisers()).then_some(slot);
     let mut guard = Guard::new(compiled, place);
@@ -207,7 +207,7 @@ async fn attempt(
         Ok(probe) => probe,
         Err(error) => return Err(guard.close(FailurePoint::Probe, error).await),
     };
-    metrics.probed(started.elapsed());
+    metrics.build_phase("probe", started.elapsed());
     guard.keep(probe);
 
     if !guard.compiled().has_entry_point(&entry_point) {

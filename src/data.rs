@@ -56,10 +56,10 @@ impl Data {
     /// # Errors
     ///
     /// `payload_too_large` if it is over `limit` bytes.
-    pub(crate) fn into_input(self, limit: u64) -> Result<Bytes, Error> {
+    pub(crate) fn to_input(&self, limit: u64) -> Result<Bytes, Error> {
         let input = match self {
             Data::Empty => Bytes::new(),
-            Data::Bytes(bytes) => bytes,
+            Data::Bytes(bytes) => bytes.clone(),
             Data::Json(value) => Bytes::from(value.to_string()),
         };
         if input.len() as u64 > limit {
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn input_over_its_limit_is_refused() {
-        assert_eq!(Data::from("1234").into_input(4).unwrap(), "1234");
-        assert_eq!(Data::from("12345").into_input(4).unwrap_err().kind(), "payload_too_large");
+        assert_eq!(Data::from("1234").to_input(4).unwrap(), "1234");
+        assert_eq!(Data::from("12345").to_input(4).unwrap_err().kind(), "payload_too_large");
     }
 }

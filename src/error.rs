@@ -6,6 +6,8 @@
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
+use crate::words::words;
+
 /// What an operator may know of an error and a client may not. Shared, because one failed build reaches all who waited.
 pub type Cause = Arc<dyn StdError + Send + Sync + 'static>;
 
@@ -178,73 +180,57 @@ fn describe_closed(name: &str, interrupted: bool) -> String {
     }
 }
 
-macro_rules! kinds {
-    ($($(#[$doc:meta])* $variant:ident = $word:literal,)*) => {
-        /// The stable word for each [`Error`], as clients, dashboards and scripts know it.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        #[non_exhaustive]
-        pub enum ErrorKind { $($(#[$doc])* $variant,)* }
-
-        impl ErrorKind {
-            /// Every kind, in declaration order.
-            pub const ALL: &[ErrorKind] = &[$(ErrorKind::$variant,)*];
-
-            /// The word: lower case, underscores.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(ErrorKind::$variant => $word,)* }
-            }
-        }
-    };
-}
-
-kinds! {
-    /// See [`Error::NotFound`].
-    NotFound = "not_found",
-    /// See [`Error::InvalidName`].
-    InvalidName = "invalid_name",
-    /// See [`Error::InvalidRequest`].
-    InvalidRequest = "invalid_request",
-    /// See [`Error::SourceUnavailable`].
-    SourceUnavailable = "source_unavailable",
-    /// See [`Error::InvalidPlugin`].
-    InvalidPlugin = "invalid_plugin",
-    /// See [`Error::EntryPointMissing`].
-    EntryPointMissing = "entry_point_missing",
-    /// See [`Error::DigestMismatch`].
-    DigestMismatch = "digest_mismatch",
-    /// See [`Error::PayloadTooLarge`].
-    PayloadTooLarge = "payload_too_large",
-    /// See [`Error::BuildTimeout`].
-    BuildTimeout = "build_timeout",
-    /// See [`Error::Saturated`].
-    Saturated = "saturated",
-    /// See [`Error::WaitTimeout`].
-    WaitTimeout = "wait_timeout",
-    /// See [`Error::ExecTimeout`].
-    ExecTimeout = "exec_timeout",
-    /// See [`Error::GuestTrap`].
-    GuestTrap = "guest_trap",
-    /// See [`Error::GuestError`].
-    GuestError = "guest_error",
-    /// See [`Error::GuestExit`].
-    GuestExit = "guest_exit",
-    /// See [`Error::OutOfMemory`].
-    OutOfMemory = "out_of_memory",
-    /// See [`Error::OutOfFuel`].
-    OutOfFuel = "out_of_fuel",
-    /// See [`Error::OutputTooLarge`].
-    OutputTooLarge = "output_too_large",
-    /// See [`Error::Closed`].
-    Closed = "closed",
-    /// See [`Error::ShuttingDown`].
-    ShuttingDown = "shutting_down",
-    /// See [`Error::Cancelled`].
-    Cancelled = "cancelled",
-    /// See [`Error::Unauthorized`].
-    Unauthorized = "unauthorized",
-    /// See [`Error::Internal`].
-    Internal = "internal",
+words! {
+    /// The stable word for each [`Error`], as clients, dashboards and scripts know it.
+    #[non_exhaustive]
+    pub enum ErrorKind {
+        /// See [`Error::NotFound`].
+        NotFound = "not_found",
+        /// See [`Error::InvalidName`].
+        InvalidName = "invalid_name",
+        /// See [`Error::InvalidRequest`].
+        InvalidRequest = "invalid_request",
+        /// See [`Error::SourceUnavailable`].
+        SourceUnavailable = "source_unavailable",
+        /// See [`Error::InvalidPlugin`].
+        InvalidPlugin = "invalid_plugin",
+        /// See [`Error::EntryPointMissing`].
+        EntryPointMissing = "entry_point_missing",
+        /// See [`Error::DigestMismatch`].
+        DigestMismatch = "digest_mismatch",
+        /// See [`Error::PayloadTooLarge`].
+        PayloadTooLarge = "payload_too_large",
+        /// See [`Error::BuildTimeout`].
+        BuildTimeout = "build_timeout",
+        /// See [`Error::Saturated`].
+        Saturated = "saturated",
+        /// See [`Error::WaitTimeout`].
+        WaitTimeout = "wait_timeout",
+        /// See [`Error::ExecTimeout`].
+        ExecTimeout = "exec_timeout",
+        /// See [`Error::GuestTrap`].
+        GuestTrap = "guest_trap",
+        /// See [`Error::GuestError`].
+        GuestError = "guest_error",
+        /// See [`Error::GuestExit`].
+        GuestExit = "guest_exit",
+        /// See [`Error::OutOfMemory`].
+        OutOfMemory = "out_of_memory",
+        /// See [`Error::OutOfFuel`].
+        OutOfFuel = "out_of_fuel",
+        /// See [`Error::OutputTooLarge`].
+        OutputTooLarge = "output_too_large",
+        /// See [`Error::Closed`].
+        Closed = "closed",
+        /// See [`Error::ShuttingDown`].
+        ShuttingDown = "shutting_down",
+        /// See [`Error::Cancelled`].
+        Cancelled = "cancelled",
+        /// See [`Error::Unauthorized`].
+        Unauthorized = "unauthorized",
+        /// See [`Error::Internal`].
+        Internal = "internal",
+    }
 }
 
 impl fmt::Display for ErrorKind {

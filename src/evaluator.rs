@@ -1,4 +1,5 @@
-//! The handle that users hold: it conducts one evaluation from data to response. Caches nothing.
+//! The handle that users hold: it takes one evaluation from data to response, and caches instances for the threads that
+//! call it without a pause.
 
 use std::{
     collections::BTreeSet,
@@ -22,13 +23,12 @@ use crate::{
     engine::{BoxFuture, inside_host_function},
     error::Error,
     executable::Executable,
-    info::{EvaluatorInfo, State},
-    metrics::{CloseReason, Lookup, Metrics},
-    pool::{Core, Version},
-    registry::{Generation, Gone, Lending, Refused},
+    info::{EvaluatorInfo, RuntimeState},
+    metrics::Metrics,
+    registry::{CloseReason, Gone, Lookup, RevisionId, ThreadCache},
     response::{EvaluatorId, Response, Timings},
-    runtime::{Active, Ended, Runtime},
-    source::Digest,
+    revision::{PoolInner, Revision},
+    runtime::{Checkout, Ended, Parked},
 };
 
 /// A handle on one evaluator. Cheap to clone: clones are the same evaluator.
@@ -37,36 +37,36 @@ use crate::{
 /// background.
 #[derive(Clone)]
 pub struct Evaluator {
-    inner: Arc<Inner>,
+    inner: Arc<EvaluatorInner>,
 }
 
-struct Inner {
-    core: Arc<Core>,
+struct EvaluatorInner {
+    pool: Arc<PoolInner>,
     id: EvaluatorId,
-    name: String,
+    name: Arc<str>,
     /// `None` once closed. Changed under the lock of `ids`.
-    version: ArcSwapOption<Version>,
-    /// Under which its versions' runtimes are registered: its own, and those of versions that were prepared under
+    revision: ArcSwapOption<Revision>,
+    /// What its revisions' runtimes are registered under: its own id, and those of revisions that were prepared under
     /// another before they replaced one of its own.
     ids: Mutex<BTreeSet<u64>>,
     /// Instances that stay with the threads that use them.
-    lending: Arc<Lending<Runtime>>,
-    /// Less those on instances that are lent.
+    parked: Arc<ThreadCache<Parked>>,
+    /// Without those on instances that were parked, which the cache counts.
     evaluations: AtomicU64,
     /// Of the last evaluation but for those: milliseconds since the Unix epoch; 0 for never.
     last_used: AtomicU64,
 }
 
 impl Evaluator {
-    pub(crate) fn new(core: Arc<Core>, id: u64, name: &str, version: Arc<Version>) -> Self {
+    pub(crate) fn new(pool: Arc<PoolInner>, id: u64, revision: Arc<Revision>) -> Self {
         Self {
-            inner: Arc::new(Inner {
-                core,
+            inner: Arc::new(EvaluatorInner {
+                pool,
                 id: EvaluatorId(id),
-                name: name.to_owned(),
-                ids: Mutex::new(BTreeSet::from([id, version.generation.evaluator])),
-                version: ArcSwapOption::new(Some(version)),
-                lending: Arc::default(),
+                name: revision.name.clone(),
+                ids: Mutex::new(BTreeSet::from([id, revision.id.evaluator])),
+                revision: ArcSwapOption::new(Some(revision)),
+                parked: Arc::default(),
                 evaluations: AtomicU64::new(0),
                 last_used: AtomicU64::new(0),
             }),
@@ -100,103 +100,101 @@ impl Evaluator {
     /// `invalid_request`, and whatever a build fails with. From the guest: `guest_trap`, `guest_error`, `guest_exit`,
     /// `out_of_memory`, `out_of_fuel`, `output_too_large`, `exec_timeout`. `internal` for a panic in a host function.
     pub async fn evaluate(&self, data: impl Into<Data>) -> Result<Response, Error> {
-        self.evaluate_unless(data.into(), inside_host_function()).await
+        self.evaluate_from(data.into(), inside_host_function()).await
     }
 
-    async fn evaluate_unless(&self, data: Data, inside: bool) -> Result<Response, Error> {
-        let inner = &*self.inner;
-        let mut outcome = Outcome { metrics: &inner.core.metrics, is_known: false };
-        let result = self.conduct(data, inside).await;
+    async fn evaluate_from(&self, data: Data, inside: bool) -> Result<Response, Error> {
+        let metrics = &self.inner.pool.metrics;
+        let mut outcome = Outcome { metrics, is_known: false };
+        let result = self.evaluate_inner(data, inside).await;
         outcome.is_known = true;
-        inner.core.metrics.evaluated(result.as_ref().map(drop));
+        metrics.evaluated(result.as_ref().map(drop));
         result
     }
 
-    async fn conduct(&self, data: Data, inside: bool) -> Result<Response, Error> {
+    async fn evaluate_inner(&self, data: Data, inside: bool) -> Result<Response, Error> {
         // An evaluation may end without having waited for anything: a caller in a loop must leave its thread now and then.
         tokio::task::consume_budget().await;
-        let core = &self.inner.core;
+        let EvaluatorInner { pool, parked, .. } = &*self.inner;
         let began = Instant::now();
-        // What is called without pause finds an instance on its thread. Where there is none the input is kept: the
-        // evaluator's own data is asked for once a call, and before anything is held.
+        // An evaluator that is called without a pause finds an instance on its thread. Where there is none the input is
+        // kept: the evaluator's own data is asked for once a call, and before anything is held.
         let mut prepared = None;
-        if self.inner.lending.is_open() {
-            let (generation, input) = self.prepare(&data)?;
-            if let Some(active) = Active::borrow(&self.inner.lending, generation, began) {
-                core.metrics.lookup(Lookup::Hit);
-                core.ensure_sweeping();
-                return self.run(active, input, Duration::ZERO, began).await;
+        if parked.is_used() {
+            let (id, input) = self.prepare(&data)?;
+            if let Some(checkout) = Checkout::parked(parked, id, began) {
+                pool.metrics.lookup(Lookup::Hit.as_str());
+                pool.ensure_sweeping();
+                return self.run(checkout, input, Duration::ZERO, began).await;
             }
-            prepared = Some((generation, input));
+            prepared = Some((id, input));
         }
-        // Not before: to ask counts references to the runtime, in a word that all its threads share.
+        // Checked late: `try_current` counts a reference to the runtime, in a word that all its threads share.
         if Handle::try_current().is_err() {
             return Err(Error::no_tokio());
         }
         self.inner.evaluations.fetch_add(1, Ordering::Relaxed);
         self.inner.last_used.store(unix_millis(), Ordering::Relaxed);
-        let deadline = clock::later(began, core.limits.wait_timeout);
+        let deadline = clock::later(began, pool.limits.wait_timeout);
         let mut age = None;
         loop {
-            let version = self.version()?;
+            let revision = self.revision()?;
             let input = match prepared.take() {
-                Some((generation, input)) if generation == version.generation => input,
-                _ => self.input(&version, data.clone())?,
+                Some((id, input)) if id == revision.id => input,
+                _ => self.input(&revision, &data)?,
             };
-            let leased = match version.lease_as(core, &mut age, deadline, inside).await {
+            let leased = match revision.lease_as(pool, &mut age, deadline, inside).await {
                 Ok(leased) => leased,
                 // Replaced while it waited: the new plugin answers.
-                Err(Error::Closed { .. }) if self.is_replaced(&version) => continue,
-                Err(Error::Closed { .. }) => return Err(self.closed()),
+                Err(Error::Closed { .. }) if self.is_replaced(&revision) => continue,
                 Err(error) => return Err(error),
             };
             // Whoever joins a build late waits for the rest of it only.
             let build = leased.build.min(began.elapsed());
-            let active = Active::new(leased.lease, &self.inner.lending).await?;
-            return self.run(active, input, build, began).await;
+            let checkout = Checkout::new(leased.lease, parked).await?;
+            return self.run(checkout, input, build, began).await;
         }
     }
 
-    /// The current version's input, and which version that is.
-    fn prepare(&self, data: &Data) -> Result<(Generation, Bytes), Error> {
-        let version = self.inner.version.load();
-        let version = version.as_ref().ok_or_else(|| self.closed())?;
-        Ok((version.generation, self.input(version, data.clone())?))
+    /// The current revision's input, and which revision that is.
+    fn prepare(&self, data: &Data) -> Result<(RevisionId, Bytes), Error> {
+        let revision = self.inner.revision.load();
+        let revision = revision.as_ref().ok_or_else(|| self.closed(false))?;
+        Ok((revision.id, self.input(revision, data)?))
     }
 
     /// What the guest will be given: the call's own data, merged into the evaluator's.
-    fn input(&self, version: &Version, data: Data) -> Result<Bytes, Error> {
-        let data = match &version.spec.data {
-            Some(provider) => provider.provide()?.merge(data),
-            None => data,
-        };
-        data.into_input(self.inner.core.limits.input_size)
+    fn input(&self, revision: &Revision, data: &Data) -> Result<Bytes, Error> {
+        let limit = self.inner.pool.limits.input_size;
+        match &revision.spec.data {
+            Some(provider) => provider.provide()?.merge(data.clone()).to_input(limit),
+            None => data.to_input(limit),
+        }
     }
 
     /// Runs the guest on an instance that waits for it.
     async fn run(
         &self,
-        mut active: Active<'_>,
+        mut checkout: Checkout<'_>,
         input: Bytes,
         build: Duration,
         began: Instant,
     ) -> Result<Response, Error> {
-        let core = &self.inner.core;
-        let digest = active.runtime().map_or_else(|| Digest::of(&[]), |runtime| runtime.program().digest);
+        let pool = &self.inner.pool;
         let started = Instant::now();
         let wait = (started - began).saturating_sub(build);
-        core.metrics.waited(wait);
-        let ended = active.call(input, started).await;
+        pool.metrics.evaluation_phase("wait", wait);
+        let (digest, ended) = checkout.call(input, started).await;
         let exec = started.elapsed();
-        core.metrics.executed(exec);
-        drop(active);
+        pool.metrics.evaluation_phase("exec", exec);
+        drop(checkout);
         match ended {
             Ended::Output(output) => {
                 Ok(Response { evaluator: self.inner.id, digest, output, timings: Timings { wait, build, exec } })
             }
             Ended::Failed(error) => Err(error),
-            Ended::Stopped if core.registry.is_shut_down() => Err(Error::ShuttingDown),
-            Ended::Stopped => Err(Error::Closed { name: self.inner.name.clone(), interrupted: true }),
+            Ended::Stopped if pool.registry.is_shut_down() => Err(Error::ShuttingDown),
+            Ended::Stopped => Err(self.closed(true)),
         }
     }
 
@@ -210,14 +208,14 @@ impl Evaluator {
     /// As [`evaluate`](Self::evaluate).
     pub fn evaluate_blocking(&self, data: impl Into<Data>) -> Result<Response, Error> {
         let (data, inside, this) = (data.into(), inside_host_function(), self.clone());
-        block(inside, async move { this.evaluate_unless(data, inside).await })?
+        block(inside, async move { this.evaluate_from(data, inside).await })?
     }
 
     /// Refuses new work, lets calls in flight finish for `pool.grace`, interrupts the rest, and returns when the
     /// runtime is gone: see [`Close`]. A registered evaluator stays listed until it is
     /// [removed](crate::EvaluatorPool::remove).
     pub fn close(&self) -> impl Future<Output = CloseReport> + Send + 'static {
-        self.close_with(self.inner.core.pool.grace)
+        self.close_with(self.inner.pool.pool.grace)
     }
 
     /// The same with this grace.
@@ -231,10 +229,10 @@ impl Evaluator {
     ///
     /// Dropping the future does not stop the closing.
     pub async fn unload(&self) -> CloseReport {
-        let core = &self.inner.core;
-        let grace = core.pool.grace;
-        let gone = match self.version() {
-            Ok(version) => core.registry.unload(version.generation, grace),
+        let pool = &self.inner.pool;
+        let grace = pool.pool.grace;
+        let gone = match self.revision() {
+            Ok(revision) => pool.registry.unload(revision.id, grace),
             Err(_) => self.gone(),
         };
         CloseReport::after(gone, grace).await
@@ -243,7 +241,7 @@ impl Evaluator {
     /// Whether it was closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.inner.version.load().is_none()
+        self.inner.revision.load().is_none()
     }
 
     /// The compiled plugin with its entry point, building the runtime if need be.
@@ -252,66 +250,55 @@ impl Evaluator {
     ///
     /// As [`evaluate`](Self::evaluate), before the guest runs.
     pub async fn executable(&self) -> Result<Executable, Error> {
-        let core = &self.inner.core;
-        let version = self.version()?;
-        match version.lease(core).await {
-            Err(Error::Closed { .. }) => return Err(self.closed()),
-            leased => drop(leased?),
-        }
-        let facts = version.facts().ok_or(Error::Internal { reason: "a runtime without facts", cause: None })?;
-        Ok(Executable::new(core.clone(), version.clone(), facts.clone()))
+        let revision = self.revision()?;
+        drop(revision.lease(&self.inner.pool).await?);
+        let info = revision.info().ok_or(Error::Internal { reason: "a runtime of an unknown plugin", cause: None })?;
+        Ok(Executable::new(self.inner.pool.clone(), revision.clone(), info.clone()))
     }
 
-    fn version(&self) -> Result<Arc<Version>, Error> {
-        self.inner.version.load_full().ok_or_else(|| self.closed())
+    fn revision(&self) -> Result<Arc<Revision>, Error> {
+        self.inner.revision.load_full().ok_or_else(|| self.closed(false))
     }
 
-    fn is_replaced(&self, version: &Version) -> bool {
-        self.generation().is_some_and(|current| current != version.generation)
+    fn is_replaced(&self, revision: &Revision) -> bool {
+        self.revision_id().is_some_and(|current| current != revision.id)
     }
 
-    fn closed(&self) -> Error {
-        Error::Closed { name: self.inner.name.clone(), interrupted: false }
+    fn closed(&self, interrupted: bool) -> Error {
+        Error::Closed { name: self.inner.name.to_string(), interrupted }
     }
 
-    pub(crate) fn generation(&self) -> Option<Generation> {
-        self.inner.version.load().as_ref().map(|version| version.generation)
+    pub(crate) fn revision_id(&self) -> Option<RevisionId> {
+        self.inner.revision.load().as_ref().map(|revision| revision.id)
     }
 
-    /// What ends when every runtime of this evaluator, whatever its version, is gone.
+    /// What ends when every runtime of this evaluator, whatever its revision, is gone.
     fn gone(&self) -> Gone {
         let ids = self.inner.ids().clone();
-        self.inner.core.registry.gone(|generation| ids.contains(&generation.evaluator))
+        self.inner.pool.registry.gone(|revision| ids.contains(&revision.evaluator))
     }
 
-    /// Swaps the version and gives the old one; `None` when the evaluator is closed.
-    pub(crate) fn replace(&self, version: Arc<Version>) -> Option<Arc<Version>> {
+    /// Swaps the revision and gives the old one; `None` when the evaluator is closed.
+    pub(crate) fn replace(&self, revision: Arc<Revision>) -> Option<Arc<Revision>> {
         let mut ids = self.inner.ids();
-        ids.insert(version.generation.evaluator);
-        let current = self.inner.version.load_full()?;
-        self.inner.version.store(Some(version));
+        ids.insert(revision.id.evaluator);
+        let current = self.inner.revision.load_full()?;
+        self.inner.revision.store(Some(revision));
         Some(current)
     }
 
-    pub(crate) fn info(&self, state: State, instances: usize) -> EvaluatorInfo {
+    pub(crate) fn info(&self, state: RuntimeState, instances: usize) -> EvaluatorInfo {
         let inner = &*self.inner;
-        let (lent, last_lent) = inner.lending.history();
-        let last_lent = last_lent.map_or(0, |at| unix_millis().saturating_sub(millis(at.elapsed())));
-        let last_used = inner.last_used.load(Ordering::Relaxed).max(last_lent);
-        let version = inner.version.load_full();
-        let facts = version.as_ref().and_then(|version| version.facts());
-        let spec = version.as_ref().map(|version| &version.spec);
-        EvaluatorInfo {
-            name: inner.name.clone(),
-            id: inner.id,
-            digest: facts.map(|facts| facts.digest).or_else(|| spec?.digest),
-            entry_point: facts.map(|facts| facts.entry_point.clone()).or_else(|| spec?.entry_point.clone()),
-            size_bytes: facts.map(|facts| facts.size),
-            state,
-            instances,
-            evaluations: inner.evaluations.load(Ordering::Relaxed) + lent,
-            last_used: (last_used > 0).then_some(last_used),
-        }
+        let (parked, last_parked) = inner.parked.history();
+        let last_parked = last_parked.map_or(0, |at| unix_millis().saturating_sub(millis(at.elapsed())));
+        let last_used = inner.last_used.load(Ordering::Relaxed).max(last_parked);
+        let mut info = match inner.revision.load_full() {
+            Some(revision) => revision.describe(inner.id, state, instances),
+            None => EvaluatorInfo::closed(inner.name.to_string(), inner.id, state, instances),
+        };
+        info.evaluations = inner.evaluations.load(Ordering::Relaxed) + parked;
+        info.last_used = (last_used > 0).then_some(last_used);
+        info
     }
 }
 
@@ -325,43 +312,25 @@ impl Close for Evaluator {
     }
 }
 
-impl EvaluatorInfo {
-    pub(crate) fn of_version(name: &str, id: u64, version: &Version) -> Self {
-        let facts = version.facts();
-        Self {
-            name: name.to_owned(),
-            id: EvaluatorId(id),
-            digest: facts.map(|facts| facts.digest),
-            entry_point: facts.map(|facts| facts.entry_point.clone()),
-            size_bytes: facts.map(|facts| facts.size),
-            state: State::Live,
-            instances: 1,
-            evaluations: 0,
-            last_used: None,
-        }
-    }
-}
-
-impl Inner {
+impl EvaluatorInner {
     fn ids(&self) -> MutexGuard<'_, BTreeSet<u64>> {
         // Nothing panics under it.
         self.ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first close takes the version out; what the spec holds, host functions among it, goes with it.
+    /// The first close takes the revision out; what the spec holds, host functions among it, goes with it.
     fn close(&self, grace: Option<Duration>) {
-        let version = {
+        let revision = {
             let _changing = self.ids();
-            self.version.swap(None)
+            self.revision.swap(None)
         };
-        if let Some(version) = version {
-            let refused = Refused::Error(Error::Closed { name: self.name.clone(), interrupted: false });
-            version.retire(&self.core, CloseReason::Closed, grace, &refused);
+        if let Some(revision) = revision {
+            revision.retire(&self.pool, CloseReason::Closed, grace);
         }
     }
 }
 
-impl Drop for Inner {
+impl Drop for EvaluatorInner {
     fn drop(&mut self) {
         self.close(None);
     }

@@ -9,7 +9,7 @@ use crate::{response::EvaluatorId, source::Digest};
 /// What an evaluator's runtime is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum RuntimeState {
     /// There is none: the next call builds it.
     Cold,
     /// It is being built, or about to be.
@@ -34,7 +34,7 @@ pub struct EvaluatorInfo {
     /// The plugin's bytes; `None` while nobody has read them.
     pub size_bytes: Option<u64>,
     /// What its runtime is doing.
-    pub state: State,
+    pub state: RuntimeState,
     /// Instances of its runtime.
     pub instances: usize,
     /// Evaluations that it was asked for.
@@ -43,13 +43,30 @@ pub struct EvaluatorInfo {
     pub last_used: Option<u64>,
 }
 
+impl EvaluatorInfo {
+    /// Of one whose plugin is not known any more.
+    pub(crate) fn closed(name: String, id: EvaluatorId, state: RuntimeState, instances: usize) -> Self {
+        Self {
+            name,
+            id,
+            digest: None,
+            entry_point: None,
+            size_bytes: None,
+            state,
+            instances,
+            evaluations: 0,
+            last_used: None,
+        }
+    }
+}
+
 /// A runtime at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuntimeInfo {
     /// The evaluator that it belongs to.
     pub evaluator: EvaluatorId,
     /// Building, live or draining; never cold.
-    pub state: State,
+    pub state: RuntimeState,
     /// Instances that exist.
     pub instances: usize,
     /// Instances that serve an evaluation right now.

@@ -90,12 +90,14 @@ pub mod metrics;
 mod pool;
 mod registry;
 mod response;
+mod revision;
 mod runtime;
 #[cfg(feature = "service")]
 #[doc(hidden)]
 pub mod service;
 mod source;
 mod spec;
+mod words;
 
 pub use crate::{
     close::{Close, CloseReport},
@@ -105,7 +107,7 @@ pub use crate::{
     error::{Cause, Error, ErrorKind},
     evaluator::Evaluator,
     executable::Executable,
-    info::{EvaluatorInfo, RuntimeInfo, State},
+    info::{EvaluatorInfo, RuntimeInfo, RuntimeState},
     pool::{EvaluatorPool, PoolBuilder, Prepared},
     response::{EvaluatorId, Response, Timings},
     source::{Digest, Import, Interface, ParseDigestError, Plugin, Source},

@@ -4,7 +4,7 @@
 //! first. Gauges are `set` from counted truth, never incremented. Two pools under one recorder share its series:
 //! counters add up, gauges show whichever pool changed last, so give each pool a recorder with a label of its own.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Unit};
 
@@ -95,8 +95,9 @@ catalogue! {
         "Runtimes evicted: for a newcomer, or after their idle time.";
     EVICTION_AGE Histogram "evalpool_eviction_age_seconds"
         "Time since last use of an evicted runtime; a few seconds here means thrashing.";
-    CLOSES Counter "evalpool_closes_total" { "reason" = CLOSE_REASONS }
-        "Runtimes closed, by reason and by how they ended.";
+    CLOSES Counter "evalpool_closes_total"
+        { "reason" = &["capacity", "idle", "replaced", "closed", "shutdown", "invalid"] }
+        "Runtimes closed, by reason and by how they ended (the second label, `how`: drained, forced).";
     CLOSE_SECONDS Histogram "evalpool_close_seconds"
         "From the decision to close a runtime until its last engine object was dropped.";
     EVALUATIONS Counter "evalpool_evaluations_total" { "outcome" = OUTCOMES }
@@ -108,74 +109,30 @@ catalogue! {
         "Instances dropped rather than given back, by reason.";
 }
 
-/// Values of the label `reason` of `evalpool_closes_total`; its second label, `how`, is `drained` or `forced`.
-const CLOSE_REASONS: &[&str] = &["capacity", "idle", "replaced", "closed", "shutdown", "invalid"];
-
-/// Why a runtime was closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum CloseReason {
-    Capacity,
-    Idle,
-    Replaced,
-    Closed,
-    Shutdown,
-    Invalid,
-}
-
-/// Why an instance was dropped rather than given back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Discard {
-    Used,
-    MaxUses,
-    Timeout,
-    Cancelled,
-    Trap,
-    Panic,
-    Closed,
-}
-
-/// How a lookup ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lookup {
-    Hit,
-    Miss,
-    Coalesced,
-    Refused,
-}
-
-/// What the registry counts, as it is at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) building: usize,
-    pub(crate) live: usize,
-    pub(crate) draining: usize,
-    pub(crate) idle: usize,
-    pub(crate) busy: usize,
-    pub(crate) waiting_capacity: usize,
-    pub(crate) waiting_instance: usize,
-    pub(crate) waiting_build: usize,
-}
+/// The series of one metric by the value of its label, in the order of the catalogue.
+type Series<T> = Vec<(&'static str, T)>;
 
 /// One pool's handles.
 #[derive(Clone)]
 pub(crate) struct Metrics {
-    runtimes: Vec<Gauge>,
+    runtimes: Series<Gauge>,
     capacity: Gauge,
-    instances: Vec<Gauge>,
-    slots_live: Vec<Gauge>,
-    slots_warm: Vec<Gauge>,
+    instances: Series<Gauge>,
+    slots_live: Series<Gauge>,
+    slots_warm: Series<Gauge>,
     registered: Gauge,
-    waiting: Vec<Gauge>,
-    lookups: Vec<Counter>,
-    builds: BTreeMap<&'static str, Counter>,
-    build_seconds: Vec<Histogram>,
-    evictions: Vec<Counter>,
+    waiting: Series<Gauge>,
+    lookups: Series<Counter>,
+    builds: Series<Counter>,
+    build_seconds: Series<Histogram>,
+    evictions: Series<Counter>,
     eviction_age: Histogram,
-    closes: Vec<[Counter; 2]>,
+    closes_drained: Series<Counter>,
+    closes_forced: Series<Counter>,
     close_seconds: Histogram,
-    evaluations: BTreeMap<&'static str, Counter>,
-    evaluation_seconds: Vec<Histogram>,
-    discarded: Vec<Counter>,
+    evaluations: Series<Counter>,
+    evaluation_seconds: Series<Histogram>,
+    discarded: Series<Counter>,
 }
 
 impl Metrics {
@@ -189,6 +146,8 @@ impl Metrics {
                 MetricType::Histogram => metrics::describe_histogram!(metric.name, unit, metric.help),
             }
         }
+        let closes =
+            |how| series(&CLOSES, |label, value| started(metrics::counter!(CLOSES.name, label => value, "how" => how)));
         Self {
             runtimes: gauges(&RUNTIMES),
             capacity: metrics::gauge!(CAPACITY.name),
@@ -198,22 +157,14 @@ impl Metrics {
             registered: metrics::gauge!(REGISTERED.name),
             waiting: gauges(&WAITING),
             lookups: counters(&LOOKUPS),
-            builds: by_outcome(&BUILDS),
+            builds: counters(&BUILDS),
             build_seconds: histograms(&BUILD_SECONDS),
             evictions: counters(&EVICTIONS),
             eviction_age: metrics::histogram!(EVICTION_AGE.name),
-            closes: CLOSE_REASONS
-                .iter()
-                .map(|reason| {
-                    ["drained", "forced"].map(|how| {
-                        let counter = metrics::counter!(CLOSES.name, "reason" => *reason, "how" => how);
-                        counter.absolute(0);
-                        counter
-                    })
-                })
-                .collect(),
+            closes_drained: closes("drained"),
+            closes_forced: closes("forced"),
             close_seconds: metrics::histogram!(CLOSE_SECONDS.name),
-            evaluations: by_outcome(&EVALUATIONS),
+            evaluations: counters(&EVALUATIONS),
             evaluation_seconds: histograms(&EVALUATION_SECONDS),
             discarded: counters(&DISCARDED),
         }
@@ -227,147 +178,127 @@ impl Metrics {
         self.registered.set(registered as f64);
     }
 
-    pub(crate) fn set_counts(&self, counts: Counts) {
-        set(&self.runtimes, [counts.building, counts.live, counts.draining]);
-        set(&self.instances, [counts.idle, counts.busy]);
-        set(&self.waiting, [counts.waiting_capacity, counts.waiting_instance, counts.waiting_build]);
+    /// Building, live and draining.
+    pub(crate) fn set_runtimes(&self, counts: [usize; 3]) {
+        set(&self.runtimes, counts.map(|count| count as f64));
     }
 
-    /// In the order of their label's values.
+    /// Idle and busy.
+    pub(crate) fn set_instances(&self, counts: [usize; 2]) {
+        set(&self.instances, counts.map(|count| count as f64));
+    }
+
+    /// For a place, for an instance, for a build.
+    pub(crate) fn set_waiting(&self, counts: [usize; 3]) {
+        set(&self.waiting, counts.map(|count| count as f64));
+    }
+
+    /// Instances, memories, tables and stacks that are in use; memories, tables and stacks that are kept warm.
     pub(crate) fn set_slots(&self, live: [u64; 4], warm: [u64; 3]) {
-        set(&self.slots_live, live.map(|count| usize::try_from(count).unwrap_or(usize::MAX)));
-        set(&self.slots_warm, warm.map(|count| usize::try_from(count).unwrap_or(usize::MAX)));
+        set(&self.slots_live, live.map(|count| count as f64));
+        set(&self.slots_warm, warm.map(|count| count as f64));
     }
 
-    pub(crate) fn lookup(&self, result: Lookup) {
-        self.lookups[result as usize].increment(1);
+    /// `result` is a value of the metric's label, as every word below.
+    pub(crate) fn lookup(&self, result: &'static str) {
+        count(&self.lookups, result);
     }
 
     pub(crate) fn build_ended(&self, outcome: Result<(), &Error>) {
-        count_outcome(&self.builds, outcome);
+        count(&self.builds, outcome_word(outcome));
     }
 
-    pub(crate) fn fetched(&self, took: Duration) {
-        self.build_seconds[0].record(took);
-    }
-
-    pub(crate) fn compiled(&self, took: Duration) {
-        self.build_seconds[1].record(took);
-    }
-
-    pub(crate) fn probed(&self, took: Duration) {
-        self.build_seconds[2].record(took);
+    pub(crate) fn build_phase(&self, phase: &'static str, took: Duration) {
+        record(&self.build_seconds, phase, took);
     }
 
     /// `unused` is the time since the runtime was last in use.
-    pub(crate) fn evicted(&self, reason: CloseReason, unused: Duration) {
-        if let Some(counter) = self.evictions.get(reason as usize) {
-            counter.increment(1);
-            self.eviction_age.record(unused);
-        }
+    pub(crate) fn evicted(&self, reason: &'static str, unused: Duration) {
+        count(&self.evictions, reason);
+        self.eviction_age.record(unused);
     }
 
-    pub(crate) fn closed(&self, reason: CloseReason, forced: bool, took: Duration) {
-        self.closes[reason as usize][usize::from(forced)].increment(1);
+    pub(crate) fn closed(&self, reason: &'static str, forced: bool, took: Duration) {
+        count(if forced { &self.closes_forced } else { &self.closes_drained }, reason);
         self.close_seconds.record(took);
     }
 
     pub(crate) fn evaluated(&self, outcome: Result<(), &Error>) {
-        count_outcome(&self.evaluations, outcome);
+        count(&self.evaluations, outcome_word(outcome));
     }
 
-    pub(crate) fn waited(&self, took: Duration) {
-        self.evaluation_seconds[0].record(took);
+    pub(crate) fn evaluation_phase(&self, phase: &'static str, took: Duration) {
+        record(&self.evaluation_seconds, phase, took);
     }
 
-    pub(crate) fn executed(&self, took: Duration) {
-        self.evaluation_seconds[1].record(took);
-    }
-
-    pub(crate) fn discarded(&self, reason: Discard) {
-        self.discarded[reason as usize].increment(1);
+    pub(crate) fn discarded(&self, reason: &'static str) {
+        count(&self.discarded, reason);
     }
 }
 
-fn labelled(metric: &'static Metric) -> impl Iterator<Item = (&'static str, &'static str)> {
+/// One handle for each value of the metric's label.
+fn series<T>(metric: &'static Metric, handle: impl Fn(&'static str, &'static str) -> T) -> Series<T> {
     let (label, values) = metric.label.unwrap_or(("", &[]));
-    values.iter().map(move |value| (label, *value))
+    values.iter().map(|value| (*value, handle(label, value))).collect()
 }
 
-fn set<const N: usize>(gauges: &[Gauge], values: [usize; N]) {
-    for (gauge, value) in gauges.iter().zip(values) {
-        gauge.set(value as f64);
+fn gauges(metric: &'static Metric) -> Series<Gauge> {
+    series(metric, |label, value| metrics::gauge!(metric.name, label => value))
+}
+
+fn counters(metric: &'static Metric) -> Series<Counter> {
+    series(metric, |label, value| started(metrics::counter!(metric.name, label => value)))
+}
+
+fn histograms(metric: &'static Metric) -> Series<Histogram> {
+    series(metric, |label, value| metrics::histogram!(metric.name, label => value))
+}
+
+/// A counter that is set to 0 exists before its first event.
+fn started(counter: Counter) -> Counter {
+    counter.absolute(0);
+    counter
+}
+
+fn set<const N: usize>(series: &Series<Gauge>, values: [f64; N]) {
+    for ((_, gauge), value) in series.iter().zip(values) {
+        gauge.set(value);
     }
 }
 
-/// Gauges in the order of their label's values.
-fn gauges(metric: &'static Metric) -> Vec<Gauge> {
-    labelled(metric).map(|(label, value)| metrics::gauge!(metric.name, label => value)).collect()
+/// The sets are small: looking through one costs less than hashing the word.
+fn of<'a, T>(series: &'a Series<T>, word: &str) -> Option<&'a T> {
+    let found = series.iter().find(|(value, _)| *value == word);
+    debug_assert!(found.is_some(), "no series has the value {word:?}");
+    found.map(|(_, handle)| handle)
 }
 
-/// Counters in the order of their label's values. A counter that is set to 0 exists before its first event.
-fn counters(metric: &'static Metric) -> Vec<Counter> {
-    labelled(metric)
-        .map(|(label, value)| {
-            let counter = metrics::counter!(metric.name, label => value);
-            counter.absolute(0);
-            counter
-        })
-        .collect()
-}
-
-fn histograms(metric: &'static Metric) -> Vec<Histogram> {
-    labelled(metric).map(|(label, value)| metrics::histogram!(metric.name, label => value)).collect()
-}
-
-fn by_outcome(metric: &'static Metric) -> BTreeMap<&'static str, Counter> {
-    OUTCOMES.iter().copied().zip(counters(metric)).collect()
-}
-
-fn count_outcome(counters: &BTreeMap<&'static str, Counter>, outcome: Result<(), &Error>) {
-    let word = match outcome {
-        Ok(()) => "ok",
-        Err(error) => error.kind().as_str(),
-    };
-    if let Some(counter) = counters.get(word) {
+fn count(series: &Series<Counter>, word: &'static str) {
+    if let Some(counter) = of(series, word) {
         counter.increment(1);
     }
+}
+
+fn record(series: &Series<Histogram>, word: &'static str, took: Duration) {
+    if let Some(histogram) = of(series, word) {
+        histogram.record(took);
+    }
+}
+
+fn outcome_word(outcome: Result<(), &Error>) -> &'static str {
+    outcome.map_or_else(|error| error.kind().as_str(), |()| "ok")
+}
+
+/// Whether the metric's label has exactly these values: for the tests of the enums that they come from.
+#[cfg(test)]
+pub(crate) fn has_values(name: &str, words: &[&str]) -> bool {
+    let metric = CATALOGUE.iter().find(|metric| metric.name == name);
+    metric.and_then(|metric| metric.label).is_some_and(|(_, values)| values == words)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_words_of_a_label_are_in_the_order_of_their_enum() {
-        let lower = |name: &dyn std::fmt::Debug| format!("{name:?}").to_lowercase();
-        let reasons = [
-            CloseReason::Capacity,
-            CloseReason::Idle,
-            CloseReason::Replaced,
-            CloseReason::Closed,
-            CloseReason::Shutdown,
-            CloseReason::Invalid,
-        ];
-        for reason in reasons {
-            assert_eq!(CLOSE_REASONS[reason as usize], lower(&reason));
-        }
-        for lookup in [Lookup::Hit, Lookup::Miss, Lookup::Coalesced, Lookup::Refused] {
-            assert_eq!(LOOKUPS.label.unwrap().1[lookup as usize], lower(&lookup));
-        }
-        let discards = [
-            Discard::Used,
-            Discard::MaxUses,
-            Discard::Timeout,
-            Discard::Cancelled,
-            Discard::Trap,
-            Discard::Panic,
-            Discard::Closed,
-        ];
-        for discard in discards {
-            assert_eq!(DISCARDED.label.unwrap().1[discard as usize].replace('_', ""), lower(&discard));
-        }
-    }
 
     #[test]
     fn names_follow_the_conventions_of_prometheus() {

@@ -35,8 +35,8 @@ use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::
 use bytes::Bytes;
 use tokio::time::Instant;
 
-pub(crate) use self::host::inside_host_function;
 pub use self::host::{GuestMemory, HostFunction, HostFunctionError, Val, ValType};
+pub(crate) use self::host::{inside_host_function, panic_text};
 use crate::{error::Error, source::Digest};
 
 /// A boxed future that can be sent to another thread.

@@ -1,31 +1,17 @@
 //! Puts a pool together.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
-use tokio::sync::Semaphore;
-
-use super::{Core, EvaluatorPool};
+use super::EvaluatorPool;
 use crate::{
-    compiler::Compiler,
     config::{EngineKind, EngineSettings, Isolation, LimitSettings, PoolSettings, Settings, SettingsError},
     engine::Engine,
-    metrics::Metrics,
-    registry::{Limits, Registry},
+    revision::PoolInner,
 };
-
-/// Fetched plugins that may wait for a place, in bytes, or one plugin of the largest size if that is more.
-const FETCHING: u64 = 128 * 1024 * 1024;
 
 /// Calls without a pause after which instances stay with the threads that use them: enough not to be a chance, and soon
 /// enough for any load that would notice.
-const LEND_AFTER: u32 = 32;
+const PARK_AFTER: u32 = 32;
 
 /// Sets up an [`EvaluatorPool`]. Every setting has a default: see [`Settings`].
 #[derive(Clone)]
@@ -33,12 +19,12 @@ const LEND_AFTER: u32 = 32;
 pub struct PoolBuilder {
     settings: Settings,
     engine: Option<Arc<dyn Engine>>,
-    lend_after: u32,
+    park_after: u32,
 }
 
 impl PoolBuilder {
     pub(super) fn new(settings: Settings) -> Self {
-        Self { settings, engine: None, lend_after: LEND_AFTER }
+        Self { settings, engine: None, park_after: PARK_AFTER }
     }
 
     /// Runtimes that may exist at once. Raises `max_instances` to as many, if it is less. Default 256.
@@ -110,8 +96,8 @@ impl PoolBuilder {
 
     /// After how many calls without a pause a reused instance stays with its thread: for tests of what then happens.
     #[doc(hidden)]
-    pub fn lend_after(mut self, calls: u32) -> Self {
-        self.lend_after = calls;
+    pub fn park_after(mut self, calls: u32) -> Self {
+        self.park_after = calls;
         self
     }
 
@@ -126,35 +112,11 @@ impl PoolBuilder {
             self.settings.validate()?;
             self.settings
         };
-        let metrics = Metrics::new();
         let chosen = match self.engine {
             Some(chosen) => chosen,
             None => make_engine(&pool, &limits, &engine)?,
         };
-        let registry = Registry::new(
-            Limits {
-                capacity: pool.capacity,
-                max_instances: pool.max_instances,
-                max_instances_per_runtime: pool.max_instances_per_evaluator,
-                max_waiting: pool.max_waiting,
-                negative_ttl: pool.negative_ttl,
-                lend_after: self.lend_after,
-            },
-            metrics.clone(),
-        );
-        let fetching_total = u32::try_from(FETCHING.max(limits.plugin_size).div_ceil(1024)).unwrap_or(u32::MAX);
-        Ok(EvaluatorPool::new(Core {
-            registry,
-            compiler: Compiler::new(chosen, pool.build_concurrency, metrics.clone()),
-            metrics,
-            fetching: Arc::new(Semaphore::new(fetching_total as usize)),
-            fetching_total,
-            pool,
-            limits,
-            engine,
-            sweeping: AtomicBool::new(false),
-            next: AtomicU64::new(1),
-        }))
+        Ok(EvaluatorPool::new(PoolInner::new(pool, limits, engine, chosen, self.park_after)))
     }
 }
 

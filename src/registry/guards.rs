@@ -8,16 +8,16 @@ use tokio::{
 };
 
 use super::{
-    Age, BuildId, Generation, Inner, Lending, PlaceId, Refused, Resident, Ticket,
-    state::Grant,
+    Age, BuildId, CloseReason, PlaceId, Refused, Resident, RevisionId, Shell,
+    state::{Grant, Returned},
     sync::{Mutex, MutexGuard, PoisonError},
 };
-use crate::{error::Error, metrics::CloseReason};
+use crate::error::Error;
 
 /// A caller's position in a queue. Dropping it leaves the queue; an answer that was on its way is passed on.
 pub(super) struct Waiter<R: Resident> {
-    pub(super) registry: Arc<Inner<R>>,
-    pub(super) generation: Generation,
+    pub(super) registry: Arc<Shell<R>>,
+    pub(super) revision: RevisionId,
     pub(super) age: Age,
     pub(super) answer: oneshot::Receiver<Result<Lease<R>, Refused>>,
 }
@@ -27,21 +27,24 @@ impl<R: Resident> Drop for Waiter<R> {
         if self.answer.is_terminated() {
             return;
         }
-        self.registry.apply(|state, effects| state.leave(self.generation, self.age, Instant::now(), effects));
+        self.registry.apply(|state, effects| state.leave(self.revision, self.age, Instant::now(), effects));
     }
 }
 
 /// The right to use a runtime: while it is held, the runtime is not closed under it.
 pub(crate) struct Lease<R: Resident> {
-    registry: Arc<Inner<R>>,
+    registry: Arc<Shell<R>>,
     /// `None` only inside `drop`.
     resident: Option<R>,
-    generation: Generation,
+    revision: RevisionId,
     place: PlaceId,
     holds: Holds<R>,
     pub(super) build: Option<Duration>,
-    /// Its instance may be lent when it ends.
+    /// Its runtime is called without pause.
     hot: bool,
+    /// Uses beyond the one it was granted for, and the last of them.
+    used_again: u64,
+    last_used: Option<Instant>,
 }
 
 /// What a lease has of its one instance.
@@ -49,7 +52,7 @@ enum Holds<R: Resident> {
     /// It is in the runtime's pool, set aside.
     Idle,
     /// It is still to be made.
-    Permit(Permit<R>),
+    Permit(InstancePermit<R>),
     /// The holder has taken either.
     Taken,
 }
@@ -59,14 +62,14 @@ pub(crate) enum Claim<R: Resident> {
     /// Take an instance out of the runtime's pool.
     Idle,
     /// Make one.
-    Make(Permit<R>),
+    Make(InstancePermit<R>),
 }
 
 impl<R: Resident> Lease<R> {
-    pub(super) fn new(registry: Arc<Inner<R>>, grant: Grant<R>) -> Self {
-        let Grant { resident, generation, place, idle, build, hot } = grant;
-        let holds = if idle { Holds::Idle } else { Holds::Permit(Permit { place: resident.place().clone() }) };
-        Self { registry, resident: Some(resident), generation, place, holds, build, hot }
+    pub(super) fn new(registry: Arc<Shell<R>>, grant: Grant<R>) -> Self {
+        let Grant { resident, revision, place, idle, build, hot } = grant;
+        let holds = if idle { Holds::Idle } else { Holds::Permit(InstancePermit { place: resident.place().clone() }) };
+        Self { registry, resident: Some(resident), revision, place, holds, build, hot, used_again: 0, last_used: None }
     }
 
     pub(crate) fn resident(&self) -> Option<&R> {
@@ -82,45 +85,51 @@ impl<R: Resident> Lease<R> {
         }
     }
 
-    /// Ends the lease by lending its instance to this thread, if the runtime is called without pause and nobody waits.
-    ///
-    /// # Errors
-    ///
-    /// The lease, otherwise.
-    pub(crate) fn lend(mut self, lending: &Arc<Lending<R>>) -> Result<Ticket, Self> {
-        if !self.hot {
-            return Err(self);
-        }
-        let lent = self.registry.apply(|state, _| state.lend(self.generation, self.place, lending, Instant::now()));
-        let Some(ticket) = lent else { return Err(self) };
-        // What it held is the loan's.
-        self.resident = None;
-        Ok(ticket)
+    pub(crate) fn revision(&self) -> RevisionId {
+        self.revision
     }
 
-    /// Ends the lease; its instance is in the runtime's pool again.
-    pub(crate) fn give_back(mut self) {
+    /// Whether the lease may be [parked](super::thread_cache) rather than ended: its runtime is called without pause, and
+    /// nobody waits for anything.
+    pub(crate) fn may_park(&self) -> bool {
+        self.hot && self.registry.apply(|state, _| state.may_park(self.revision, self.place))
+    }
+
+    /// The lease was parked, and serves another use.
+    pub(crate) fn use_again(&mut self, now: Instant) {
+        self.used_again += 1;
+        self.last_used = Some(now);
+    }
+
+    /// Its instance is in the runtime's pool again: the lease is to be ended.
+    pub(crate) fn give_back(&mut self) {
         self.holds = Holds::Idle;
+    }
+}
+
+impl<R: Resident> Lease<R> {
+    /// Takes the lease apart, for its end to be accounted for. `None` when that has happened.
+    pub(super) fn end(&mut self) -> Option<Returned> {
+        // This clone first: whoever closes the runtime must hold the last one, to drop it where that may take long.
+        drop(self.resident.take()?);
+        // A permit that was not used goes back before the lease, so that the next in line finds it.
+        let back = matches!(std::mem::replace(&mut self.holds, Holds::Taken), Holds::Idle);
+        let Self { revision, place, used_again, last_used, .. } = *self;
+        Some(Returned { revision, place, back, used_again, last_used })
     }
 }
 
 impl<R: Resident> Drop for Lease<R> {
     fn drop(&mut self) {
-        // This clone first: whoever closes the runtime must hold the last one, to drop it where it may take long. Without
-        // one, the lease has ended before.
-        let Some(resident) = self.resident.take() else { return };
-        drop(resident);
-        // A permit that was not used goes back before the lease, so that the next in line finds it.
-        let back = matches!(std::mem::replace(&mut self.holds, Holds::Taken), Holds::Idle);
-        self.registry.apply(|state, effects| {
-            state.lease_returned(self.generation, self.place, back, Instant::now(), effects);
-        });
+        if let Some(returned) = self.end() {
+            self.registry.apply(|state, effects| state.leases_returned(&[returned], Instant::now(), effects));
+        }
     }
 }
 
 impl<R: Resident> fmt::Debug for Lease<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("generation", &self.generation).finish_non_exhaustive()
+        f.debug_struct("Lease").field("revision", &self.revision).finish_non_exhaustive()
     }
 }
 
@@ -128,7 +137,7 @@ impl<R: Resident> fmt::Debug for Lease<R> {
 /// deadlock with its like.
 pub(crate) struct Admission<R: Resident> {
     pub(crate) place: Place<R>,
-    pub(crate) permit: Permit<R>,
+    pub(crate) permit: InstancePermit<R>,
 }
 
 /// One runtime's right to exist, from before its compile until after its last engine object. Shared by everything
@@ -144,8 +153,8 @@ impl<R: Resident> Clone for Place<R> {
 }
 
 pub(super) struct PlaceInner<R: Resident> {
-    registry: Arc<Inner<R>>,
-    generation: Generation,
+    registry: Arc<Shell<R>>,
+    revision: RevisionId,
     id: PlaceId,
     record: Mutex<Record>,
     /// Says whether the close was forced; its end says that all is gone.
@@ -162,8 +171,8 @@ pub(super) struct Record {
 }
 
 impl<R: Resident> Place<R> {
-    pub(super) fn new(registry: Arc<Inner<R>>, generation: Generation, id: PlaceId, gone: watch::Sender<bool>) -> Self {
-        Self { inner: Arc::new(PlaceInner { registry, generation, id, record: Mutex::default(), gone }) }
+    pub(super) fn new(registry: Arc<Shell<R>>, revision: RevisionId, id: PlaceId, gone: watch::Sender<bool>) -> Self {
+        Self { inner: Arc::new(PlaceInner { registry, revision, id, record: Mutex::default(), gone }) }
     }
 
     /// The engine has made a compiled plugin: from here on there is something to close.
@@ -181,37 +190,22 @@ impl<R: Resident> Place<R> {
         self.inner.record().forced = true;
     }
 
-    /// Makes an ordinary lease of a loan of this place's runtime. Nothing else may be done with the loan afterwards.
-    pub(crate) fn surface(&self, resident: R, lending: &Lending<R>, ticket: &Ticket) -> Lease<R> {
-        let PlaceInner { registry, generation, id, .. } = &*self.inner;
-        registry.apply(|state, _| state.surface(*generation, lending, ticket));
-        Lease {
-            registry: registry.clone(),
-            resident: Some(resident),
-            generation: *generation,
-            place: *id,
-            holds: Holds::Taken,
-            build: None,
-            hot: false,
-        }
-    }
-
     /// Whether nobody holds a lease on the runtime.
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.inner.registry.lock().is_at_rest(self.inner.generation, self.inner.id)
+        self.inner.registry.lock().is_at_rest(self.inner.revision, self.inner.id)
     }
 
     /// Takes a permit for a spare instance, if nobody else wants it. [`spare_ended`](Self::spare_ended) must follow.
-    pub(crate) fn reserve_spare(&self) -> Option<Permit<R>> {
-        let PlaceInner { registry, generation, id, .. } = &*self.inner;
-        let reserved = registry.apply(|state, _| state.reserve_spare(*generation, *id));
-        reserved.then(|| Permit { place: self.clone() })
+    pub(crate) fn reserve_spare(&self) -> Option<InstancePermit<R>> {
+        let PlaceInner { registry, revision, id, .. } = &*self.inner;
+        let reserved = registry.apply(|state, _| state.reserve_spare(*revision, *id));
+        reserved.then(|| InstancePermit { place: self.clone() })
     }
 
     /// The making of a spare instance ended. `ready`: it is in the runtime's pool.
     pub(crate) fn spare_ended(&self, ready: bool) {
-        let PlaceInner { registry, generation, id, .. } = &*self.inner;
-        registry.apply(|state, effects| state.spare_ended(*generation, *id, ready, Instant::now(), effects));
+        let PlaceInner { registry, revision, id, .. } = &*self.inner;
+        registry.apply(|state, effects| state.spare_ended(*revision, *id, ready, Instant::now(), effects));
     }
 }
 
@@ -226,7 +220,7 @@ impl<R: Resident> Drop for PlaceInner<R> {
         let record = std::mem::take(&mut *self.record());
         if record.opened {
             let (reason, since) = record.closing.unwrap_or_else(|| (CloseReason::Invalid, Instant::now()));
-            self.registry.metrics.closed(reason, record.forced, since.elapsed());
+            self.registry.metrics.closed(reason.as_str(), record.forced, since.elapsed());
         }
         self.gone.send_replace(record.forced);
         // Counted first, given on second; `gone` ends last, when this has returned and the fields are dropped. Until then
@@ -237,14 +231,14 @@ impl<R: Resident> Drop for PlaceInner<R> {
 }
 
 /// One instance's right to exist, from before it is made until after it is dropped. Keeps its runtime's place.
-pub(crate) struct Permit<R: Resident> {
+pub(crate) struct InstancePermit<R: Resident> {
     pub(super) place: Place<R>,
 }
 
-impl<R: Resident> Drop for Permit<R> {
+impl<R: Resident> Drop for InstancePermit<R> {
     fn drop(&mut self) {
-        let PlaceInner { registry, generation, id, .. } = &*self.place.inner;
-        registry.apply(|state, effects| state.permit_released(*generation, *id, Instant::now(), effects));
+        let PlaceInner { registry, revision, id, .. } = &*self.place.inner;
+        registry.apply(|state, effects| state.permit_released(*revision, *id, Instant::now(), effects));
     }
 }
 
@@ -269,11 +263,11 @@ impl Gone {
     }
 }
 
-/// The one build of a generation. Dropping it without an outcome, as when its task panics or its tokio goes, reports
+/// The one build of a revision. Dropping it without an outcome, as when its task panics or its tokio goes, reports
 /// that to those who wait; the next caller tries again.
 pub(crate) struct BuildTicket<R: Resident> {
-    pub(super) registry: Arc<Inner<R>>,
-    pub(super) generation: Generation,
+    pub(super) registry: Arc<Shell<R>>,
+    pub(super) revision: RevisionId,
     pub(super) id: BuildId,
     pub(super) done: bool,
 }
@@ -284,7 +278,7 @@ impl<R: Resident> BuildTicket<R> {
         let (to, admission) = oneshot::channel();
         let wanted = self
             .registry
-            .apply(|state, effects| state.enqueue(self.generation, self.id, fetched, to, Instant::now(), effects));
+            .apply(|state, effects| state.enqueue(self.revision, self.id, fetched, to, Instant::now(), effects));
         if !wanted {
             return None;
         }
@@ -295,12 +289,12 @@ impl<R: Resident> BuildTicket<R> {
     ///
     /// # Errors
     ///
-    /// Gives the runtime back when its generation was retired meanwhile: the caller must close it.
+    /// Gives the runtime back when its revision was retired meanwhile: the caller must close it.
     pub(crate) fn publish(mut self, resident: R) -> Result<(), R> {
         let place = resident.place().inner.id;
         let published = self
             .registry
-            .apply(|state, effects| state.publish(self.generation, place, resident, Instant::now(), effects));
+            .apply(|state, effects| state.publish(self.revision, place, resident, Instant::now(), effects));
         self.done = true;
         self.registry.metrics.build_ended(match &published {
             Ok(()) => Ok(()),
@@ -323,7 +317,7 @@ impl<R: Resident> BuildTicket<R> {
     fn report(&self, error: &Error) {
         self.registry.metrics.build_ended(Err(error));
         self.registry.apply(|state, effects| {
-            state.build_failed(self.generation, self.id, error, Instant::now(), effects);
+            state.build_failed(self.revision, self.id, error, Instant::now(), effects);
         });
     }
 }

@@ -10,7 +10,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{
-        Arc, Mutex as StdMutex,
+        Arc, Mutex as StdMutex, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Poll,
@@ -24,17 +24,17 @@ use shuttle::{
 };
 use tokio::time::Instant;
 
-use super::{BuildTicket, Claim, Generation, Lease, Lending, Limits, Permit, Place, Refused, Registry, Resident};
-use crate::{
-    error::Error,
-    metrics::{CloseReason, Counts, Metrics},
+use super::{
+    BuildTicket, Claim, CloseReason, Counts, Epoch, InstancePermit, Lease, Limits, Place, Refused, Registry, Resident,
+    RevisionId, ThreadCache,
 };
+use crate::{error::Error, metrics::Metrics};
 
 /// When set, gauges are published in whatever order they come.
 pub(super) static BREAK_ORDER: AtomicBool = AtomicBool::new(false);
 
-/// Loans, in all schedules: they must have been tried.
-static LOANS: AtomicUsize = AtomicUsize::new(0);
+/// Leases that were parked, in all schedules: it must have been tried.
+static PARKED: AtomicUsize = AtomicUsize::new(0);
 
 /// One test at a time: they share the switch.
 static ONE_AT_A_TIME: StdMutex<()> = StdMutex::new(());
@@ -65,7 +65,12 @@ impl Drop for Counted {
     }
 }
 
-type Instance = (Counted, Permit<Fake>);
+type Instance = (Counted, InstancePermit<Fake>);
+
+/// What a thread parks.
+type Parked = (Lease<Fake>, Instance);
+
+type Cache = Arc<ThreadCache<Parked>>;
 
 /// A runtime with nothing in it but its accounting.
 #[derive(Clone)]
@@ -74,6 +79,8 @@ struct Fake(Arc<FakeInner>);
 struct FakeInner {
     idle: StdMutex<Vec<Instance>>,
     leases: AtomicUsize,
+    /// Where its leases are parked, once any is.
+    parking: OnceLock<Cache>,
     world: Arc<World>,
     _exists: Counted,
     place: Place<Fake>,
@@ -87,8 +94,6 @@ impl Drop for FakeInner {
 }
 
 impl Resident for Fake {
-    type Lent = (Instance, Fake);
-
     fn place(&self) -> &Place<Self> {
         &self.0.place
     }
@@ -105,7 +110,7 @@ impl Resident for Fake {
         }));
     }
 
-    fn hasten(&self, _grace: Duration) {}
+    fn shorten_grace(&self, _grace: Duration) {}
 
     fn drained(&self) {}
 
@@ -114,10 +119,19 @@ impl Resident for Fake {
         drop(instance);
     }
 
-    fn take_back(&self, (instance, fake): Self::Lent) {
-        self.0.idle.lock().unwrap().push(instance);
-        drop(fake);
+    fn reclaim(&self, only_unused: bool) -> Vec<Lease<Self>> {
+        let Some(cache) = self.0.parking.get() else { return Vec::new() };
+        let is_ours = |(lease, _): &Parked| lease.resident().is_some_and(|fake| Arc::ptr_eq(&fake.0, &self.0));
+        let parked = if only_unused { cache.reclaim_unused() } else { cache.reclaim(is_ours) };
+        parked.into_iter().map(unpark).collect()
     }
+}
+
+/// Puts an instance back into its runtime's pool, and gives the lease to be ended.
+fn unpark((mut lease, instance): Parked) -> Lease<Fake> {
+    lease.resident().unwrap().0.idle.lock().unwrap().push(instance);
+    lease.give_back();
+    lease
 }
 
 /// One use of a runtime under a lease, wherever it ends.
@@ -146,7 +160,7 @@ fn limits() -> Limits {
         max_instances_per_runtime: 2,
         max_waiting: 64,
         negative_ttl: Duration::ZERO,
-        lend_after: 0,
+        park_after: 0,
     }
 }
 
@@ -169,6 +183,7 @@ async fn build(world: Arc<World>, ticket: BuildTicket<Fake>) {
     let fake = Fake(Arc::new(FakeInner {
         idle: StdMutex::new(vec![probe]),
         leases: AtomicUsize::new(0),
+        parking: OnceLock::new(),
         world,
         _exists: exists,
         place: admission.place,
@@ -178,65 +193,61 @@ async fn build(world: Arc<World>, ticket: BuildTicket<Fake>) {
     }
 }
 
-/// Whether the instance goes back, and how.
-fn end(lease: Lease<Fake>, instance: Instance, fake: Fake, lending: &Arc<Lending<Fake>>) {
+/// Whether the instance goes back, and where to. `epoch` is that of a lease that was parked before.
+fn end(lease: Lease<Fake>, instance: Instance, cache: &Cache, epoch: Option<Epoch>) {
     if thread_rng().gen_bool(0.3) {
         drop(instance);
-        drop(fake);
         return drop(lease);
     }
-    match lease.lend(lending) {
-        Ok(ticket) => {
-            LOANS.fetch_add(1, Ordering::SeqCst);
-            if let Err((instance, fake)) = lending.give_back(&ticket, (instance, fake)) {
-                let lease = fake.0.place.surface(fake.clone(), lending, &ticket);
-                give_back(lease, instance, fake);
+    let now = cache.epoch();
+    let parking = &lease.resident().unwrap().0.parking;
+    let may_park = || Arc::ptr_eq(parking.get_or_init(|| cache.clone()), cache) && lease.may_park();
+    let parked = match epoch.or_else(|| may_park().then_some(now)) {
+        Some(epoch) => match cache.park((lease, instance), epoch) {
+            Ok(()) => {
+                PARKED.fetch_add(1, Ordering::SeqCst);
+                return;
             }
-        }
-        Err(lease) => give_back(lease, instance, fake),
-    }
+            Err(parked) => parked,
+        },
+        None => (lease, instance),
+    };
+    drop(unpark(parked));
 }
 
-fn give_back(lease: Lease<Fake>, instance: Instance, fake: Fake) {
-    fake.0.idle.lock().unwrap().push(instance);
-    drop(fake);
-    lease.give_back();
-}
-
-async fn evaluate(world: Arc<World>, registry: Registry<Fake>, generation: Generation, lending: Arc<Lending<Fake>>) {
-    if let Some(((instance, fake), ticket)) = lending.borrow(generation, Instant::now()) {
-        LOANS.fetch_add(1, Ordering::SeqCst);
-        let in_use = InUse::new(fake.clone());
-        // A guest that does not return at once is made an ordinary lease.
-        if thread_rng().gen_bool(0.5) {
-            let lease = fake.0.place.surface(fake.clone(), &lending, &ticket);
-            future::yield_now().await;
-            drop(in_use);
-            return end(lease, instance, fake, &lending);
+async fn evaluate(world: Arc<World>, registry: Registry<Fake>, revision: RevisionId, cache: Cache) {
+    let parked = cache.take(|(lease, _): &Parked| lease.revision() == revision, Instant::now());
+    let (lease, instance, epoch) = match parked {
+        Some(((mut lease, instance), epoch)) => {
+            lease.use_again(Instant::now());
+            (lease, instance, Some(epoch))
         }
+        None => {
+            let start = |ticket| drop(future::spawn(build(world.clone(), ticket)));
+            let deadline = Instant::now();
+            let Ok(leased) = registry.lease(revision, &mut None, deadline, Duration::ZERO, true, start).await else {
+                return;
+            };
+            let mut lease = leased.lease;
+            let instance = match lease.claim().unwrap() {
+                Claim::Idle => {
+                    let idle = lease.resident().unwrap().0.idle.lock().unwrap().pop();
+                    idle.expect("what is set aside is there")
+                }
+                Claim::Make(permit) => (Counted::new(&world, |world| &world.instances, INSTANCES), permit),
+            };
+            (lease, instance, None)
+        }
+    };
+    let in_use = InUse::new(lease.resident().unwrap().clone());
+    // As a guest that is polled once, or that waits.
+    if thread_rng().gen_bool(0.5) {
+        future::yield_now().await;
+    } else {
         shuttle::thread::yield_now();
-        drop(in_use);
-        if let Err((instance, fake)) = lending.give_back(&ticket, (instance, fake)) {
-            let lease = fake.0.place.surface(fake.clone(), &lending, &ticket);
-            give_back(lease, instance, fake);
-        }
-        return;
     }
-    let start = |ticket| drop(future::spawn(build(world.clone(), ticket)));
-    let deadline = Instant::now();
-    let Ok(leased) = registry.lease(generation, &mut None, deadline, Duration::ZERO, true, start).await else {
-        return;
-    };
-    let mut lease = leased.lease;
-    let fake = lease.resident().unwrap().clone();
-    let in_use = InUse::new(fake.clone());
-    let instance = match lease.claim().unwrap() {
-        Claim::Idle => fake.0.idle.lock().unwrap().pop().expect("what is set aside is there"),
-        Claim::Make(permit) => (Counted::new(&world, |world| &world.instances, INSTANCES), permit),
-    };
-    future::yield_now().await;
     drop(in_use);
-    end(lease, instance, fake, &lending);
+    end(lease, instance, &cache, epoch);
 }
 
 /// Polls a future to its end, or drops it at some await.
@@ -267,18 +278,18 @@ fn scenario() {
     let metrics = metrics::with_local_recorder(&recorder, Metrics::new);
     let world = Arc::new(World::default());
     let registry: Registry<Fake> = Registry::new(limits(), metrics);
-    let generation = |evaluator| Generation { evaluator, version: evaluator };
-    // The first two are versions of one evaluator: they share its shelves.
-    let lending: [Arc<Lending<Fake>>; 2] = Default::default();
+    let revision = |evaluator| RevisionId { evaluator, number: evaluator };
+    // The first two are revisions of one evaluator: they share its cache.
+    let caches: [Cache; 2] = Default::default();
     future::block_on(async {
         let mut tasks = Vec::new();
         for caller in 0..4_u64 {
-            let (world, registry, lending) = (world.clone(), registry.clone(), lending.clone());
+            let (world, registry, caches) = (world.clone(), registry.clone(), caches.clone());
             tasks.push(future::spawn(async move {
                 for call in [0, 0, 1] {
                     let evaluator = (caller + call) % 3;
-                    let lending = lending[usize::from(evaluator == 2)].clone();
-                    let evaluation = evaluate(world.clone(), registry.clone(), generation(evaluator), lending);
+                    let cache = caches[usize::from(evaluator == 2)].clone();
+                    let evaluation = evaluate(world.clone(), registry.clone(), revision(evaluator), cache);
                     perhaps_cancelled(evaluation).await;
                 }
             }));
@@ -286,12 +297,13 @@ fn scenario() {
         let closer = registry.clone();
         tasks.push(future::spawn(async move {
             future::yield_now().await;
-            let mut gone = closer.unload(generation(0), Duration::ZERO);
+            let mut gone = closer.unload(revision(0), Duration::ZERO);
             let closed = Refused::Error(Error::Closed { name: "one".into(), interrupted: false });
-            closer.retire(generation(1), CloseReason::Closed, None, &closed);
-            closer.sample();
+            closer.retire(revision(1), CloseReason::Closed, None, &closed);
+            closer.reclaim_unused();
             closer.sweep(|_| Duration::ZERO);
-            closer.sample();
+            closer.reclaim_unused();
+            closer.settle();
             gone.wait().await;
         }));
         for task in tasks {
@@ -320,7 +332,7 @@ fn no_schedule_breaks_a_promise() {
     BREAK_ORDER.store(false, Ordering::SeqCst);
     shuttle::check_random(scenario, schedules(5_000));
     shuttle::check_pct(scenario, schedules(5_000), 3);
-    assert!(LOANS.load(Ordering::SeqCst) > 100, "nothing was lent");
+    assert!(PARKED.load(Ordering::SeqCst) > 100, "nothing was parked");
 }
 
 #[test]

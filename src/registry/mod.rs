@@ -9,43 +9,44 @@
 //! | guard | stands for | when the last of it is dropped |
 //! |---|---|---|
 //! | [`Lease`] | the right to use a runtime and one instance of it | the instance or its permit was given back before |
-//! | [`Permit`] | one instance, from before it is made | the next in line gets it |
+//! | [`InstancePermit`] | one instance, from before it is made | the next in line gets it |
 //! | [`Place`] | one runtime, from before its compile | its close is counted, the first in the queue gets it |
-//! | [`BuildTicket`] | the one build of a generation | unless published, those who wait are told |
+//! | [`BuildTicket`] | the one build of a revision | unless published, those who wait are told |
 //!
-//! Where nobody waits for anything, instances are [lent](lending) to the threads that use them, past the lock.
+//! Where nobody waits for anything, instances and their leases stay with the threads that use them: see
+//! [`thread_cache`].
 //!
 //! A permit holds its place. Whoever makes engine objects keeps the guards beside them, so that the counts are of what
 //! exists, whoever has stopped waiting for it.
 
+mod counts;
 mod guards;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
-mod lending;
 mod state;
 mod sync;
+mod thread_cache;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use self::guards::Waiter;
-pub(crate) use self::guards::{Admission, BuildTicket, Claim, Gone, Lease, Permit, Place};
-pub(crate) use self::lending::{Lending, Ticket};
-pub(crate) use self::state::{Age, BuildId, PlaceId};
-use self::state::{Effect, Effects, Requested, State};
+use self::state::{Effect, Effects, RegistryState, Requested, Returned};
 use self::sync::{Mutex, MutexGuard, PoisonError, timeout_at};
-use crate::{
-    clock,
-    error::Error,
-    metrics::{CloseReason, Counts, Lookup, Metrics},
+pub(crate) use self::{
+    counts::{CloseReason, Counts, Lookup},
+    guards::{Admission, BuildTicket, Claim, Gone, InstancePermit, Lease, Place},
+    state::{Age, BuildId, PlaceId},
+    thread_cache::{Epoch, ThreadCache},
 };
+use crate::{clock, error::Error, metrics::Metrics};
 
 /// One version of an evaluator: what is built, kept, evicted and closed. Never used again for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Generation {
+pub(crate) struct RevisionId {
     pub(crate) evaluator: u64,
-    pub(crate) version: u64,
+    pub(crate) number: u64,
 }
 
 /// The registry's bounds.
@@ -56,15 +57,12 @@ pub(crate) struct Limits {
     pub(crate) max_instances_per_runtime: usize,
     pub(crate) max_waiting: usize,
     pub(crate) negative_ttl: Duration,
-    /// Calls without a pause after which a runtime's instances are lent to the threads that use them.
-    pub(crate) lend_after: u32,
+    /// Calls without a pause after which a runtime's instances stay with the threads that use them.
+    pub(crate) park_after: u32,
 }
 
-/// What the registry keeps. All methods but `take_back` are called without the registry's lock; none may block.
+/// What the registry keeps. All methods are called without the registry's lock; none may block.
 pub(crate) trait Resident: Clone + Send + Sync + 'static {
-    /// One instance of it, as it is [lent](lending) to a thread. It may hold a clone of the resident.
-    type Lent: Send;
-
     /// Its place, which it keeps for as long as it exists.
     fn place(&self) -> &Place<Self>;
 
@@ -75,7 +73,7 @@ pub(crate) trait Resident: Clone + Send + Sync + 'static {
     fn retire(&self, idle: usize, leased: bool, grace: Option<Duration>);
 
     /// It drains already: interrupt its guests after this grace, if that is sooner than was said before.
-    fn hasten(&self, grace: Duration);
+    fn shorten_grace(&self, grace: Duration);
 
     /// The last lease came back.
     fn drained(&self);
@@ -83,9 +81,9 @@ pub(crate) trait Resident: Clone + Send + Sync + 'static {
     /// Drop one idle instance.
     fn reap(&self);
 
-    /// An instance that was lent is idle again: put it where a lease will look for it. Called under the registry's lock,
-    /// and while `self` is not the last clone.
-    fn take_back(&self, lent: Self::Lent);
+    /// Take out what threads have [parked](thread_cache) of it, or only what is unused: put the instances back where a
+    /// lease will look for them, and give the leases, which the caller ends.
+    fn reclaim(&self, only_unused: bool) -> Vec<Lease<Self>>;
 }
 
 /// Why a caller that waited got no lease.
@@ -107,7 +105,7 @@ pub(crate) enum SnapshotState {
 /// One runtime at one moment.
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshot {
-    pub(crate) generation: Generation,
+    pub(crate) revision: RevisionId,
     pub(crate) state: SnapshotState,
     pub(crate) instances: usize,
     pub(crate) leases: usize,
@@ -118,7 +116,7 @@ pub(crate) struct Snapshot {
 
 /// The registry. Cheap to clone.
 pub(crate) struct Registry<R: Resident> {
-    inner: Arc<Inner<R>>,
+    inner: Arc<Shell<R>>,
 }
 
 impl<R: Resident> Clone for Registry<R> {
@@ -127,9 +125,10 @@ impl<R: Resident> Clone for Registry<R> {
     }
 }
 
-struct Inner<R: Resident> {
+/// The lock around the state, and what executes its effects.
+struct Shell<R: Resident> {
     /// Held for map and queue operations only: never across an await, and effects are executed after it.
-    state: Mutex<State<R>>,
+    state: Mutex<RegistryState<R>>,
     metrics: Metrics,
     /// The version of the state that the gauges show. Orders what would else be a race between two setters.
     published: Mutex<u64>,
@@ -158,11 +157,13 @@ pub(crate) struct Leased<R: Resident> {
 impl<R: Resident> Registry<R> {
     pub(crate) fn new(limits: Limits, metrics: Metrics) -> Self {
         metrics.set_capacity(limits.capacity);
-        metrics.set_counts(Counts::default());
-        Self { inner: Arc::new(Inner { state: Mutex::new(State::new(limits)), metrics, published: Mutex::new(0) }) }
+        Counts::default().show(&metrics);
+        Self {
+            inner: Arc::new(Shell { state: Mutex::new(RegistryState::new(limits)), metrics, published: Mutex::new(0) }),
+        }
     }
 
-    /// A lease on a generation's runtime, with an instance or the permit to make one. `start` is called if nobody is
+    /// A lease on a revision's runtime, with an instance or the permit to make one. `start` is called if nobody is
     /// building the runtime; it must see to it that the ticket is worked on, and not block.
     ///
     /// `age` is the caller's position in whatever queue it will be in, set when it first asks; it keeps it when it has
@@ -176,7 +177,7 @@ impl<R: Resident> Registry<R> {
     /// at most `build_timeout` more), `shutting_down`, or the error of the build.
     pub(crate) async fn lease(
         &self,
-        generation: Generation,
+        revision: RevisionId,
         age: &mut Option<Age>,
         deadline: Instant,
         build_timeout: Duration,
@@ -187,10 +188,12 @@ impl<R: Resident> Registry<R> {
         loop {
             let (requested, age) = self.inner.apply(|state, effects| {
                 let age = *age.get_or_insert_with(|| state.age());
-                (state.request(generation, age, Instant::now(), may_wait, effects), age)
+                (state.request(revision, age, Instant::now(), may_wait, effects), age)
             });
-            let count = |result| self.inner.metrics.lookup(result);
+            let count = |result: Lookup| self.inner.metrics.lookup(result.as_str());
             let answer = match requested {
+                // What threads had parked is back: decide again.
+                Requested::Again => continue,
                 Requested::Granted(grant) => {
                     count(Lookup::Hit);
                     return Ok(Leased { build: Duration::ZERO, lease: Lease::new(self.inner.clone(), grant) });
@@ -210,15 +213,15 @@ impl<R: Resident> Registry<R> {
                 Requested::Start(id, answer) => {
                     count(Lookup::Miss);
                     // The guard first: should `start` panic, this caller must not stay in the queue.
-                    let waiter = Waiter { registry: self.inner.clone(), generation, age, answer };
-                    start(BuildTicket { registry: self.inner.clone(), generation, id, done: false });
+                    let waiter = Waiter { registry: self.inner.clone(), revision, age, answer };
+                    start(BuildTicket { registry: self.inner.clone(), revision, id, done: false });
                     match self.wait(waiter, began, deadline, build_timeout).await? {
                         Some(leased) => return Ok(leased),
                         None => continue,
                     }
                 }
             };
-            let waiter = Waiter { registry: self.inner.clone(), generation, age, answer };
+            let waiter = Waiter { registry: self.inner.clone(), revision, age, answer };
             if let Some(leased) = self.wait(waiter, began, deadline, build_timeout).await? {
                 return Ok(leased);
             }
@@ -234,7 +237,7 @@ impl<R: Resident> Registry<R> {
         build_timeout: Duration,
     ) -> Result<Option<Leased<R>>, Error> {
         let mut answer = timeout_at(deadline, &mut waiter.answer).await;
-        if answer.is_err() && self.inner.lock().is_placed(waiter.generation) {
+        if answer.is_err() && self.inner.lock().is_placed(waiter.revision) {
             answer = timeout_at(clock::deadline(build_timeout), &mut waiter.answer).await;
         }
         match answer {
@@ -246,25 +249,19 @@ impl<R: Resident> Registry<R> {
         }
     }
 
-    /// Takes a generation out, whatever it is doing. Those who wait for it are refused with `refused`.
-    pub(crate) fn retire(
-        &self,
-        generation: Generation,
-        reason: CloseReason,
-        grace: Option<Duration>,
-        refused: &Refused,
-    ) {
+    /// Takes a revision out, whatever it is doing. Those who wait for it are refused with `refused`.
+    pub(crate) fn retire(&self, revision: RevisionId, reason: CloseReason, grace: Option<Duration>, refused: &Refused) {
         self.inner.apply(|state, effects| {
-            state.retire(generation, reason, grace, refused, Instant::now(), effects);
+            state.retire(revision, reason, grace, refused, Instant::now(), effects);
         });
     }
 
-    /// Retires a generation that stays in use: those who wait for it ask again. Gives what ends when its places, as of
+    /// Retires a revision that stays in use: those who wait for it ask again. Gives what ends when its places, as of
     /// now, are released.
-    pub(crate) fn unload(&self, generation: Generation, grace: Duration) -> Gone {
+    pub(crate) fn unload(&self, revision: RevisionId, grace: Duration) -> Gone {
         self.inner.apply(|state, effects| {
-            let gone = Gone(state.gone(|held| held == generation));
-            state.retire(generation, CloseReason::Closed, Some(grace), &Refused::Retry, Instant::now(), effects);
+            let gone = Gone(state.gone(|held| held == revision));
+            state.retire(revision, CloseReason::Closed, Some(grace), &Refused::Retry, Instant::now(), effects);
             gone
         })
     }
@@ -278,21 +275,25 @@ impl<R: Resident> Registry<R> {
         self.inner.apply(|state, effects| state.shut_down(grace, Instant::now(), effects));
     }
 
-    /// What ends when the places that such generations hold now are released.
-    pub(crate) fn gone(&self, which: impl Fn(Generation) -> bool) -> Gone {
+    /// What ends when the places that such revisions hold now are released.
+    pub(crate) fn gone(&self, which: impl Fn(RevisionId) -> bool) -> Gone {
         Gone(self.inner.lock().gone(which))
     }
 
-    /// Evicts what has not been used for longer than `ttl(generation)`.
-    pub(crate) fn sweep(&self, ttl: impl Fn(Generation) -> Duration) {
+    /// Evicts what has not been used for longer than `ttl(revision)`.
+    pub(crate) fn sweep(&self, ttl: impl Fn(RevisionId) -> Duration) {
         self.inner.apply(|state, effects| state.sweep(Instant::now(), ttl, effects));
     }
 
-    /// Brings the gauges up to what is in use of what is lent.
-    pub(crate) fn sample(&self) {
-        if self.inner.lock().lends() {
-            self.inner.apply(|state, _| state.sample_all());
-        }
+    /// Ends the leases of parked instances that were not used since this was last called.
+    pub(crate) fn reclaim_unused(&self) {
+        let residents = self.inner.lock().parking();
+        self.inner.end_leases(residents.iter().flat_map(|resident| resident.reclaim(true)).collect());
+    }
+
+    /// Ends the leases of all parked instances: the gauges are exact from here on until the next call.
+    pub(crate) fn settle(&self) {
+        self.inner.apply(|state, effects| state.reclaim_all(effects));
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -304,14 +305,14 @@ impl<R: Resident> Registry<R> {
     }
 }
 
-impl<R: Resident> Inner<R> {
-    fn lock(&self) -> MutexGuard<'_, State<R>> {
+impl<R: Resident> Shell<R> {
+    fn lock(&self) -> MutexGuard<'_, RegistryState<R>> {
         // The state's methods do not panic half-way; if one had, going on beats refusing every customer for ever.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The one way to change the state: under the lock, then the gauges, then the effects.
-    fn apply<T>(self: &Arc<Self>, change: impl FnOnce(&mut State<R>, &mut Effects<R>) -> T) -> T {
+    fn apply<T>(self: &Arc<Self>, change: impl FnOnce(&mut RegistryState<R>, &mut Effects<R>) -> T) -> T {
         let mut effects = Effects::new();
         let (result, version, counts) = {
             let mut state = self.lock();
@@ -330,7 +331,7 @@ impl<R: Resident> Inner<R> {
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
         if *published < version || broken() {
             *published = version;
-            self.metrics.set_counts(counts);
+            counts.show(&self.metrics);
         }
     }
 
@@ -338,21 +339,30 @@ impl<R: Resident> Inner<R> {
         match effect {
             // A receiver that is gone gives the lease back, and dropping that passes it on.
             Effect::Answer { to, answer } => drop(to.send(answer.map(|grant| Lease::new(self.clone(), grant)))),
-            Effect::Admit { to, generation, place, gone } => {
-                let place = Place::new(self.clone(), generation, place, gone);
-                let permit = Permit { place: place.clone() };
+            Effect::Admit { to, revision, place, gone } => {
+                let place = Place::new(self.clone(), revision, place, gone);
+                let permit = InstancePermit { place: place.clone() };
                 drop(to.send(Admission { place, permit }));
             }
             Effect::Retire { resident, reason, unused, idle, leased, grace } => {
                 if let Some(unused) = unused {
-                    self.metrics.evicted(reason, unused);
+                    self.metrics.evicted(reason.as_str(), unused);
                 }
                 resident.place().closing(reason);
                 resident.retire(idle, leased, grace);
             }
-            Effect::Hasten { resident, grace } => resident.hasten(grace),
+            Effect::ShortenGrace { resident, grace } => resident.shorten_grace(grace),
             Effect::Drained { resident } => resident.drained(),
             Effect::Reap { resident } => resident.reap(),
+            Effect::Reclaim { residents } => {
+                self.end_leases(residents.iter().flat_map(|resident| resident.reclaim(false)).collect());
+            }
         }
+    }
+
+    /// Ends leases that were parked, all in one step: what the state decides next, it decides knowing all of them.
+    fn end_leases(self: &Arc<Self>, mut leases: Vec<Lease<R>>) {
+        let returned: Vec<Returned> = leases.iter_mut().filter_map(Lease::end).collect();
+        self.apply(|state, effects| state.leases_returned(&returned, Instant::now(), effects));
     }
 }

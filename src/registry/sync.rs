@@ -17,20 +17,20 @@ mod primitives {
 
     pub(in crate::registry) use tokio::time::timeout_at;
 
-    /// How many shelves an evaluator has: more than threads that call it, mostly.
-    pub(in crate::registry) fn shelves() -> usize {
+    /// How many slots a thread cache has: mostly more than threads that call its evaluator.
+    pub(in crate::registry) fn slots() -> usize {
         static COUNT: OnceLock<usize> = OnceLock::new();
         *COUNT.get_or_init(|| available_parallelism().map_or(1, usize::from).saturating_mul(4).clamp(8, 64))
     }
 
-    /// Which of that many is this thread's. Threads are numbered as they come, so that those of one executor, which begin
-    /// together, have different ones.
-    pub(in crate::registry) fn shelf(count: usize) -> usize {
+    /// Which of `count` slots is this thread's. Threads are numbered as they come, so that the threads of one executor,
+    /// which begin together, have different slots.
+    pub(in crate::registry) fn own_slot(count: usize) -> usize {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
             static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed);
         }
-        // A thread that is ending has no number any more; any shelf will do.
+        // A thread that is ending has no number any more; any slot will do.
         NUMBER.try_with(|number| *number).unwrap_or(0) % count.max(1)
     }
 }
@@ -60,14 +60,14 @@ mod primitives {
         .await
     }
 
-    pub(in crate::registry) fn shelves() -> usize {
+    pub(in crate::registry) fn slots() -> usize {
         2
     }
 
-    /// The scheduler's tasks share a thread: whichever.
-    pub(in crate::registry) fn shelf(count: usize) -> usize {
+    /// The scheduler's tasks share one thread: any slot will do.
+    pub(in crate::registry) fn own_slot(count: usize) -> usize {
         thread_rng().gen_range(0..count)
     }
 }
 
-pub(super) use self::primitives::{Mutex, MutexGuard, PoisonError, shelf, shelves, timeout_at};
+pub(super) use self::primitives::{Mutex, MutexGuard, PoisonError, own_slot, slots, timeout_at};

@@ -21,11 +21,11 @@
 //! and of what its users know about it. Idle instances are taken out with `try_remove` rather than by `close`, which
 //! would drop them under the pool's own lock.
 
-mod active;
+mod checkout;
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -37,15 +37,33 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-pub(crate) use self::active::{Active, Ended};
+pub(crate) use self::checkout::{Checkout, Ended, Parked};
 use crate::{
     background, clock,
     config::Isolation,
     engine::{self, CompiledPlugin},
+    error::Error,
     metrics::Metrics,
-    registry::{Permit, Place, Resident},
+    registry::{InstancePermit, Lease, Place, Resident, ThreadCache},
     source::Digest,
+    words::words,
 };
+
+words! {
+    /// Why an instance was dropped rather than given back.
+    pub(crate) enum Discard {
+        /// It served its one evaluation.
+        Used = "used",
+        MaxUses = "max_uses",
+        Timeout = "timeout",
+        Cancelled = "cancelled",
+        /// Whatever left it unsound but for a panic.
+        Trap = "trap",
+        Panic = "panic",
+        /// A close interrupted it.
+        Closed = "closed",
+    }
+}
 
 /// How long a runtime whose spares wait is left alone first.
 const SPARE_DELAY: Duration = Duration::from_millis(1);
@@ -78,11 +96,11 @@ pub(crate) struct Policy {
 /// A live compiled plugin. Cheap to clone; the last clone closes it.
 #[derive(Clone)]
 pub(crate) struct Runtime {
-    inner: Arc<Inner>,
+    inner: Arc<RuntimeInner>,
 }
 
 /// Dropped in this order: instances, then what they were made from, then the place.
-struct Inner {
+struct RuntimeInner {
     idle: Pool<Instance>,
     program: Program,
     policy: Policy,
@@ -92,17 +110,11 @@ struct Inner {
     /// When a close interrupts guests; only ever moved forward.
     deadline: watch::Sender<Option<Instant>>,
     drained: Notify,
+    /// Where threads have parked instances of this runtime, once any has.
+    parking: OnceLock<Arc<ThreadCache<Parked>>>,
     /// A spare is to be made when the runtime is at rest; somebody is waiting for that.
     spare_awaited: AtomicBool,
     place: Place<Runtime>,
-}
-
-/// An instance that is lent to a thread, with a hold on its runtime: so that borrowing it moves no count of references.
-/// Alone on its cache lines, as each is written by one thread.
-#[repr(align(128))]
-pub(crate) struct Lent {
-    instance: Instance,
-    runtime: Runtime,
 }
 
 /// One sandboxed guest. Its permit is kept by the engine, beside what it stands for.
@@ -111,7 +123,7 @@ struct Instance {
     uses: u64,
 }
 
-impl Inner {
+impl RuntimeInner {
     fn close_by(&self, deadline: Instant) {
         self.deadline.send_if_modified(|current| {
             let sooner = current.is_none_or(|current| deadline < current);
@@ -147,7 +159,7 @@ impl Runtime {
     ) -> Self {
         let idle = Pool::new(policy.max_instances);
         let runtime = Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new(RuntimeInner {
                 idle,
                 program,
                 policy,
@@ -155,6 +167,7 @@ impl Runtime {
                 stop: watch::Sender::new(false),
                 deadline: watch::Sender::new(None),
                 drained: Notify::new(),
+                parking: OnceLock::new(),
                 spare_awaited: AtomicBool::new(false),
                 place,
             }),
@@ -174,12 +187,17 @@ impl Runtime {
         }
     }
 
-    async fn make_instance(&self, permit: Permit<Runtime>) -> Result<Instance, crate::Error> {
+    /// Whether threads may park its instances in this cache: in one only, so that a reclaim knows where to look.
+    fn parks_in(&self, cache: &Arc<ThreadCache<Parked>>) -> bool {
+        Arc::ptr_eq(self.inner.parking.get_or_init(|| cache.clone()), cache)
+    }
+
+    async fn make_instance(&self, permit: InstancePermit<Runtime>) -> Result<Instance, Error> {
         let after = self.inner.policy.build_timeout;
         let permit = engine::Permit::new(permit);
         match clock::timeout_at(clock::deadline(after), self.inner.program.compiled.instantiate(permit)).await {
             Ok(made) => made.map(|guest| Instance { guest, uses: 0 }),
-            Err(_) => Err(crate::Error::BuildTimeout { after }),
+            Err(_) => Err(Error::BuildTimeout { after }),
         }
     }
 
@@ -254,8 +272,6 @@ impl Drop for Spare {
 }
 
 impl Resident for Runtime {
-    type Lent = Lent;
-
     fn place(&self) -> &Place<Self> {
         &self.inner.place
     }
@@ -266,7 +282,7 @@ impl Resident for Runtime {
         background::spawn(closing.run(idle));
     }
 
-    fn hasten(&self, grace: Duration) {
+    fn shorten_grace(&self, grace: Duration) {
         self.inner.close_by(clock::deadline(grace));
     }
 
@@ -278,9 +294,11 @@ impl Resident for Runtime {
         drop(self.inner.idle.try_remove());
     }
 
-    fn take_back(&self, Lent { instance, runtime }: Lent) {
-        self.put_back(instance);
-        drop(runtime);
+    fn reclaim(&self, only_unused: bool) -> Vec<Lease<Self>> {
+        let Some(cache) = self.inner.parking.get() else { return Vec::new() };
+        let is_ours = |parked: &Parked| parked.lease.resident().is_some_and(|it| Arc::ptr_eq(&it.inner, &self.inner));
+        let parked = if only_unused { cache.reclaim_unused() } else { cache.reclaim(is_ours) };
+        parked.into_iter().map(Parked::unpark).collect()
     }
 }
 
@@ -328,5 +346,16 @@ impl Drop for Closing {
             }
             _ => background::drop_elsewhere(runtime),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_for_a_discard_has_its_series() {
+        let words: Vec<&str> = Discard::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert!(crate::metrics::has_values("evalpool_instances_discarded_total", &words));
     }
 }

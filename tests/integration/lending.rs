@@ -14,7 +14,7 @@ use std::{
 };
 
 use evalpool::{
-    CloseReport, Data, Evaluator, EvaluatorPool, HostFunction, Isolation, Settings, Source, Spec, State,
+    CloseReport, Data, Evaluator, EvaluatorPool, HostFunction, Isolation, RuntimeState, Settings, Source, Spec,
     config::EngineKind, data::PerCall, engine::SlotCounts,
 };
 use futures_util::FutureExt;
@@ -39,7 +39,7 @@ async fn call(evaluator: &Evaluator, times: usize) {
     }
 }
 
-fn states(evaluators: &[&Evaluator], pool: &EvaluatorPool) -> Vec<State> {
+fn states(evaluators: &[&Evaluator], pool: &EvaluatorPool) -> Vec<RuntimeState> {
     evaluators.iter().map(|evaluator| pool.info(evaluator.name()).unwrap().state).collect()
 }
 
@@ -52,7 +52,7 @@ async fn what_was_used_last_is_evicted_last_although_the_registry_did_not_see_th
         sleep(Duration::from_millis(1)).await;
     }
     call(&three, 1).await;
-    assert_eq!(states(&[&one, &two, &three], &pool), [State::Live, State::Cold, State::Live]);
+    assert_eq!(states(&[&one, &two, &three], &pool), [RuntimeState::Live, RuntimeState::Cold, RuntimeState::Live]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -65,7 +65,7 @@ async fn an_evaluator_that_stays_in_use_is_not_swept_and_one_that_does_not_is() 
         call(&used, 1).await;
         sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(states(&[&used, &unused], &pool), [State::Live, State::Cold]);
+    assert_eq!(states(&[&used, &unused], &pool), [RuntimeState::Live, RuntimeState::Cold]);
     assert_eq!(spy.opens(), 2);
 }
 
@@ -128,7 +128,7 @@ async fn a_guest_that_is_gone_before_its_loan_ends_is_counted_once() {
     let text = r#"(module (import "extism:host/env" "input_length" (func $length (result i64)))
         (func (export "run") (if (i64.ne (call $length) (i64.const 0)) (then unreachable))))"#;
     let builder = EvaluatorPool::builder().engine_kind(EngineKind::Direct).isolation(Isolation::Reuse);
-    let pool = builder.max_instances(8).capacity(2).lend_after(0).build().unwrap();
+    let pool = builder.max_instances(8).capacity(2).park_after(0).build().unwrap();
     let evaluator = pool.evaluator("one", Spec::new(Source::bytes(wasm(text)))).unwrap();
     for _ in 0..3 {
         call(&evaluator, 3).await;
@@ -293,7 +293,7 @@ impl Within {
         let metrics = recorder.handle();
         let pool = metrics::with_local_recorder(&recorder, || {
             let builder = EvaluatorPool::builder().engine_kind(EngineKind::Direct).isolation(Isolation::Reuse);
-            builder.max_instances(8).capacity(2).lend_after(0).build().unwrap()
+            builder.max_instances(8).capacity(2).park_after(0).build().unwrap()
         });
         let spec = Spec::new(Source::bytes(guest)).with_host_function(stay);
         let evaluator = pool.register("one", spec).unwrap();
@@ -344,7 +344,10 @@ fn a_runtime_is_not_closed_under_a_loan() {
     on_threads(async {
         let task = within.begin().await;
         let closing = tokio::spawn(within.evaluator.close_with(Duration::from_mins(1)));
-        eventually("it drains", || within.pool.snapshot().iter().any(|runtime| runtime.state == State::Draining)).await;
+        eventually("it drains", || {
+            within.pool.snapshot().iter().any(|runtime| runtime.state == RuntimeState::Draining)
+        })
+        .await;
         assert_eq!(within.evaluator.evaluate("").await.unwrap_err().kind(), "closed");
         assert_eq!(within.pool.runtimes(), 1);
         within.go_on.send(()).unwrap();
@@ -365,7 +368,7 @@ fn a_loan_in_use_is_neither_evicted_nor_given_to_another() {
         for evaluator in [&other, &third, &other] {
             call(evaluator, 2).await;
         }
-        assert_eq!(within.pool.info("one").unwrap().state, State::Live);
+        assert_eq!(within.pool.info("one").unwrap().state, RuntimeState::Live);
         within.evaluator.evaluate("").await.unwrap();
         assert_eq!(within.pool.info("one").unwrap().instances, 2);
         within.go_on.send(()).unwrap();

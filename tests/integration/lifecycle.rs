@@ -11,7 +11,7 @@ use std::{
 };
 
 use evalpool::{
-    Close, CloseReport, EvaluatorPool, HostFunction, Isolation, Source, Spec, State,
+    Close, CloseReport, EvaluatorPool, HostFunction, Isolation, RuntimeState, Source, Spec,
     config::{EngineKind, LimitSettings},
 };
 use tokio::{task::JoinSet, time::timeout};
@@ -169,7 +169,7 @@ async fn corner_8_when_everybody_leaves_a_build_it_finishes_and_ends_idle() {
         timeout(Duration::from_millis(1), evaluator.evaluate("")).await.unwrap_err();
     }
     spy.release();
-    eventually("the build has ended", || pool.list(None, 1)[0].state == State::Live).await;
+    eventually("the build has ended", || pool.list(None, 1)[0].state == RuntimeState::Live).await;
     evaluator.evaluate("").await.unwrap();
     assert_eq!(spy.compiles(), 1);
 }
@@ -272,7 +272,7 @@ fn corner_16_whoever_looks_at_the_compiled_plugin_holds_its_close_off() {
         let executable = evaluator.executable().await.unwrap();
         assert_eq!((executable.digest(), executable.entry_point()), (evalpool::Digest::of(GREET), "greet"));
         let closing = executable
-            .look(|compiled| {
+            .with_compiled(|compiled| {
                 assert!(compiled.as_any().is::<evalpool::engine::extism::Compiled>());
                 let closing = evaluator.close();
                 thread::sleep(Duration::from_millis(30));
@@ -282,7 +282,7 @@ fn corner_16_whoever_looks_at_the_compiled_plugin_holds_its_close_off() {
             .await
             .unwrap();
         assert_eq!(closing.await, CloseReport::Drained);
-        assert_eq!(executable.look(|_| ()).await.unwrap_err().kind(), "closed");
+        assert_eq!(executable.with_compiled(|_| ()).await.unwrap_err().kind(), "closed");
     });
 }
 
@@ -364,7 +364,7 @@ async fn warming_builds_ahead_and_says_what_could_not_be_built() {
     assert_eq!(words[2].1.unwrap(), "not_found");
     let snapshot = pool.snapshot();
     assert_eq!(snapshot.len(), 2);
-    assert!(snapshot.iter().all(|runtime| runtime.state == State::Live && runtime.busy == 0));
+    assert!(snapshot.iter().all(|runtime| runtime.state == RuntimeState::Live && runtime.busy == 0));
     assert_eq!(spy.compiles(), 2);
     pool.get("a").unwrap().evaluate("").await.unwrap();
     assert_eq!(spy.compiles(), 2);

@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use evalpool::{Error, Evaluator, EvaluatorPool, Isolation, Settings, State};
+use evalpool::{Error, Evaluator, EvaluatorPool, Isolation, RuntimeState, Settings};
 use proptest::{collection::vec, prelude::*, test_runner::Config};
 use tokio::{task::JoinHandle, time::sleep};
 
@@ -335,7 +335,7 @@ impl Real {
     /// Live runtimes, most recently used first, with their leases.
     fn shown(&self) -> Vec<(usize, usize)> {
         let index = |id| self.evaluators.iter().position(|evaluator| evaluator.id() == id).unwrap();
-        let live = self.pool.snapshot().into_iter().filter(|runtime| runtime.state == State::Live);
+        let live = self.pool.snapshot().into_iter().filter(|runtime| runtime.state == RuntimeState::Live);
         live.map(|runtime| (index(runtime.evaluator), runtime.busy)).collect()
     }
 }

@@ -21,7 +21,7 @@ fn greet() -> Spec {
 fn measured(engine: EngineKind, capacity: usize) -> (EvaluatorPool, PrometheusHandle) {
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
-    let builder = EvaluatorPool::builder().lend_after(0).engine_kind(engine).capacity(capacity);
+    let builder = EvaluatorPool::builder().park_after(0).engine_kind(engine).capacity(capacity);
     let pool = metrics::with_local_recorder(&recorder, || builder.build());
     (pool.unwrap(), handle)
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use evalpool::{CloseReport, Evaluator, EvaluatorPool, Isolation, State};
+use evalpool::{CloseReport, Evaluator, EvaluatorPool, Isolation, RuntimeState};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{
     task::{JoinHandle, JoinSet},
@@ -18,7 +18,7 @@ fn evaluators(pool: &EvaluatorPool, count: usize) -> Vec<Evaluator> {
     (0..count).map(|index| pool.register(&format!("e{index}"), Spy::spec()).unwrap()).collect()
 }
 
-fn states(pool: &EvaluatorPool) -> Vec<State> {
+fn states(pool: &EvaluatorPool) -> Vec<RuntimeState> {
     pool.list(None, 100).into_iter().map(|info| info.state).collect()
 }
 
@@ -81,7 +81,7 @@ async fn the_least_recently_used_is_the_one_that_goes() {
     for index in [0, 1, 0, 2] {
         all[index].evaluate("").await.unwrap();
     }
-    assert_eq!(states(&pool), [State::Live, State::Cold, State::Live]);
+    assert_eq!(states(&pool), [RuntimeState::Live, RuntimeState::Cold, RuntimeState::Live]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -192,7 +192,7 @@ async fn corner_1_replacing_at_capacity_one_evicts_its_predecessor_and_keeps_it_
     spy.on_instantiate([Act::Fail]);
     let error = pool.prepare("only", Spy::spec()).await.err().unwrap();
     assert_eq!(error.kind(), "invalid_plugin");
-    assert_eq!(states(&pool), [State::Cold]);
+    assert_eq!(states(&pool), [RuntimeState::Cold]);
     evaluator.evaluate("still the old one").await.unwrap();
     let (replaced, was) = pool.prepare("only", Spy::spec()).await.unwrap().publish();
     assert!(was);
@@ -311,7 +311,7 @@ async fn corner_11_a_prepared_plugin_that_is_not_published_is_closed() {
     evaluator.evaluate("").await.unwrap();
     drop(pool.prepare("name", Spy::spec()).await.unwrap());
     eventually("it is closed", || spy.closes() == 1).await;
-    assert_eq!(states(&pool), [State::Live]);
+    assert_eq!(states(&pool), [RuntimeState::Live]);
     evaluator.evaluate("").await.unwrap();
     assert_eq!(spy.compiles(), 2);
 }
@@ -349,7 +349,7 @@ async fn corner_17_an_unregistered_evaluator_closes_with_its_last_handle_and_a_r
     eventually("the last handle closes it", || spy.closes() == 1).await;
     drop(pool.register("kept", Spy::spec()).unwrap());
     pool.get("kept").unwrap().evaluate("").await.unwrap();
-    assert_eq!(states(&pool), [State::Live]);
+    assert_eq!(states(&pool), [RuntimeState::Live]);
     drop(pool);
     eventually("the pool closes what it owns", || spy.closes() == 2).await;
     spy.assert_nothing_left();
@@ -415,7 +415,7 @@ async fn what_is_unused_for_its_time_is_closed_and_stays_usable() {
     sleep(Duration::from_secs(45)).await;
     all[1].evaluate("").await.unwrap();
     sleep(Duration::from_secs(40)).await;
-    assert_eq!(states(&pool), [State::Cold, State::Live]);
+    assert_eq!(states(&pool), [RuntimeState::Cold, RuntimeState::Live]);
     all[0].evaluate("").await.unwrap();
 }
 

@@ -166,7 +166,7 @@ fn soak(engine: EngineKind) {
         settings.limits.build_timeout = Duration::from_millis(500);
         settings.limits.wait_timeout = Duration::from_mins(1);
         settings.limits.memory = 8 << 20;
-        let pool = EvaluatorPool::builder().settings(settings).lend_after(0).build().unwrap();
+        let pool = EvaluatorPool::builder().settings(settings).park_after(0).build().unwrap();
         // Warm is when another round takes no more: what the engine and the allocator take once and keep, they have.
         // Something that leaks a little each time never gets there, or shows in the long run that follows.
         everything_once(&pool, &hostile).await;

@@ -5,9 +5,8 @@ use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    super::{Generation, Refused, Resident},
+    super::{Refused, Resident, RevisionId},
     AdmissionSender, Age, AnswerSender, BuildId, Effect, Effects, Grant, PlaceId,
-    loans::Loan,
 };
 use crate::error::Error;
 
@@ -16,7 +15,10 @@ pub(super) struct Waiter<R: Resident> {
     pub(super) to: AnswerSender<R>,
 }
 
-/// A runtime that serves. `idle ≤ instances`; a lease stands for one instance that is neither idle nor lent.
+/// A runtime that is called again within this time is called without a pause.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A runtime that serves. `idle ≤ instances`; a lease stands for one instance that is not idle.
 pub(super) struct Live<R: Resident> {
     pub(super) resident: R,
     pub(super) place: PlaceId,
@@ -30,14 +32,12 @@ pub(super) struct Live<R: Resident> {
     /// A spare instance is being made for it.
     pub(super) sparing: bool,
     pub(super) waiters: VecDeque<Waiter<R>>,
-    /// What is lent of it; nothing while anybody waits for it.
-    pub(super) loan: Option<Loan<R>>,
-    /// Calls that came one upon the other, without a pause.
+    /// Calls that came one after the other, without a pause.
     pub(super) streak: u32,
     /// A newcomer will have its place: new leases queue until it has been evicted or is needed no more.
-    pub(super) claimed: bool,
-    /// Its key among the contenders.
-    pub(super) contending: Option<Age>,
+    pub(super) reserved: bool,
+    /// Its key among the permit_waiters.
+    pub(super) awaits_permit: Option<Age>,
     pub(super) opened: Instant,
     pub(super) last_used: Instant,
     pub(super) uses: u64,
@@ -62,7 +62,7 @@ pub(super) struct Build<R: Resident> {
 
 /// A runtime on its way out, or a build whose outcome nobody wants any more.
 pub(super) struct Draining<R> {
-    pub(super) generation: Generation,
+    pub(super) revision: RevisionId,
     pub(super) resident: Option<R>,
     pub(super) leases: usize,
     /// Permits out for it.
@@ -83,7 +83,7 @@ impl<R: Resident> Live<R> {
     /// Whether a caller of this age has to wait until the claim is settled: a claim holds back whoever is younger than
     /// the eldest build that waits for a place.
     pub(super) fn holds_back(&self, age: Age, eldest_build: Option<Age>) -> bool {
-        self.claimed && eldest_build.is_some_and(|build| build < age)
+        self.reserved && eldest_build.is_some_and(|build| build < age)
     }
 
     /// Unleased, and nobody waits for it but those whom a claim holds back.
@@ -92,10 +92,18 @@ impl<R: Resident> Live<R> {
         self.leases == 0 && !self.waiters.front().is_some_and(waits)
     }
 
-    pub(super) fn grant(&mut self, generation: Generation, idle: bool, build: Option<Duration>) -> Grant<R> {
+    /// Notes a call. True when the runtime was called without a pause for more than `park_after` calls.
+    pub(super) fn called(&mut self, now: Instant, park_after: u32) -> bool {
+        let pause = now.saturating_duration_since(self.last_used);
+        self.streak = if pause < PAUSE { self.streak.saturating_add(1) } else { 0 };
+        self.last_used = now;
+        self.streak > park_after
+    }
+
+    pub(super) fn grant(&mut self, revision: RevisionId, idle: bool, build: Option<Duration>) -> Grant<R> {
         self.leases += 1;
         self.uses += 1;
-        Grant { resident: self.resident.clone(), generation, place: self.place, idle, build, hot: false }
+        Grant { resident: self.resident.clone(), revision, place: self.place, idle, build, hot: false }
     }
 }
 

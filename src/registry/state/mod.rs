@@ -7,9 +7,9 @@
 //!
 //! # Who waits for what, and in which order
 //!
-//! A caller waits either on a build of its generation or on a live runtime of it; never in two places. Behind them
+//! A caller waits either on a build of its revision or on a live runtime of it; never in two places. Behind them
 //! two queues are ordered by age: `build_queue`, builds that need a place and a permit at once (a builder that held one
-//! and waited for the other could deadlock), and `contenders`, live runtimes whose eldest waiter needs a permit. A
+//! and waited for the other could deadlock), and `permit_waiters`, live runtimes whose eldest waiter needs a permit. A
 //! runtime's own idle instance goes to its own eldest waiter, unless permits are used up and an elder contends
 //! elsewhere: then the idle instance is reaped for the elder.
 //!
@@ -19,9 +19,9 @@
 //! - No build waits for a place while an unleased runtime could be evicted for it.
 //! - Nobody contends for a permit while an idle instance could be reaped for it.
 
+mod dispatch;
 mod entries;
-mod loans;
-mod pump;
+mod parking;
 mod retire;
 mod view;
 
@@ -37,8 +37,8 @@ use tokio::{
 };
 
 use self::entries::{Build, Draining, Failure, Live, Phase, Waiter, insert_by_age};
-use super::{Generation, Limits, Refused, Resident};
-use crate::{clock, error::Error, metrics::CloseReason};
+use super::{CloseReason, Limits, Refused, Resident, RevisionId};
+use crate::{clock, error::Error};
 
 /// How many failed builds are remembered at most.
 const MAX_FAILURES: usize = 4096;
@@ -51,21 +51,33 @@ pub(crate) struct Age(u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct PlaceId(u64);
 
-/// One attempt at building a generation.
+/// One attempt at building a revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BuildId(u64);
 
 /// What a lease consists of, before the shell has made a guard of it.
 pub(super) struct Grant<R> {
     pub(super) resident: R,
-    pub(super) generation: Generation,
+    pub(super) revision: RevisionId,
     pub(super) place: PlaceId,
     /// The runtime has an idle instance set aside for this lease; otherwise the lease has a permit to make one.
     pub(super) idle: bool,
     /// How long the build took that this caller waited for.
     pub(super) build: Option<Duration>,
-    /// The runtime is called without pause: when the lease ends, the instance may stay with its thread.
+    /// The runtime is called without pause: instead of ending, the lease may be parked.
     pub(super) hot: bool,
+}
+
+/// A lease that ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Returned {
+    pub(super) revision: RevisionId,
+    pub(super) place: PlaceId,
+    /// Its instance is in the runtime's pool again.
+    pub(super) back: bool,
+    /// Uses beyond the one that it was granted for, and the last of them, if it was parked in between.
+    pub(super) used_again: u64,
+    pub(super) last_used: Option<Instant>,
 }
 
 pub(super) type Answer<R> = Result<Grant<R>, Refused>;
@@ -81,7 +93,7 @@ pub(super) enum Effect<R: Resident> {
     },
     Admit {
         to: AdmissionSender<R>,
-        generation: Generation,
+        revision: RevisionId,
         place: PlaceId,
         gone: watch::Sender<bool>,
     },
@@ -95,7 +107,7 @@ pub(super) enum Effect<R: Resident> {
         grace: Option<Duration>,
     },
     /// A runtime that drains already is to be closed with this grace, if that ends sooner.
-    Hasten {
+    ShortenGrace {
         resident: R,
         grace: Duration,
     },
@@ -107,12 +119,18 @@ pub(super) enum Effect<R: Resident> {
     Reap {
         resident: R,
     },
+    /// What threads have parked of these is to be taken out, and its leases ended in one step.
+    Reclaim {
+        residents: Vec<R>,
+    },
 }
 
 pub(super) type Effects<R> = Vec<Effect<R>>;
 
 /// How a request for a lease went.
 pub(super) enum Requested<R: Resident> {
+    /// Parked leases are being reclaimed first: ask again.
+    Again,
     Granted(Grant<R>),
     Refused(Error),
     /// Joined a build in progress.
@@ -123,16 +141,16 @@ pub(super) enum Requested<R: Resident> {
     Start(BuildId, AnswerReceiver<R>),
 }
 
-pub(super) struct State<R: Resident> {
+pub(super) struct RegistryState<R: Resident> {
     limits: Limits,
     shut_down: bool,
     /// Unbounded: the bound is on places, and a victim is never dropped under the lock.
-    live: LruCache<Generation, Live<R>>,
-    builds: HashMap<Generation, Build<R>>,
+    live: LruCache<RevisionId, Live<R>>,
+    builds: HashMap<RevisionId, Build<R>>,
     draining: HashMap<PlaceId, Draining<R>>,
     places: HashSet<PlaceId>,
     /// What ends when a place is released and the gauges say so: a little longer than the place itself.
-    gone: HashMap<PlaceId, (Generation, watch::Receiver<bool>)>,
+    gone: HashMap<PlaceId, (RevisionId, watch::Receiver<bool>)>,
     /// Draining with nothing left that could hold their places for long: no lease, and no guest that still runs.
     closing: usize,
     /// Permits out.
@@ -141,15 +159,12 @@ pub(super) struct State<R: Resident> {
     idle: usize,
     /// The sum of `reaping` over live and draining runtimes.
     reaping: usize,
-    /// Live runtimes of which something is lent. None while anybody waits for what could be recalled.
-    lent: Vec<Generation>,
-    /// Instances that are lent, and how many of them were in use when that was sampled.
-    lent_instances: usize,
-    lent_busy: usize,
-    build_queue: BTreeMap<Age, Generation>,
-    contenders: BTreeMap<Age, Generation>,
-    claimed: Vec<Generation>,
-    failures: LruCache<Generation, Failure>,
+    /// Live runtimes with leases that threads may have parked. Empty while anybody waits for a permit or a place.
+    parking: Vec<RevisionId>,
+    build_queue: BTreeMap<Age, RevisionId>,
+    permit_waiters: BTreeMap<Age, RevisionId>,
+    reserved: Vec<RevisionId>,
+    failures: LruCache<RevisionId, Failure>,
     waiting_capacity: usize,
     waiting_instance: usize,
     waiting_fetch: usize,
@@ -159,7 +174,7 @@ pub(super) struct State<R: Resident> {
     pub(super) version: u64,
 }
 
-impl<R: Resident> State<R> {
+impl<R: Resident> RegistryState<R> {
     pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -173,12 +188,10 @@ impl<R: Resident> State<R> {
             instances: 0,
             idle: 0,
             reaping: 0,
-            lent: Vec::new(),
-            lent_instances: 0,
-            lent_busy: 0,
+            parking: Vec::new(),
             build_queue: BTreeMap::new(),
-            contenders: BTreeMap::new(),
-            claimed: Vec::new(),
+            permit_waiters: BTreeMap::new(),
+            reserved: Vec::new(),
             failures: LruCache::unbounded(),
             waiting_capacity: 0,
             waiting_instance: 0,
@@ -199,10 +212,10 @@ impl<R: Resident> State<R> {
         Age(self.unique())
     }
 
-    /// A caller wants a lease on `generation`. One that may not wait is refused instead.
+    /// A caller wants a lease on `revision`. One that may not wait is refused instead.
     pub(super) fn request(
         &mut self,
-        generation: Generation,
+        revision: RevisionId,
         age: Age,
         now: Instant,
         may_wait: bool,
@@ -216,22 +229,25 @@ impl<R: Resident> State<R> {
         let full = waiting >= self.limits.max_waiting;
         let refused = |reason| Requested::Refused(Error::Saturated { reason });
         let eldest = self.eldest_build();
-        // Whoever comes here found nothing on the shelf of its thread; another's may have some.
-        self.recall(generation);
-        if let Some(live) = self.live.get_mut(&generation) {
-            let hot = live.called(now, self.limits.lend_after);
+        // The caller's own thread had nothing parked; another thread's instance may be unused.
+        if self.parking.contains(&revision) && self.live.peek(&revision).is_some_and(|live| live.idle == 0) {
+            self.reclaim(revision, effects);
+            return Requested::Again;
+        }
+        if let Some(live) = self.live.get_mut(&revision) {
+            let hot = live.called(now, self.limits.park_after);
             if !live.holds_back(age, eldest) && live.waiters.is_empty() {
                 if live.idle > 0 {
                     live.idle -= 1;
                     self.idle -= 1;
-                    return Requested::Granted(Grant { hot, ..live.grant(generation, true, None) });
+                    return Requested::Granted(Grant { hot, ..live.grant(revision, true, None) });
                 }
                 let free = self.instances < self.limits.max_instances;
                 // Permits go by age: while anyone contends for one, this caller queues behind.
-                if free && self.contenders.is_empty() && live.instances < self.limits.max_instances_per_runtime {
+                if free && self.permit_waiters.is_empty() && live.instances < self.limits.max_instances_per_runtime {
                     live.instances += 1;
                     self.instances += 1;
-                    return Requested::Granted(Grant { hot, ..live.grant(generation, false, None) });
+                    return Requested::Granted(Grant { hot, ..live.grant(revision, false, None) });
                 }
             }
             if !may_wait {
@@ -243,19 +259,20 @@ impl<R: Resident> State<R> {
             let (to, answer) = oneshot::channel();
             insert_by_age(&mut live.waiters, Waiter { age, to });
             self.waiting_instance += 1;
-            self.contend(generation);
-            self.pump(now, effects);
+            self.await_permit(revision);
+            self.dispatch(now, effects);
             return Requested::Queued(answer);
         }
         if !may_wait {
             return refused("a call from inside a host function does not wait, and its evaluator is cold");
         }
-        if full {
-            // What is lent and in use is in nobody's sight.
-            self.recall_all();
+        if full && !self.parking.is_empty() {
+            // A runtime whose leases are all parked could be evicted.
+            self.reclaim_all(effects);
+            return Requested::Again;
         }
         let in_sight = !full || self.places_in_sight(0);
-        if let Some(build) = self.builds.get_mut(&generation) {
+        if let Some(build) = self.builds.get_mut(&revision) {
             let waiting = match build.phase {
                 Phase::Queued { .. } if full => None,
                 Phase::Queued { .. } => Some(&mut self.waiting_capacity),
@@ -274,12 +291,12 @@ impl<R: Resident> State<R> {
             {
                 self.build_queue.remove(queued);
                 *queued = age;
-                self.build_queue.insert(age, generation);
-                self.pump(now, effects);
+                self.build_queue.insert(age, revision);
+                self.dispatch(now, effects);
             }
             return Requested::Joined(answer);
         }
-        if let Some(error) = self.remembered(generation, now) {
+        if let Some(error) = self.remembered(revision, now) {
             return Requested::Refused(error);
         }
         if full && !self.places_in_sight(1) {
@@ -288,7 +305,7 @@ impl<R: Resident> State<R> {
         let id = BuildId(self.unique());
         let (to, answer) = oneshot::channel();
         let waiters = VecDeque::from([Waiter { age, to }]);
-        self.builds.insert(generation, Build { id, fetched: Duration::ZERO, phase: Phase::Fetching, waiters });
+        self.builds.insert(revision, Build { id, fetched: Duration::ZERO, phase: Phase::Fetching, waiters });
         self.waiting_fetch += 1;
         Requested::Start(id, answer)
     }
@@ -304,18 +321,18 @@ impl<R: Resident> State<R> {
         self.build_queue.first_key_value().map(|(age, _)| *age)
     }
 
-    fn remembered(&mut self, generation: Generation, now: Instant) -> Option<Error> {
-        let failure = self.failures.get(&generation)?;
+    fn remembered(&mut self, revision: RevisionId, now: Instant) -> Option<Error> {
+        let failure = self.failures.get(&revision)?;
         if now < failure.until {
             return Some(failure.error.clone());
         }
-        self.failures.pop(&generation);
+        self.failures.pop(&revision);
         None
     }
 
     /// A caller that waited has left, or was answered just now.
-    pub(super) fn leave(&mut self, generation: Generation, age: Age, now: Instant, effects: &mut Effects<R>) {
-        if let Some(build) = self.builds.get_mut(&generation) {
+    pub(super) fn leave(&mut self, revision: RevisionId, age: Age, now: Instant, effects: &mut Effects<R>) {
+        if let Some(build) = self.builds.get_mut(&revision) {
             let before = build.waiters.len();
             build.waiters.retain(|waiter| waiter.age != age);
             let left = before - build.waiters.len();
@@ -325,54 +342,54 @@ impl<R: Resident> State<R> {
                     // A build is as old as its eldest caller that is still there.
                     self.build_queue.remove(age);
                     *age = eldest.age;
-                    self.build_queue.insert(*age, generation);
-                    self.pump(now, effects);
+                    self.build_queue.insert(*age, revision);
+                    self.dispatch(now, effects);
                 }
                 // Nobody wants it and it has cost nothing yet: its builder sees its channel close, and ends.
                 (Phase::Queued { age, .. }, None) => {
                     self.waiting_capacity -= left;
                     self.build_queue.remove(age);
-                    self.builds.remove(&generation);
-                    self.pump(now, effects);
+                    self.builds.remove(&revision);
+                    self.dispatch(now, effects);
                 }
                 (Phase::Fetching, _) => self.waiting_fetch -= left,
                 (Phase::Placed { .. }, _) => self.waiting_build -= left,
             }
-        } else if let Some(live) = self.live.peek_mut(&generation) {
+        } else if let Some(live) = self.live.peek_mut(&revision) {
             let before = live.waiters.len();
             live.waiters.retain(|waiter| waiter.age != age);
             self.waiting_instance -= before - live.waiters.len();
-            self.contend(generation);
-            self.pump(now, effects);
+            self.await_permit(revision);
+            self.dispatch(now, effects);
         }
     }
 
     /// Whether a caller's build has its place, so that it ends by itself within its own budget.
-    pub(super) fn is_placed(&self, generation: Generation) -> bool {
-        self.builds.get(&generation).is_some_and(|build| matches!(build.phase, Phase::Placed { .. }))
+    pub(super) fn is_placed(&self, revision: RevisionId) -> bool {
+        self.builds.get(&revision).is_some_and(|build| matches!(build.phase, Phase::Placed { .. }))
     }
 
     /// A build's plugin is fetched, which took `fetched`, and now needs a place and a permit. False when nobody wants it any more.
     pub(super) fn enqueue(
         &mut self,
-        generation: Generation,
+        revision: RevisionId,
         id: BuildId,
         fetched: Duration,
         to: AdmissionSender<R>,
         now: Instant,
         effects: &mut Effects<R>,
     ) -> bool {
-        let Some(build) = self.builds.get_mut(&generation).filter(|build| build.id == id) else { return false };
+        let Some(build) = self.builds.get_mut(&revision).filter(|build| build.id == id) else { return false };
         let Some(eldest) = build.waiters.front().map(|waiter| waiter.age) else {
-            self.builds.remove(&generation);
+            self.builds.remove(&revision);
             return false;
         };
         build.fetched = fetched;
         build.phase = Phase::Queued { age: eldest, to };
         self.waiting_fetch -= build.waiters.len();
         self.waiting_capacity += build.waiters.len();
-        self.build_queue.insert(eldest, generation);
-        self.pump(now, effects);
+        self.build_queue.insert(eldest, revision);
+        self.dispatch(now, effects);
         true
     }
 
@@ -383,17 +400,17 @@ impl<R: Resident> State<R> {
     /// Gives the runtime back when it was retired meanwhile.
     pub(super) fn publish(
         &mut self,
-        generation: Generation,
+        revision: RevisionId,
         place: PlaceId,
         resident: R,
         now: Instant,
         effects: &mut Effects<R>,
     ) -> Result<(), R> {
-        let build = match self.builds.remove(&generation) {
+        let build = match self.builds.remove(&revision) {
             Some(build) if matches!(build.phase, Phase::Placed { place: held, .. } if held == place) => build,
             other => {
                 if let Some(build) = other {
-                    self.builds.insert(generation, build);
+                    self.builds.insert(revision, build);
                 }
                 return Err(resident);
             }
@@ -411,76 +428,77 @@ impl<R: Resident> State<R> {
             reaping: 0,
             sparing: false,
             waiters: build.waiters,
-            loan: None,
             streak: 0,
-            claimed: false,
-            contending: None,
+            reserved: false,
+            awaits_permit: None,
             opened: now,
             last_used: now,
             uses: 0,
         };
-        self.live.push(generation, live);
-        self.serve(generation, Some(build.fetched + (now - since)), effects);
-        self.pump(now, effects);
+        self.live.push(revision, live);
+        self.serve(revision, Some(build.fetched + (now - since)), effects);
+        self.dispatch(now, effects);
         Ok(())
     }
 
     /// A build failed. All who waited learn why; a failure that would come again is remembered.
     pub(super) fn build_failed(
         &mut self,
-        generation: Generation,
+        revision: RevisionId,
         id: BuildId,
         error: &Error,
         now: Instant,
         effects: &mut Effects<R>,
     ) {
-        if self.builds.get(&generation).is_none_or(|build| build.id != id) {
+        if self.builds.get(&revision).is_none_or(|build| build.id != id) {
             return;
         }
-        let Some(build) = self.builds.remove(&generation) else { return };
-        self.drop_build(generation, build, &Refused::Error(error.clone()), effects);
+        let Some(build) = self.builds.remove(&revision) else { return };
+        self.drop_build(revision, build, &Refused::Error(error.clone()), effects);
         if matches!(error, Error::InvalidPlugin { .. } | Error::EntryPointMissing { .. })
             && !self.limits.negative_ttl.is_zero()
         {
             self.failures
-                .push(generation, Failure { error: error.clone(), until: clock::later(now, self.limits.negative_ttl) });
+                .push(revision, Failure { error: error.clone(), until: clock::later(now, self.limits.negative_ttl) });
             if self.failures.len() > MAX_FAILURES {
                 self.failures.pop_lru();
             }
         }
-        self.pump(now, effects);
+        self.dispatch(now, effects);
     }
 
-    /// A lease ended. `back`: its instance is in the runtime's pool again.
-    pub(super) fn lease_returned(
-        &mut self,
-        generation: Generation,
-        place: PlaceId,
-        back: bool,
-        now: Instant,
-        effects: &mut Effects<R>,
-    ) {
-        // Looked at first: a lease on a runtime that drains must not freshen its successor.
-        if self.live.peek(&generation).is_some_and(|live| live.place == place)
-            && let Some(live) = self.live.get_mut(&generation)
-        {
+    /// Leases ended.
+    pub(super) fn leases_returned(&mut self, leases: &[Returned], now: Instant, effects: &mut Effects<R>) {
+        for lease in leases {
+            self.lease_returned(lease, now, effects);
+        }
+        for lease in leases {
+            self.serve(lease.revision, None, effects);
+        }
+        self.dispatch(now, effects);
+        // The dispatch may have reaped elsewhere what was held back here for an elder.
+        for lease in leases {
+            self.serve(lease.revision, None, effects);
+        }
+    }
+
+    fn lease_returned(&mut self, lease: &Returned, now: Instant, effects: &mut Effects<R>) {
+        let Returned { revision, place, back, used_again, last_used } = *lease;
+        // Peeked at first: a lease on a runtime that drains must not freshen its successor.
+        if let Some(live) = self.live.peek_mut(&revision).filter(|live| live.place == place) {
             live.leases -= 1;
-            live.last_used = now;
+            live.uses += used_again;
             if back {
                 live.idle += 1;
                 self.idle += 1;
             }
-            self.serve(generation, None, effects);
-            self.pump(now, effects);
-            // The pump may have reaped elsewhere what was held back here for an elder.
-            self.serve(generation, None, effects);
+            self.used(revision, last_used.unwrap_or(now));
         } else if let Some(draining) = self.draining.get_mut(&place) {
             draining.leases -= 1;
             draining.idle += usize::from(back);
             if draining.leases == 0 {
                 self.closing += usize::from(draining.ends_soon());
                 effects.extend(draining.resident.take().map(|resident| Effect::Drained { resident }));
-                self.pump(now, effects);
             }
         }
     }
@@ -488,22 +506,18 @@ impl<R: Resident> State<R> {
     /// An instance, or the wish to make one, is gone for good.
     pub(super) fn permit_released(
         &mut self,
-        generation: Generation,
+        revision: RevisionId,
         place: PlaceId,
         now: Instant,
         effects: &mut Effects<R>,
     ) {
-        // A guest that ends for good in the middle of a loan gives its permit back before the loan: as a lease, it may.
-        if self.live.peek(&generation).is_some_and(|live| live.place == place) {
-            self.recall(generation);
-        }
         self.instances -= 1;
-        if let Some(live) = self.live.peek_mut(&generation).filter(|live| live.place == place) {
+        if let Some(live) = self.live.peek_mut(&revision).filter(|live| live.place == place) {
             live.instances -= 1;
             let reaped = live.reaping.min(1);
             live.reaping -= reaped;
             self.reaping -= reaped;
-            self.contend(generation);
+            self.await_permit(revision);
         } else if let Some(draining) = self.draining.get_mut(&place) {
             let reaped = draining.reaping.min(1);
             draining.reaping -= reaped;
@@ -511,7 +525,7 @@ impl<R: Resident> State<R> {
             draining.instances -= 1;
             self.closing += usize::from(draining.ends_soon());
         }
-        self.pump(now, effects);
+        self.dispatch(now, effects);
     }
 
     /// The last engine object of a runtime is gone.
@@ -521,23 +535,23 @@ impl<R: Resident> State<R> {
             self.closing -= usize::from(draining.soon);
             self.reaping -= draining.reaping;
         }
-        self.pump(now, effects);
+        self.dispatch(now, effects);
     }
 
     /// Whether a live runtime has no lease out.
-    pub(super) fn is_at_rest(&self, generation: Generation, place: PlaceId) -> bool {
-        self.live.peek(&generation).is_some_and(|live| live.place == place && live.leases == 0)
+    pub(super) fn is_at_rest(&self, revision: RevisionId, place: PlaceId) -> bool {
+        self.live.peek(&revision).is_some_and(|live| live.place == place && live.leases == 0)
     }
 
     /// Takes a permit for a spare instance that nobody waits for, if one can be had without taking it from anybody.
-    pub(super) fn reserve_spare(&mut self, generation: Generation, place: PlaceId) -> bool {
+    pub(super) fn reserve_spare(&mut self, revision: RevisionId, place: PlaceId) -> bool {
         let free =
-            self.instances < self.limits.max_instances && self.contenders.is_empty() && self.build_queue.is_empty();
-        let live = self.live.peek_mut(&generation).filter(|live| live.place == place);
+            self.instances < self.limits.max_instances && self.permit_waiters.is_empty() && self.build_queue.is_empty();
+        let live = self.live.peek_mut(&revision).filter(|live| live.place == place);
         match live {
             Some(live)
                 if free
-                    && !live.claimed
+                    && !live.reserved
                     && !live.sparing
                     && live.idle == 0
                     && live.instances < self.limits.max_instances_per_runtime =>
@@ -554,20 +568,20 @@ impl<R: Resident> State<R> {
     /// The making of a spare instance ended. `ready`: it is in its runtime's pool.
     pub(super) fn spare_ended(
         &mut self,
-        generation: Generation,
+        revision: RevisionId,
         place: PlaceId,
         ready: bool,
         now: Instant,
         effects: &mut Effects<R>,
     ) {
-        let Some(live) = self.live.peek_mut(&generation).filter(|live| live.place == place) else { return };
+        let Some(live) = self.live.peek_mut(&revision).filter(|live| live.place == place) else { return };
         live.sparing = false;
         if ready {
             live.idle += 1;
             self.idle += 1;
-            self.serve(generation, None, effects);
-            self.pump(now, effects);
-            self.serve(generation, None, effects);
+            self.serve(revision, None, effects);
+            self.dispatch(now, effects);
+            self.serve(revision, None, effects);
         }
     }
 }

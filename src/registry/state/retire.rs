@@ -5,44 +5,49 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    super::{Generation, Refused, Resident},
-    Effect, Effects, State,
+    super::{CloseReason, Refused, Resident, RevisionId},
+    Effect, Effects, RegistryState,
     entries::{Build, Draining, Phase, refuse},
 };
-use crate::{error::Error, metrics::CloseReason};
+use crate::error::Error;
 
-impl<R: Resident> State<R> {
-    /// Takes a generation out, whatever it is doing: a live runtime drains, a build's outcome is not wanted. Those who
+impl<R: Resident> RegistryState<R> {
+    /// Takes a revision out, whatever it is doing: a live runtime drains, a build's outcome is not wanted. Those who
     /// wait get `refused`.
     pub(in crate::registry) fn retire(
         &mut self,
-        generation: Generation,
+        revision: RevisionId,
         reason: CloseReason,
         grace: Option<Duration>,
         refused: &Refused,
         now: Instant,
         effects: &mut Effects<R>,
     ) {
-        self.hasten(|draining| draining == generation, grace, effects);
-        self.retire_live(generation, reason, grace, refused, now, effects);
-        if let Some(build) = self.builds.remove(&generation) {
-            self.drop_build(generation, build, refused, effects);
+        self.shorten_grace(|draining| draining == revision, grace, effects);
+        self.retire_live(revision, reason, grace, refused, now, effects);
+        if let Some(build) = self.builds.remove(&revision) {
+            self.drop_build(revision, build, refused, effects);
         }
-        self.pump(now, effects);
+        self.dispatch(now, effects);
     }
 
-    /// What drains already under such a generation drains with this grace, if that ends sooner.
-    pub(super) fn hasten(&self, which: impl Fn(Generation) -> bool, grace: Option<Duration>, effects: &mut Effects<R>) {
+    /// What drains already under such a revision drains with this grace, if that ends sooner.
+    pub(super) fn shorten_grace(
+        &self,
+        which: impl Fn(RevisionId) -> bool,
+        grace: Option<Duration>,
+        effects: &mut Effects<R>,
+    ) {
         let Some(grace) = grace else { return };
-        let draining = self.draining.values().filter(|draining| which(draining.generation));
+        let draining = self.draining.values().filter(|draining| which(draining.revision));
         let leased = draining.filter_map(|draining| draining.resident.clone());
-        effects.extend(leased.map(|resident| Effect::Hasten { resident, grace }));
+        effects.extend(leased.map(|resident| Effect::ShortenGrace { resident, grace }));
     }
 
     /// A build that will not be published: those who wait are refused, and its place, if it still has one, drains.
     pub(super) fn drop_build(
         &mut self,
-        generation: Generation,
+        revision: RevisionId,
         build: Build<R>,
         refused: &Refused,
         effects: &mut Effects<R>,
@@ -58,7 +63,7 @@ impl<R: Resident> State<R> {
                 // It may still compile, or initialise, for nobody knows how long: its place is not counted on.
                 if self.places.contains(&place) {
                     let draining = Draining {
-                        generation,
+                        revision,
                         resident: None,
                         leases: 0,
                         instances: 1,
@@ -75,29 +80,29 @@ impl<R: Resident> State<R> {
 
     pub(super) fn retire_live(
         &mut self,
-        generation: Generation,
+        revision: RevisionId,
         reason: CloseReason,
         grace: Option<Duration>,
         refused: &Refused,
         now: Instant,
         effects: &mut Effects<R>,
     ) {
-        self.recall(generation);
-        let Some(live) = self.live.pop(&generation) else { return };
+        self.reclaim(revision, effects);
+        let Some(live) = self.live.pop(&revision) else { return };
         self.idle -= live.idle;
         self.waiting_instance -= live.waiters.len();
-        if let Some(age) = live.contending {
-            self.contenders.remove(&age);
+        if let Some(age) = live.awaits_permit {
+            self.permit_waiters.remove(&age);
         }
-        if live.claimed {
-            self.claimed.retain(|claimed| *claimed != generation);
+        if live.reserved {
+            self.reserved.retain(|reserved| *reserved != revision);
         }
         let leased = live.leases > 0;
         let soon = !leased && live.instances <= live.idle;
         self.closing += usize::from(soon);
         let resident = leased.then(|| live.resident.clone());
         let draining = Draining {
-            generation,
+            revision,
             resident,
             leases: live.leases,
             instances: live.instances,
@@ -106,40 +111,38 @@ impl<R: Resident> State<R> {
             soon,
         };
         self.draining.insert(live.place, draining);
-        let evicted = matches!(reason, CloseReason::Capacity | CloseReason::Idle);
-        let unused = evicted.then(|| now - live.last_used);
+        let unused = reason.is_eviction().then(|| now - live.last_used);
         effects.push(Effect::Retire { resident: live.resident, reason, unused, idle: live.idle, leased, grace });
         refuse(live.waiters, refused, effects);
     }
 
-    /// Evicts what has not been used for longer than `ttl(generation)`.
+    /// Evicts what has not been used for longer than `ttl(revision)`.
     pub(in crate::registry) fn sweep(
         &mut self,
         now: Instant,
-        ttl: impl Fn(Generation) -> Duration,
+        ttl: impl Fn(RevisionId) -> Duration,
         effects: &mut Effects<R>,
     ) {
-        self.recall_all();
-        let expired: Vec<Generation> = self
+        let expired: Vec<RevisionId> = self
             .live
             .iter()
-            .filter(|(generation, live)| live.evictable(None) && now - live.last_used >= ttl(**generation))
-            .map(|(generation, _)| *generation)
+            .filter(|(revision, live)| live.evictable(None) && now - live.last_used >= ttl(**revision))
+            .map(|(revision, _)| *revision)
             .collect();
-        for generation in expired {
-            self.retire_live(generation, CloseReason::Idle, None, &Refused::Retry, now, effects);
+        for revision in expired {
+            self.retire_live(revision, CloseReason::Idle, None, &Refused::Retry, now, effects);
         }
     }
 
     /// Refuses everything from now on and retires all there is.
     pub(in crate::registry) fn shut_down(&mut self, grace: Option<Duration>, now: Instant, effects: &mut Effects<R>) {
         self.shut_down = true;
-        self.hasten(|_| true, grace, effects);
-        let live = self.live.iter().map(|(generation, _)| *generation);
-        let all: Vec<Generation> = live.chain(self.builds.keys().copied()).collect();
-        for generation in all {
+        self.shorten_grace(|_| true, grace, effects);
+        let live = self.live.iter().map(|(revision, _)| *revision);
+        let all: Vec<RevisionId> = live.chain(self.builds.keys().copied()).collect();
+        for revision in all {
             let refused = Refused::Error(Error::ShuttingDown);
-            self.retire(generation, CloseReason::Shutdown, grace, &refused, now, effects);
+            self.retire(revision, CloseReason::Shutdown, grace, &refused, now, effects);
         }
         self.failures.clear();
     }

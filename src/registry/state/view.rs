@@ -3,23 +3,21 @@
 use tokio::sync::watch;
 
 use super::{
-    super::{Generation, Resident, Snapshot, SnapshotState},
-    PlaceId, State,
+    super::{Counts, Resident, RevisionId, Snapshot, SnapshotState},
+    PlaceId, RegistryState,
     entries::Live,
 };
-use crate::metrics::Counts;
 
-impl<R: Resident> State<R> {
+impl<R: Resident> RegistryState<R> {
     pub(in crate::registry) fn counts(&self) -> Counts {
         let live = self.live.len();
         let draining = self.draining.len();
-        let idle = self.idle + self.lent_instances - self.lent_busy;
         Counts {
             building: self.places.len() - live - draining,
             live,
             draining,
-            idle,
-            busy: self.instances - idle,
+            idle: self.idle,
+            busy: self.instances - self.idle,
             waiting_capacity: self.waiting_capacity,
             waiting_instance: self.waiting_instance,
             waiting_build: self.waiting_fetch + self.waiting_build,
@@ -35,19 +33,15 @@ impl<R: Resident> State<R> {
         self.gone.remove(&place);
     }
 
-    /// What ends when the places of such generations are released.
-    pub(in crate::registry) fn gone(&self, which: impl Fn(Generation) -> bool) -> Vec<watch::Receiver<bool>> {
+    /// What ends when the places of such revisions are released.
+    pub(in crate::registry) fn gone(&self, which: impl Fn(RevisionId) -> bool) -> Vec<watch::Receiver<bool>> {
         self.gone.values().filter(|(held, _)| which(*held)).map(|(_, gone)| gone.clone()).collect()
     }
 
     pub(in crate::registry) fn snapshot(&self) -> Vec<Snapshot> {
-        let mut all: Vec<Snapshot> = self.live.iter().map(|(generation, live)| of_live(*generation, live)).collect();
-        if self.lends() {
-            // The order of last use, of which the list has not seen all.
-            all.sort_by_key(|runtime| std::cmp::Reverse(runtime.last_used));
-        }
-        let bare = |generation, state, leases| Snapshot {
-            generation,
+        let mut all: Vec<Snapshot> = self.live.iter().map(|(revision, live)| of_live(*revision, live)).collect();
+        let bare = |revision, state, leases| Snapshot {
+            revision,
             state,
             instances: leases,
             leases,
@@ -55,23 +49,22 @@ impl<R: Resident> State<R> {
             opened: None,
             last_used: None,
         };
-        let builds = self.builds.keys().map(|generation| bare(*generation, SnapshotState::Building, 0));
+        let builds = self.builds.keys().map(|revision| bare(*revision, SnapshotState::Building, 0));
         let draining =
-            self.draining.values().map(|draining| bare(draining.generation, SnapshotState::Draining, draining.leases));
+            self.draining.values().map(|draining| bare(draining.revision, SnapshotState::Draining, draining.leases));
         all.extend(builds.chain(draining));
         all
     }
 }
 
-fn of_live<R: Resident>(generation: Generation, live: &Live<R>) -> Snapshot {
-    let lent = live.loan.as_ref().map(|loan| loan.lending.seen());
+fn of_live<R: Resident>(revision: RevisionId, live: &Live<R>) -> Snapshot {
     Snapshot {
-        generation,
+        revision,
         state: SnapshotState::Live,
         instances: live.instances,
-        leases: live.leases + lent.as_ref().map_or(0, |lent| lent.in_use),
-        uses: live.uses + lent.as_ref().map_or(0, |lent| lent.uses),
+        leases: live.leases,
+        uses: live.uses,
         opened: Some(live.opened),
-        last_used: Some(live.last_used).max(lent.and_then(|lent| lent.last_used)),
+        last_used: Some(live.last_used),
     }
 }

@@ -85,7 +85,7 @@ impl Spy {
     /// A pool on this spy.
     pub(crate) fn pool(&self, set: impl FnOnce(PoolBuilder) -> PoolBuilder) -> EvaluatorPool {
         // Instances stay with their threads from the second call on, so that every test is one of that as well.
-        set(EvaluatorPool::builder().lend_after(0))
+        set(EvaluatorPool::builder().park_after(0))
             .engine(self.clone())
             .build()
             .expect("a test's settings are in range")

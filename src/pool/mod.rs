@@ -14,43 +14,32 @@
 //! plugin stays. Considered and not taken: a `replace` that takes a closure for the storing (a user callback in the
 //! middle of the swap), and building under the old name (a failed upload would cost the evaluator its good plugin).
 
-mod build;
 mod builder;
 
 use std::{
     collections::BTreeMap,
     fmt,
     future::Future,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures_util::{StreamExt, stream};
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
-pub(crate) use self::build::{Facts, Version};
 pub use self::builder::PoolBuilder;
 use crate::{
-    background,
     close::{Close, CloseReport},
-    compiler::Compiler,
-    config::{EngineSettings, LimitSettings, PoolSettings, Settings, SettingsError},
+    config::{Settings, SettingsError},
     engine::{BoxFuture, Slots},
     error::Error,
     evaluator::Evaluator,
-    info::{EvaluatorInfo, RuntimeInfo, State},
-    metrics::{CloseReason, Metrics},
-    registry::{Refused, Registry, Snapshot, SnapshotState},
+    info::{EvaluatorInfo, RuntimeInfo, RuntimeState},
+    registry::{CloseReason, Snapshot, SnapshotState},
     response::EvaluatorId,
-    runtime::Runtime,
+    revision::{PoolInner, Revision},
     spec::Spec,
 };
-
-/// How often it is looked what is in use of what stays with threads, for the gauges.
-const SAMPLING: Duration = Duration::from_millis(100);
 
 /// A capacity-bounded pool of evaluators. Cheap to clone: clones are the same pool.
 ///
@@ -58,91 +47,8 @@ const SAMPLING: Duration = Duration::from_millis(100);
 /// background. To wait for the end, [`close`](Self::close) it.
 #[derive(Clone)]
 pub struct EvaluatorPool {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    core: Arc<Core>,
-    names: Mutex<BTreeMap<String, Evaluator>>,
-}
-
-/// What the evaluators of a pool share.
-pub(crate) struct Core {
-    pub(crate) registry: Registry<Runtime>,
-    pub(crate) compiler: Compiler,
-    pub(crate) metrics: Metrics,
-    pub(crate) pool: PoolSettings,
-    pub(crate) limits: LimitSettings,
-    pub(crate) engine: EngineSettings,
-    /// KiB of plugins that may be in memory before they have a place.
-    pub(crate) fetching: Arc<Semaphore>,
-    /// The most that one fetch is charged, in the same unit.
-    pub(crate) fetching_total: u32,
-    sweeping: AtomicBool,
-    next: AtomicU64,
-}
-
-impl Core {
-    pub(crate) fn unique(&self) -> u64 {
-        self.next.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// The engine's slots, shown in their gauges too.
-    fn slots(&self) -> Option<Slots> {
-        let slots = self.compiler.slots()?;
-        let Slots { live, warm } = slots;
-        self.metrics.set_slots(
-            [live.instances, live.memories, live.tables, live.stacks],
-            [warm.memories, warm.tables, warm.stacks],
-        );
-        Some(slots)
-    }
-
-    /// Starts the idle sweep at the first use from within a tokio runtime. It ends with the pool.
-    pub(crate) fn ensure_sweeping(self: &Arc<Self>) {
-        // Looked at first: every evaluation comes by here, and a write would be everybody's to wait for.
-        if self.sweeping.load(Ordering::Relaxed) || self.sweeping.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let sweeping = Sweeping(Arc::downgrade(self));
-        let ttl = self.pool.idle_ttl;
-        let pause = (ttl / 8).clamp(Duration::from_millis(10), Duration::from_secs(30));
-        background::spawn(async move {
-            let mut swept = Instant::now();
-            loop {
-                tokio::time::sleep(pause.min(SAMPLING)).await;
-                let Some(core) = sweeping.0.upgrade() else { return };
-                core.registry.sample();
-                if swept.elapsed() < pause {
-                    continue;
-                }
-                swept = Instant::now();
-                core.slots();
-                // Up to a tenth later, by generation: what became idle together is not closed together.
-                core.registry.sweep(|generation| {
-                    let lot = generation.version.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 54;
-                    ttl.saturating_add(ttl / 10_240 * u32::try_from(lot).unwrap_or(0))
-                });
-            }
-        });
-    }
-}
-
-/// The idle sweep's task. When the tokio under it goes, the next call starts it again.
-struct Sweeping(Weak<Core>);
-
-impl Drop for Sweeping {
-    fn drop(&mut self) {
-        if let Some(core) = self.0.upgrade() {
-            core.sweeping.store(false, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        self.registry.shut_down(None);
-    }
+    inner: Arc<PoolInner>,
+    names: Arc<Mutex<BTreeMap<String, Evaluator>>>,
 }
 
 impl EvaluatorPool {
@@ -160,17 +66,13 @@ impl EvaluatorPool {
         PoolBuilder::new(settings.clone()).build()
     }
 
-    fn new(core: Core) -> Self {
-        Self { shared: Arc::new(Shared { core: Arc::new(core), names: Mutex::default() }) }
+    fn new(inner: PoolInner) -> Self {
+        Self { inner: Arc::new(inner), names: Arc::default() }
     }
 
     fn names(&self) -> MutexGuard<'_, BTreeMap<String, Evaluator>> {
         // Only map operations happen under this lock.
-        self.shared.names.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn core(&self) -> &Arc<Core> {
-        &self.shared.core
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An evaluator that belongs to its handles. The name is for people and errors; it need not be unique.
@@ -182,8 +84,8 @@ impl EvaluatorPool {
     /// `invalid_name`.
     pub fn evaluator(&self, name: &str, spec: Spec) -> Result<Evaluator, Error> {
         check_name(name)?;
-        let id = self.core().unique();
-        Ok(Evaluator::new(self.core().clone(), id, name, Version::new(self.core(), id, spec)))
+        let id = self.inner.unique();
+        Ok(Evaluator::new(self.inner.clone(), id, Revision::new(&self.inner, id, name, spec)))
     }
 
     /// An evaluator that belongs to the pool until it is removed, in place of any other of that name.
@@ -210,15 +112,15 @@ impl EvaluatorPool {
         check_name(name)?;
         let prepared = self.prepared(name, spec);
         // The lease is for the build's sake: it ends here, and the runtime stays, idle.
-        prepared.version()?.lease(self.core()).await?;
+        prepared.revision()?.lease(&self.inner).await?;
         Ok(prepared)
     }
 
     fn prepared(&self, name: &str, spec: Spec) -> Prepared {
-        // A version belongs to the evaluator that will have it, so that closing that one waits for this as well.
-        let id = self.get(name).map_or_else(|| self.core().unique(), |evaluator| evaluator.id().0);
-        let version = Version::new(self.core(), id, spec);
-        Prepared { pool: self.clone(), name: name.to_owned(), id, version: Some(version) }
+        // A revision belongs to the evaluator that will have it, so that closing that one waits for this as well.
+        let id = self.get(name).map_or_else(|| self.inner.unique(), |evaluator| evaluator.id().0);
+        let revision = Revision::new(&self.inner, id, name, spec);
+        Prepared { pool: self.clone(), id, revision: Some(revision) }
     }
 
     /// The evaluator registered under a name.
@@ -241,12 +143,12 @@ impl EvaluatorPool {
     }
 
     /// Forgets the evaluator registered under a name and hands it over, open: from now on it belongs to its handles.
-    /// For who must forget it at one moment and wait for its close at another.
+    /// Use this to unregister now and await the close later.
     #[must_use]
     pub fn take(&self, name: &str) -> Option<Evaluator> {
         let mut names = self.names();
         let taken = names.remove(name);
-        self.core().metrics.set_registered(names.len());
+        self.inner.metrics.set_registered(names.len());
         taken
     }
 
@@ -272,18 +174,18 @@ impl EvaluatorPool {
     }
 
     fn infos(&self, evaluators: &[Evaluator]) -> Vec<EvaluatorInfo> {
-        let mut all = self.core().registry.snapshot();
+        let mut all = self.inner.registry.snapshot();
         // An evaluator that was unloaded and built anew has two: the later in this order is shown.
         all.sort_by_key(|runtime| match runtime.state {
             SnapshotState::Draining => 0,
             SnapshotState::Building => 1,
             SnapshotState::Live => 2,
         });
-        let runtimes: BTreeMap<_, _> = all.into_iter().map(|runtime| (runtime.generation, runtime)).collect();
+        let runtimes: BTreeMap<_, _> = all.into_iter().map(|runtime| (runtime.revision, runtime)).collect();
         evaluators
             .iter()
             .map(|evaluator| {
-                let runtime = evaluator.generation().and_then(|generation| runtimes.get(&generation));
+                let runtime = evaluator.revision_id().and_then(|revision| runtimes.get(&revision));
                 let state = state_of(runtime.map(|runtime| runtime.state));
                 evaluator.info(state, runtime.map_or(0, |runtime| runtime.instances))
             })
@@ -293,16 +195,17 @@ impl EvaluatorPool {
     /// How many runtimes exist: being built, live and draining. Never more than the capacity.
     #[must_use]
     pub fn runtimes(&self) -> usize {
-        let counts = self.core().registry.counts();
+        let counts = self.inner.registry.counts();
         counts.building + counts.live + counts.draining
     }
 
     /// Every runtime at this moment. Copies a few words for each under the registry's lock, at most `capacity` times.
     #[must_use]
     pub fn snapshot(&self) -> Vec<RuntimeInfo> {
+        self.inner.registry.settle();
         let now = Instant::now();
         let info = |runtime: Snapshot| RuntimeInfo {
-            evaluator: EvaluatorId(runtime.generation.evaluator),
+            evaluator: EvaluatorId(runtime.revision.evaluator),
             state: state_of(Some(runtime.state)),
             instances: runtime.instances,
             busy: runtime.leases,
@@ -310,14 +213,16 @@ impl EvaluatorPool {
             age: runtime.opened.map(|opened| now - opened),
             unused: runtime.last_used.map(|last_used| now - last_used),
         };
-        self.core().registry.snapshot().into_iter().map(info).collect()
+        self.inner.registry.snapshot().into_iter().map(info).collect()
     }
 
-    /// The engine's slots, if it is one that has them: `direct`. Brings their gauges up to date as well, which otherwise
-    /// happens with each idle sweep; call it before you show the metrics.
-    #[must_use]
+    /// Brings the gauges up to date: those of the engine's slots, and those of instances that are idle but still kept by
+    /// the threads that used them. Both happens by itself, within a fifth of a second and with each idle sweep. Call this
+    /// before you show the metrics. Returns the engine's slots, if it is one that has them: `direct`.
+    #[expect(clippy::must_use_candidate, reason = "called for what it does")]
     pub fn slots(&self) -> Option<Slots> {
-        self.core().slots()
+        self.inner.registry.settle();
+        self.inner.slots()
     }
 
     /// Builds the runtimes of registered evaluators ahead of their first calls, `build_concurrency` at a time, and
@@ -325,7 +230,7 @@ impl EvaluatorPool {
     ///
     /// Cancel safe: builds that have begun go on.
     pub async fn warm<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Vec<(&'a str, Result<(), Error>)> {
-        let width = self.core().pool.build_concurrency;
+        let width = self.inner.pool.build_concurrency;
         let warm = |name: &'a str| async move {
             let outcome = match self.get(name) {
                 Some(evaluator) => evaluator.executable().await.map(drop),
@@ -340,23 +245,23 @@ impl EvaluatorPool {
     /// Refuses new work, lets what is in flight finish for `pool.grace`, interrupts the rest, and returns when every
     /// runtime is gone: see [`Close`]. Evaluations afterwards are `shutting_down`.
     pub fn close(&self) -> impl Future<Output = CloseReport> + Send + 'static {
-        self.close_with(self.core().pool.grace)
+        self.close_with(self.inner.pool.grace)
     }
 
     /// The same with this grace.
     pub fn close_with(&self, grace: Duration) -> impl Future<Output = CloseReport> + Send + 'static {
-        let registry = &self.core().registry;
+        let registry = &self.inner.registry;
         registry.shut_down(Some(grace));
         CloseReport::after(registry.gone(|_| true), grace)
     }
 }
 
-fn state_of(runtime: Option<SnapshotState>) -> State {
+fn state_of(runtime: Option<SnapshotState>) -> RuntimeState {
     match runtime {
-        None => State::Cold,
-        Some(SnapshotState::Building) => State::Building,
-        Some(SnapshotState::Live) => State::Live,
-        Some(SnapshotState::Draining) => State::Draining,
+        None => RuntimeState::Cold,
+        Some(SnapshotState::Building) => RuntimeState::Building,
+        Some(SnapshotState::Live) => RuntimeState::Live,
+        Some(SnapshotState::Draining) => RuntimeState::Draining,
     }
 }
 
@@ -372,60 +277,55 @@ impl Close for EvaluatorPool {
 
 impl fmt::Debug for EvaluatorPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EvaluatorPool").field("counts", &self.core().registry.counts()).finish_non_exhaustive()
+        f.debug_struct("EvaluatorPool").field("counts", &self.inner.registry.counts()).finish_non_exhaustive()
     }
 }
 
-/// A plugin that is built and validated, and not yet anybody's. Dropping it closes what was built.
+/// A plugin that is built and validated, and not registered yet. Dropping it closes what was built.
 #[must_use = "dropping it closes what was built; call `publish`"]
 pub struct Prepared {
     pool: EvaluatorPool,
-    name: String,
     id: u64,
     /// `None` once published.
-    version: Option<Arc<Version>>,
+    revision: Option<Arc<Revision>>,
 }
 
 impl Prepared {
-    fn version(&self) -> Result<&Arc<Version>, Error> {
-        self.version.as_ref().ok_or(Error::Internal { reason: "a prepared plugin was published twice", cause: None })
+    fn revision(&self) -> Result<&Arc<Revision>, Error> {
+        self.revision.as_ref().ok_or(Error::Internal { reason: "a prepared plugin was published twice", cause: None })
     }
 
     /// What it will be registered as.
     #[must_use]
     pub fn info(&self) -> Option<EvaluatorInfo> {
-        Some(EvaluatorInfo::of_version(&self.name, self.id, self.version.as_ref()?))
+        Some(self.revision.as_ref()?.describe(EvaluatorId(self.id), RuntimeState::Live, 1))
     }
 
     /// Registers it, in place of the evaluator of that name if there is one. The swap is atomic: calls in flight finish
     /// on the old plugin, which then closes; later ones use the new. True when a plugin was replaced.
     #[expect(clippy::must_use_candidate, reason = "called for what it does")]
     pub fn publish(mut self) -> (Evaluator, bool) {
-        let Some(version) = self.version.take() else { unreachable!("publish consumes it") };
-        let core = self.pool.core();
+        let Some(revision) = self.revision.take() else { unreachable!("publish consumes it") };
+        let inner = &self.pool.inner;
         let (evaluator, old) = {
             let mut names = self.pool.names();
             // Swapped under the names' lock, so that two publications agree on which was last.
             let replaced = names
-                .get(&self.name)
-                .and_then(|evaluator| evaluator.replace(version.clone()).map(|old| (evaluator.clone(), old)));
+                .get(&*revision.name)
+                .and_then(|evaluator| evaluator.replace(revision.clone()).map(|old| (evaluator.clone(), old)));
             if let Some((evaluator, old)) = replaced {
                 (evaluator, Some(old))
             } else {
-                let evaluator = Evaluator::new(core.clone(), self.id, &self.name, version);
-                names.insert(self.name.clone(), evaluator.clone());
-                core.metrics.set_registered(names.len());
+                let name = revision.name.to_string();
+                let evaluator = Evaluator::new(inner.clone(), self.id, revision);
+                names.insert(name, evaluator.clone());
+                inner.metrics.set_registered(names.len());
                 (evaluator, None)
             }
         };
         let replaced = old.is_some();
         if let Some(old) = old {
-            old.retire(
-                core,
-                CloseReason::Replaced,
-                None,
-                &Refused::Error(Error::Closed { name: self.name.clone(), interrupted: false }),
-            );
+            old.retire(inner, CloseReason::Replaced, None);
         }
         (evaluator, replaced)
     }
@@ -433,9 +333,8 @@ impl Prepared {
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        if let Some(version) = self.version.take() {
-            let refused = Refused::Error(Error::Closed { name: self.name.clone(), interrupted: false });
-            version.retire(self.pool.core(), CloseReason::Invalid, None, &refused);
+        if let Some(revision) = self.revision.take() {
+            revision.retire(&self.pool.inner, CloseReason::Invalid, None);
         }
     }
 }

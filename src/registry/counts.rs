@@ -1,0 +1,70 @@
+//! What the registry counts, and the words that it counts under.
+
+use crate::{metrics::Metrics, words::words};
+
+words! {
+    /// Why a runtime was closed.
+    pub(crate) enum CloseReason {
+        Capacity = "capacity",
+        Idle = "idle",
+        Replaced = "replaced",
+        Closed = "closed",
+        Shutdown = "shutdown",
+        /// By the guard of its build, or because its build was no longer wanted.
+        Invalid = "invalid",
+    }
+}
+
+words! {
+    /// How a lookup of a runtime ended.
+    pub(crate) enum Lookup {
+        Hit = "hit",
+        Miss = "miss",
+        Coalesced = "coalesced",
+        Refused = "refused",
+    }
+}
+
+impl CloseReason {
+    pub(crate) fn is_eviction(self) -> bool {
+        matches!(self, CloseReason::Capacity | CloseReason::Idle)
+    }
+}
+
+/// Runtimes, instances and callers at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) building: usize,
+    pub(crate) live: usize,
+    pub(crate) draining: usize,
+    pub(crate) idle: usize,
+    pub(crate) busy: usize,
+    pub(crate) waiting_capacity: usize,
+    pub(crate) waiting_instance: usize,
+    pub(crate) waiting_build: usize,
+}
+
+impl Counts {
+    pub(super) fn show(self, metrics: &Metrics) {
+        metrics.set_runtimes([self.building, self.live, self.draining]);
+        metrics.set_instances([self.idle, self.busy]);
+        metrics.set_waiting([self.waiting_capacity, self.waiting_instance, self.waiting_build]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::has_values;
+
+    #[test]
+    fn every_word_has_its_series() {
+        let closes: Vec<&str> = CloseReason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert!(has_values("evalpool_closes_total", &closes));
+        let evictions: Vec<&str> =
+            CloseReason::ALL.iter().filter(|reason| reason.is_eviction()).map(|reason| reason.as_str()).collect();
+        assert!(has_values("evalpool_evictions_total", &evictions));
+        let lookups: Vec<&str> = Lookup::ALL.iter().map(|lookup| lookup.as_str()).collect();
+        assert!(has_values("evalpool_lookups_total", &lookups));
+    }
+}

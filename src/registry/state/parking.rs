@@ -1,0 +1,69 @@
+//! Leases that threads have parked: when they may be, when they are reclaimed, and the order of last use afterwards. How
+//! parking works is told in [`thread_cache`](super::super::thread_cache).
+
+use tokio::time::Instant;
+
+use super::{
+    super::{Resident, RevisionId},
+    Effect, Effects, PlaceId, RegistryState,
+};
+
+impl<R: Resident> RegistryState<R> {
+    /// Whether a lease on this runtime may be parked: nobody waits for anything that its instance, or its runtime's place,
+    /// could be given to.
+    pub(in crate::registry) fn may_park(&mut self, revision: RevisionId, place: PlaceId) -> bool {
+        let nobody_waits = !self.shut_down && self.permit_waiters.is_empty() && self.build_queue.is_empty();
+        let live = self.live.peek(&revision).filter(|live| live.place == place);
+        let may = nobody_waits && live.is_some_and(|live| !live.reserved && live.waiters.is_empty());
+        if may && !self.parking.contains(&revision) {
+            self.parking.push(revision);
+        }
+        may
+    }
+
+    /// Reclaims what is parked of one runtime.
+    pub(super) fn reclaim(&mut self, revision: RevisionId, effects: &mut Effects<R>) {
+        let before = self.parking.len();
+        self.parking.retain(|parking| *parking != revision);
+        if self.parking.len() < before {
+            effects.push(Effect::Reclaim { residents: self.ends_streak(revision).into_iter().collect() });
+        }
+    }
+
+    /// Reclaims all that is parked, before a decision that looks at all runtimes. The decision is made again when the
+    /// leases are back.
+    pub(in crate::registry) fn reclaim_all(&mut self, effects: &mut Effects<R>) {
+        if self.parking.is_empty() {
+            return;
+        }
+        let parking = std::mem::take(&mut self.parking);
+        let residents = parking.into_iter().filter_map(|revision| self.ends_streak(revision)).collect();
+        effects.push(Effect::Reclaim { residents });
+    }
+
+    fn ends_streak(&mut self, revision: RevisionId) -> Option<R> {
+        let live = self.live.peek_mut(&revision)?;
+        live.streak = 0;
+        Some(live.resident.clone())
+    }
+
+    /// The runtimes of which threads may have parked something.
+    pub(in crate::registry) fn parking(&self) -> Vec<R> {
+        self.parking.iter().filter_map(|revision| Some(self.live.peek(revision)?.resident.clone())).collect()
+    }
+
+    /// A runtime was last used `at` some time. Keeps the list in the order of last use, also when a parked lease tells of a
+    /// use that is older than others that the list knows of.
+    pub(super) fn used(&mut self, revision: RevisionId, at: Instant) {
+        let Some(live) = self.live.peek_mut(&revision) else { return };
+        live.last_used = live.last_used.max(at);
+        let at = live.last_used;
+        let mut later: Vec<_> =
+            self.live.iter().map(|(other, live)| (live.last_used, *other)).take_while(|(last, _)| *last > at).collect();
+        self.live.promote(&revision);
+        later.sort_by_key(|(last, _)| *last);
+        for (_, other) in later {
+            self.live.promote(&other);
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! How a revision's runtime is built: source → checks → place → compiler → registry.
+
+use std::sync::Arc;
+
+use tokio::time::{Instant, timeout};
+
+use super::{PluginInfo, PoolInner, Revision, resolve::blueprint};
+use crate::{background, error::Error, registry::BuildTicket, runtime::Runtime, source::Source};
+
+pub(super) async fn build(inner: Arc<PoolInner>, revision: Arc<Revision>, ticket: BuildTicket<Runtime>) {
+    if revision.is_retired() {
+        return ticket.fail(&revision.closed());
+    }
+    match attempt(&inner, &revision, &ticket).await {
+        Ok(Some(runtime)) => {
+            // Retired while it was built: nobody else has it, so dropping it closes it.
+            if let Err(unwanted) = ticket.publish(runtime) {
+                background::drop_elsewhere(unwanted);
+            }
+        }
+        // Nobody waits any more and nothing was begun.
+        Ok(None) => ticket.abandon(),
+        Err(error) => {
+            tracing::debug!(evaluator = &*revision.name, error = %error.chain(), "a build failed");
+            ticket.fail(&error);
+        }
+    }
+}
+
+async fn attempt(
+    inner: &PoolInner,
+    revision: &Revision,
+    ticket: &BuildTicket<Runtime>,
+) -> Result<Option<Runtime>, Error> {
+    let spec = &revision.spec;
+    let kib = |bytes: u64| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(inner.fetching_total);
+    let sources = || std::iter::once(&spec.source).chain(spec.linked.iter().map(|(_, source)| source));
+    let cost = kib(sources().map(|source| source.cost(inner.limits.plugin_size)).sum());
+    // Held until the build ends: what is fetched is in memory for as long.
+    let mut fetched =
+        inner.fetching.acquire_many(cost).await.map_err(|error| Error::internal("fetching is over", error))?;
+    let started = Instant::now();
+    let within = inner.limits.build_timeout;
+    let load = async {
+        let plugin = match revision.read.get() {
+            Some(plugin) => plugin.clone(),
+            None => spec.source.load(inner.limits.plugin_size, spec.digest).await?,
+        };
+        let mut linked = Vec::with_capacity(spec.linked.len());
+        for (name, source) in &spec.linked {
+            linked.push((name.as_str(), source.load(inner.limits.plugin_size, None).await?));
+        }
+        Ok::<_, Error>((plugin, linked))
+    };
+    let Ok(loaded) = timeout(within, load).await else {
+        let slow = std::io::Error::other(format!("it was not read within {within:?}"));
+        return Err(Error::SourceUnavailable { cause: Arc::new(slow) });
+    };
+    let (plugin, linked) = loaded?;
+    let fetching = started.elapsed();
+    inner.metrics.build_phase("fetch", fetching);
+    // What was charged above the real size is given back.
+    let held = sources()
+        .zip(std::iter::once(&plugin).chain(linked.iter().map(|(_, plugin)| plugin)))
+        .filter(|(source, _)| source.cost(inner.limits.plugin_size) > 0)
+        .map(|(_, plugin)| plugin.bytes().len() as u64);
+    drop(fetched.split(cost.saturating_sub(kib(held.sum())) as usize));
+    let blueprint = blueprint(inner, spec, plugin, &linked)?;
+    inner.compiler.check(&blueprint)?;
+    let info = PluginInfo {
+        digest: blueprint.plugin.digest(),
+        entry_point: blueprint.entry_point.clone(),
+        size: blueprint.plugin.bytes().len() as u64,
+    };
+    // A file may have changed since the last build; what was seen first is what was validated and is shown.
+    let _ = revision.info.set(info);
+    let Some(admission) = ticket.admit(fetching).await else { return Ok(None) };
+    let plugin = matches!(spec.source, Source::Bytes(_)).then(|| blueprint.plugin.clone());
+    let runtime = inner.compiler.build(blueprint, admission, inner.limits.wait_timeout).await?;
+    if let Some(plugin) = plugin {
+        let _ = revision.read.set(plugin);
+    }
+    Ok(Some(runtime))
+}

@@ -1,0 +1,118 @@
+//! What pool, evaluator and executable share: one revision of an evaluator, the settings it runs under, and its build.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | here | a [`Revision`]: a spec with the plugin it names, and the lease on its runtime |
+//! | [`pool_inner`] | [`PoolInner`]: what all revisions of one pool share, and the task that sweeps it |
+//! | [`build`] | source → checks → place → compiler → registry |
+//! | [`resolve`] | the spec over the settings, the plugin's imports against what there is: a blueprint |
+
+mod build;
+mod pool_inner;
+mod resolve;
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+pub(crate) use self::pool_inner::PoolInner;
+use crate::{
+    background, clock,
+    error::Error,
+    info::{EvaluatorInfo, RuntimeState},
+    registry::{Age, CloseReason, Leased, Refused, RevisionId},
+    response::EvaluatorId,
+    runtime::Runtime,
+    source::{Digest, Plugin},
+    spec::Spec,
+};
+
+/// One version of an evaluator: a spec with the plugin that it names. Immutable, and replaced as a whole.
+pub(crate) struct Revision {
+    pub(crate) id: RevisionId,
+    /// The evaluator's, for errors.
+    pub(crate) name: Arc<str>,
+    pub(crate) spec: Spec,
+    /// Known from the first successful look at the bytes.
+    info: OnceLock<PluginInfo>,
+    /// Of a source whose bytes are in memory anyway, once it was built: hashing and reading them once is enough.
+    read: OnceLock<Plugin>,
+    /// Set before the revision is taken out of the registry, and read after a build of it was begun. So either the builder
+    /// sees it or the registry sees the build.
+    retired: AtomicBool,
+}
+
+/// What is known of a plugin once its bytes were read.
+#[derive(Debug, Clone)]
+pub(crate) struct PluginInfo {
+    pub(crate) digest: Digest,
+    pub(crate) entry_point: String,
+    pub(crate) size: u64,
+}
+
+impl Revision {
+    pub(crate) fn new(inner: &PoolInner, evaluator: u64, name: &str, spec: Spec) -> Arc<Self> {
+        Arc::new(Self {
+            id: RevisionId { evaluator, number: inner.unique() },
+            name: name.into(),
+            spec,
+            info: OnceLock::new(),
+            read: OnceLock::new(),
+            retired: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn info(&self) -> Option<&PluginInfo> {
+        self.info.get()
+    }
+
+    /// The revision as an evaluator that was not called yet.
+    pub(crate) fn describe(&self, id: EvaluatorId, state: RuntimeState, instances: usize) -> EvaluatorInfo {
+        let info = self.info();
+        EvaluatorInfo {
+            digest: info.map(|info| info.digest).or(self.spec.digest),
+            entry_point: info.map(|info| info.entry_point.clone()).or_else(|| self.spec.entry_point.clone()),
+            size_bytes: info.map(|info| info.size),
+            ..EvaluatorInfo::closed(self.name.to_string(), id, state, instances)
+        }
+    }
+
+    /// A lease on the revision's runtime. Builds the runtime if there is none.
+    pub(crate) async fn lease(self: &Arc<Self>, inner: &Arc<PoolInner>) -> Result<Leased<Runtime>, Error> {
+        self.lease_as(inner, &mut None, clock::deadline(inner.limits.wait_timeout), false).await
+    }
+
+    /// The same for a caller that may have asked before, and waits in queues until `deadline`. `inside` a host function it
+    /// does not wait.
+    pub(crate) async fn lease_as(
+        self: &Arc<Self>,
+        inner: &Arc<PoolInner>,
+        age: &mut Option<Age>,
+        deadline: Instant,
+        inside: bool,
+    ) -> Result<Leased<Runtime>, Error> {
+        inner.ensure_sweeping();
+        let start = |ticket| background::spawn(build::build(inner.clone(), self.clone(), ticket));
+        inner.registry.lease(self.id, age, deadline, inner.limits.build_timeout, !inside, start).await
+    }
+
+    /// Takes the revision out of service for good. Whoever waits for it is told that the evaluator is closed.
+    pub(crate) fn retire(&self, inner: &PoolInner, reason: CloseReason, grace: Option<Duration>) {
+        self.retired.store(true, Ordering::SeqCst);
+        inner.registry.retire(self.id, reason, grace, &Refused::Error(self.closed()));
+    }
+
+    fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn closed(&self) -> Error {
+        Error::Closed { name: self.name.to_string(), interrupted: false }
+    }
+}

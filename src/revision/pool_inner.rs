@@ -1,0 +1,143 @@
+//! What the revisions of a pool share, and the task that looks after it.
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Semaphore, time::Instant};
+
+use crate::{
+    background,
+    compiler::Compiler,
+    config::{EngineSettings, LimitSettings, PoolSettings},
+    engine::{Engine, Slots},
+    metrics::Metrics,
+    registry::{Limits, Registry, RevisionId},
+    runtime::Runtime,
+};
+
+/// Fetched plugins that may wait for a place, in bytes, or one plugin of the largest size if that is more.
+const FETCHING: u64 = 128 * 1024 * 1024;
+
+/// How often instances that their threads no longer use are taken back.
+const RECLAIMING: Duration = Duration::from_millis(100);
+
+/// What the revisions of a pool share.
+pub(crate) struct PoolInner {
+    pub(crate) registry: Registry<Runtime>,
+    pub(crate) compiler: Compiler,
+    pub(crate) metrics: Metrics,
+    pub(crate) pool: PoolSettings,
+    pub(crate) limits: LimitSettings,
+    pub(crate) engine: EngineSettings,
+    /// KiB of plugins that may be in memory before they have a place.
+    pub(super) fetching: Semaphore,
+    /// The most that one fetch is charged, in the same unit.
+    pub(super) fetching_total: u32,
+    sweeping: AtomicBool,
+    next: AtomicU64,
+}
+
+impl PoolInner {
+    /// Takes its metric handles from the recorder that is installed now.
+    pub(crate) fn new(
+        pool: PoolSettings,
+        limits: LimitSettings,
+        settings: EngineSettings,
+        engine: Arc<dyn Engine>,
+        park_after: u32,
+    ) -> Self {
+        let metrics = Metrics::new();
+        let bounds = Limits {
+            capacity: pool.capacity,
+            max_instances: pool.max_instances,
+            max_instances_per_runtime: pool.max_instances_per_evaluator,
+            max_waiting: pool.max_waiting,
+            negative_ttl: pool.negative_ttl,
+            park_after,
+        };
+        let fetching_total = u32::try_from(FETCHING.max(limits.plugin_size).div_ceil(1024)).unwrap_or(u32::MAX);
+        Self {
+            registry: Registry::new(bounds, metrics.clone()),
+            compiler: Compiler::new(engine, pool.build_concurrency, metrics.clone()),
+            metrics,
+            pool,
+            limits,
+            engine: settings,
+            fetching: Semaphore::new(fetching_total as usize),
+            fetching_total,
+            sweeping: AtomicBool::new(false),
+            next: AtomicU64::new(1),
+        }
+    }
+
+    pub(crate) fn unique(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The engine's slots, which are shown in their gauges too.
+    pub(crate) fn slots(&self) -> Option<Slots> {
+        let slots = self.compiler.slots()?;
+        let Slots { live, warm } = slots;
+        self.metrics.set_slots(
+            [live.instances, live.memories, live.tables, live.stacks],
+            [warm.memories, warm.tables, warm.stacks],
+        );
+        Some(slots)
+    }
+
+    /// Starts the sweep at the first use from within a tokio runtime. It ends with the pool.
+    pub(crate) fn ensure_sweeping(self: &Arc<Self>) {
+        // Load first: every evaluation passes here, and a store would contend for the cache line.
+        if self.sweeping.load(Ordering::Relaxed) || self.sweeping.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        background::spawn(Sweep(Arc::downgrade(self)).run(self.pool.idle_ttl));
+    }
+
+    /// Up to a tenth later than the TTL, by revision: what became idle together is not closed together.
+    fn idle_ttl(&self, revision: RevisionId) -> Duration {
+        let ttl = self.pool.idle_ttl;
+        let lot = revision.number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 54;
+        ttl.saturating_add(ttl / 10_240 * u32::try_from(lot).unwrap_or(0))
+    }
+}
+
+impl Drop for PoolInner {
+    fn drop(&mut self) {
+        self.registry.shut_down(None);
+    }
+}
+
+/// The task that takes back what threads no longer use and evicts what is idle for too long. When the tokio runtime under it
+/// goes, the next call starts it again.
+struct Sweep(Weak<PoolInner>);
+
+impl Sweep {
+    async fn run(self, ttl: Duration) {
+        let pause = (ttl / 8).clamp(Duration::from_millis(10), Duration::from_secs(30));
+        let mut swept = Instant::now();
+        loop {
+            tokio::time::sleep(pause.min(RECLAIMING)).await;
+            let Some(inner) = self.0.upgrade() else { return };
+            inner.registry.reclaim_unused();
+            if swept.elapsed() >= pause {
+                swept = Instant::now();
+                inner.slots();
+                inner.registry.sweep(|revision| inner.idle_ttl(revision));
+            }
+        }
+    }
+}
+
+impl Drop for Sweep {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.sweeping.store(false, Ordering::Relaxed);
+        }
+    }
+}

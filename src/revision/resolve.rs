@@ -1,0 +1,64 @@
+//! The spec over the settings, and the plugin's imports against what there is.
+
+use super::PoolInner;
+use crate::{
+    compiler::{self, Blueprint},
+    engine::{InstanceLimits, LinkedModule},
+    error::Error,
+    runtime::Policy,
+    source::Plugin,
+    spec::Spec,
+};
+
+/// Resolves the spec against the settings, and checks the imports of all its modules.
+pub(super) fn blueprint(
+    inner: &PoolInner,
+    spec: &Spec,
+    plugin: Plugin,
+    linked: &[(&str, Plugin)],
+) -> Result<Blueprint, Error> {
+    let entry_point = plugin.interface().resolve(spec.entry_point.as_deref())?;
+    let wasi = spec.wasi.unwrap_or(inner.engine.wasi);
+    let linked = compiler::order_linked(linked.iter().map(|(name, plugin)| (*name, plugin)).collect())?;
+    let all = || linked.iter().map(|(_, plugin)| *plugin).chain([&plugin]);
+    for plugin in all() {
+        compiler::check_imports(plugin.interface(), wasi, &spec.host_functions, &linked)?;
+    }
+    let wants_wasi = all().any(|plugin| plugin.interface().wants_wasi());
+    let limits = InstanceLimits {
+        memory: spec.memory.unwrap_or(inner.limits.memory),
+        table_elements: inner.limits.table_elements,
+        output_size: inner.limits.output_size,
+        exec_timeout: spec.exec_timeout.unwrap_or(inner.limits.exec_timeout),
+        build_timeout: inner.limits.build_timeout,
+        fuel: spec.fuel.unwrap_or(inner.limits.fuel),
+    };
+    let policy = Policy {
+        isolation: spec.isolation.unwrap_or(inner.engine.isolation),
+        max_uses: inner.pool.max_uses,
+        max_instances: inner.pool.max_instances_per_evaluator.min(inner.pool.max_instances),
+        grace: inner.pool.grace,
+        exec_timeout: limits.exec_timeout,
+        build_timeout: limits.build_timeout,
+    };
+    let hosts = spec.allowed_hosts.clone();
+    Ok(Blueprint {
+        entry_point,
+        wasi: wants_wasi,
+        linked: linked
+            .iter()
+            .map(|(name, plugin)| LinkedModule {
+                name: (*name).to_owned(),
+                wasm: plugin.bytes().clone(),
+                digest: plugin.digest(),
+            })
+            .collect(),
+        trusted: spec.trusted.unwrap_or(inner.engine.trusted),
+        config: spec.config.clone(),
+        allowed_hosts: hosts.unwrap_or_else(|| inner.engine.allowed_hosts.iter().cloned().collect()),
+        host_functions: spec.host_functions.clone(),
+        limits,
+        policy,
+        plugin,
+    })
+}

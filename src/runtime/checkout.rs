@@ -1,0 +1,184 @@
+//! A lease with its instance: one evaluation's hold on a runtime, and what becomes of the instance afterwards.
+
+use std::{
+    future::{Future, poll_fn},
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout_at},
+};
+
+use super::{Discard, Instance, Runtime};
+use crate::{
+    clock,
+    config::Isolation,
+    engine::{self, panic_text},
+    error::Error,
+    registry::{Claim, Epoch, Lease, RevisionId, ThreadCache},
+    source::Digest,
+};
+
+/// How a guest's call ended.
+pub(crate) enum Ended {
+    Output(Bytes),
+    Failed(Error),
+    /// The runtime's grace was over and the guest was interrupted.
+    Stopped,
+}
+
+/// What a thread parks: an instance that can be used again, and the lease that it was used under. Alone on its cache lines,
+/// as each is written by one thread.
+#[repr(align(128))]
+pub(crate) struct Parked {
+    pub(super) lease: Lease<Runtime>,
+    pub(super) instance: Instance,
+}
+
+/// A leased runtime and one of its instances.
+///
+/// Dropped during a call, it stops the guest and discards the instance. Dropped before one, it gives the instance
+/// back unused.
+pub(crate) struct Checkout<'a> {
+    /// `None` only inside `drop`.
+    held: Option<Parked>,
+    /// Where the instance may be parked when the call has ended.
+    cache: &'a Arc<ThreadCache<Parked>>,
+    /// Set if it was parked before.
+    epoch: Option<Epoch>,
+    /// Why the instance cannot be used again; `None` while it can.
+    discard: Option<Discard>,
+}
+
+impl<'a> Checkout<'a> {
+    /// Takes an instance of this revision's runtime that this thread has parked, if there is one.
+    pub(crate) fn parked(cache: &'a Arc<ThreadCache<Parked>>, revision: RevisionId, now: Instant) -> Option<Self> {
+        let (mut held, epoch) = cache.take(|parked: &Parked| parked.lease.revision() == revision, now)?;
+        held.lease.use_again(now);
+        Some(Self { held: Some(held), cache, epoch: Some(epoch), discard: None })
+    }
+
+    /// Takes the instance that comes with a lease, or makes it.
+    ///
+    /// Cancel safe: the lease ends, and an instance that is being made gives its permit back when it is dropped.
+    pub(crate) async fn new(mut lease: Lease<Runtime>, cache: &'a Arc<ThreadCache<Parked>>) -> Result<Self, Error> {
+        let internal = |reason| Error::Internal { reason, cause: None };
+        let claim = lease.claim().ok_or(internal("a lease was used twice"))?;
+        let runtime = lease.resident().ok_or(internal("a lease without a runtime"))?;
+        let instance = match claim {
+            Claim::Idle => {
+                runtime.inner.idle.try_remove().map_err(|_| internal("an instance that was set aside is not there"))?
+            }
+            Claim::Make(permit) => runtime.make_instance(permit).await?,
+        };
+        Ok(Self { held: Some(Parked { lease, instance }), cache, epoch: None, discard: None })
+    }
+
+    /// Runs the guest, from `now` on. Dropping the future stops it. Gives the digest of the plugin that ran as well.
+    pub(crate) async fn call(&mut self, input: Bytes, now: Instant) -> (Digest, Ended) {
+        let Some(Parked { lease, instance }) = &mut self.held else { unreachable!("held until it is dropped") };
+        let Some(runtime) = lease.resident() else { unreachable!("a lease has its runtime until it ends") };
+        let inner = &runtime.inner;
+        instance.uses += 1;
+        // Until the guest has returned, the instance is one that was interrupted.
+        self.discard = Some(Discard::Cancelled);
+        let deadline = clock::later(now, inner.policy.exec_timeout);
+        let (ended, panicked) = run(runtime, &mut *instance.guest, input, deadline).await;
+        self.discard = match &ended {
+            Ended::Stopped => Some(Discard::Closed),
+            Ended::Failed(Error::ExecTimeout { .. }) => Some(Discard::Timeout),
+            Ended::Failed(Error::InvalidRequest { .. }) => Some(Discard::Cancelled),
+            _ if panicked => Some(Discard::Panic),
+            _ if !instance.guest.is_sound() => Some(Discard::Trap),
+            _ if inner.policy.isolation == Isolation::Fresh => Some(Discard::Used),
+            _ if instance.uses >= inner.policy.max_uses => Some(Discard::MaxUses),
+            _ => None,
+        };
+        (inner.program.digest, ended)
+    }
+}
+
+/// Runs a guest until it returns, until `deadline`, or until the runtime's close interrupts it. Says as well whether it
+/// panicked.
+async fn run(runtime: &Runtime, guest: &mut dyn engine::Instance, input: Bytes, deadline: Instant) -> (Ended, bool) {
+    let inner = &runtime.inner;
+    let call = guest.call(&inner.program.entry_point, input, deadline);
+    let mut call = pin!(AssertUnwindSafe(call).catch_unwind());
+    // Most guests return at once, and then neither a timer nor a subscription is needed, which all threads share.
+    match poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await {
+        Poll::Ready(returned) => returned_as(returned),
+        Poll::Pending if Handle::try_current().is_err() => (Ended::Failed(Error::no_tokio()), false),
+        Poll::Pending => {
+            let mut stop = inner.stop.subscribe();
+            tokio::select! {
+                // A guest that has just returned is not interrupted.
+                biased;
+                returned = timeout_at(deadline, call) => match returned {
+                    Ok(returned) => returned_as(returned),
+                    Err(_) => (Ended::Failed(Error::ExecTimeout { after: inner.policy.exec_timeout }), false),
+                },
+                _ = stop.wait_for(|stop| *stop) => (Ended::Stopped, false),
+            }
+        }
+    }
+}
+
+/// Whether it ended by a panic as well.
+fn returned_as(returned: std::thread::Result<Result<Bytes, Error>>) -> (Ended, bool) {
+    match returned {
+        Ok(Ok(output)) => (Ended::Output(output), false),
+        Ok(Err(error)) => (Ended::Failed(error), false),
+        Err(panic) => (Ended::Failed(Error::internal("a host function panicked", panic_text(&*panic))), true),
+    }
+}
+
+/// Parks an instance that can be used again on this thread, or ends its lease.
+fn give_back(held: Parked, cache: &Arc<ThreadCache<Parked>>, epoch: Option<Epoch>) {
+    // Read before asking: see the order that makes reclaim safe.
+    let now = cache.epoch();
+    let may_park = || held.lease.resident().is_some_and(|runtime| runtime.parks_in(cache)) && held.lease.may_park();
+    let held = match epoch.or_else(|| may_park().then_some(now)) {
+        Some(epoch) => match cache.park(held, epoch) {
+            Ok(()) => return,
+            Err(held) => held,
+        },
+        None => held,
+    };
+    drop(held.unpark());
+}
+
+impl Parked {
+    /// Puts the instance into its runtime's pool, and gives the lease to be ended.
+    pub(super) fn unpark(self) -> Lease<Runtime> {
+        let Self { mut lease, instance } = self;
+        if let Some(runtime) = lease.resident() {
+            runtime.put_back(instance);
+            lease.give_back();
+        }
+        lease
+    }
+}
+
+impl Drop for Checkout<'_> {
+    fn drop(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        let Some(reason) = self.discard else { return give_back(held, self.cache, self.epoch) };
+        let Parked { lease, instance } = held;
+        let fresh = lease.resident().and_then(|runtime| {
+            runtime.inner.metrics.discarded(reason.as_str());
+            (runtime.inner.policy.isolation == Isolation::Fresh).then(|| runtime.clone())
+        });
+        drop(instance);
+        drop(lease);
+        // After the lease, so that whoever waits for the permit comes first.
+        if let Some(runtime) = fresh {
+            runtime.prepare_spare();
+        }
+    }
+}
