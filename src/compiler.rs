@@ -86,8 +86,7 @@ pub(crate) fn check_imports(
 /// `invalid_request` for a name that cannot be linked, `invalid_plugin` for modules that import from each other.
 pub(crate) fn order_linked<'a>(mut modules: Vec<(&'a str, &'a Plugin)>) -> Result<Vec<(&'a str, &'a Plugin)>, Error> {
     for (at, (name, _)) in modules.iter().enumerate() {
-        let taken = ["", "main", "extism:host/env", "extism:host/user", "wasi_snapshot_preview1"].contains(name)
-            || name.starts_with("evalpool:");
+        let taken = ["", "main", "extism:host/env", "extism:host/user", "wasi_snapshot_preview1"].contains(name);
         if taken || modules[..at].iter().any(|(other, _)| other == name) {
             return Err(Error::invalid_request(format!("a linked module cannot be named {name:?}: the name is taken")));
         }

@@ -115,6 +115,6 @@ pub use crate::{
 };
 
 /// The README's example, compiled and run with the documentation's tests.
-#[cfg(all(doctest, feature = "extism"))]
+#[cfg(all(doctest, feature = "direct"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

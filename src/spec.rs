@@ -93,8 +93,7 @@ impl Spec {
         self
     }
 
-    /// Whether the plugin's author is trusted to let initialisers and calls end: see the [engine](crate::engine) for
-    /// what it then spares.
+    /// Whether the plugin is trusted to mean no harm: the `extism` [engine](crate::engine::choosing) takes only such.
     pub fn with_trusted(mut self, trusted: bool) -> Self {
         self.trusted = Some(trusted);
         self

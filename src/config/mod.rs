@@ -105,8 +105,7 @@ pub struct EngineSettings {
     /// Whether plugins get WASI. Default `auto`.
     #[serde(deserialize_with = "word")]
     pub wasi: Wasi,
-    /// Whether plugins are trusted to let initialisers and calls end, which spares the `extism` engine the counting of
-    /// instructions. Default `false`.
+    /// Whether plugins are trusted to mean no harm. The `extism` engine takes only such. Default `false`.
     pub trusted: bool,
     /// Hosts that plugins may call over HTTP; none by default. In the environment, separated by commas.
     #[serde(deserialize_with = "list_or_commas")]

@@ -1,30 +1,31 @@
 //! The two engines: what each guarantees, and when to choose which.
 //!
 //! Both run the same plugins and give the same answers: a conformance suite holds them against each other, case by case
-//! and with random plugins, and the few differences that are meant are listed with [`direct`](super::direct). They are
-//! chosen by `engine.kind` in the settings, `--engine` of the program, or
-//! [`PoolBuilder::engine_kind`](crate::PoolBuilder::engine_kind), and built in by the cargo features `extism` and
-//! `direct`.
+//! and with random plugins, and the few differences are listed with [`direct`](super::direct). They are chosen by
+//! `engine.kind` in the settings, `--engine` of the program, or
+//! [`PoolBuilder::engine_kind`](crate::PoolBuilder::engine_kind), and built in by the cargo features `direct` and
+//! `extism`. A build that has one of them has that one as its default; with both it is `direct`.
 //!
-//! | | `extism` | `direct` |
+//! | | `direct` | `extism` |
 //! |---|---|---|
-//! | what it is | the crate of the Extism project, on the wasmtime that it brings (43, out of support) | Extism's guest ABI on wasmtime 48 (long-term support) |
-//! | a guest runs | on a blocking thread | as a future, on a fiber; gives way to others at each tick of 1 ms |
-//! | a deadline | ends it within a few ms, by an interrupt of an engine that each instance has for itself | ends it at its next tick |
-//! | an initialiser that does not end | is interrupted at `build_timeout`, by way of a second instance | ends at `build_timeout` |
-//! | a guest that sleeps | is woken each millisecond with `EINTR`, unless trusted | sleeps, and blocks nobody |
-//! | memory | each memory and table bounded by slots of its instance; all memories together may reach about twice the limit | bounded by slots, for each instance in sum and for the process |
-//! | HTTP | the same client and bounds; blocks the guest's thread | blocks nobody |
-//! | what a guest claims of its memory | is kept from what extism believes, by a module between the two | is not believed |
-//! | a fresh instance | 0.1 to 0.3 ms, and does not scale beyond a core | tens of microseconds, and does |
-//! | an evicted plugin comes back | in tens to hundreds of milliseconds | in a few, from its cache of compiled code |
-//! | host functions | ours, and `extism::Function` as it is | ours; those that wait block nobody |
-//! | address space | for each instance in use at once: 5 × (`memory` + 32 MiB) + tables; twice that with initialisers | reserved at start for all: `max_instances` × (4 × (`memory` + 32 MiB) + tables) |
-//! | threads | one for each guest that runs | none; one ticker for each pool |
+//! | what it is | Extism's guest ABI on wasmtime 48 (long-term support) | the crate of the Extism project, on the wasmtime that it brings (43, out of support) |
+//! | plugins | everybody's | trusted ones only: `engine.trusted`, or [`Spec::with_trusted`](crate::Spec::with_trusted) |
+//! | a guest runs | as a future, on a fiber; gives way to others at each tick of 1 ms | on a blocking thread |
+//! | a deadline | ends it at its next tick | ends it within a few ms; extism may forget a call that is late as it begins |
+//! | a call that is left | ends at its next tick | ends within a few ms, or 60 if it has just begun; extism may forget it |
+//! | an initialiser that does not end | ends at `build_timeout` | is not interrupted |
+//! | a guest that sleeps | blocks nobody, and ends at its deadline | blocks its thread until it wakes |
+//! | memory | bounded by slots, for each instance in sum and for the process | counted afresh once a plugin is initialised: about twice the limit; tables are not bounded |
+//! | HTTP | blocks nobody; private addresses must be named | with the cargo feature `extism-http`; blocks the guest's thread |
+//! | what a guest claims of its memory | is not believed | is believed: see [`SECURITY.md`](https://github.com/evalpool/evalpool/blob/main/SECURITY.md) |
+//! | a fresh instance | tens of microseconds, on all cores | 0.1 to 0.3 ms, on one |
+//! | an evicted plugin comes back | in a few milliseconds, from its cache of compiled code | in tens to hundreds, compiled again |
+//! | host functions | ours; those that wait block nobody | ours, and `extism::Function` as it is |
+//! | address space | reserved at start for all: `max_instances` × (4 × (`memory` + 32 MiB) + tables) | 17 GB for each instance |
+//! | threads | none; one ticker for each pool | one for each guest that runs; one timer for the process |
 //!
-//! Choose **`direct`** for plugins of people whom you do not know, for many plugins, and for short ones. Choose
-//! **`extism`** to be as close as can be to other hosts of Extism, or for host functions that exist as
-//! `extism::Function` already. It is the default for now, as the reference that `direct` is held against.
+//! Choose **`direct`**. Choose **`extism`** for plugins that you trust, to compare with what other hosts of Extism do, or for
+//! host functions that exist as `extism::Function` already.
 //!
 //! The figures come from `cargo bench --bench engines`, which measures both in one run.
 //!

@@ -11,7 +11,7 @@
 //!
 //! How a guest gets a thread is the engine's own affair: whatever blocks runs on one of tokio's blocking threads.
 //!
-//! There are two, `extism` and `direct`: see [`choosing`].
+//! There are two, `direct` and `extism`: see [`choosing`].
 //!
 //! Why boxed futures and trait objects rather than generics: one pool type for every engine, and a spy in tests. The
 //! price, an allocation a call, is less than a hundredth of the cheapest evaluation that was measured.
@@ -91,8 +91,7 @@ pub struct CompileRequest {
     pub linked: Arc<[LinkedModule]>,
     /// Whether to link WASI preview 1, with nothing preopened, no environment and no stdio.
     pub wasi: bool,
-    /// Whether its author is trusted to let initialisers and calls end. What an engine can interrupt it interrupts all
-    /// the same; where it cannot, it spends less on making sure.
+    /// Whether it is trusted to mean no harm. An engine that cannot contain it otherwise refuses it.
     pub trusted: bool,
     /// What `config_get` gives.
     pub config: Arc<BTreeMap<String, String>>,

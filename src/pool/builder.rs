@@ -6,6 +6,7 @@ use super::EvaluatorPool;
 use crate::{
     config::{EngineKind, EngineSettings, Isolation, LimitSettings, PoolSettings, Settings, SettingsError},
     engine::Engine,
+    error::Error,
     revision::PoolInner,
 };
 
@@ -102,7 +103,7 @@ impl PoolBuilder {
     }
 
     /// Makes the pool. The `direct` engine reserves the address space of all instances now and starts its ticker thread;
-    /// `extism` does nothing before the first build. Takes its metric handles from the recorder that is installed now.
+    /// `extism` compiles nothing before the first build. Takes its metric handles from the recorder that is installed now.
     ///
     /// # Errors
     ///
@@ -120,27 +121,29 @@ impl PoolBuilder {
     }
 }
 
-/// The engine that the settings name.
+/// The engine that the settings name. Fails when it cannot be made, or would refuse every plugin for its allowed hosts.
 fn make_engine(
     pool: &PoolSettings,
     limits: &LimitSettings,
     engine: &EngineSettings,
 ) -> Result<Arc<dyn Engine>, SettingsError> {
     let _ = (pool, limits);
-    match engine.kind {
+    let made: Result<Arc<dyn Engine>, Error> = match engine.kind {
         #[cfg(feature = "extism")]
-        EngineKind::Extism => match crate::engine::extism::ExtismEngine::new() {
-            Ok(engine) => Ok(Arc::new(engine)),
-            Err(error) => Err(SettingsError::engine(EngineKind::Extism, &error.chain())),
-        },
+        EngineKind::Extism => crate::engine::extism::ExtismEngine::new().map(|made| Arc::new(made) as _),
         #[cfg(feature = "direct")]
-        EngineKind::Direct => match crate::engine::direct::DirectEngine::new(pool, limits, engine) {
-            Ok(engine) => Ok(Arc::new(engine)),
-            Err(error) => Err(SettingsError::engine(EngineKind::Direct, &error.chain())),
-        },
+        EngineKind::Direct => {
+            crate::engine::direct::DirectEngine::new(pool, limits, engine).map(|made| Arc::new(made) as _)
+        }
         #[cfg(not(all(feature = "extism", feature = "direct")))]
-        kind => Err(SettingsError::engine(kind, "this build does not have it; give the builder an engine")),
-    }
+        _ => Err(Error::invalid_request("this build does not have it; give the builder an engine")),
+    };
+    made.and_then(|made| {
+        // A spec may still say that its plugin is trusted.
+        made.check(true, &engine.allowed_hosts)?;
+        Ok(made)
+    })
+    .map_err(|error| SettingsError::engine(engine.kind, &error.chain()))
 }
 
 impl fmt::Debug for PoolBuilder {

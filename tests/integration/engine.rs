@@ -15,10 +15,10 @@ use evalpool::{
 };
 use serde_json::json;
 
-use crate::support::{CALL_HOST, ENGINES, GREET, NO_ABORT, TEXT, TOTALS, WORDS, eventually, wasm};
+use crate::support::{CALL_HOST, ENGINES, GREET, NO_ABORT, TEXT, TOTALS, WORDS, builder, eventually, wasm};
 
 fn pool(engine: EngineKind) -> EvaluatorPool {
-    EvaluatorPool::builder().capacity(4).engine_kind(engine).build().unwrap()
+    builder(engine).capacity(4).build().unwrap()
 }
 
 fn spec(bytes: &'static [u8], entry_point: &str) -> Spec {
@@ -64,8 +64,7 @@ async fn plugins_made_with_official_pdks_and_in_c_answer(engine: EngineKind) {
 }
 
 async fn each_failure_of_a_guest_has_its_kind(engine: EngineKind) {
-    let pool = EvaluatorPool::builder()
-        .engine_kind(engine)
+    let pool = builder(engine)
         .capacity(2)
         .limits(LimitSettings {
             exec_timeout: Duration::from_millis(200),
@@ -209,19 +208,6 @@ async fn extisms_own_functions_run_on_its_engine_and_are_refused_by_the_other() 
     }
 }
 
-#[tokio::test]
-async fn an_initialiser_that_calls_a_function_of_extisms_own_is_refused() {
-    let pool = pool(EngineKind::Extism);
-    let reads = extism::Function::new("look", [extism::PTR], [], extism::UserData::new(()), |plugin, inputs, _, _| {
-        plugin.memory_get_val::<Vec<u8>>(&inputs[0]).map(drop)
-    });
-    let text = r#"(module (import "extism:host/user" "look" (func $look (param i64)))
-        (func $s (call $look (i64.const 77))) (start $s) (func (export "run")))"#;
-    let evaluator = pool.evaluator("early", from_text(text).with_host_function(reads)).unwrap();
-    assert_eq!(kind_of(&evaluator, "x").await, "invalid_plugin");
-    pool.close().await;
-}
-
 async fn a_host_function_that_panics_or_fails_costs_only_its_own_evaluation(engine: EngineKind) {
     let pool = pool(engine);
     let panics = HostFunction::new("host_upper", [ValType::I64], [ValType::I64], |_, args| match args {
@@ -242,7 +228,7 @@ async fn a_host_function_that_panics_or_fails_costs_only_its_own_evaluation(engi
 }
 
 async fn corner_14_a_nested_evaluation_is_saturated_rather_than_waiting_for_itself(engine: EngineKind) {
-    let pool = EvaluatorPool::builder().engine_kind(engine).capacity(1).build().unwrap();
+    let pool = builder(engine).capacity(1).build().unwrap();
     let inner = pool.evaluator("inner", spec(TEXT, "upper")).unwrap();
     let nested = inner.clone();
     let call = HostFunction::bytes("host_upper", move |input| {
@@ -255,8 +241,7 @@ async fn corner_14_a_nested_evaluation_is_saturated_rather_than_waiting_for_itse
 }
 
 async fn dropping_an_evaluation_stops_its_guest_and_hurts_no_sibling(engine: EngineKind) {
-    let pool = EvaluatorPool::builder()
-        .engine_kind(engine)
+    let pool = builder(engine)
         .capacity(1)
         .max_instances_per_evaluator(2)
         .limits(LimitSettings { exec_timeout: Duration::from_mins(1), ..Default::default() })

@@ -8,6 +8,7 @@ use evalpool::{EvaluatorPool, Source, Spec, config::EngineKind};
 use crate::support::{
     ENGINES, GREET, eventually,
     process::{alone, executable_mappings, forgetful_threads, threads},
+    settings,
     spy::{Act, Spy},
     wasm,
 };
@@ -134,8 +135,7 @@ fn leaves_no_trace(name: &str, spec: impl Fn() -> Spec, kind: &str) {
 }
 
 async fn traceless(engine: EngineKind, spec: Spec, kind: &str) {
-    let mut settings = evalpool::Settings::default();
-    settings.engine.kind = engine;
+    let mut settings = settings(engine);
     settings.pool.capacity = 2;
     settings.pool.negative_ttl = Duration::ZERO;
     let pool = EvaluatorPool::from_settings(&settings).unwrap();

@@ -17,7 +17,7 @@ use evalpool::{
 use tokio::{task::JoinSet, time::timeout};
 
 use crate::support::{
-    CALL_HOST, ENGINES, GREET, eventually, on_threads,
+    CALL_HOST, ENGINES, GREET, builder, eventually, on_threads,
     process::{alone, resident_mib},
     spy::{Act, Spy},
 };
@@ -273,7 +273,7 @@ fn corner_16_whoever_looks_at_the_compiled_plugin_holds_its_close_off() {
         assert_eq!((executable.digest(), executable.entry_point()), (evalpool::Digest::of(GREET), "greet"));
         let closing = executable
             .with_compiled(|compiled| {
-                assert!(compiled.as_any().is::<evalpool::engine::extism::Compiled>());
+                assert!(compiled.as_any().is::<evalpool::engine::direct::Compiled>());
                 let closing = evaluator.close();
                 thread::sleep(Duration::from_millis(30));
                 assert_eq!(pool.runtimes(), 1, "not closed under the lease");
@@ -409,7 +409,7 @@ fn what_a_host_function_captured_is_dropped(engine: EngineKind) {
             Spec::new(Source::bytes(CALL_HOST)).with_entry_point(entry_point).with_host_function(function)
         };
         let all_dropped = || alive.load(Ordering::SeqCst) == 0;
-        let pool = EvaluatorPool::builder().engine_kind(engine).capacity(2).build().unwrap();
+        let pool = builder(engine).capacity(2).build().unwrap();
 
         for input in ["x", "panic", "fail"] {
             let evaluator = pool.evaluator("closed", spec("call_host")).unwrap();

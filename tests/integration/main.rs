@@ -10,6 +10,7 @@ mod conformance;
 #[cfg(any())]
 mod dashboards;
 mod engine;
+mod extism;
 mod guard;
 mod hostile;
 mod isolation;

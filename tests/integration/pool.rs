@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::support::{ENGINES, GREET, on_threads, wasm};
+use crate::support::{ENGINES, GREET, builder, on_threads, wasm};
 
 fn greet() -> Spec {
     Spec::new(Source::bytes(GREET))
@@ -21,7 +21,7 @@ fn greet() -> Spec {
 fn measured(engine: EngineKind, capacity: usize) -> (EvaluatorPool, PrometheusHandle) {
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
-    let builder = EvaluatorPool::builder().park_after(0).engine_kind(engine).capacity(capacity);
+    let builder = builder(engine).park_after(0).capacity(capacity);
     let pool = metrics::with_local_recorder(&recorder, || builder.build());
     (pool.unwrap(), handle)
 }
@@ -96,7 +96,7 @@ fn fifty_evaluators_share_four_places(engine: EngineKind) {
 
 #[test]
 fn every_metric_exists_from_the_start() {
-    let (_pool, metrics) = measured(EngineKind::Extism, 7);
+    let (_pool, metrics) = measured(EngineKind::Direct, 7);
     let rendered = metrics.render();
     assert_eq!(sum(&rendered, "evalpool_runtimes_capacity", &[]), 7);
     for metric in evalpool::metrics::CATALOGUE {
@@ -118,7 +118,7 @@ fn every_metric_exists_from_the_start() {
 #[test]
 fn at_rest_the_gauges_equal_what_exists() {
     on_threads(async {
-        let (pool, metrics) = measured(EngineKind::Extism, 8);
+        let (pool, metrics) = measured(EngineKind::Direct, 8);
         let evaluators: Vec<_> = (0..3).map(|index| pool.register(&format!("e{index}"), greet()).unwrap()).collect();
         for evaluator in &evaluators {
             evaluator.evaluate(json!({"name": "Ada"})).await.unwrap();

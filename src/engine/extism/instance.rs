@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{
     blocking,
-    cancel::{CancelOnDrop, Running},
+    cancel::{self, Running},
     compiled::Exclusive,
     errors::{self, Failure},
 };
@@ -62,11 +62,11 @@ impl Guest {
     }
 
     /// The same on a thread that may block, and the guest, if it can be called again.
-    fn run(mut self: Box<Self>, entry_point: &str, input: &[u8], mut running: Running) -> Result<Returned, Error> {
+    fn run(mut self: Box<Self>, entry_point: &str, input: &[u8], running: &Running) -> Result<Returned, Error> {
         if !running.begin() {
             return Err(Error::Cancelled);
         }
-        let (result, is_sound) = match catch_unwind(AssertUnwindSafe(|| self.call(entry_point, input, &running))) {
+        let (result, is_sound) = match catch_unwind(AssertUnwindSafe(|| self.call(entry_point, input, running))) {
             Ok(Ok(output)) => (Ok(output), true),
             Ok(Err(failure)) => (Err(failure.error), failure.is_sound),
             // It passed extism by, which waits for the call's deadline still.
@@ -105,9 +105,8 @@ impl Instance for ExtismInstance {
                 return Err(Error::Internal { reason: "an unsound instance was called", cause: None });
             };
             let entry_point = entry_point.to_owned();
-            let cancel = CancelOnDrop::new(guest.plugin.cancel_handle(), guest.limits.exec_timeout);
-            let running = cancel.running();
-            let work = move || guest.run(&entry_point, &input, running);
+            let (_cancel, running) = cancel::sides(guest.plugin.cancel_handle(), guest.limits.exec_timeout);
+            let work = move || guest.run(&entry_point, &input, &running);
             let (guest, result) = blocking("an evaluation did not finish", work).await?;
             self.guest = guest;
             result

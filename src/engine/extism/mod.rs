@@ -56,8 +56,8 @@ impl Engine for ExtismEngine {
     fn check(&self, trusted: bool, allowed_hosts: &[String]) -> Result<(), Error> {
         if !trusted {
             return Err(Error::invalid_request(
-                "the extism engine cannot contain a hostile plugin and takes trusted ones only: set engine.trusted = true, \
-                 or Spec::with_trusted(true), or choose the direct engine",
+                "the extism engine cannot contain a hostile plugin and takes trusted ones only: set engine.trusted = true \
+                 (--trusted on the command line) or Spec::with_trusted(true), or choose the direct engine",
             ));
         }
         if !cfg!(feature = "extism-http") && !allowed_hosts.is_empty() {

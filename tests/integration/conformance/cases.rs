@@ -291,8 +291,6 @@ fn environment_cases() -> Vec<Case> {
         case("logs", env("(call $log_trace (call $message)) (call $log_debug (call $message)) (call $log_info (call $message))
              (call $log_warn (call $message)) (call $log_error (call $message)) (call $log_error (call $not_text)) i32.const 0"), "", Output(b"")),
         case("the log's level", env("(call $out (i64.extend_i32_s (call $log_level))) i32.const 0"), "", Same),
-        case("http without hosts", env("(drop (call $http (call $digits) (i64.const 0))) i32.const 0"), "", Same),
-        case("http by a wild request", env("(drop (call $http (i64.const 999) (i64.const 0))) i32.const 0"), "", Error("guest_error", "invalid handle offset for http request: 999")),
         case("no status before a request", env("(call $out (i64.extend_i32_u (call $status))) i32.const 0"), "", Output(&[0; 8])),
         case("no headers before a request", env("(call $block (call $headers)) i32.const 0"), "", Output(b"{}")),
     ]

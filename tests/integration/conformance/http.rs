@@ -1,4 +1,4 @@
-//! `http_request` on both engines, against a server of this process.
+//! `http_request` against a server of this process: on `direct`, and on `extism` where it has its HTTP client.
 
 use std::{
     io::{Read, Write},
@@ -8,6 +8,7 @@ use std::{
 
 use evalpool::{
     HostFunction, Isolation,
+    config::EngineKind,
     engine::{Val, ValType},
 };
 
@@ -15,7 +16,10 @@ use super::{
     Expected::{Error, Output},
     answers, pool, with_functions,
 };
-use crate::support::ENGINES;
+
+/// The engines that have an HTTP client.
+const ENGINES: &[EngineKind] =
+    if cfg!(feature = "extism-http") { &crate::support::ENGINES } else { &[EngineKind::Direct] };
 
 /// Answers each connection with what `answer` makes of the request's head and body.
 pub(crate) fn http_server(answer: impl Fn(&str) -> String + Send + 'static) -> u16 {
@@ -62,7 +66,7 @@ const REQUESTER_FUNCTIONS: &str = "
             (call $block (local.get $b)))))))";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn both_engines_speak_http_alike() {
+async fn engines_speak_http_alike() {
     let port = http_server(|request| {
         let (head, body) = request.split_once("\r\n\r\n").unwrap();
         let mut words = head.split(' ');
@@ -117,6 +121,7 @@ async fn both_engines_speak_http_alike() {
             Error("guest_error", "HTTP request to http://example.org/ is not allowed"),
         ),
         (r#"{"url":"no url"}"#.to_owned(), Error("guest_error", "Invalid URL")),
+        ("0123456789".to_owned(), Error("guest_error", "")),
         (r#"{"uri":"x"}"#.to_owned(), Error("guest_error", "unknown field `uri`")),
     ];
     for (request, expected) in requests {
@@ -125,7 +130,7 @@ async fn both_engines_speak_http_alike() {
             spec = spec.with_exec_timeout(Duration::from_millis(300));
         }
         let mut given = Vec::new();
-        for engine in ENGINES {
+        for &engine in ENGINES {
             let pool = pool(engine);
             given.push(answers(&pool, spec.clone(), &[request.as_bytes()]).await.remove(0));
             pool.close().await;
@@ -142,6 +147,18 @@ async fn both_engines_speak_http_alike() {
     }
 }
 
+#[tokio::test]
+async fn a_request_at_a_wild_offset_is_the_guests_own_error() {
+    for &engine in ENGINES {
+        let pool = pool(engine);
+        let spec = with_functions("", "(drop (call $http (i64.const 999) (i64.const 0))) i32.const 0");
+        let (kind, text) = answers(&pool, spec, &[b""]).await.remove(0).unwrap_err();
+        assert_eq!(kind, "guest_error");
+        assert!(text.contains("invalid handle offset for http request: 999"), "{engine:?}: {text}");
+        pool.close().await;
+    }
+}
+
 /// Makes the request that its input is, or none if it is empty, and gives the status that it then knows.
 const STATUS: &str = "
     (if (i64.gt_u (call $input_length) (i64.const 0)) (then (drop (call $http (call $copy_of_input) (i64.const 0)))))
@@ -151,7 +168,7 @@ const STATUS: &str = "
 async fn no_evaluation_sees_the_response_of_another() {
     let port = http_server(|_| "HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n".to_owned());
     let request = format!(r#"{{"url":"http://127.0.0.1:{port}/"}}"#);
-    for engine in ENGINES {
+    for &engine in ENGINES {
         for isolation in [Isolation::Fresh, Isolation::Reuse] {
             let pool = pool(engine);
             let spec = with_functions(REQUESTER_FUNCTIONS, STATUS).with_allowed_hosts(["127.0.0.1"]);
@@ -164,7 +181,7 @@ async fn no_evaluation_sees_the_response_of_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn this_machine_is_reached_only_by_its_name_on_both_engines() {
+async fn this_machine_is_reached_only_by_its_name_on_direct() {
     let port = http_server(|_| "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi".to_owned());
     let away = http_server(move |_| {
         let to = format!("http://127.0.0.1:{port}/");
@@ -177,17 +194,15 @@ async fn this_machine_is_reached_only_by_its_name_on_both_engines() {
         (vec!["local*", "localhost"], format!("http://localhost:{port}/"), true),
         (vec!["*", "localhost"], format!("http://localhost:{away}/"), false),
     ] {
-        for engine in ENGINES {
-            let pool = pool(engine);
-            let spec = with_functions(REQUESTER_FUNCTIONS, REQUESTER).with_allowed_hosts(hosts.clone());
-            let request = format!(r#"{{"url":"{url}"}}"#);
-            let given = answers(&pool, spec, &[request.as_bytes()]).await.remove(0);
-            match given {
-                Ok(body) => assert!(reached && body == b"hi", "{engine:?} {hosts:?} {url}"),
-                Err((kind, text)) => assert!(!reached && kind == "guest_error", "{engine:?} {hosts:?} {url}: {text}"),
-            }
-            pool.close().await;
+        let pool = pool(EngineKind::Direct);
+        let spec = with_functions(REQUESTER_FUNCTIONS, REQUESTER).with_allowed_hosts(hosts.clone());
+        let request = format!(r#"{{"url":"{url}"}}"#);
+        let given = answers(&pool, spec, &[request.as_bytes()]).await.remove(0);
+        match given {
+            Ok(body) => assert!(reached && body == b"hi", "{hosts:?} {url}"),
+            Err((kind, text)) => assert!(!reached && kind == "guest_error", "{hosts:?} {url}: {text}"),
         }
+        pool.close().await;
     }
 }
 
@@ -196,7 +211,7 @@ async fn an_embedders_own_http_request_goes_before_ours() {
     let own = HostFunction::new("http_request", [ValType::I64, ValType::I64], [ValType::I64], |memory, _| {
         Ok(vec![Val::I64(memory.write(b"mine")?.cast_signed())])
     });
-    for engine in ENGINES {
+    for engine in crate::support::ENGINES {
         let pool = pool(engine);
         let spec =
             with_functions(REQUESTER_FUNCTIONS, REQUESTER).with_host_function(own.clone().in_module("extism:host/env"));

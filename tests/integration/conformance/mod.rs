@@ -12,7 +12,7 @@ use evalpool::{
     config::{EngineKind, LimitSettings},
 };
 
-use crate::support::wasm;
+use crate::support::{builder, wasm};
 
 /// What an evaluation came to: its output, or its error's kind and text.
 type Answer = Result<Vec<u8>, (String, String)>;
@@ -25,7 +25,7 @@ fn pool(engine: EngineKind) -> EvaluatorPool {
         memory: 48 << 20,
         ..LimitSettings::default()
     };
-    EvaluatorPool::builder().engine_kind(engine).capacity(2).max_instances(4).limits(limits).build().unwrap()
+    builder(engine).capacity(2).max_instances(4).limits(limits).build().unwrap()
 }
 
 /// The answers to each input in turn, by one evaluator.

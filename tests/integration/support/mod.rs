@@ -5,7 +5,7 @@ pub(crate) mod spy;
 
 use std::{future::Future, time::Duration};
 
-use evalpool::config::EngineKind;
+use evalpool::{EvaluatorPool, PoolBuilder, Settings, config::EngineKind};
 
 /// The built-in plugin: `{"name":"Ada"}` → `{"greeting":"Hello, Ada!"}`.
 pub(crate) const GREET: &[u8] = include_bytes!("../../../src/service/greet/greet.wasm");
@@ -27,6 +27,19 @@ pub(crate) fn wasm(text: &str) -> Vec<u8> {
 
 /// Every engine there is.
 pub(crate) const ENGINES: [EngineKind; 2] = [EngineKind::Extism, EngineKind::Direct];
+
+/// The default settings on this engine. What `extism` runs is trusted, since it takes nothing else.
+pub(crate) fn settings(engine: EngineKind) -> Settings {
+    let mut settings = Settings::default();
+    settings.engine.kind = engine;
+    settings.engine.trusted = engine == EngineKind::Extism;
+    settings
+}
+
+/// A builder with those.
+pub(crate) fn builder(engine: EngineKind) -> PoolBuilder {
+    EvaluatorPool::builder().settings(settings(engine))
+}
 
 /// Waits until `condition` holds, looking again each millisecond; panics with `what` after ten seconds.
 pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
