@@ -5,7 +5,9 @@ use std::{any::Any, collections::BTreeMap, sync::Arc};
 use tokio::time::Instant;
 use wasmtime::{Linker, Module, ModuleExport};
 
-use super::{Host, environment, functions, instance::DirectInstance, plan::MAX_LINKED, state::State, wasi};
+use super::{
+    EngineVariant, environment, functions, instance::DirectInstance, slots::MAX_LINKED, state::GuestState, wasi,
+};
 use crate::{
     clock,
     engine::{BoxFuture, CompileRequest, CompiledPlugin, HostFunction, Instance, InstanceLimits, Permit, http::Http},
@@ -18,13 +20,13 @@ pub(super) struct Shared {
     /// In the order in which they are instantiated: whoever imports comes after whom it imports from, the plugin last.
     pub(super) modules: Vec<Linked>,
     /// Host functions, Extism's and the embedder's.
-    pub(super) linker: Linker<State>,
+    pub(super) linker: Linker<GuestState>,
     pub(super) config: Arc<BTreeMap<String, String>>,
     pub(super) http: Http,
     pub(super) wasi: bool,
     pub(super) limits: InstanceLimits,
     pub(super) digest: Digest,
-    pub(super) host: Arc<Host>,
+    pub(super) variant: Arc<EngineVariant>,
     _permit: Permit,
 }
 
@@ -61,12 +63,12 @@ impl Compiled {
     }
 
     /// Compiles, or loads what was compiled before. Blocks.
-    pub(super) fn new(host: Arc<Host>, request: CompileRequest) -> Result<Self, Error> {
+    pub(super) fn new(variant: Arc<EngineVariant>, request: CompileRequest) -> Result<Self, Error> {
         if request.linked.len() > MAX_LINKED {
             let text = format!("the direct engine links at most {MAX_LINKED} modules with a plugin");
             return Err(Error::invalid_request(text));
         }
-        let mut linker = host.environment.clone();
+        let mut linker = variant.abi.clone();
         linker.allow_shadowing(true);
         if request.wasi {
             wasi::link(&mut linker).map_err(|error| Error::internal("WASI cannot be linked", error.to_string()))?;
@@ -77,11 +79,11 @@ impl Compiled {
         let mut modules: Vec<Linked> = Vec::new();
         let mut names: Vec<&str> = Vec::new();
         for linked in request.linked.iter() {
-            let module = host.module(linked.digest, &linked.wasm, &request.limits)?;
+            let module = variant.module(linked.digest, &linked.wasm, &request.limits)?;
             modules.push(link(&host, &request.host_functions, &names, &modules, module)?);
             names.push(&linked.name);
         }
-        let module = host.module(request.digest, &request.wasm, &request.limits)?;
+        let module = variant.module(request.digest, &request.wasm, &request.limits)?;
         modules.push(link(&host, &request.host_functions, &names, &modules, module)?);
         let shared = Shared {
             modules,
@@ -91,7 +93,7 @@ impl Compiled {
             wasi: request.wasi,
             limits: request.limits,
             digest: request.digest,
-            host,
+            variant,
             _permit: request.permit,
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -101,7 +103,7 @@ impl Compiled {
 /// Finds out once what each instance will need. What an embedder provides goes before what Extism has, and that before
 /// other modules. Whether it is of the right type, the instantiation of the probe checks.
 fn link(
-    host: &Host,
+    variant: &EngineVariant,
     functions: &[HostFunction],
     names: &[&str],
     modules: &[Linked],
@@ -111,7 +113,7 @@ fn link(
     for import in module.imports() {
         let (from, name) = (import.module(), import.name());
         let by_embedder = functions.iter().any(|function| function.module() == from && function.name() == name);
-        let accessor = || (from == environment::MODULE).then(|| host.kernel.accessor(name)).flatten();
+        let accessor = || (from == abi::MODULE).then(|| variant.kernel.accessor(name)).flatten();
         let linked = names.iter().position(|linked| *linked == from);
         imports.push(if by_embedder {
             Import::Host { module: from.to_owned(), name: name.to_owned() }

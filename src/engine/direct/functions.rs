@@ -5,8 +5,8 @@ use std::sync::Arc;
 use wasmtime::{Caller, Engine, FuncType, Linker};
 
 use super::{
-    environment::{self, kernel},
-    state::{State, Stop},
+    abi::{self, kernel},
+    state::{GuestState, HostTrap},
 };
 use crate::{
     engine::{
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Adds a host function of an embedder's.
-pub(super) fn link(linker: &mut Linker<State>, function: &HostFunction) -> Result<(), Error> {
+pub(super) fn link(linker: &mut Linker<GuestState>, function: &HostFunction) -> Result<(), Error> {
     match &function.kind {
         Kind::Portable(portable) => {
             let error = |error: wasmtime::Error| Error::internal("a host function cannot be linked", error.to_string());
@@ -29,7 +29,7 @@ pub(super) fn link(linker: &mut Linker<State>, function: &HostFunction) -> Resul
     }
 }
 
-fn define(linker: &mut Linker<State>, function: Portable) -> wasmtime::Result<()> {
+fn define(linker: &mut Linker<GuestState>, function: Portable) -> wasmtime::Result<()> {
     let Portable { module, name, params, results, call } = function;
     let ty = func_type(linker.engine(), &params, &results);
     let declared: Arc<[ValType]> = results.into();
@@ -59,7 +59,7 @@ fn define(linker: &mut Linker<State>, function: Portable) -> wasmtime::Result<()
 fn give_back(name: &str, declared: &[ValType], returned: &[Val], slots: &mut [wasmtime::Val]) -> wasmtime::Result<()> {
     if returned.iter().map(|value| value.ty()).ne(declared.iter().copied()) {
         let text = format!("the host function {name} gave results of other types than declared");
-        return Err(Stop::Broken(text).into());
+        return Err(HostTrap::Broken(text).into());
     }
     for (slot, value) in slots.iter_mut().zip(returned) {
         *slot = to_wasmtime(*value);
@@ -67,12 +67,12 @@ fn give_back(name: &str, declared: &[ValType], returned: &[Val], slots: &mut [wa
     Ok(())
 }
 
-fn failed(error: &HostFunctionError) -> Stop {
+fn failed(error: &HostFunctionError) -> HostTrap {
     // What the guest's memory has no room for is its memory's fault, by whichever way the function hands it on.
-    if error.is_out_of_memory() { Stop::OutOfMemory } else { Stop::Failed(error.to_string()) }
+    if error.is_out_of_memory() { HostTrap::OutOfMemory } else { HostTrap::Failed(error.to_string()) }
 }
 
-struct Memory<'a, 'b>(&'a mut Caller<'b, State>);
+struct Memory<'a, 'b>(&'a mut Caller<'b, GuestState>);
 
 impl GuestMemory for Memory<'_, '_> {
     fn read(&mut self, offset: u64) -> Result<Vec<u8>, HostFunctionError> {
@@ -82,8 +82,8 @@ impl GuestMemory for Memory<'_, '_> {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<u64, HostFunctionError> {
-        environment::give(self.0, bytes).map_err(|error| match error.downcast_ref() {
-            Some(Stop::OutOfMemory) => HostFunctionError::out_of_memory(),
+        abi::give(self.0, bytes).map_err(|error| match error.downcast_ref() {
+            Some(HostTrap::OutOfMemory) => HostFunctionError::out_of_memory(),
             _ => HostFunctionError::new(error.root_cause().to_string()),
         })
     }
@@ -103,13 +103,13 @@ fn to_wasmtime_type(ty: ValType) -> wasmtime::ValType {
     }
 }
 
-fn from_wasmtime(values: &[wasmtime::Val]) -> Result<Vec<Val>, Stop> {
+fn from_wasmtime(values: &[wasmtime::Val]) -> Result<Vec<Val>, HostTrap> {
     let value = |value: &wasmtime::Val| match value {
         wasmtime::Val::I32(value) => Ok(Val::I32(*value)),
         wasmtime::Val::I64(value) => Ok(Val::I64(*value)),
         wasmtime::Val::F32(bits) => Ok(Val::F32(f32::from_bits(*bits))),
         wasmtime::Val::F64(bits) => Ok(Val::F64(f64::from_bits(*bits))),
-        _ => Err(Stop::Broken("a host function was passed a value that it does not take".into())),
+        _ => Err(HostTrap::Broken("a host function was passed a value that it does not take".into())),
     };
     values.iter().map(value).collect()
 }

@@ -8,10 +8,10 @@ use tokio::time::Instant;
 use wasmtime::{Extern, ExternType, Module, Store, TypedFunc, UpdateDeadline, ValType};
 
 use super::{
+    classify::{self, Failure},
     compiled::{Import, Shared},
     kernel::{Kernel, Output},
-    outcome::{self, Failure},
-    state::{State, Stop},
+    state::{GuestState, HostTrap},
 };
 use crate::{
     clock,
@@ -25,7 +25,7 @@ const HOSTCALL_BYTES: usize = 1 << 20;
 /// In the order in which it is given back. Alone on its cache lines, as its neighbours are called by other threads.
 #[repr(align(128))]
 struct Guest {
-    store: Store<State>,
+    store: Store<GuestState>,
     instance: wasmtime::Instance,
     kernel: Kernel,
     entry: Option<(String, Entry)>,
@@ -48,7 +48,7 @@ impl DirectInstance {
     pub(super) async fn new(shared: &Arc<Shared>, permit: Permit, deadline: Instant) -> Result<Self, Error> {
         let made = in_guest(AssertUnwindSafe(instantiate(shared, deadline)).catch_unwind());
         let (store, instance, kernel) = match clock::timeout_at(deadline, made).await {
-            Ok(Ok(made)) => made.map_err(|error| outcome::invalid(&error, &shared.limits))?,
+            Ok(Ok(made)) => made.map_err(|error| classify::invalid(&error, &shared.limits))?,
             Ok(Err(panic)) => return Err(Error::internal("a host function panicked", super::panic_text(&*panic))),
             Err(_) => return Err(Error::BuildTimeout { after: shared.limits.build_timeout }),
         };
@@ -90,11 +90,11 @@ impl Instance for DirectInstance {
 impl Guest {
     async fn call(&mut self, entry_point: &str, input: &[u8], deadline: Instant) -> Result<(Bytes, bool), Failure> {
         let limits = self.store.data().shared.limits;
-        let turn = self.store.data().turn.handle();
-        let returned = turn.run(self.run(entry_point, input, deadline)).await;
-        self.store.data_mut().turn.rest();
+        let permit = self.store.data().run_permit.handle();
+        let returned = permit.run(self.run(entry_point, input, deadline)).await;
+        self.store.data_mut().run_permit.rest();
         let said = self.kernel.error(&self.store);
-        let finished = outcome::of_call(returned, said, &limits)?;
+        let finished = classify::of_call(returned, said, &limits)?;
         match self.kernel.output(&self.store, limits.output_size) {
             Output::Bytes(output) => Ok((output, finished.is_sound)),
             Output::TooLarge => {
@@ -113,7 +113,7 @@ impl Guest {
         state.log = LogBudget::default();
         state.http = Response::default();
         self.store.set_epoch_deadline(1);
-        self.store.data().shared.host.ticker.wake();
+        self.store.data().shared.variant.ticker.wake();
         if let Some(fuel) = self.store.data().shared.limits.fuel {
             self.store.set_fuel(fuel)?;
         }
@@ -125,12 +125,12 @@ impl Guest {
         match &self.entry {
             Some((_, Entry::Silent(entry))) => entry.call_async(&mut self.store, ()).await.map(|()| 0),
             Some((_, Entry::Coded(entry))) => entry.call_async(&mut self.store, ()).await,
-            None => Err(Stop::Broken("an entry point that was found is gone".into()).into()),
+            None => Err(HostTrap::Broken("an entry point that was found is gone".into()).into()),
         }
     }
 
     fn find(&mut self, name: &str) -> wasmtime::Result<Entry> {
-        let missing = || Stop::Failed(format!("Function not found: {name}"));
+        let missing = || HostTrap::Failed(format!("Function not found: {name}"));
         let function = self.instance.get_func(&mut self.store, name).ok_or_else(missing)?;
         Ok(match function.typed::<(), i32>(&self.store) {
             Ok(coded) => Entry::Coded(coded),
@@ -142,40 +142,40 @@ impl Guest {
 async fn instantiate(
     shared: &Arc<Shared>,
     deadline: Instant,
-) -> wasmtime::Result<(Store<State>, wasmtime::Instance, Kernel)> {
-    let host = &shared.host;
-    let mut store = Store::new(&host.engine, State::new(shared.clone(), deadline));
+) -> wasmtime::Result<(Store<GuestState>, wasmtime::Instance, Kernel)> {
+    let variant = &shared.variant;
+    let mut store = Store::new(&variant.engine, GuestState::new(shared.clone(), deadline));
     store.limiter(|state| &mut state.budget);
     store.set_epoch_deadline(1);
     store.set_hostcall_fuel(HOSTCALL_BYTES);
-    host.ticker.wake();
+    variant.ticker.wake();
     store.epoch_deadline_callback(|mut context| {
         let state = context.data_mut();
         if Instant::now() >= state.deadline {
-            return Err(Stop::Deadline.into());
+            return Err(HostTrap::Deadline.into());
         }
-        let (tick, host) = (state.turn.tick(), state.shared.host.clone());
+        let (tick, variant) = (state.run_permit.tick(), state.shared.variant.clone());
         Ok(UpdateDeadline::YieldCustom(
             1,
             Box::pin(async move {
                 tick.await;
                 // Last: it may have waited for long.
-                host.ticker.wake();
+                variant.ticker.wake();
             }),
         ))
     });
     if let Some(fuel) = shared.limits.fuel {
         store.set_fuel(fuel)?;
     }
-    let turn = store.data().turn.handle();
-    let (main, kernel) = turn.run(link(shared, &mut store)).await?;
-    store.data_mut().turn.rest();
+    let permit = store.data().run_permit.handle();
+    let (main, kernel) = permit.run(link(shared, &mut store)).await?;
+    store.data_mut().run_permit.rest();
     Ok((store, main, kernel))
 }
 
 /// Instantiates the kernel and all modules, and initialises them.
-async fn link(shared: &Arc<Shared>, store: &mut Store<State>) -> wasmtime::Result<(wasmtime::Instance, Kernel)> {
-    let kernel = shared.host.kernel.instantiate(store).await?;
+async fn link(shared: &Arc<Shared>, store: &mut Store<GuestState>) -> wasmtime::Result<(wasmtime::Instance, Kernel)> {
+    let kernel = shared.variant.kernel.instantiate(store).await?;
     store.data_mut().kernel = Some(kernel);
     let mut instances: Vec<wasmtime::Instance> = Vec::with_capacity(shared.modules.len());
     for linked in &shared.modules {
@@ -195,7 +195,7 @@ fn resolve(
     import: &Import,
     shared: &Shared,
     kernel: Kernel,
-    store: &mut Store<State>,
+    store: &mut Store<GuestState>,
     instances: &[wasmtime::Instance],
 ) -> wasmtime::Result<Extern> {
     let found = match import {
@@ -213,7 +213,7 @@ fn resolve(
 async fn initialise(
     module: &Module,
     instance: wasmtime::Instance,
-    store: &mut Store<State>,
+    store: &mut Store<GuestState>,
     main: bool,
 ) -> wasmtime::Result<()> {
     let has = |name: &str| matches!(module.get_export(name), Some(ExternType::Func(_)));

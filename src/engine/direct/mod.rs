@@ -33,18 +33,18 @@
 //!   that it was interrupted.
 //! - An instance that ran `_start`, or exited with 0, is not used again.
 
+mod abi;
 mod cache;
+mod classify;
 mod compiled;
-mod environment;
+mod fair_share;
 mod functions;
 mod http;
 mod instance;
 mod kernel;
-mod outcome;
-mod plan;
+mod slots;
 mod state;
 mod ticker;
-mod turns;
 mod wasi;
 
 use std::{
@@ -57,7 +57,9 @@ use std::{
 use wasmtime::{Config, Engine as Wasmtime, Linker, Module};
 
 pub use self::compiled::Compiled;
-use self::{cache::Cache, kernel::KernelModule, plan::Plan, state::State, ticker::Ticker, turns::Turns};
+use self::{
+    cache::Cache, fair_share::FairShare, kernel::KernelModule, slots::SlotLayout, state::GuestState, ticker::Ticker,
+};
 use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine, InstanceLimits, Slots};
 use crate::{
     config::{EngineSettings, LimitSettings, PoolSettings},
@@ -67,25 +69,25 @@ use crate::{
 
 /// Runs plugins on wasmtime.
 pub struct DirectEngine {
-    hosts: Arc<Hosts>,
+    variants: Arc<EngineVariants>,
 }
 
-struct Hosts {
-    plan: Plan,
+struct EngineVariants {
+    layout: SlotLayout,
     cache: Arc<Cache>,
-    turns: Arc<Turns>,
-    unfueled: Arc<Host>,
+    share: Arc<FairShare>,
+    unfueled: Arc<EngineVariant>,
     /// For specs that limit fuel; made when first needed.
-    fueled: OnceLock<Result<Arc<Host>, Error>>,
+    fueled: OnceLock<Result<Arc<EngineVariant>, Error>>,
 }
 
 /// One wasmtime engine and what all guests on it share.
-struct Host {
+struct EngineVariant {
     engine: Wasmtime,
     kernel: KernelModule,
-    environment: Linker<State>,
+    abi: Linker<GuestState>,
     ticker: Ticker,
-    turns: Arc<Turns>,
+    share: Arc<FairShare>,
     cache: Arc<Cache>,
     /// wasmtime's version and settings.
     version: u64,
@@ -100,28 +102,30 @@ impl DirectEngine {
     /// `invalid_request` when the slots do not fit into the address space, or the folder for compiled code cannot be
     /// used; `internal` when the system refuses the reservation or the thread.
     pub fn new(pool: &PoolSettings, limits: &LimitSettings, engine: &EngineSettings) -> Result<Self, Error> {
-        let plan = Plan::new(pool, limits, plan::available()).map_err(Error::invalid_request)?;
+        let layout = SlotLayout::new(pool, limits, slots::available()).map_err(Error::invalid_request)?;
         let cache = Cache::open(&engine.code_cache, engine.code_cache_size)
             .map_err(|error| Error::invalid_request(format!("engine.code_cache cannot be used: {error}")))?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let (cache, turns) = (Arc::new(cache), Arc::new(Turns::new(cores)));
-        let unfueled = Host::new(plan, false, turns.clone(), cache.clone())?;
-        Ok(Self { hosts: Arc::new(Hosts { plan, cache, turns, unfueled, fueled: OnceLock::new() }) })
+        let (cache, share) = (Arc::new(cache), Arc::new(FairShare::new(cores)));
+        let unfueled = EngineVariant::new(layout, false, share.clone(), cache.clone())?;
+        Ok(Self { variants: Arc::new(EngineVariants { layout, cache, share, unfueled, fueled: OnceLock::new() }) })
     }
 }
 
-impl Hosts {
+impl EngineVariants {
     /// Blocks while the engine for fuel is made.
-    fn get(&self, fueled: bool) -> Result<Arc<Host>, Error> {
+    fn get(&self, fueled: bool) -> Result<Arc<EngineVariant>, Error> {
         if !fueled {
             return Ok(self.unfueled.clone());
         }
-        self.fueled.get_or_init(|| Host::new(self.plan, true, self.turns.clone(), self.cache.clone())).clone()
+        self.fueled
+            .get_or_init(|| EngineVariant::new(self.layout, true, self.share.clone(), self.cache.clone()))
+            .clone()
     }
 }
 
-impl Host {
-    fn new(plan: Plan, fueled: bool, turns: Arc<Turns>, cache: Arc<Cache>) -> Result<Arc<Self>, Error> {
+impl EngineVariant {
+    fn new(layout: SlotLayout, fueled: bool, share: Arc<FairShare>, cache: Arc<Cache>) -> Result<Arc<Self>, Error> {
         let failed = |error: wasmtime::Error| Error::internal("the engine cannot be made", format!("{error:#}"));
         let mut config = Config::new();
         config
@@ -135,16 +139,16 @@ impl Host {
             .wasm_tail_call(true)
             .wasm_extended_const(true)
             .max_wasm_stack(512 << 10);
-        plan.apply(&mut config);
+        layout.apply(&mut config);
         let engine = Wasmtime::new(&config).map_err(failed)?;
         let kernel = KernelModule::compile(&engine)?;
-        let mut environment = Linker::new(&engine);
-        environment::link(&mut environment).map_err(failed)?;
+        let mut abi = Linker::new(&engine);
+        abi::link(&mut abi).map_err(failed)?;
         let ticker =
             Ticker::start(engine.weak()).map_err(|error| Error::internal("no thread for the ticker", error))?;
         let mut version = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut version);
-        Ok(Arc::new(Self { kernel, environment, ticker, turns, cache, version: version.finish(), engine }))
+        Ok(Arc::new(Self { kernel, abi, ticker, share, cache, version: version.finish(), engine }))
     }
 
     /// Compiles a module, or loads what was compiled before. Blocks.
@@ -154,7 +158,7 @@ impl Host {
             return Ok(module);
         }
         effort::check(wasm)?;
-        let module = Module::new(&self.engine, wasm).map_err(|error| outcome::invalid(&error, limits))?;
+        let module = Module::new(&self.engine, wasm).map_err(|error| classify::invalid(&error, limits))?;
         self.cache.keep(key, &module);
         Ok(module)
     }
@@ -163,8 +167,8 @@ impl Host {
 impl Engine for DirectEngine {
     fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>> {
         Box::pin(async move {
-            let hosts = self.hosts.clone();
-            let compile = move || Compiled::new(hosts.get(request.limits.fuel.is_some())?, request);
+            let variants = self.variants.clone();
+            let compile = move || Compiled::new(variants.get(request.limits.fuel.is_some())?, request);
             let compiled = tokio::task::spawn_blocking(compile).await;
             let compiled = compiled.map_err(|error| match error.try_into_panic() {
                 // A compiler that gives up in the middle has met a plugin that it cannot compile, and would again.
@@ -187,10 +191,10 @@ impl Engine for DirectEngine {
     }
 
     fn slots(&self) -> Option<Slots> {
-        let fueled = self.hosts.fueled.get().and_then(|made| made.clone().ok());
+        let fueled = self.variants.fueled.get().and_then(|made| made.clone().ok());
         let mut slots = Slots::default();
-        for host in [Some(self.hosts.unfueled.clone()), fueled].into_iter().flatten() {
-            let Some(metrics) = host.engine.pooling_allocator_metrics() else { continue };
+        for variant in [Some(self.variants.unfueled.clone()), fueled].into_iter().flatten() {
+            let Some(metrics) = variant.engine.pooling_allocator_metrics() else { continue };
             slots.live.instances += metrics.core_instances();
             slots.live.memories += metrics.memories() as u64;
             slots.live.tables += metrics.tables() as u64;
@@ -205,7 +209,7 @@ impl Engine for DirectEngine {
 
 impl fmt::Debug for DirectEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DirectEngine").field("plan", &self.hosts.plan).finish_non_exhaustive()
+        f.debug_struct("DirectEngine").field("layout", &self.variants.layout).finish_non_exhaustive()
     }
 }
 

@@ -8,14 +8,14 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 
 use super::{
     compiled::Shared,
-    kernel::{Books, Kernel},
-    turns::Turn,
+    fair_share::RunPermit,
+    kernel::{Allocator, Kernel},
 };
 use crate::engine::{http::Response, log::LogBudget};
 
 /// Why the host ended a guest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Stop {
+pub(super) enum HostTrap {
     #[error("its deadline has passed")]
     Deadline,
     #[error("out of memory")]
@@ -29,32 +29,32 @@ pub(super) enum Stop {
 }
 
 /// A store's data.
-pub(super) struct State {
+pub(super) struct GuestState {
     pub(super) shared: Arc<Shared>,
     /// `None` only until it is instantiated, before any guest code runs.
     pub(super) kernel: Option<Kernel>,
-    pub(super) blocks: Books,
+    pub(super) allocator: Allocator,
     pub(super) budget: Budget,
     pub(super) variables: Variables,
     pub(super) http: Response,
     pub(super) wasi: Option<WasiP1Ctx>,
     pub(super) log: LogBudget,
-    pub(super) turn: Turn,
+    pub(super) run_permit: RunPermit,
     pub(super) deadline: Instant,
 }
 
-impl State {
+impl GuestState {
     pub(super) fn new(shared: Arc<Shared>, deadline: Instant) -> Self {
         let limits = &shared.limits;
         Self {
             kernel: None,
-            blocks: Books::default(),
+            allocator: Allocator::default(),
             budget: Budget { memory_left: limits.memory, table_elements: limits.table_elements },
             variables: Variables::default(),
             http: Response::default(),
             wasi: shared.wasi.then(super::wasi::context),
             log: LogBudget::default(),
-            turn: shared.host.turns.begin(),
+            run_permit: shared.variant.share.begin(),
             deadline,
             shared,
         }
@@ -69,8 +69,8 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    pub(super) fn take(&mut self, bytes: u64) -> Result<(), Stop> {
-        self.memory_left = self.memory_left.checked_sub(bytes).ok_or(Stop::OutOfMemory)?;
+    pub(super) fn take(&mut self, bytes: u64) -> Result<(), HostTrap> {
+        self.memory_left = self.memory_left.checked_sub(bytes).ok_or(HostTrap::OutOfMemory)?;
         Ok(())
     }
 
@@ -111,8 +111,8 @@ impl Variables {
         self.values.get(name).map(Vec::as_slice)
     }
 
-    pub(super) fn full() -> Stop {
-        Stop::Failed("Variable store is full".into())
+    pub(super) fn full() -> HostTrap {
+        HostTrap::Failed("Variable store is full".into())
     }
 
     pub(super) fn remove(&mut self, name: &str) {
@@ -125,7 +125,7 @@ impl Variables {
         Self::EACH + name.len() + value.len()
     }
 
-    pub(super) fn set(&mut self, name: &str, value: Vec<u8>) -> Result<(), Stop> {
+    pub(super) fn set(&mut self, name: &str, value: Vec<u8>) -> Result<(), HostTrap> {
         let size = Self::size(name, &value);
         if self.bytes + size > Self::MOST {
             return Err(Self::full());

@@ -24,7 +24,7 @@ const IDLE_TICKS: u32 = 200;
 /// A slow tick. It never stops: a guest that was overlooked runs for this long, and no longer.
 const IDLE_TICK: Duration = Duration::from_millis(20);
 
-struct Shared {
+struct TickerState {
     engine: EngineWeak,
     /// A guest has begun, or reached a tick, since this was cleared. Guests look before they write: it is one word for
     /// all of them.
@@ -34,26 +34,26 @@ struct Shared {
 
 /// Ticks until it is dropped.
 pub(super) struct Ticker {
-    shared: Arc<Shared>,
+    state: Arc<TickerState>,
     thread: thread::Thread,
 }
 
 impl Ticker {
     pub(super) fn start(engine: EngineWeak) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { engine, seen: AtomicBool::new(true), asleep: AtomicBool::new(false) });
-        let weak = Arc::downgrade(&shared);
+        let state = Arc::new(TickerState { engine, seen: AtomicBool::new(true), asleep: AtomicBool::new(false) });
+        let weak = Arc::downgrade(&state);
         let thread = thread::Builder::new().name("evalpool-ticker".into()).spawn(move || tick(&weak))?;
-        Ok(Self { shared, thread: thread.thread().clone() })
+        Ok(Self { state, thread: thread.thread().clone() })
     }
 
     /// Says that a guest begins, or goes on. While one runs, it says so at each of its ticks.
     pub(super) fn wake(&self) {
-        if self.shared.seen.load(SeqCst) {
+        if self.state.seen.load(SeqCst) {
             return;
         }
         // The thread looks at `seen` after setting `asleep`, and this the other way round: one sees the other.
-        self.shared.seen.store(true, SeqCst);
-        if self.shared.asleep.load(SeqCst) {
+        self.state.seen.store(true, SeqCst);
+        if self.state.asleep.load(SeqCst) {
             self.thread.unpark();
         }
     }
@@ -65,7 +65,7 @@ impl Drop for Ticker {
     }
 }
 
-fn tick(ticker: &Weak<Shared>) {
+fn tick(ticker: &Weak<TickerState>) {
     let mut since_seen = 0;
     loop {
         thread::sleep(TICK);
@@ -87,21 +87,21 @@ fn tick(ticker: &Weak<Shared>) {
 }
 
 /// One tick. False once nobody needs any more. Nothing is held while the thread sleeps, so that the engine can go.
-fn advance(ticker: &Weak<Shared>) -> bool {
-    let Some(shared) = ticker.upgrade() else { return false };
-    if let Some(engine) = shared.engine.upgrade() {
+fn advance(ticker: &Weak<TickerState>) -> bool {
+    let Some(state) = ticker.upgrade() else { return false };
+    if let Some(engine) = state.engine.upgrade() {
         engine.increment_epoch();
     }
     true
 }
 
 /// Whether no guest has been seen since this was asked last. From then on, one that comes wakes the thread.
-fn is_idle(ticker: &Weak<Shared>) -> bool {
-    let Some(shared) = ticker.upgrade() else { return false };
-    shared.asleep.store(true, SeqCst);
-    let idle = !shared.seen.swap(false, SeqCst);
+fn is_idle(ticker: &Weak<TickerState>) -> bool {
+    let Some(state) = ticker.upgrade() else { return false };
+    state.asleep.store(true, SeqCst);
+    let idle = !state.seen.swap(false, SeqCst);
     if !idle {
-        shared.asleep.store(false, SeqCst);
+        state.asleep.store(false, SeqCst);
     }
     idle
 }

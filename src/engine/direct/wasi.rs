@@ -7,7 +7,7 @@ use wasmtime_wasi::{
     p1::{self, WasiP1Ctx},
 };
 
-use super::state::State;
+use super::state::GuestState;
 
 pub(super) fn context() -> WasiP1Ctx {
     // What a guest asks for at once is made before anybody looks whether it has room for it.
@@ -15,6 +15,6 @@ pub(super) fn context() -> WasiP1Ctx {
 }
 
 /// Adds WASI's functions for stores that have a context.
-pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
-    p1::add_to_linker_async(linker, |state: &mut State| state.wasi.get_or_insert_with(context))
+pub(super) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    p1::add_to_linker_async(linker, |state: &mut GuestState| state.wasi.get_or_insert_with(context))
 }

@@ -1,7 +1,7 @@
 //! Extism's kernel: the memory through which guest and host exchange input, output, errors and everything else.
 //!
 //! A plugin asks it for each byte, or each eight, of its input and output, so those accessors are WebAssembly
-//! (`kernel.wat`), instantiated beside the plugin in the same store; the allocator's books are host data (`blocks`).
+//! (`kernel.wat`), instantiated beside the plugin in the same store; the allocator's books are host data (`allocator`).
 //!
 //! Considered and not taken: all of it as host code (a host call for each eight bytes is about three times as slow as
 //! a call between modules, which an input of a few kilobytes already pays for), and all of it as WebAssembly, as in
@@ -11,12 +11,13 @@
 //! What is checked: every range that leaves this module lies within the memory. Where Extism's kernel takes a range
 //! that does not (lengths that wrap around), the call ends as `guest_error`.
 
-mod blocks;
+mod allocator;
 
 use wasmtime::{AsContext, AsContextMut, Engine, Instance, Memory, Module, ModuleExport, Store};
 
-use self::blocks::{BOOKKEEPING, Blocks};
-use super::state::{State, Stop};
+pub(super) use self::allocator::Allocator;
+use self::allocator::BOOKKEEPING;
+use super::state::{GuestState, HostTrap};
 use crate::error::Error;
 
 const PAGE: u64 = 65_536;
@@ -64,7 +65,7 @@ impl KernelModule {
         self.module.get_export_index(name)
     }
 
-    pub(super) async fn instantiate(&self, store: &mut Store<State>) -> wasmtime::Result<Kernel> {
+    pub(super) async fn instantiate(&self, store: &mut Store<GuestState>) -> wasmtime::Result<Kernel> {
         let instance = Instance::new_async(&mut *store, &self.module, &[]).await?;
         let memory = instance.get_module_export(&mut *store, &self.memory).and_then(wasmtime::Extern::into_memory);
         let memory = memory.ok_or_else(|| wasmtime::Error::msg("the kernel lacks its memory"))?;
@@ -81,23 +82,23 @@ pub(super) enum Output {
 }
 
 impl Kernel {
-    pub(super) fn export(&self, store: &mut Store<State>, export: &ModuleExport) -> Option<wasmtime::Extern> {
+    pub(super) fn export(&self, store: &mut Store<GuestState>, export: &ModuleExport) -> Option<wasmtime::Extern> {
         self.instance.get_module_export(store, export)
     }
 
-    fn get(&self, store: &impl AsContext<Data = State>, word: usize) -> u64 {
+    fn get(&self, store: &impl AsContext<Data = GuestState>, word: usize) -> u64 {
         let bytes = self.memory.data(store.as_context()).get(word..).and_then(<[u8]>::first_chunk);
         bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
     }
 
-    fn set(&self, store: &mut impl AsContextMut<Data = State>, word: usize, value: u64) {
+    fn set(&self, store: &mut impl AsContextMut<Data = GuestState>, word: usize, value: u64) {
         if let Some(bytes) = self.memory.data_mut(store).get_mut(word..word + 8) {
             bytes.copy_from_slice(&value.to_le_bytes());
         }
     }
 
     /// Empties the memory of an earlier call and puts an input into it.
-    pub(super) fn begin(&self, store: &mut Store<State>, input: &[u8]) -> wasmtime::Result<()> {
+    pub(super) fn begin(&self, store: &mut Store<GuestState>, input: &[u8]) -> wasmtime::Result<()> {
         self.reset(store);
         let offset = self.write(store, input)?;
         if offset != 0 {
@@ -108,7 +109,7 @@ impl Kernel {
     }
 
     /// The output, if it is within the memory and its limit.
-    pub(super) fn output(&self, store: &Store<State>, limit: u64) -> Output {
+    pub(super) fn output(&self, store: &Store<GuestState>, limit: u64) -> Output {
         let (offset, len) = (self.get(store, root::OUTPUT), self.get(store, root::OUTPUT_LEN));
         match self.bytes(store, offset, len) {
             None => Output::Nowhere,
@@ -118,22 +119,22 @@ impl Kernel {
     }
 
     /// The error that the guest has set, if it has.
-    pub(super) fn error(&self, store: &Store<State>) -> Option<Vec<u8>> {
+    pub(super) fn error(&self, store: &Store<GuestState>) -> Option<Vec<u8>> {
         let offset = self.get(store, root::ERROR);
         // No more than is shown, and a little: who reads it cuts it between characters.
-        let len = store.data().blocks.length(offset).min(MAX_ERROR);
+        let len = store.data().allocator.length(offset).min(MAX_ERROR);
         if offset == 0 || len == 0 { None } else { self.bytes(store, offset, len).map(<[u8]>::to_vec) }
     }
 
-    fn bytes<'a>(&self, store: &'a Store<State>, offset: u64, len: u64) -> Option<&'a [u8]> {
+    fn bytes<'a>(&self, store: &'a Store<GuestState>, offset: u64, len: u64) -> Option<&'a [u8]> {
         slice(self.memory.data(store), offset, len)
     }
 
     /// Frees everything, and clears it, as Extism's kernel does.
-    pub(super) fn reset(&self, store: &mut impl AsContextMut<Data = State>) {
+    pub(super) fn reset(&self, store: &mut impl AsContextMut<Data = GuestState>) {
         let (memory, state) = self.memory.data_and_store_mut(&mut *store);
-        state.budget.give_back(state.blocks.count().saturating_mul(BOOKKEEPING));
-        let used = state.blocks.clear();
+        state.budget.give_back(state.allocator.count().saturating_mul(BOOKKEEPING));
+        let used = state.allocator.clear();
         if let Some(used) = range(used.start, used.end - used.start, memory.len()) {
             memory[used].fill(0);
         }
@@ -143,51 +144,55 @@ impl Kernel {
     }
 
     /// Allocates a block; 0 for none.
-    pub(super) fn alloc(&self, store: &mut impl AsContextMut<Data = State>, length: u64) -> wasmtime::Result<u64> {
+    pub(super) fn alloc(&self, store: &mut impl AsContextMut<Data = GuestState>, length: u64) -> wasmtime::Result<u64> {
         if length == 0 {
             return Ok(0);
         }
         let state = store.as_context_mut();
-        let placement = state.data().blocks.place(length).ok_or(Stop::OutOfMemory)?;
+        let placement = state.data().allocator.place(length).ok_or(HostTrap::OutOfMemory)?;
         let size = self.memory.data_size(&*store) as u64;
         if placement.end > size {
             // The limiter answers for its own limit; whatever else refuses is the end of memory too.
-            self.memory.grow(&mut *store, (placement.end - size).div_ceil(PAGE)).map_err(|_| Stop::OutOfMemory)?;
+            self.memory.grow(&mut *store, (placement.end - size).div_ceil(PAGE)).map_err(|_| HostTrap::OutOfMemory)?;
         }
         let mut context = store.as_context_mut();
         let state = context.data_mut();
         if placement.adds_block {
             state.budget.take(BOOKKEEPING)?;
         }
-        state.blocks.allocate(placement, length);
+        state.allocator.allocate(placement, length);
         Ok(placement.offset)
     }
 
-    pub(super) fn free(&self, store: &mut impl AsContextMut<Data = State>, offset: u64) {
-        let freed = store.as_context_mut().data_mut().blocks.free(offset);
+    pub(super) fn free(&self, store: &mut impl AsContextMut<Data = GuestState>, offset: u64) {
+        let freed = store.as_context_mut().data_mut().allocator.free(offset);
         if freed && offset == self.get(store, root::INPUT) {
             self.set(store, root::INPUT_LEN, 0);
         }
     }
 
     /// The length of the block that begins at `offset`; 0 when none does.
-    pub(super) fn length(store: &impl AsContext<Data = State>, offset: u64) -> u64 {
-        store.as_context().data().blocks.length(offset)
+    pub(super) fn length(store: &impl AsContext<Data = GuestState>, offset: u64) -> u64 {
+        store.as_context().data().allocator.length(offset)
     }
 
     /// Allocates a block with these bytes; 0 when there are none.
-    pub(super) fn write(&self, store: &mut impl AsContextMut<Data = State>, bytes: &[u8]) -> wasmtime::Result<u64> {
+    pub(super) fn write(
+        &self,
+        store: &mut impl AsContextMut<Data = GuestState>,
+        bytes: &[u8],
+    ) -> wasmtime::Result<u64> {
         let offset = self.alloc(store, bytes.len() as u64)?;
         if offset != 0 {
             let memory = self.memory.data_mut(store);
-            let target = range(offset, bytes.len() as u64, memory.len()).ok_or(Stop::OutOfMemory)?;
+            let target = range(offset, bytes.len() as u64, memory.len()).ok_or(HostTrap::OutOfMemory)?;
             memory[target].copy_from_slice(bytes);
         }
         Ok(offset)
     }
 
     /// The block that begins at `offset`: empty for 0, `None` when none does.
-    pub(super) fn read<'a>(&self, store: &'a impl AsContext<Data = State>, offset: u64) -> Option<&'a [u8]> {
+    pub(super) fn read<'a>(&self, store: &'a impl AsContext<Data = GuestState>, offset: u64) -> Option<&'a [u8]> {
         match (offset, Self::length(store, offset)) {
             (0, _) => Some(&[]),
             (_, 0) => None,
@@ -204,8 +209,6 @@ fn range(offset: u64, len: u64, size: usize) -> Option<std::ops::Range<usize>> {
 fn slice(memory: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
     Some(&memory[range(offset, len, memory.len())?])
 }
-
-pub(super) type Books = Blocks;
 
 #[cfg(test)]
 mod tests {

@@ -24,14 +24,14 @@ const KEEP_RESIDENT: usize = 64 << 10;
 
 /// What a slot is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(super) struct SlotLayout {
     instances: u64,
     memory: u64,
     guard: u64,
     table_elements: u64,
 }
 
-impl Plan {
+impl SlotLayout {
     /// The largest plan that fits into `available` bytes of address space.
     ///
     /// # Errors
@@ -41,19 +41,19 @@ impl Plan {
         const PAGE: u64 = 65_536;
         let table_elements = limits.table_elements.clamp(1, 10_000_000);
         let memory = limits.memory.div_ceil(PAGE) * PAGE;
-        let mut plan = Self { instances: pool.max_instances as u64, memory, guard: 32 << 20, table_elements };
+        let mut layout = Self { instances: pool.max_instances as u64, memory, guard: 32 << 20, table_elements };
         // Guards spare bounds checks on constant offsets and nothing else: they are given up first.
         for guard in [32 << 20, 1 << 20, PAGE] {
-            plan.guard = guard;
-            if plan.bytes() <= u128::from(available) {
-                return Ok(plan);
+            layout.guard = guard;
+            if layout.bytes() <= u128::from(available) {
+                return Ok(layout);
             }
         }
         Err(format!(
             "pool.max_instances = {} with limits.memory = {} bytes needs {} MiB of address space, and there are {}; lower either",
             pool.max_instances,
             limits.memory,
-            plan.bytes() >> 20,
+            layout.bytes() >> 20,
             available >> 20
         ))
     }
@@ -105,20 +105,20 @@ pub(super) fn available() -> u64 {
 mod tests {
     use super::*;
 
-    fn plan(instances: usize, memory: u64, available: u64) -> Result<Plan, String> {
+    fn layout(instances: usize, memory: u64, available: u64) -> Result<SlotLayout, String> {
         let pool = PoolSettings { max_instances: instances, ..PoolSettings::default() };
-        Plan::new(&pool, &LimitSettings { memory, ..LimitSettings::default() }, available)
+        SlotLayout::new(&pool, &LimitSettings { memory, ..LimitSettings::default() }, available)
     }
 
     #[test]
     fn the_defaults_fit_with_room_to_spare() {
-        assert_eq!(plan(1024, 64 << 20, 1 << 40).unwrap().guard, 32 << 20);
+        assert_eq!(layout(1024, 64 << 20, 1 << 40).unwrap().guard, 32 << 20);
     }
 
     #[test]
     fn guards_are_given_up_before_the_plan_is_refused() {
-        assert_eq!(plan(1024, 64 << 20, 300 << 30).unwrap().guard, 1 << 20);
-        let error = plan(1_000_000, 4 << 30, 1 << 45).unwrap_err();
+        assert_eq!(layout(1024, 64 << 20, 300 << 30).unwrap().guard, 1 << 20);
+        let error = layout(1_000_000, 4 << 30, 1 << 45).unwrap_err();
         assert!(error.contains("pool.max_instances = 1000000") && error.contains("limits.memory"), "{error}");
     }
 }

@@ -24,7 +24,7 @@ struct Block {
 
 /// The allocator's books.
 #[derive(Debug, Default)]
-pub(in crate::engine::direct) struct Blocks {
+pub(in crate::engine::direct) struct Allocator {
     /// By offset.
     all: BTreeMap<u64, Block>,
     /// Free ones by size, then offset.
@@ -44,7 +44,7 @@ pub(super) struct Placement {
     reused: Option<u64>,
 }
 
-impl Blocks {
+impl Allocator {
     /// Where `length` bytes would go; `None` beyond all offsets. `length` is not 0.
     pub(super) fn place(&self, length: u64) -> Option<Placement> {
         if let Some((size, offset)) = self.free.range((length, 0)..).next().copied() {
@@ -116,7 +116,7 @@ impl Blocks {
 mod tests {
     use super::*;
 
-    fn alloc(blocks: &mut Blocks, length: u64) -> u64 {
+    fn alloc(blocks: &mut Allocator, length: u64) -> u64 {
         let placement = blocks.place(length).unwrap();
         blocks.allocate(placement, length);
         placement.offset
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn offsets_are_those_of_extisms_own_kernel() {
-        let mut blocks = Blocks::default();
+        let mut blocks = Allocator::default();
         assert_eq!(alloc(&mut blocks, 1065), 77);
         assert_eq!(alloc(&mut blocks, 288), 1154);
         assert_eq!(alloc(&mut blocks, 128), 1454);
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_large_free_block_is_split_and_both_parts_serve() {
-        let mut blocks = Blocks::default();
+        let mut blocks = Allocator::default();
         let large = alloc(&mut blocks, 1000);
         let after = alloc(&mut blocks, 10);
         assert!(blocks.free(large));
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn only_the_beginning_of_an_active_block_is_a_block() {
-        let mut blocks = Blocks::default();
+        let mut blocks = Allocator::default();
         let offset = alloc(&mut blocks, 10);
         assert_eq!(blocks.length(offset + 1), 0);
         assert!(!blocks.free(offset + 1));
@@ -161,14 +161,14 @@ mod tests {
 
     #[test]
     fn nothing_is_placed_beyond_all_offsets() {
-        assert_eq!(Blocks::default().place(u64::MAX), None);
-        assert_eq!(Blocks::default().place(1 << 32), None);
+        assert_eq!(Allocator::default().place(u64::MAX), None);
+        assert_eq!(Allocator::default().place(1 << 32), None);
     }
 
     proptest::proptest! {
         #[test]
         fn active_blocks_never_overlap(steps in proptest::collection::vec((0_u64..3000, proptest::bool::ANY), 1..200)) {
-            let mut blocks = Blocks::default();
+            let mut blocks = Allocator::default();
             let mut active: Vec<(u64, u64)> = Vec::new();
             for (length, frees) in steps {
                 if frees && !active.is_empty() {

@@ -9,7 +9,7 @@ use wasmtime::{Caller, Linker};
 use super::{
     http,
     kernel::Kernel,
-    state::{State, Stop, Variables},
+    state::{GuestState, HostTrap, Variables},
 };
 pub(super) use crate::engine::environment::ENVIRONMENT as MODULE;
 use crate::engine::log;
@@ -20,32 +20,33 @@ const MAX_NAME: u64 = 64 << 10;
 type Result<T> = wasmtime::Result<T>;
 
 /// Adds them all.
-pub(super) fn link(linker: &mut Linker<State>) -> Result<()> {
-    linker.func_wrap(MODULE, "alloc", |mut caller: Caller<'_, State>, length: u64| {
+pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
+    linker.func_wrap(MODULE, "alloc", |mut caller: Caller<'_, GuestState>, length: u64| {
         kernel(&caller)?.alloc(&mut caller, length)
     })?;
-    linker.func_wrap(MODULE, "free", |mut caller: Caller<'_, State>, offset: u64| -> Result<()> {
+    linker.func_wrap(MODULE, "free", |mut caller: Caller<'_, GuestState>, offset: u64| -> Result<()> {
         kernel(&caller)?.free(&mut caller, offset);
         Ok(())
     })?;
-    linker.func_wrap(MODULE, "reset", |mut caller: Caller<'_, State>| -> Result<()> {
+    linker.func_wrap(MODULE, "reset", |mut caller: Caller<'_, GuestState>| -> Result<()> {
         kernel(&caller)?.reset(&mut caller);
         Ok(())
     })?;
     for name in ["length", "length_unsafe"] {
-        linker.func_wrap(MODULE, name, |caller: Caller<'_, State>, offset: u64| Kernel::length(&caller, offset))?;
+        linker
+            .func_wrap(MODULE, name, |caller: Caller<'_, GuestState>, offset: u64| Kernel::length(&caller, offset))?;
     }
-    linker.func_wrap(MODULE, "config_get", |mut caller: Caller<'_, State>, key: u64| {
+    linker.func_wrap(MODULE, "config_get", |mut caller: Caller<'_, GuestState>, key: u64| {
         let shared = caller.data().shared.clone();
         let value = shared.config.get(&take_text(&mut caller, key, "config key")?);
         value.map_or(Ok(0), |value| give(&mut caller, value.as_bytes()))
     })?;
-    linker.func_wrap(MODULE, "var_get", |mut caller: Caller<'_, State>, name: u64| {
+    linker.func_wrap(MODULE, "var_get", |mut caller: Caller<'_, GuestState>, name: u64| {
         let name = take_text(&mut caller, name, "var key")?;
         let value = caller.data().variables.get(&name).map(<[u8]>::to_vec);
         value.map_or(Ok(0), |value| give(&mut caller, &value))
     })?;
-    linker.func_wrap(MODULE, "var_set", |mut caller: Caller<'_, State>, name: u64, value: u64| -> Result<()> {
+    linker.func_wrap(MODULE, "var_set", |mut caller: Caller<'_, GuestState>, name: u64, value: u64| -> Result<()> {
         let name = take_text(&mut caller, name, "var key")?;
         if value == 0 {
             caller.data_mut().variables.remove(&name);
@@ -59,7 +60,7 @@ pub(super) fn link(linker: &mut Linker<State>) -> Result<()> {
         Ok(caller.data_mut().variables.set(&name, value)?)
     })?;
     for (name, level) in log::FUNCTIONS {
-        linker.func_wrap(MODULE, name, move |mut caller: Caller<'_, State>, message: u64| {
+        linker.func_wrap(MODULE, name, move |mut caller: Caller<'_, GuestState>, message: u64| {
             log(&mut caller, level, message)
         })?;
     }
@@ -75,33 +76,33 @@ pub(super) fn link(linker: &mut Linker<State>) -> Result<()> {
 }
 
 /// The kernel of the guest that is calling.
-pub(super) fn kernel(caller: &Caller<'_, State>) -> Result<Kernel> {
-    caller.data().kernel.ok_or_else(|| Stop::Broken("a guest without a kernel".into()).into())
+pub(super) fn kernel(caller: &Caller<'_, GuestState>) -> Result<Kernel> {
+    caller.data().kernel.ok_or_else(|| HostTrap::Broken("a guest without a kernel".into()).into())
 }
 
 /// Copies a block out of the guest and frees it.
-pub(super) fn take(caller: &mut Caller<'_, State>, offset: u64, what: &str) -> Result<Vec<u8>> {
+pub(super) fn take(caller: &mut Caller<'_, GuestState>, offset: u64, what: &str) -> Result<Vec<u8>> {
     let kernel = kernel(caller)?;
     let bytes = kernel.read(&*caller, offset).map(<[u8]>::to_vec);
-    let bytes = bytes.ok_or_else(|| Stop::Failed(format!("invalid handle offset for {what}: {offset}")))?;
+    let bytes = bytes.ok_or_else(|| HostTrap::Failed(format!("invalid handle offset for {what}: {offset}")))?;
     kernel.free(caller, offset);
     Ok(bytes)
 }
 
-fn take_text(caller: &mut Caller<'_, State>, offset: u64, what: &str) -> Result<String> {
+fn take_text(caller: &mut Caller<'_, GuestState>, offset: u64, what: &str) -> Result<String> {
     if Kernel::length(&*caller, offset) > MAX_NAME {
-        return Err(Stop::Failed(format!("the {what} is over {MAX_NAME} bytes")).into());
+        return Err(HostTrap::Failed(format!("the {what} is over {MAX_NAME} bytes")).into());
     }
     let bytes = take(caller, offset, what)?;
-    Ok(String::from_utf8(bytes).map_err(|error| Stop::Failed(error.utf8_error().to_string()))?)
+    Ok(String::from_utf8(bytes).map_err(|error| HostTrap::Failed(error.utf8_error().to_string()))?)
 }
 
 /// Puts a block into the guest; 0 when there is nothing in it.
-pub(super) fn give(caller: &mut Caller<'_, State>, bytes: &[u8]) -> Result<u64> {
+pub(super) fn give(caller: &mut Caller<'_, GuestState>, bytes: &[u8]) -> Result<u64> {
     kernel(caller)?.write(caller, bytes)
 }
 
-fn log(caller: &mut Caller<'_, State>, level: Level, message: u64) -> Result<()> {
+fn log(caller: &mut Caller<'_, GuestState>, level: Level, message: u64) -> Result<()> {
     let kernel = kernel(caller)?;
     if !log::is_read(level) {
         kernel.free(caller, message);
@@ -109,7 +110,7 @@ fn log(caller: &mut Caller<'_, State>, level: Level, message: u64) -> Result<()>
     }
     let logging = caller.data_mut().log.take();
     let text = kernel.read(&*caller, message).map(|bytes| logging.text(bytes));
-    let text = text.ok_or_else(|| Stop::Failed(format!("invalid handle offset for log message: {message}")))?;
+    let text = text.ok_or_else(|| HostTrap::Failed(format!("invalid handle offset for log message: {message}")))?;
     kernel.free(caller, message);
     if let Some(text) = text {
         log::write(level, caller.data().shared.digest, &text);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use wasmtime::Trap;
 use wasmtime_wasi::I32Exit;
 
-use super::state::Stop;
+use super::state::HostTrap;
 use crate::{
     engine::{
         InstanceLimits,
@@ -17,11 +17,11 @@ use crate::{
 /// A failure to compile, link or initialise. Its text is fit for the plugin's author.
 pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error {
     let root = error.root_cause().to_string();
-    let reason = match (error.downcast_ref::<Stop>(), error.downcast_ref::<Trap>()) {
-        (Some(Stop::Deadline), _) => return Error::BuildTimeout { after: limits.build_timeout },
-        (Some(Stop::OutOfMemory), _) => "it needs more memory than its limit to start".to_owned(),
-        (Some(Stop::Broken(text)), _) => return Error::internal("initialising failed", text.clone()),
-        (Some(Stop::Failed(text)), _) => text.clone(),
+    let reason = match (error.downcast_ref::<HostTrap>(), error.downcast_ref::<Trap>()) {
+        (Some(HostTrap::Deadline), _) => return Error::BuildTimeout { after: limits.build_timeout },
+        (Some(HostTrap::OutOfMemory), _) => "it needs more memory than its limit to start".to_owned(),
+        (Some(HostTrap::Broken(text)), _) => return Error::internal("initialising failed", text.clone()),
+        (Some(HostTrap::Failed(text)), _) => text.clone(),
         (None, Some(Trap::OutOfFuel)) => "its initialisation ran out of fuel".to_owned(),
         (None, Some(trap)) => format!("its initialisation trapped: {trap}"),
         (None, None) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
@@ -81,19 +81,21 @@ pub(super) struct Finished {
 
 /// What the host decided.
 fn interrupted(error: &wasmtime::Error, limits: &InstanceLimits) -> Option<Error> {
-    match (error.downcast_ref::<Stop>(), error.downcast_ref::<Trap>()) {
-        (Some(Stop::Deadline), _) | (_, Some(Trap::Interrupt)) => {
+    match (error.downcast_ref::<HostTrap>(), error.downcast_ref::<Trap>()) {
+        (Some(HostTrap::Deadline), _) | (_, Some(Trap::Interrupt)) => {
             Some(Error::ExecTimeout { after: limits.exec_timeout })
         }
-        (Some(Stop::Broken(text)), _) => Some(Error::internal("a host function broke its declaration", text.clone())),
+        (Some(HostTrap::Broken(text)), _) => {
+            Some(Error::internal("a host function broke its declaration", text.clone()))
+        }
         (_, Some(Trap::OutOfFuel)) => Some(Error::OutOfFuel),
         _ => None,
     }
 }
 
 fn own_fault(error: &wasmtime::Error) -> Error {
-    match (error.downcast_ref::<Stop>(), error.downcast_ref::<Trap>()) {
-        (Some(Stop::OutOfMemory), _) => Error::OutOfMemory,
+    match (error.downcast_ref::<HostTrap>(), error.downcast_ref::<Trap>()) {
+        (Some(HostTrap::OutOfMemory), _) => Error::OutOfMemory,
         (Some(stop), _) => Error::GuestError { message: shorten(&stop.to_string()) },
         (None, Some(trap)) => Error::GuestTrap { reason: trap.to_string() },
         (None, None) => Error::GuestError { message: shorten(&error.root_cause().to_string()) },

@@ -28,25 +28,25 @@ use tokio::{
 const LONGEST_WAIT: Duration = Duration::from_millis(50);
 
 /// The turns of one engine.
-pub(super) struct Turns {
-    turns: Arc<Semaphore>,
+pub(super) struct FairShare {
+    permits: Arc<Semaphore>,
 }
 
-impl Turns {
+impl FairShare {
     pub(super) fn new(at_once: usize) -> Self {
-        Self { turns: Arc::new(Semaphore::new(at_once)) }
+        Self { permits: Arc::new(Semaphore::new(at_once)) }
     }
 
     /// For a guest that has not run yet.
-    pub(super) fn begin(&self) -> Turn {
-        Turn { turns: self.turns.clone(), held: Arc::default(), ticks: 0 }
+    pub(super) fn begin(&self) -> RunPermit {
+        RunPermit { permits: self.permits.clone(), slot: Arc::default(), ticks: 0 }
     }
 }
 
 /// One guest's.
-pub(super) struct Turn {
-    turns: Arc<Semaphore>,
-    held: Arc<Held>,
+pub(super) struct RunPermit {
+    permits: Arc<Semaphore>,
+    slot: Arc<PermitSlot>,
     ticks: u32,
 }
 
@@ -54,48 +54,48 @@ pub(super) struct Turn {
 /// would lie side by side.
 #[derive(Default)]
 #[repr(align(128))]
-struct Held {
+struct PermitSlot {
     permit: Mutex<Option<OwnedSemaphorePermit>>,
     /// It waits at a tick: for its turn, or for others to go first.
     at_tick: AtomicBool,
 }
 
-impl Turn {
+impl RunPermit {
     /// Resolves when the guest, whose tick is over, may go on.
     pub(super) fn tick(&mut self) -> impl Future<Output = ()> + Send + 'static {
         self.ticks = self.ticks.saturating_add(1);
-        let (runs_long, turns, held) = (self.ticks > 1, self.turns.clone(), self.held.clone());
+        let (runs_long, permits, slot) = (self.ticks > 1, self.permits.clone(), self.slot.clone());
         async move {
-            held.at_tick.store(true, Ordering::Relaxed);
+            slot.at_tick.store(true, Ordering::Relaxed);
             if runs_long {
-                held.put(None);
-                let next = timeout(LONGEST_WAIT, turns.acquire_owned()).await;
+                slot.put(None);
+                let next = timeout(LONGEST_WAIT, permits.acquire_owned()).await;
                 // Never closed; without a turn it goes on all the same.
-                held.put(next.ok().and_then(Result::ok));
+                slot.put(next.ok().and_then(Result::ok));
             }
             tokio::task::yield_now().await;
-            held.at_tick.store(false, Ordering::Relaxed);
+            slot.at_tick.store(false, Ordering::Relaxed);
         }
     }
 
     /// For whoever runs the guest.
-    pub(super) fn handle(&self) -> TurnHandle {
-        TurnHandle(self.held.clone())
+    pub(super) fn handle(&self) -> PermitHandle {
+        PermitHandle(self.slot.clone())
     }
 
     /// The guest has returned: its next call is a new one.
     pub(super) fn rest(&mut self) {
         if self.ticks > 1 {
-            self.held.put(None);
+            self.slot.put(None);
         }
         self.ticks = 0;
     }
 }
 
 /// Runs one guest.
-pub(super) struct TurnHandle(Arc<Held>);
+pub(super) struct PermitHandle(Arc<PermitSlot>);
 
-impl TurnHandle {
+impl PermitHandle {
     /// Whenever the guest waits for anything but its tick (a host function, a sleep of WASI's), it gives its turn away.
     pub(super) async fn run<F: Future>(&self, guest: F) -> F::Output {
         let mut guest = pin!(guest);
@@ -110,7 +110,7 @@ impl TurnHandle {
     }
 }
 
-impl Held {
+impl PermitSlot {
     fn put(&self, permit: Option<OwnedSemaphorePermit>) {
         let before = std::mem::replace(&mut *self.permit.lock().unwrap_or_else(PoisonError::into_inner), permit);
         // Outside the lock: it wakes another.
@@ -126,8 +126,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_runs_long_waits_for_a_turn_and_in_order() {
-        let turns = Turns::new(1);
-        let (mut first, mut second) = (turns.begin(), turns.begin());
+        let share = FairShare::new(1);
+        let (mut first, mut second) = (share.begin(), share.begin());
         for guest in [&mut first, &mut second] {
             guest.tick().await;
         }
@@ -144,29 +144,29 @@ mod tests {
 
     #[tokio::test]
     async fn a_guest_that_is_gone_leaves_its_turn() {
-        let turns = Turns::new(1);
-        let mut first = turns.begin();
+        let share = FairShare::new(1);
+        let mut first = share.begin();
         first.tick().await;
         first.tick().await;
         drop(first);
-        let mut second = turns.begin();
+        let mut second = share.begin();
         second.tick().await;
         second.tick().await;
     }
     #[tokio::test(start_paused = true)]
     async fn who_sleeps_holds_no_turn_and_who_is_not_polled_holds_none_for_ever() {
-        let turns = Turns::new(1);
-        let mut sleeper = turns.begin();
+        let share = FairShare::new(1);
+        let mut sleeper = share.begin();
         sleeper.tick().await;
         sleeper.tick().await;
         let handle = sleeper.handle();
         assert!(handle.run(tokio::time::sleep(Duration::from_mins(1))).now_or_never().is_none());
-        let mut second = turns.begin();
+        let mut second = share.begin();
         second.tick().await;
         assert!(second.tick().now_or_never().is_none(), "it yields once");
         second.tick().await;
         // The second holds the turn now, and nobody polls it.
-        let mut third = turns.begin();
+        let mut third = share.begin();
         third.tick().await;
         third.tick().await;
     }
