@@ -7,12 +7,15 @@ use tracing::{Level, level_filters::LevelFilter};
 use wasmtime::{Caller, Linker};
 
 use super::{
-    http,
+    classify::HostTrap,
     kernel::Kernel,
-    state::{GuestState, HostTrap, Variables},
+    state::{GuestState, Variables},
 };
 pub(super) use crate::engine::environment::ENVIRONMENT as MODULE;
-use crate::engine::log;
+use crate::engine::{
+    http::{HttpError, MAX_REQUEST, Response},
+    log,
+};
 
 /// Of the name of a variable or of a setting, in bytes.
 const MAX_NAME: u64 = 64 << 10;
@@ -72,7 +75,7 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
         Some(Level::WARN) => 3,
         Some(Level::ERROR) => 4,
     })?;
-    http::link(linker)
+    link_http(linker)
 }
 
 /// The kernel of the guest that is calling.
@@ -81,7 +84,7 @@ pub(super) fn kernel(caller: &Caller<'_, GuestState>) -> Result<Kernel> {
 }
 
 /// Copies a block out of the guest and frees it.
-pub(super) fn take(caller: &mut Caller<'_, GuestState>, offset: u64, what: &str) -> Result<Vec<u8>> {
+fn take(caller: &mut Caller<'_, GuestState>, offset: u64, what: &str) -> Result<Vec<u8>> {
     let kernel = kernel(caller)?;
     let bytes = kernel.read(&*caller, offset).map(<[u8]>::to_vec);
     let bytes = bytes.ok_or_else(|| HostTrap::Failed(format!("invalid handle offset for {what}: {offset}")))?;
@@ -116,4 +119,43 @@ fn log(caller: &mut Caller<'_, GuestState>, level: Level, message: u64) -> Resul
         log::write(level, caller.data().shared.digest, &text);
     }
     Ok(())
+}
+
+fn link_http(linker: &mut Linker<GuestState>) -> Result<()> {
+    linker.func_wrap_async(
+        MODULE,
+        "http_request",
+        |mut caller: Caller<'_, GuestState>, (request, body): (u64, u64)| {
+            Box::new(async move { http_request(&mut caller, request, body).await })
+        },
+    )?;
+    linker
+        .func_wrap(MODULE, "http_status_code", |caller: Caller<'_, GuestState>| i32::from(caller.data().http.status))?;
+    linker.func_wrap(MODULE, "http_headers", |mut caller: Caller<'_, GuestState>| {
+        let headers = caller.data().http.headers();
+        give(&mut caller, headers.as_bytes())
+    })?;
+    Ok(())
+}
+
+async fn http_request(caller: &mut Caller<'_, GuestState>, request: u64, body: u64) -> Result<u64> {
+    caller.data_mut().http = Response::default();
+    if Kernel::length(&*caller, request) > MAX_REQUEST {
+        return Err(HostTrap::Failed(format!("the HTTP request, less its body, is over {MAX_REQUEST} bytes")).into());
+    }
+    let shared = caller.data().shared.clone();
+    let request = shared.http.read(&take(caller, request, "http request")?).map_err(HostTrap::from)?;
+    let body = if body == 0 { None } else { Some(take(caller, body, "http request body")?) };
+    let (response, body) = shared.http.send(request, body).await.map_err(HostTrap::from)?;
+    caller.data_mut().http = response;
+    give(caller, &body)
+}
+
+impl From<HttpError> for HostTrap {
+    fn from(error: HttpError) -> Self {
+        match error {
+            HttpError::Failed(text) => HostTrap::Failed(text),
+            HttpError::Broken(text) => HostTrap::Broken(text),
+        }
+    }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use wasmtime::Trap;
 use wasmtime_wasi::I32Exit;
 
-use super::state::HostTrap;
 use crate::{
     engine::{
         InstanceLimits,
@@ -13,6 +12,21 @@ use crate::{
     },
     error::Error,
 };
+
+/// Why the host ended a guest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum HostTrap {
+    #[error("its deadline has passed")]
+    Deadline,
+    #[error("out of memory")]
+    OutOfMemory,
+    /// A host function failed, or was called with something impossible.
+    #[error("{0}")]
+    Failed(String),
+    /// A host function broke its own declaration.
+    #[error("{0}")]
+    Broken(String),
+}
 
 /// A failure to compile, link or initialise. Its text is fit for the plugin's author.
 pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error {

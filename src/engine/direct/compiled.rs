@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use wasmtime::{Linker, Module, ModuleExport};
 
 use super::{
-    EngineVariant, environment, functions, instance::DirectInstance, slots::MAX_LINKED, state::GuestState, wasi,
+    abi, functions, instance::DirectInstance, slots::MAX_LINKED, state::GuestState, variant::EngineVariant, wasi,
 };
 use crate::{
     clock,
@@ -80,11 +80,11 @@ impl Compiled {
         let mut names: Vec<&str> = Vec::new();
         for linked in request.linked.iter() {
             let module = variant.module(linked.digest, &linked.wasm, &request.limits)?;
-            modules.push(link(&host, &request.host_functions, &names, &modules, module)?);
+            modules.push(link(&variant, &request.host_functions, &names, &modules, module)?);
             names.push(&linked.name);
         }
         let module = variant.module(request.digest, &request.wasm, &request.limits)?;
-        modules.push(link(&host, &request.host_functions, &names, &modules, module)?);
+        modules.push(link(&variant, &request.host_functions, &names, &modules, module)?);
         let shared = Shared {
             modules,
             linker,

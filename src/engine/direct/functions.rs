@@ -6,7 +6,8 @@ use wasmtime::{Caller, Engine, FuncType, Linker};
 
 use super::{
     abi::{self, kernel},
-    state::{GuestState, HostTrap},
+    classify::HostTrap,
+    state::GuestState,
 };
 use crate::{
     engine::{

@@ -8,14 +8,19 @@ use tokio::time::Instant;
 use wasmtime::{Extern, ExternType, Module, Store, TypedFunc, UpdateDeadline, ValType};
 
 use super::{
-    classify::{self, Failure},
+    classify::{self, Failure, HostTrap},
     compiled::{Import, Shared},
     kernel::{Kernel, Output},
-    state::{GuestState, HostTrap},
+    state::GuestState,
 };
 use crate::{
     clock,
-    engine::{BoxFuture, Instance, Permit, host::in_guest, http::Response, log::LogBudget},
+    engine::{
+        BoxFuture, Instance, Permit,
+        host::{in_guest, panic_text},
+        http::Response,
+        log::LogBudget,
+    },
     error::Error,
 };
 
@@ -49,7 +54,7 @@ impl DirectInstance {
         let made = in_guest(AssertUnwindSafe(instantiate(shared, deadline)).catch_unwind());
         let (store, instance, kernel) = match clock::timeout_at(deadline, made).await {
             Ok(Ok(made)) => made.map_err(|error| classify::invalid(&error, &shared.limits))?,
-            Ok(Err(panic)) => return Err(Error::internal("a host function panicked", super::panic_text(&*panic))),
+            Ok(Err(panic)) => return Err(Error::internal("a host function panicked", panic_text(&*panic))),
             Err(_) => return Err(Error::BuildTimeout { after: shared.limits.build_timeout }),
         };
         Ok(Self { guest: Some(Box::new(Guest { store, instance, kernel, entry: None, _permit: permit })) })
@@ -77,7 +82,7 @@ impl Instance for DirectInstance {
                     self.guest = failure.is_sound.then_some(guest);
                     Err(failure.error)
                 }
-                Err(panic) => Err(Error::internal("a host function panicked", super::panic_text(&*panic))),
+                Err(panic) => Err(Error::internal("a host function panicked", panic_text(&*panic))),
             }
         }))
     }

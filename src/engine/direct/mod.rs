@@ -34,63 +34,33 @@
 //! - An instance that ran `_start`, or exited with 0, is not used again.
 
 mod abi;
+mod allocator;
 mod cache;
 mod classify;
 mod compiled;
 mod fair_share;
 mod functions;
-mod http;
 mod instance;
 mod kernel;
 mod slots;
 mod state;
 mod ticker;
+mod variant;
 mod wasi;
 
-use std::{
-    any::Any,
-    fmt,
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::{Arc, OnceLock},
-};
-
-use wasmtime::{Config, Engine as Wasmtime, Linker, Module};
+use std::{fmt, sync::Arc};
 
 pub use self::compiled::Compiled;
-use self::{
-    cache::Cache, fair_share::FairShare, kernel::KernelModule, slots::SlotLayout, state::GuestState, ticker::Ticker,
-};
-use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine, InstanceLimits, Slots};
+use self::variant::EngineVariants;
+use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Slots, host::panic_text};
 use crate::{
     config::{EngineSettings, LimitSettings, PoolSettings},
     error::Error,
-    source::{Digest, effort},
 };
 
 /// Runs plugins on wasmtime.
 pub struct DirectEngine {
     variants: Arc<EngineVariants>,
-}
-
-struct EngineVariants {
-    layout: SlotLayout,
-    cache: Arc<Cache>,
-    share: Arc<FairShare>,
-    unfueled: Arc<EngineVariant>,
-    /// For specs that limit fuel; made when first needed.
-    fueled: OnceLock<Result<Arc<EngineVariant>, Error>>,
-}
-
-/// One wasmtime engine and what all guests on it share.
-struct EngineVariant {
-    engine: Wasmtime,
-    kernel: KernelModule,
-    abi: Linker<GuestState>,
-    ticker: Ticker,
-    share: Arc<FairShare>,
-    cache: Arc<Cache>,
-    /// wasmtime's version and settings.
-    version: u64,
 }
 
 impl DirectEngine {
@@ -102,65 +72,7 @@ impl DirectEngine {
     /// `invalid_request` when the slots do not fit into the address space, or the folder for compiled code cannot be
     /// used; `internal` when the system refuses the reservation or the thread.
     pub fn new(pool: &PoolSettings, limits: &LimitSettings, engine: &EngineSettings) -> Result<Self, Error> {
-        let layout = SlotLayout::new(pool, limits, slots::available()).map_err(Error::invalid_request)?;
-        let cache = Cache::open(&engine.code_cache, engine.code_cache_size)
-            .map_err(|error| Error::invalid_request(format!("engine.code_cache cannot be used: {error}")))?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let (cache, share) = (Arc::new(cache), Arc::new(FairShare::new(cores)));
-        let unfueled = EngineVariant::new(layout, false, share.clone(), cache.clone())?;
-        Ok(Self { variants: Arc::new(EngineVariants { layout, cache, share, unfueled, fueled: OnceLock::new() }) })
-    }
-}
-
-impl EngineVariants {
-    /// Blocks while the engine for fuel is made.
-    fn get(&self, fueled: bool) -> Result<Arc<EngineVariant>, Error> {
-        if !fueled {
-            return Ok(self.unfueled.clone());
-        }
-        self.fueled
-            .get_or_init(|| EngineVariant::new(self.layout, true, self.share.clone(), self.cache.clone()))
-            .clone()
-    }
-}
-
-impl EngineVariant {
-    fn new(layout: SlotLayout, fueled: bool, share: Arc<FairShare>, cache: Arc<Cache>) -> Result<Arc<Self>, Error> {
-        let failed = |error: wasmtime::Error| Error::internal("the engine cannot be made", format!("{error:#}"));
-        let mut config = Config::new();
-        config
-            .epoch_interruption(true)
-            .consume_fuel(fueled)
-            // What `source::inspect` lets through, and no more.
-            .wasm_gc(false)
-            .wasm_memory64(false)
-            .wasm_multi_memory(false)
-            .wasm_relaxed_simd(false)
-            .wasm_tail_call(true)
-            .wasm_extended_const(true)
-            .max_wasm_stack(512 << 10);
-        layout.apply(&mut config);
-        let engine = Wasmtime::new(&config).map_err(failed)?;
-        let kernel = KernelModule::compile(&engine)?;
-        let mut abi = Linker::new(&engine);
-        abi::link(&mut abi).map_err(failed)?;
-        let ticker =
-            Ticker::start(engine.weak()).map_err(|error| Error::internal("no thread for the ticker", error))?;
-        let mut version = DefaultHasher::new();
-        engine.precompile_compatibility_hash().hash(&mut version);
-        Ok(Arc::new(Self { kernel, abi, ticker, share, cache, version: version.finish(), engine }))
-    }
-
-    /// Compiles a module, or loads what was compiled before. Blocks.
-    fn module(&self, digest: Digest, wasm: &[u8], limits: &InstanceLimits) -> Result<Module, Error> {
-        let key = cache::Key { plugin: digest, engine: self.version };
-        if let Some(module) = self.cache.load(&self.engine, key) {
-            return Ok(module);
-        }
-        effort::check(wasm)?;
-        let module = Module::new(&self.engine, wasm).map_err(|error| classify::invalid(&error, limits))?;
-        self.cache.keep(key, &module);
-        Ok(module)
+        Ok(Self { variants: Arc::new(EngineVariants::new(pool, limits, engine)?) })
     }
 }
 
@@ -191,9 +103,8 @@ impl Engine for DirectEngine {
     }
 
     fn slots(&self) -> Option<Slots> {
-        let fueled = self.variants.fueled.get().and_then(|made| made.clone().ok());
         let mut slots = Slots::default();
-        for variant in [Some(self.variants.unfueled.clone()), fueled].into_iter().flatten() {
+        for variant in self.variants.made() {
             let Some(metrics) = variant.engine.pooling_allocator_metrics() else { continue };
             slots.live.instances += metrics.core_instances();
             slots.live.memories += metrics.memories() as u64;
@@ -211,9 +122,4 @@ impl fmt::Debug for DirectEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DirectEngine").field("layout", &self.variants.layout).finish_non_exhaustive()
     }
-}
-
-/// What a panic said, if it said anything.
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    crate::engine::host::panic_text(panic)
 }

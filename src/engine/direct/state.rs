@@ -6,27 +6,8 @@ use tokio::time::Instant;
 use wasmtime::ResourceLimiter;
 use wasmtime_wasi::p1::WasiP1Ctx;
 
-use super::{
-    compiled::Shared,
-    fair_share::RunPermit,
-    kernel::{Allocator, Kernel},
-};
+use super::{allocator::Allocator, classify::HostTrap, compiled::Shared, fair_share::RunPermit, kernel::Kernel};
 use crate::engine::{http::Response, log::LogBudget};
-
-/// Why the host ended a guest.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum HostTrap {
-    #[error("its deadline has passed")]
-    Deadline,
-    #[error("out of memory")]
-    OutOfMemory,
-    /// A host function failed, or was called with something impossible.
-    #[error("{0}")]
-    Failed(String),
-    /// A host function broke its own declaration.
-    #[error("{0}")]
-    Broken(String),
-}
 
 /// A store's data.
 pub(super) struct GuestState {

@@ -11,13 +11,9 @@
 //! What is checked: every range that leaves this module lies within the memory. Where Extism's kernel takes a range
 //! that does not (lengths that wrap around), the call ends as `guest_error`.
 
-mod allocator;
-
 use wasmtime::{AsContext, AsContextMut, Engine, Instance, Memory, Module, ModuleExport, Store};
 
-pub(super) use self::allocator::Allocator;
-use self::allocator::BOOKKEEPING;
-use super::state::{GuestState, HostTrap};
+use super::{allocator::BOOKKEEPING, classify::HostTrap, state::GuestState};
 use crate::error::Error;
 
 const PAGE: u64 = 65_536;

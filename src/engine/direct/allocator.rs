@@ -24,7 +24,7 @@ struct Block {
 
 /// The allocator's books.
 #[derive(Debug, Default)]
-pub(in crate::engine::direct) struct Allocator {
+pub(super) struct Allocator {
     /// By offset.
     all: BTreeMap<u64, Block>,
     /// Free ones by size, then offset.
