@@ -4,12 +4,12 @@
 //! what a guest does wrong are Extism's too: authors of plugins know them.
 
 use tracing::{Level, level_filters::LevelFilter};
-use wasmtime::{Caller, Linker};
+use wasmtime::Linker;
 
 use super::{
     classify::HostTrap,
     kernel::Kernel,
-    state::{GuestState, Variables},
+    state::{Caller, GuestState, Variables},
 };
 pub(super) use crate::engine::environment::ENVIRONMENT as MODULE;
 use crate::engine::{
@@ -24,32 +24,29 @@ type Result<T> = wasmtime::Result<T>;
 
 /// Adds them all.
 pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
-    linker.func_wrap(MODULE, "alloc", |mut caller: Caller<'_, GuestState>, length: u64| {
-        kernel(&caller)?.alloc(&mut caller, length)
+    linker.func_wrap(MODULE, "alloc", |mut caller: Caller<'_>, length: u64| {
+        Kernel::of(&caller)?.alloc(&mut caller, length)
     })?;
-    linker.func_wrap(MODULE, "free", |mut caller: Caller<'_, GuestState>, offset: u64| -> Result<()> {
-        kernel(&caller)?.free(&mut caller, offset);
+    linker.func_wrap(MODULE, "free", |mut caller: Caller<'_>, offset: u64| -> Result<()> {
+        Kernel::of(&caller)?.free(&mut caller, offset);
         Ok(())
     })?;
-    linker.func_wrap(MODULE, "reset", |mut caller: Caller<'_, GuestState>| -> Result<()> {
-        kernel(&caller)?.reset(&mut caller);
+    linker.func_wrap(MODULE, "reset", |mut caller: Caller<'_>| -> Result<()> {
+        Kernel::of(&caller)?.reset(&mut caller);
         Ok(())
     })?;
     for name in ["length", "length_unsafe"] {
-        linker
-            .func_wrap(MODULE, name, |caller: Caller<'_, GuestState>, offset: u64| Kernel::length(&caller, offset))?;
+        linker.func_wrap(MODULE, name, |caller: Caller<'_>, offset: u64| Kernel::length(&caller, offset))?;
     }
-    linker.func_wrap(MODULE, "config_get", |mut caller: Caller<'_, GuestState>, key: u64| {
-        let shared = caller.data().shared.clone();
-        let value = shared.config.get(&take_text(&mut caller, key, "config key")?);
-        value.map_or(Ok(0), |value| give(&mut caller, value.as_bytes()))
+    linker.func_wrap(MODULE, "config_get", |mut caller: Caller<'_>, key: u64| {
+        let key = take_text(&mut caller, key, "config key")?;
+        Kernel::of(&caller)?.write_found(&mut caller, |state| state.context.config.get(&key).map(String::as_bytes))
     })?;
-    linker.func_wrap(MODULE, "var_get", |mut caller: Caller<'_, GuestState>, name: u64| {
+    linker.func_wrap(MODULE, "var_get", |mut caller: Caller<'_>, name: u64| {
         let name = take_text(&mut caller, name, "var key")?;
-        let value = caller.data().variables.get(&name).map(<[u8]>::to_vec);
-        value.map_or(Ok(0), |value| give(&mut caller, &value))
+        Kernel::of(&caller)?.write_found(&mut caller, |state| state.variables.get(&name))
     })?;
-    linker.func_wrap(MODULE, "var_set", |mut caller: Caller<'_, GuestState>, name: u64, value: u64| -> Result<()> {
+    linker.func_wrap(MODULE, "var_set", |mut caller: Caller<'_>, name: u64, value: u64| -> Result<()> {
         let name = take_text(&mut caller, name, "var key")?;
         if value == 0 {
             caller.data_mut().variables.remove(&name);
@@ -63,9 +60,7 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
         Ok(caller.data_mut().variables.set(&name, value)?)
     })?;
     for (name, level) in log::FUNCTIONS {
-        linker.func_wrap(MODULE, name, move |mut caller: Caller<'_, GuestState>, message: u64| {
-            log(&mut caller, level, message)
-        })?;
+        linker.func_wrap(MODULE, name, move |mut caller: Caller<'_>, message: u64| log(&mut caller, level, message))?;
     }
     linker.func_wrap(MODULE, "get_log_level", || match LevelFilter::current().into_level() {
         None => i32::MAX,
@@ -78,21 +73,16 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
     link_http(linker)
 }
 
-/// The kernel of the guest that is calling.
-pub(super) fn kernel(caller: &Caller<'_, GuestState>) -> Result<Kernel> {
-    caller.data().kernel.ok_or_else(|| HostTrap::Broken("a guest without a kernel".into()).into())
-}
-
 /// Copies a block out of the guest and frees it.
-fn take(caller: &mut Caller<'_, GuestState>, offset: u64, what: &str) -> Result<Vec<u8>> {
-    let kernel = kernel(caller)?;
+fn take(caller: &mut Caller<'_>, offset: u64, what: &str) -> Result<Vec<u8>> {
+    let kernel = Kernel::of(caller)?;
     let bytes = kernel.read(&*caller, offset).map(<[u8]>::to_vec);
     let bytes = bytes.ok_or_else(|| HostTrap::Failed(format!("invalid handle offset for {what}: {offset}")))?;
     kernel.free(caller, offset);
     Ok(bytes)
 }
 
-fn take_text(caller: &mut Caller<'_, GuestState>, offset: u64, what: &str) -> Result<String> {
+fn take_text(caller: &mut Caller<'_>, offset: u64, what: &str) -> Result<String> {
     if Kernel::length(&*caller, offset) > MAX_NAME {
         return Err(HostTrap::Failed(format!("the {what} is over {MAX_NAME} bytes")).into());
     }
@@ -100,13 +90,8 @@ fn take_text(caller: &mut Caller<'_, GuestState>, offset: u64, what: &str) -> Re
     Ok(String::from_utf8(bytes).map_err(|error| HostTrap::Failed(error.utf8_error().to_string()))?)
 }
 
-/// Puts a block into the guest; 0 when there is nothing in it.
-pub(super) fn give(caller: &mut Caller<'_, GuestState>, bytes: &[u8]) -> Result<u64> {
-    kernel(caller)?.write(caller, bytes)
-}
-
-fn log(caller: &mut Caller<'_, GuestState>, level: Level, message: u64) -> Result<()> {
-    let kernel = kernel(caller)?;
+fn log(caller: &mut Caller<'_>, level: Level, message: u64) -> Result<()> {
+    let kernel = Kernel::of(caller)?;
     if !log::is_read(level) {
         kernel.free(caller, message);
         return Ok(());
@@ -116,39 +101,34 @@ fn log(caller: &mut Caller<'_, GuestState>, level: Level, message: u64) -> Resul
     let text = text.ok_or_else(|| HostTrap::Failed(format!("invalid handle offset for log message: {message}")))?;
     kernel.free(caller, message);
     if let Some(text) = text {
-        log::write(level, caller.data().shared.digest, &text);
+        log::write(level, caller.data().context.digest, &text);
     }
     Ok(())
 }
 
 fn link_http(linker: &mut Linker<GuestState>) -> Result<()> {
-    linker.func_wrap_async(
-        MODULE,
-        "http_request",
-        |mut caller: Caller<'_, GuestState>, (request, body): (u64, u64)| {
-            Box::new(async move { http_request(&mut caller, request, body).await })
-        },
-    )?;
-    linker
-        .func_wrap(MODULE, "http_status_code", |caller: Caller<'_, GuestState>| i32::from(caller.data().http.status))?;
-    linker.func_wrap(MODULE, "http_headers", |mut caller: Caller<'_, GuestState>| {
+    linker.func_wrap_async(MODULE, "http_request", |mut caller: Caller<'_>, (request, body): (u64, u64)| {
+        Box::new(async move { http_request(&mut caller, request, body).await })
+    })?;
+    linker.func_wrap(MODULE, "http_status_code", |caller: Caller<'_>| i32::from(caller.data().http.status))?;
+    linker.func_wrap(MODULE, "http_headers", |mut caller: Caller<'_>| {
         let headers = caller.data().http.headers();
-        give(&mut caller, headers.as_bytes())
+        Kernel::of(&caller)?.write(&mut caller, headers.as_bytes())
     })?;
     Ok(())
 }
 
-async fn http_request(caller: &mut Caller<'_, GuestState>, request: u64, body: u64) -> Result<u64> {
+async fn http_request(caller: &mut Caller<'_>, request: u64, body: u64) -> Result<u64> {
     caller.data_mut().http = Response::default();
     if Kernel::length(&*caller, request) > MAX_REQUEST {
         return Err(HostTrap::Failed(format!("the HTTP request, less its body, is over {MAX_REQUEST} bytes")).into());
     }
-    let shared = caller.data().shared.clone();
-    let request = shared.http.read(&take(caller, request, "http request")?).map_err(HostTrap::from)?;
+    let context = caller.data().context.clone();
+    let request = context.http.read(&take(caller, request, "http request")?).map_err(HostTrap::from)?;
     let body = if body == 0 { None } else { Some(take(caller, body, "http request body")?) };
-    let (response, body) = shared.http.send(request, body).await.map_err(HostTrap::from)?;
+    let (response, body) = context.http.send(request, body).await.map_err(HostTrap::from)?;
     caller.data_mut().http = response;
-    give(caller, &body)
+    Kernel::of(caller)?.write(caller, &body)
 }
 
 impl From<HttpError> for HostTrap {

@@ -46,51 +46,42 @@ pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error
     Error::InvalidPlugin { reason: shorten(&reason), cause: Some(Arc::from(Box::from(format!("{error:#}")))) }
 }
 
-/// Why a call did not give its output, and whether its instance can be called again.
-pub(super) struct Failure {
-    pub(super) error: Error,
-    pub(super) is_sound: bool,
-}
-
-/// How a call ended, from what it returned and the error that the guest may have set.
+/// How a call ended, and whether its instance can be called again: from what it returned and the error that the guest
+/// may have set.
 ///
 /// What the guest says of itself comes before what it trapped with, since that is how many a PDK reports an error; what
 /// the host decided comes before both.
-pub(super) fn of_call(
+pub(super) fn call(
     returned: wasmtime::Result<i32>,
-    said: Option<Vec<u8>>,
+    said: Option<&[u8]>,
     limits: &InstanceLimits,
-) -> Result<Finished, Failure> {
-    let said = said.map(|bytes| match String::from_utf8(bytes) {
-        Ok(text) => shorten(&text),
-        // Cut in the middle of its last character.
-        Err(error) if error.utf8_error().error_len().is_none() && error.as_bytes().len() > MAX_MESSAGE => {
-            shorten(&String::from_utf8_lossy(error.as_bytes()))
-        }
-        Err(error) => format!("unable to load error message from memory: {}", error.utf8_error()),
-    });
-    let unsound = |error| Failure { error, is_sound: false };
-    match (returned, said) {
-        (Ok(_), Some(message)) => Err(Failure { error: Error::GuestError { message }, is_sound: true }),
-        (Ok(0), None) => Ok(Finished { is_sound: true }),
-        (Ok(code), None) => {
-            Err(Failure { error: Error::GuestError { message: format!("it returned {code}") }, is_sound: true })
-        }
-        (Err(error), said) => match (interrupted(&error, limits), said) {
-            (Some(error), _) => Err(unsound(error)),
-            (None, Some(message)) => Err(unsound(Error::GuestError { message })),
-            (None, None) => match error.downcast_ref::<I32Exit>() {
-                Some(I32Exit(0)) => Ok(Finished { is_sound: false }),
-                Some(I32Exit(code)) => Err(unsound(Error::GuestExit { code: *code })),
-                None => Err(unsound(own_fault(&error))),
-            },
+) -> (Result<(), Error>, bool) {
+    // Not after an exit with 0 either: then the guest's frames are gone.
+    let is_sound = returned.is_ok();
+    let ended = match (returned, said.map(message)) {
+        (Ok(0), None) => Ok(()),
+        (Ok(code), None) => Err(Error::GuestError { message: format!("it returned {code}") }),
+        (Ok(_), Some(message)) => Err(Error::GuestError { message }),
+        (Err(error), said) => match (interrupted(&error, limits), said, error.downcast_ref::<I32Exit>()) {
+            (Some(error), _, _) => Err(error),
+            (None, Some(message), _) => Err(Error::GuestError { message }),
+            (None, None, Some(I32Exit(0))) => Ok(()),
+            (None, None, Some(I32Exit(code))) => Err(Error::GuestExit { code: *code }),
+            (None, None, None) => Err(own_fault(&error)),
         },
-    }
+    };
+    (ended, is_sound)
 }
 
-/// A guest that has returned, or exited with 0: then its frames are gone and it is not called again.
-pub(super) struct Finished {
-    pub(super) is_sound: bool,
+fn message(said: &[u8]) -> String {
+    match str::from_utf8(said) {
+        Ok(text) => shorten(text),
+        // Cut in the middle of its last character.
+        Err(error) if error.error_len().is_none() && said.len() > MAX_MESSAGE => {
+            shorten(&String::from_utf8_lossy(said))
+        }
+        Err(error) => format!("unable to load error message from memory: {error}"),
+    }
 }
 
 /// What the host decided.

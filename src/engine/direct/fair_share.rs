@@ -54,7 +54,7 @@ pub(super) struct RunPermit {
 /// would lie side by side.
 #[derive(Default)]
 #[repr(align(128))]
-struct PermitSlot {
+pub(super) struct PermitSlot {
     permit: Mutex<Option<OwnedSemaphorePermit>>,
     /// It waits at a tick: for its turn, or for others to go first.
     at_tick: AtomicBool,
@@ -79,8 +79,8 @@ impl RunPermit {
     }
 
     /// For whoever runs the guest.
-    pub(super) fn handle(&self) -> PermitHandle {
-        PermitHandle(self.slot.clone())
+    pub(super) fn slot(&self) -> Arc<PermitSlot> {
+        self.slot.clone()
     }
 
     /// The guest has returned: its next call is a new one.
@@ -92,25 +92,20 @@ impl RunPermit {
     }
 }
 
-/// Runs one guest.
-pub(super) struct PermitHandle(Arc<PermitSlot>);
-
-impl PermitHandle {
+impl PermitSlot {
     /// Whenever the guest waits for anything but its tick (a host function, a sleep of WASI's), it gives its turn away.
     pub(super) async fn run<F: Future>(&self, guest: F) -> F::Output {
         let mut guest = pin!(guest);
         poll_fn(|context| {
             let polled = guest.as_mut().poll(context);
-            if polled.is_pending() && !self.0.at_tick.load(Ordering::Relaxed) {
-                self.0.put(None);
+            if polled.is_pending() && !self.at_tick.load(Ordering::Relaxed) {
+                self.put(None);
             }
             polled
         })
         .await
     }
-}
 
-impl PermitSlot {
     fn put(&self, permit: Option<OwnedSemaphorePermit>) {
         let before = std::mem::replace(&mut *self.permit.lock().unwrap_or_else(PoisonError::into_inner), permit);
         // Outside the lock: it wakes another.
@@ -159,8 +154,8 @@ mod tests {
         let mut sleeper = share.begin();
         sleeper.tick().await;
         sleeper.tick().await;
-        let handle = sleeper.handle();
-        assert!(handle.run(tokio::time::sleep(Duration::from_mins(1))).now_or_never().is_none());
+        let slot = sleeper.slot();
+        assert!(slot.run(tokio::time::sleep(Duration::from_mins(1))).now_or_never().is_none());
         let mut second = share.begin();
         second.tick().await;
         assert!(second.tick().now_or_never().is_none(), "it yields once");

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use wasmtime::{Caller, Engine, FuncType, Linker};
+use wasmtime::{Engine, FuncType, Linker};
 
 use super::{
-    abi::{self, kernel},
     classify::HostTrap,
-    state::GuestState,
+    kernel::Kernel,
+    state::{Caller, GuestState},
 };
 use crate::{
     engine::{
@@ -31,25 +31,25 @@ pub(super) fn link(linker: &mut Linker<GuestState>, function: &HostFunction) -> 
 }
 
 fn define(linker: &mut Linker<GuestState>, function: Portable) -> wasmtime::Result<()> {
-    let Portable { module, name, params, results, call } = function;
-    let ty = func_type(linker.engine(), &params, &results);
-    let declared: Arc<[ValType]> = results.into();
-    let shown: Arc<str> = name.as_str().into();
-    match call {
+    let function = Arc::new(function);
+    let (module, name, ty) = (&*function.module, &*function.name, func_type(linker.engine(), &function));
+    match &function.call {
         Closure::Blocking(call) => {
-            linker.func_new(&module, &name, ty, move |mut caller, args, slots| {
+            let (call, function) = (call.clone(), function.clone());
+            linker.func_new(module, name, ty, move |mut caller, args, slots| {
                 let args = from_wasmtime(args)?;
                 let returned = call(&mut Memory(&mut caller), &args).map_err(|error| failed(&error))?;
-                give_back(&shown, &declared, &returned, slots)
+                give_back(&function, &returned, slots)
             })?;
         }
         Closure::Async(call) => {
-            linker.func_new_async(&module, &name, ty, move |mut caller, args, slots| {
-                let (call, shown, declared) = (call.clone(), shown.clone(), declared.clone());
+            let (call, function) = (call.clone(), function.clone());
+            linker.func_new_async(module, name, ty, move |mut caller, args, slots| {
+                let (call, function) = (call.clone(), function.clone());
                 Box::new(async move {
                     let args = from_wasmtime(args)?;
                     let returned = call(&mut Memory(&mut caller), &args).await.map_err(|error| failed(&error))?;
-                    give_back(&shown, &declared, &returned, slots)
+                    give_back(&function, &returned, slots)
                 })
             })?;
         }
@@ -57,9 +57,9 @@ fn define(linker: &mut Linker<GuestState>, function: Portable) -> wasmtime::Resu
     Ok(())
 }
 
-fn give_back(name: &str, declared: &[ValType], returned: &[Val], slots: &mut [wasmtime::Val]) -> wasmtime::Result<()> {
-    if returned.iter().map(|value| value.ty()).ne(declared.iter().copied()) {
-        let text = format!("the host function {name} gave results of other types than declared");
+fn give_back(function: &Portable, returned: &[Val], slots: &mut [wasmtime::Val]) -> wasmtime::Result<()> {
+    if !returned.iter().map(|value| value.ty()).eq(function.results.iter().copied()) {
+        let text = format!("the host function {} gave results of other types than declared", function.name);
         return Err(HostTrap::Broken(text).into());
     }
     for (slot, value) in slots.iter_mut().zip(returned) {
@@ -73,26 +73,27 @@ fn failed(error: &HostFunctionError) -> HostTrap {
     if error.is_out_of_memory() { HostTrap::OutOfMemory } else { HostTrap::Failed(error.to_string()) }
 }
 
-struct Memory<'a, 'b>(&'a mut Caller<'b, GuestState>);
+struct Memory<'a, 'b>(&'a mut Caller<'b>);
 
 impl GuestMemory for Memory<'_, '_> {
     fn read(&mut self, offset: u64) -> Result<Vec<u8>, HostFunctionError> {
-        let kernel = kernel(self.0).map_err(|error| HostFunctionError::new(error.to_string()))?;
+        let kernel = Kernel::of(&*self.0).map_err(|error| HostFunctionError::new(error.to_string()))?;
         let bytes = kernel.read(&*self.0, offset).map(<[u8]>::to_vec);
         bytes.ok_or_else(|| HostFunctionError::new(format!("no block of guest memory begins at {offset}")))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<u64, HostFunctionError> {
-        abi::give(self.0, bytes).map_err(|error| match error.downcast_ref() {
+        let kernel = Kernel::of(&*self.0);
+        kernel.and_then(|kernel| kernel.write(self.0, bytes)).map_err(|error| match error.downcast_ref() {
             Some(HostTrap::OutOfMemory) => HostFunctionError::out_of_memory(),
             _ => HostFunctionError::new(error.root_cause().to_string()),
         })
     }
 }
 
-fn func_type(engine: &Engine, params: &[ValType], results: &[ValType]) -> FuncType {
+fn func_type(engine: &Engine, function: &Portable) -> FuncType {
     let types = |types: &[ValType]| types.iter().map(|ty| to_wasmtime_type(*ty)).collect::<Vec<_>>();
-    FuncType::new(engine, types(params), types(results))
+    FuncType::new(engine, types(&function.params), types(&function.results))
 }
 
 fn to_wasmtime_type(ty: ValType) -> wasmtime::ValType {

@@ -42,6 +42,7 @@ mod fair_share;
 mod functions;
 mod instance;
 mod kernel;
+mod modules;
 mod slots;
 mod state;
 mod ticker;

@@ -1,23 +1,51 @@
-//! What the host keeps for one guest.
+//! What the host keeps for one guest, and what it needs of the guest's plugin.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::time::Instant;
-use wasmtime::ResourceLimiter;
+use wasmtime::{Memory, ResourceLimiter};
 use wasmtime_wasi::p1::WasiP1Ctx;
 
-use super::{allocator::Allocator, classify::HostTrap, compiled::Shared, fair_share::RunPermit, kernel::Kernel};
-use crate::engine::{http::Response, log::LogBudget};
+use super::{
+    allocator::Allocator,
+    classify::HostTrap,
+    fair_share::{FairShare, RunPermit},
+    ticker::Ticker,
+};
+use crate::{
+    engine::{
+        InstanceLimits, Permit,
+        http::{Http, Response},
+        log::LogBudget,
+    },
+    source::Digest,
+};
+
+/// What the host's functions need of the plugin: shared by its instances.
+pub(super) struct PluginContext {
+    pub(super) config: Arc<BTreeMap<String, String>>,
+    pub(super) http: Http,
+    pub(super) limits: InstanceLimits,
+    pub(super) digest: Digest,
+    pub(super) ticker: Arc<Ticker>,
+    pub(super) share: Arc<FairShare>,
+    /// The compiled plugin's. Released when the plugin and its last instance are gone.
+    pub(super) _permit: Permit,
+}
+
+/// A guest that is calling the host.
+pub(super) type Caller<'a> = wasmtime::Caller<'a, GuestState>;
 
 /// A store's data.
 pub(super) struct GuestState {
-    pub(super) shared: Arc<Shared>,
+    pub(super) context: Arc<PluginContext>,
     /// `None` only until it is instantiated, before any guest code runs.
-    pub(super) kernel: Option<Kernel>,
+    pub(super) kernel_memory: Option<Memory>,
     pub(super) allocator: Allocator,
     pub(super) budget: Budget,
     pub(super) variables: Variables,
     pub(super) http: Response,
+    /// Made when first needed.
     pub(super) wasi: Option<WasiP1Ctx>,
     pub(super) log: LogBudget,
     pub(super) run_permit: RunPermit,
@@ -25,19 +53,19 @@ pub(super) struct GuestState {
 }
 
 impl GuestState {
-    pub(super) fn new(shared: Arc<Shared>, deadline: Instant) -> Self {
-        let limits = &shared.limits;
+    pub(super) fn new(context: Arc<PluginContext>, deadline: Instant) -> Self {
+        let InstanceLimits { memory, table_elements, .. } = context.limits;
         Self {
-            kernel: None,
+            kernel_memory: None,
             allocator: Allocator::default(),
-            budget: Budget { memory_left: limits.memory, table_elements: limits.table_elements },
+            budget: Budget { memory_left: memory, table_elements },
             variables: Variables::default(),
             http: Response::default(),
-            wasi: shared.wasi.then(super::wasi::context),
+            wasi: None,
             log: LogBudget::default(),
-            run_permit: shared.variant.share.begin(),
+            run_permit: context.share.begin(),
             deadline,
-            shared,
+            context,
         }
     }
 }

@@ -39,7 +39,7 @@ pub(super) struct EngineVariant {
     pub(super) engine: Engine,
     pub(super) kernel: KernelModule,
     pub(super) abi: Linker<GuestState>,
-    pub(super) ticker: Ticker,
+    pub(super) ticker: Arc<Ticker>,
     pub(super) share: Arc<FairShare>,
     cache: Arc<Cache>,
     /// wasmtime's version and settings.
@@ -99,7 +99,7 @@ impl EngineVariant {
             Ticker::start(engine.weak()).map_err(|error| Error::internal("no thread for the ticker", error))?;
         let mut version = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut version);
-        Ok(Arc::new(Self { kernel, abi, ticker, share, cache, version: version.finish(), engine }))
+        Ok(Arc::new(Self { kernel, abi, ticker: Arc::new(ticker), share, cache, version: version.finish(), engine }))
     }
 
     /// Compiles a module, or loads what was compiled before. Blocks.

@@ -9,12 +9,12 @@ use wasmtime_wasi::{
 
 use super::state::GuestState;
 
-pub(super) fn context() -> WasiP1Ctx {
+fn context() -> WasiP1Ctx {
     // What a guest asks for at once is made before anybody looks whether it has room for it.
     WasiCtx::builder().max_random_size(1 << 20).build_p1()
 }
 
-/// Adds WASI's functions for stores that have a context.
+/// Adds WASI's functions.
 pub(super) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     p1::add_to_linker_async(linker, |state: &mut GuestState| state.wasi.get_or_insert_with(context))
 }

@@ -11,18 +11,16 @@
 //! What is checked: every range that leaves this module lies within the memory. Where Extism's kernel takes a range
 //! that does not (lengths that wrap around), the call ends as `guest_error`.
 
+use bytes::Bytes;
 use wasmtime::{AsContext, AsContextMut, Engine, Instance, Memory, Module, ModuleExport, Store};
 
 use super::{allocator::BOOKKEEPING, classify::HostTrap, state::GuestState};
-use crate::error::Error;
+use crate::{engine::text::MAX_MESSAGE, error::Error};
+
+/// `kernel.wat`, assembled. A test holds one against the other.
+const BYTES: &[u8] = include_bytes!("kernel.wasm");
 
 const PAGE: u64 = 65_536;
-
-/// `kernel.wat` as WebAssembly: a test keeps the two the same.
-const KERNEL: &[u8] = include_bytes!("kernel.wasm");
-
-/// Of a guest's error that is read, in bytes.
-const MAX_ERROR: u64 = 4100;
 
 /// The words of the kernel's root, by their offsets in its memory. No store of a guest's reaches them.
 mod root {
@@ -40,18 +38,17 @@ pub(super) struct KernelModule {
     memory: ModuleExport,
 }
 
-/// The kernel of one guest. Copies refer to the same one.
+/// The kernel of one guest, by its memory. Copies refer to the same one.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
-    instance: Instance,
     memory: Memory,
 }
 
 impl KernelModule {
     pub(super) fn compile(engine: &Engine) -> Result<Self, Error> {
-        let broken = |error: Box<dyn std::error::Error + Send + Sync>| Error::internal("the kernel is broken", error);
-        let module = Module::new(engine, KERNEL).map_err(|error| broken(error.to_string().into()))?;
-        let find = |name: &str| module.get_export_index(name).ok_or_else(|| broken(format!("no {name}").into()));
+        let broken = |error: String| Error::internal("the kernel is broken", error);
+        let module = Module::new(engine, BYTES).map_err(|error| broken(error.to_string()))?;
+        let find = |name: &str| module.get_export_index(name).ok_or_else(|| broken(format!("no {name}")));
         Ok(Self { memory: find("memory")?, module })
     }
 
@@ -61,25 +58,20 @@ impl KernelModule {
         self.module.get_export_index(name)
     }
 
-    pub(super) async fn instantiate(&self, store: &mut Store<GuestState>) -> wasmtime::Result<Kernel> {
+    /// Instantiates it for the guest of this store.
+    pub(super) async fn instantiate(&self, store: &mut Store<GuestState>) -> wasmtime::Result<Instance> {
         let instance = Instance::new_async(&mut *store, &self.module, &[]).await?;
         let memory = instance.get_module_export(&mut *store, &self.memory).and_then(wasmtime::Extern::into_memory);
-        let memory = memory.ok_or_else(|| wasmtime::Error::msg("the kernel lacks its memory"))?;
-        Ok(Kernel { instance, memory })
+        store.data_mut().kernel_memory = memory;
+        Ok(instance)
     }
 }
 
-/// What a guest left as its output.
-pub(super) enum Output {
-    Bytes(bytes::Bytes),
-    TooLarge,
-    /// Not within its memory.
-    Nowhere,
-}
-
 impl Kernel {
-    pub(super) fn export(&self, store: &mut Store<GuestState>, export: &ModuleExport) -> Option<wasmtime::Extern> {
-        self.instance.get_module_export(store, export)
+    /// The kernel of the guest that a store belongs to.
+    pub(super) fn of(store: &impl AsContext<Data = GuestState>) -> wasmtime::Result<Self> {
+        let memory = store.as_context().data().kernel_memory;
+        Ok(Self { memory: memory.ok_or_else(|| HostTrap::Broken("a guest without a kernel".into()))? })
     }
 
     fn get(&self, store: &impl AsContext<Data = GuestState>, word: usize) -> u64 {
@@ -105,21 +97,21 @@ impl Kernel {
     }
 
     /// The output, if it is within the memory and its limit.
-    pub(super) fn output(&self, store: &Store<GuestState>, limit: u64) -> Output {
+    pub(super) fn output(&self, store: &Store<GuestState>, limit: u64) -> Result<Bytes, Error> {
         let (offset, len) = (self.get(store, root::OUTPUT), self.get(store, root::OUTPUT_LEN));
         match self.bytes(store, offset, len) {
-            None => Output::Nowhere,
-            Some(bytes) if bytes.len() as u64 > limit => Output::TooLarge,
-            Some(bytes) => Output::Bytes(bytes::Bytes::copy_from_slice(bytes)),
+            Some(_) if len > limit => Err(Error::OutputTooLarge { limit }),
+            Some(bytes) => Ok(Bytes::copy_from_slice(bytes)),
+            None => Err(Error::GuestError { message: "its output is not within its memory".to_owned() }),
         }
     }
 
     /// The error that the guest has set, if it has.
-    pub(super) fn error(&self, store: &Store<GuestState>) -> Option<Vec<u8>> {
+    pub(super) fn error<'a>(&self, store: &'a Store<GuestState>) -> Option<&'a [u8]> {
         let offset = self.get(store, root::ERROR);
-        // No more than is shown, and a little: who reads it cuts it between characters.
-        let len = store.data().allocator.length(offset).min(MAX_ERROR);
-        if offset == 0 || len == 0 { None } else { self.bytes(store, offset, len).map(<[u8]>::to_vec) }
+        // A character more than is shown, so that it can be cut between characters.
+        let len = store.data().allocator.length(offset).min(MAX_MESSAGE as u64 + 4);
+        if offset == 0 || len == 0 { None } else { self.bytes(store, offset, len) }
     }
 
     fn bytes<'a>(&self, store: &'a Store<GuestState>, offset: u64, len: u64) -> Option<&'a [u8]> {
@@ -179,12 +171,19 @@ impl Kernel {
         bytes: &[u8],
     ) -> wasmtime::Result<u64> {
         let offset = self.alloc(store, bytes.len() as u64)?;
-        if offset != 0 {
-            let memory = self.memory.data_mut(store);
-            let target = range(offset, bytes.len() as u64, memory.len()).ok_or(HostTrap::OutOfMemory)?;
-            memory[target].copy_from_slice(bytes);
-        }
-        Ok(offset)
+        fill(self.memory.data_mut(store), offset, bytes)
+    }
+
+    /// Allocates a block with what `find` finds in the guest's state; 0 when it finds nothing.
+    pub(super) fn write_found(
+        &self,
+        store: &mut impl AsContextMut<Data = GuestState>,
+        find: impl Fn(&GuestState) -> Option<&[u8]>,
+    ) -> wasmtime::Result<u64> {
+        let length = find(store.as_context().data()).map_or(0, <[u8]>::len);
+        let offset = self.alloc(store, length as u64)?;
+        let (memory, state) = self.memory.data_and_store_mut(store);
+        fill(memory, offset, find(state).unwrap_or_default())
     }
 
     /// The block that begins at `offset`: empty for 0, `None` when none does.
@@ -203,15 +202,28 @@ fn range(offset: u64, len: u64, size: usize) -> Option<std::ops::Range<usize>> {
 }
 
 fn slice(memory: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
-    Some(&memory[range(offset, len, memory.len())?])
+    memory.get(range(offset, len, memory.len())?)
+}
+
+/// Fills the block at `offset` with as many bytes as it was allocated for.
+fn fill(memory: &mut [u8], offset: u64, bytes: &[u8]) -> wasmtime::Result<u64> {
+    if !bytes.is_empty() {
+        let target = range(offset, bytes.len() as u64, memory.len()).and_then(|range| memory.get_mut(range));
+        target.ok_or(HostTrap::OutOfMemory)?.copy_from_slice(bytes);
+    }
+    Ok(offset)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
-    fn the_kernels_bytes_are_those_of_its_text() {
-        assert_eq!(wat::parse_str(include_str!("kernel.wat")).unwrap(), KERNEL);
+    fn the_bytes_are_those_of_the_text() {
+        let assembled = wat::parse_str(include_str!("kernel.wat")).unwrap();
+        if std::env::var_os("WRITE_KERNEL").is_some() {
+            let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/engine/direct/kernel/kernel.wasm");
+            return std::fs::write(path, assembled).unwrap();
+        }
+        let anew = "WRITE_KERNEL=1 cargo test --release --lib the_bytes_are_those_of_the_text";
+        assert!(assembled == super::BYTES, "kernel.wasm is not what kernel.wat says; write it anew: {anew}");
     }
 }
