@@ -1,7 +1,7 @@
-//! The functions of `extism:host/env` that are not the kernel's accessors: allocation, configuration, variables, logs.
+//! The host's part of `extism:host/env`: allocation, settings, variables, logs, HTTP.
 //!
-//! A function takes the blocks that it is passed out of the guest's hands and frees them, as Extism's do. Messages for
-//! what a guest does wrong are Extism's too: authors of plugins know them.
+//! As in Extism, a function frees the blocks that it is passed, and its messages are Extism's: authors of plugins know
+//! them.
 
 use tracing::{Level, level_filters::LevelFilter};
 use wasmtime::Linker;
@@ -17,12 +17,12 @@ use crate::engine::{
     log,
 };
 
-/// Of the name of a variable or of a setting, in bytes.
+/// The longest name of a variable or of a setting, in bytes.
 const MAX_NAME: u64 = 64 << 10;
 
 type Result<T> = wasmtime::Result<T>;
 
-/// Adds them all.
+/// Adds all of them.
 pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
     linker.func_wrap(MODULE, "alloc", |mut caller: Caller<'_>, length: u64| {
         Kernel::of(&caller)?.alloc(&mut caller, length)
@@ -52,7 +52,7 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
             caller.data_mut().variables.remove(&name);
             return Ok(());
         }
-        // Not copied before it is known to fit.
+        // Checked first: a value that does not fit is not copied.
         if Kernel::length(&caller, value) > Variables::MOST as u64 {
             return Err(Variables::full().into());
         }

@@ -1,18 +1,18 @@
-//! Which parts of the kernel's memory are allocated. Host data only: nothing that a guest writes into its memory can
-//! change it.
+//! Which parts of the kernel's memory are allocated. This is host data: no guest can change it by writing to its
+//! memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Where the first block's header would be in Extism's own kernel. Kept, so that offsets are the same.
+/// Where Extism's kernel puts the header of its first block. The same here, so that offsets are the same.
 const START: u64 = 65;
 
-/// Between blocks, where that kernel keeps its headers.
+/// The gap between blocks: Extism's kernel keeps a header there.
 const HEADER: u64 = 12;
 
-/// A free block that is larger than needed by this much is split.
+/// A free block is split when it is larger than needed by this much.
 const SPLIT: u64 = 128;
 
-/// What one block costs the host, in bytes: it counts against the guest's memory.
+/// Bytes that one block costs the host. They count against the guest's memory.
 pub(super) const BOOKKEEPING: u64 = 112;
 
 #[derive(Debug, Clone, Copy)]
@@ -22,24 +22,24 @@ struct Block {
     active: bool,
 }
 
-/// The allocator's books.
+/// The blocks of one guest.
 #[derive(Debug, Default)]
 pub(super) struct Allocator {
     /// By offset.
     all: BTreeMap<u64, Block>,
-    /// Free ones by size, then offset.
+    /// The free ones, by size, then offset.
     free: BTreeSet<(u64, u64)>,
     /// Bytes after `START` that are taken.
     position: u64,
 }
 
-/// Where a block would be put.
+/// Where a new block would go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Placement {
     pub(super) offset: u64,
-    /// The memory must reach to here.
+    /// The memory must reach up to here.
     pub(super) end: u64,
-    /// Whether the books grow by a block.
+    /// Whether there will be one more block, rather than a reused one.
     pub(super) adds_block: bool,
     reused: Option<u64>,
 }
@@ -49,7 +49,7 @@ impl Allocator {
     pub(super) fn place(&self, length: u64) -> Option<Placement> {
         if let Some((size, offset)) = self.free.range((length, 0)..).next().copied() {
             let splits = size - length >= SPLIT;
-            // The tail of what is split, as in Extism's own kernel.
+            // A split gives away the tail, as in Extism's kernel.
             let offset_within = if splits { offset + size - length } else { offset };
             return Some(Placement {
                 offset: offset_within,
@@ -63,7 +63,7 @@ impl Allocator {
         Some(Placement { offset, end, adds_block: true, reused: None })
     }
 
-    /// Puts it there.
+    /// Allocates it there.
     pub(super) fn allocate(&mut self, placement: Placement, length: u64) {
         let Placement { offset, reused, .. } = placement;
         let mut size = length;
@@ -99,12 +99,12 @@ impl Allocator {
         self.all.get(&offset).filter(|block| block.active).map_or(0, |block| block.used)
     }
 
-    /// How many blocks the books hold.
+    /// How many blocks there are, free ones included.
     pub(super) fn count(&self) -> u64 {
         self.all.len() as u64
     }
 
-    /// Forgets all blocks and gives the range of memory that they were in.
+    /// Forgets all blocks and returns the range of memory that they took.
     pub(super) fn clear(&mut self) -> std::ops::Range<u64> {
         let used = START..START + self.position;
         *self = Self::default();

@@ -1,4 +1,4 @@
-//! How a guest ended, in this crate's words. Read here, once, and nowhere else.
+//! Why the host ended a guest, and how a guest ended, as our errors. Nothing else reads wasmtime's errors.
 
 use std::sync::Arc;
 
@@ -20,15 +20,15 @@ pub(super) enum HostTrap {
     Deadline,
     #[error("out of memory")]
     OutOfMemory,
-    /// A host function failed, or was called with something impossible.
+    /// A host function failed, or cannot do what it was called with.
     #[error("{0}")]
     Failed(String),
-    /// A host function broke its own declaration.
+    /// The host is at fault, such as by a host function that broke its declaration.
     #[error("{0}")]
     Broken(String),
 }
 
-/// A failure to compile, link or initialise. Its text is fit for the plugin's author.
+/// A failure to compile, link or initialise, in words for the plugin's author.
 pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error {
     let root = error.root_cause().to_string();
     let reason = match (error.downcast_ref::<HostTrap>(), error.downcast_ref::<Trap>()) {
@@ -46,17 +46,15 @@ pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error
     Error::InvalidPlugin { reason: shorten(&reason), cause: Some(Arc::from(Box::from(format!("{error:#}")))) }
 }
 
-/// How a call ended, and whether its instance can be called again: from what it returned and the error that the guest
-/// may have set.
+/// How a call ended, and whether its instance can be called again. `said` is the error that the guest has set, if any.
 ///
-/// What the guest says of itself comes before what it trapped with, since that is how many a PDK reports an error; what
-/// the host decided comes before both.
+/// What the host decided comes first, then what the guest said, then its trap: many PDKs set an error and trap.
 pub(super) fn call(
     returned: wasmtime::Result<i32>,
     said: Option<&[u8]>,
     limits: &InstanceLimits,
 ) -> (Result<(), Error>, bool) {
-    // Not after an exit with 0 either: then the guest's frames are gone.
+    // An exit with 0 is a success, but has unwound the guest's frames.
     let is_sound = returned.is_ok();
     let ended = match (returned, said.map(message)) {
         (Ok(0), None) => Ok(()),
@@ -76,7 +74,7 @@ pub(super) fn call(
 fn message(said: &[u8]) -> String {
     match str::from_utf8(said) {
         Ok(text) => shorten(text),
-        // Cut in the middle of its last character.
+        // The kernel has cut it within a character.
         Err(error) if error.error_len().is_none() && said.len() > MAX_MESSAGE => {
             shorten(&String::from_utf8_lossy(said))
         }
@@ -84,7 +82,7 @@ fn message(said: &[u8]) -> String {
     }
 }
 
-/// What the host decided.
+/// What the host decided, if it ended the guest.
 fn interrupted(error: &wasmtime::Error, limits: &InstanceLimits) -> Option<Error> {
     match (error.downcast_ref::<HostTrap>(), error.downcast_ref::<Trap>()) {
         (Some(HostTrap::Deadline), _) | (_, Some(Trap::Interrupt)) => {

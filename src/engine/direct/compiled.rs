@@ -1,4 +1,4 @@
-//! A compiled plugin, as the engine hands it out.
+//! A compiled plugin: its modules and what its instances share.
 
 use std::{any::Any, sync::Arc};
 
@@ -14,7 +14,7 @@ use crate::{
 /// The engine's compiled plugin; reach it through [`CompiledPlugin::as_any`].
 pub struct Compiled {
     modules: Modules,
-    /// Last, with the permit.
+    /// Dropped last: it holds the permit.
     context: Arc<PluginContext>,
 }
 
@@ -25,7 +25,7 @@ impl Compiled {
         self.modules.main()
     }
 
-    /// Compiles, or loads what was compiled before. Blocks.
+    /// Compiles the plugin, or loads its code from the cache. Blocks.
     pub(super) fn new(variant: Arc<EngineVariant>, request: CompileRequest) -> Result<Self, Error> {
         let modules = Modules::new(variant, &request)?;
         let context = PluginContext {

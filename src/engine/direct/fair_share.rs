@@ -1,12 +1,12 @@
-//! Guests that run long give way to short ones.
+//! Makes guests that run long give way to short ones.
 //!
-//! A guest returns to the executor at every tick. That alone would put sixty endless guests in front of each short
-//! one, a tick each. So from its second tick on a guest needs a turn: there are as many as cores, handed on in order,
-//! and who waits for one is not in the executor's queue. A guest that holds a turn lets everything that is ready run
-//! before it goes on. So whoever comes waits for about one tick, however many run long.
+//! A guest returns to the executor at each tick. That alone would put sixty endless guests in front of a short one, a
+//! tick each. So from its second tick on a guest needs a permit. There are as many permits as cores, handed on in
+//! order, and a guest that waits for one is not in the executor's queue. A guest with a permit lets all other ready
+//! tasks run before it goes on. So a new guest waits for about one tick, however many run long.
 //!
-//! Considered and not taken: priorities in the executor (tokio has none), and an executor of its own for long guests
-//! (threads, and a guest cannot move once it has begun).
+//! Considered and not taken: priorities in the executor (tokio has none), and a second executor for long guests (it
+//! needs threads, and a guest that has begun cannot move).
 
 use std::{
     future::{Future, poll_fn},
@@ -23,11 +23,11 @@ use tokio::{
     time::timeout,
 };
 
-/// The longest that a guest waits for a turn. Turns are held by futures, and nobody can be made to poll a future: who
-/// holds turns and does not go on costs the others time, and no more than this.
+/// The longest that a guest waits for a permit. A permit is held by a future, which its owner may never poll again:
+/// that costs others this much time and no more.
 const LONGEST_WAIT: Duration = Duration::from_millis(50);
 
-/// The turns of one engine.
+/// The permits of one engine.
 pub(super) struct FairShare {
     permits: Arc<Semaphore>,
 }
@@ -43,20 +43,20 @@ impl FairShare {
     }
 }
 
-/// One guest's.
+/// One guest's claim to a permit. It holds one only while it runs long.
 pub(super) struct RunPermit {
     permits: Arc<Semaphore>,
     slot: Arc<PermitSlot>,
     ticks: u32,
 }
 
-/// Alone on its cache lines: each call counts a reference to it, and those of guests that were made one after the other
+/// Alone on its cache lines: each call counts a reference to it, and slots of guests that were made one after the other
 /// would lie side by side.
 #[derive(Default)]
 #[repr(align(128))]
 pub(super) struct PermitSlot {
     permit: Mutex<Option<OwnedSemaphorePermit>>,
-    /// It waits at a tick: for its turn, or for others to go first.
+    /// The guest waits at a tick: for a permit, or for others to go first.
     at_tick: AtomicBool,
 }
 
@@ -70,7 +70,7 @@ impl RunPermit {
             if runs_long {
                 slot.put(None);
                 let next = timeout(LONGEST_WAIT, permits.acquire_owned()).await;
-                // Never closed; without a turn it goes on all the same.
+                // After the longest wait it goes on without one.
                 slot.put(next.ok().and_then(Result::ok));
             }
             tokio::task::yield_now().await;
@@ -78,12 +78,12 @@ impl RunPermit {
         }
     }
 
-    /// For whoever runs the guest.
+    /// The slot to run the guest in.
     pub(super) fn slot(&self) -> Arc<PermitSlot> {
         self.slot.clone()
     }
 
-    /// The guest has returned: its next call is a new one.
+    /// The guest has returned, and its next call begins at the first tick.
     pub(super) fn rest(&mut self) {
         if self.ticks > 1 {
             self.slot.put(None);
@@ -93,7 +93,8 @@ impl RunPermit {
 }
 
 impl PermitSlot {
-    /// Whenever the guest waits for anything but its tick (a host function, a sleep of WASI's), it gives its turn away.
+    /// Runs the guest. While it waits for anything but its tick (a host function, WASI's sleep), it gives its permit
+    /// away.
     pub(super) async fn run<F: Future>(&self, guest: F) -> F::Output {
         let mut guest = pin!(guest);
         poll_fn(|context| {
@@ -108,7 +109,7 @@ impl PermitSlot {
 
     fn put(&self, permit: Option<OwnedSemaphorePermit>) {
         let before = std::mem::replace(&mut *self.permit.lock().unwrap_or_else(PoisonError::into_inner), permit);
-        // Outside the lock: it wakes another.
+        // Outside the lock: this may wake another guest.
         drop(before);
     }
 }
@@ -120,7 +121,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_runs_long_waits_for_a_turn_and_in_order() {
+    async fn guests_that_run_long_wait_for_a_permit_in_order() {
         let share = FairShare::new(1);
         let (mut first, mut second) = (share.begin(), share.begin());
         for guest in [&mut first, &mut second] {
@@ -130,7 +131,7 @@ mod tests {
         let mut waiting = Box::pin(second.tick());
         assert!((&mut waiting).now_or_never().is_none());
         tokio::task::yield_now().await;
-        assert!((&mut waiting).now_or_never().is_none(), "the first holds the only turn");
+        assert!((&mut waiting).now_or_never().is_none(), "the first holds the only permit");
         let again = first.tick();
         join_all([Box::pin(again) as std::pin::Pin<Box<dyn Future<Output = ()>>>, waiting]).now_or_never();
         first.rest();
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_guest_that_is_gone_leaves_its_turn() {
+    async fn a_guest_that_is_gone_leaves_its_permit() {
         let share = FairShare::new(1);
         let mut first = share.begin();
         first.tick().await;
@@ -148,8 +149,9 @@ mod tests {
         second.tick().await;
         second.tick().await;
     }
+
     #[tokio::test(start_paused = true)]
-    async fn who_sleeps_holds_no_turn_and_who_is_not_polled_holds_none_for_ever() {
+    async fn a_sleeping_guest_holds_no_permit_and_one_that_is_not_polled_holds_none_for_ever() {
         let share = FairShare::new(1);
         let mut sleeper = share.begin();
         sleeper.tick().await;
@@ -160,7 +162,7 @@ mod tests {
         second.tick().await;
         assert!(second.tick().now_or_never().is_none(), "it yields once");
         second.tick().await;
-        // The second holds the turn now, and nobody polls it.
+        // The second holds the permit now, and nobody polls it.
         let mut third = share.begin();
         third.tick().await;
         third.tick().await;

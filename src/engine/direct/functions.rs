@@ -1,4 +1,4 @@
-//! Host functions in wasmtime's terms.
+//! The embedder's host functions, in wasmtime's terms.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
     error::Error,
 };
 
-/// Adds a host function of an embedder's.
+/// Adds one to a linker.
 pub(super) fn link(linker: &mut Linker<GuestState>, function: &HostFunction) -> Result<(), Error> {
     match &function.kind {
         Kind::Portable(portable) => {
@@ -69,7 +69,7 @@ fn give_back(function: &Portable, returned: &[Val], slots: &mut [wasmtime::Val])
 }
 
 fn failed(error: &HostFunctionError) -> HostTrap {
-    // What the guest's memory has no room for is its memory's fault, by whichever way the function hands it on.
+    // The function hands on that the guest's memory is full: the guest's call ends as out of memory.
     if error.is_out_of_memory() { HostTrap::OutOfMemory } else { HostTrap::Failed(error.to_string()) }
 }
 

@@ -24,10 +24,11 @@ use crate::{
     error::Error,
 };
 
-/// Of what one call of WASI's may make the host hold for it, in bytes.
+/// Bytes that one call of a WASI function may make the host hold.
 const HOSTCALL_BYTES: usize = 1 << 20;
 
-/// In the order in which it is given back. Alone on its cache lines, as its neighbours are called by other threads.
+/// Dropped in this order: the permits last, the instance's and, in `context`, the plugin's. Alone on its cache lines,
+/// as other threads call its neighbours.
 #[repr(align(128))]
 struct Guest {
     store: Store<GuestState>,
@@ -38,14 +39,14 @@ struct Guest {
     _permit: Permit,
 }
 
-/// An entry point's function, by its shape.
+/// An entry point, by its type.
 enum Entry {
     Silent(TypedFunc<(), ()>),
     Coded(TypedFunc<(), i32>),
 }
 
 pub(super) struct DirectInstance {
-    /// `None` while a call has it, and for good after a call that left it unsound.
+    /// `None` during a call, and after a call that left it unsound.
     guest: Option<Box<Guest>>,
 }
 
@@ -76,7 +77,7 @@ impl Instance for DirectInstance {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Bytes, Error>> {
         Box::pin(in_guest(async move {
-            // Dropped with this future, should it be.
+            // In this future, so that dropping the future drops the guest.
             let Some(mut guest) = self.guest.take() else {
                 return Err(Error::Internal { reason: "an unsound instance was called", cause: None });
             };
@@ -96,7 +97,7 @@ impl Instance for DirectInstance {
 }
 
 impl Guest {
-    /// What a call gave, and whether another may follow.
+    /// Calls an entry point; also tells whether the guest can be called again.
     async fn call(&mut self, entry_point: &str, input: &[u8], deadline: Instant) -> (Result<Bytes, Error>, bool) {
         let slot = self.store.data().run_permit.slot();
         let returned = slot.run(self.run(entry_point, input, deadline)).await;
@@ -120,7 +121,7 @@ impl Guest {
         if self.entry.as_ref().is_none_or(|(known, _)| known != entry_point) {
             self.entry = Some((entry_point.to_owned(), self.find(entry_point)?));
         }
-        // By reference: a clone would count references to a type, in a word that all guests share.
+        // By reference: a clone would bump a type's reference count, which all guests share.
         match &self.entry {
             Some((_, Entry::Silent(entry))) => entry.call_async(&mut self.store, ()).await.map(|()| 0),
             Some((_, Entry::Coded(entry))) => entry.call_async(&mut self.store, ()).await,
@@ -138,7 +139,7 @@ impl Guest {
     }
 }
 
-/// A store with the plugin in it, initialised.
+/// Makes a store and instantiates the plugin in it.
 async fn instantiate(
     modules: &Modules,
     context: &Arc<PluginContext>,
@@ -159,7 +160,7 @@ async fn instantiate(
             1,
             Box::pin(async move {
                 tick.await;
-                // Last: it may have waited for long.
+                // After the wait, which may have been long enough for the ticker to slow down.
                 context.ticker.wake();
             }),
         ))

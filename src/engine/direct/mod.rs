@@ -1,37 +1,57 @@
-//! Extism's plugins on wasmtime itself.
+//! Runs Extism's plugins on wasmtime itself.
 //!
-//! One wasmtime engine for all runtimes. Its pooling allocator has a slot for every instance that the pool permits, so
-//! that memories, tables and stacks have a hard bound for the whole process, and making an instance maps nothing new.
-//! The guest side of Extism that PDKs speak is ours: the kernel and the rest of `extism:host/env`.
+//! All runtimes share one wasmtime engine. Its pooling allocator reserves a slot for every instance that the pool
+//! permits: memories, tables and stacks have a hard bound for the whole process, and a new instance maps nothing. We
+//! implement what Extism's PDKs import: the kernel and the rest of `extism:host/env`.
 //!
 //! How it keeps the rules of [an engine](super):
 //!
-//! - **Dropping a call's future stops the guest**: guests run as futures, on fibers. At each tick a guest returns to
-//!   its executor, initialisers included; dropping the future unwinds it. No thread is blocked or waited for.
-//! - **A deadline ends a guest within two ticks**, by the store's own clock check at the tick; nothing of it is shared
-//!   with another store.
-//! - **Dropping the last object gives everything back**: slots at once, code with the module.
+//! - **Dropping a call's future stops the guest.** A guest runs as a future, on a fiber, and returns to its executor at
+//!   each tick, in its initialisers too. Dropping the future unwinds it. No thread blocks or is waited for.
+//! - **A deadline ends a guest within two ticks.** Its store checks the clock at each tick and shares nothing with
+//!   other stores.
+//! - **Dropping the last object gives everything back**: the slots at once, the code with the module.
 //!
-//! Considered and not taken: a wasmtime engine for each plugin (31 of them exhaust the address space, and no slot is
-//! shared), and fuel for interruption (it costs guests up to a third; epochs cost about a thousandth). Fuel is counted
-//! only for specs that limit it, by a second engine that is made when first needed.
+//! Considered and not taken: a wasmtime engine for each plugin (31 of them exhaust the address space, and they share no
+//! slots), and interrupting guests by fuel (it costs them up to a third; epochs cost about a thousandth). Fuel is
+//! counted only for specs that limit it, by a second engine that is made when first needed.
 //!
 //! # What differs from the `extism` engine
 //!
-//! - An initialiser runs once for each instance, not twice; one that fails is `invalid_plugin` at validation, also
-//!   `__wasm_call_ctors` and `hs_init`, which Extism runs at the first call. It may call the host, which on `extism`
-//!   refuses the plugin, unless it only writes to the log.
+//! - An initialiser runs once for each instance, not twice. One that fails makes the plugin `invalid_plugin` at
+//!   validation; Extism runs `__wasm_call_ctors` and `hs_init` at the first call instead.
 //! - `limits.memory` counts all memories of an instance together, from the first page on; Extism's count starts afresh
-//!   after initialising. `memory.grow` beyond a module's own declared maximum gives −1, as WebAssembly has it, where
-//!   Extism ends the call as out of memory.
-//! - A guest may store anywhere in the kernel's memory; on `extism`, what would reach a block's header, or lies behind the
-//!   last block, is not stored.
-//! - `input_load_u64` just below offset 0 gives 0; Extism reads what is in front of the input.
-//! - The allocator takes the best free block, Extism's the first; offsets may differ once blocks were freed.
-//! - Names of variables and of settings are at most 64 KiB; a plugin is linked with at most two modules.
-//! - `poll_oneoff` sleeps for as long as it is asked to; on `extism`, for who is not trusted, it says after a millisecond
-//!   that it was interrupted.
+//!   after initialising. `memory.grow` beyond a module's own declared maximum gives −1, as WebAssembly says; Extism
+//!   ends the call as out of memory.
+//! - The allocator's books are host data, which no guest can write. Extism's kernel keeps them in its memory, between
+//!   the blocks.
+//! - `input_load_u64` just below offset 0 gives 0; Extism reads what lies in front of the input.
+//! - The allocator takes the best free block, Extism's the first: offsets may differ after a block was freed.
+//! - Names of variables and of settings have at most 64 KiB. A plugin is linked with at most two modules.
 //! - An instance that ran `_start`, or exited with 0, is not used again.
+//!
+//! # Files
+//!
+//! Imports point down this list only. A test keeps that true.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `mod` | the engine: compiles on a blocking thread, counts its slots |
+//! | `compiled` | a compiled plugin: its modules and what its instances share |
+//! | `instance` | one guest: its store, its calls |
+//! | `modules` | a plugin's modules: where each import comes from, instantiation, initialisers |
+//! | `variant` | the wasmtime engines, with and without fuel, and what all guests on one of them share |
+//! | `functions` | the embedder's host functions, in wasmtime's terms |
+//! | `abi` | the host's part of `extism:host/env`: allocation, settings, variables, logs, HTTP |
+//! | `wasi` | WASI preview 1 with nothing behind it |
+//! | `kernel` | the memory through which guest and host exchange bytes |
+//! | `state` | what the host keeps for one guest, and for one plugin |
+//! | `allocator` | which parts of the kernel's memory are allocated |
+//! | `classify` | why the host ended a guest; how a guest ended, as our errors |
+//! | `fair_share` | which of the guests that run long may run now |
+//! | `ticker` | the thread that makes running guests return to their executor |
+//! | `cache` | compiled code, kept in memory or in a folder |
+//! | `slots` | how much address space the slots of all instances take |
 
 mod abi;
 mod allocator;
@@ -84,7 +104,7 @@ impl Engine for DirectEngine {
             let compile = move || Compiled::new(variants.get(request.limits.fuel.is_some())?, request);
             let compiled = tokio::task::spawn_blocking(compile).await;
             let compiled = compiled.map_err(|error| match error.try_into_panic() {
-                // A compiler that gives up in the middle has met a plugin that it cannot compile, and would again.
+                // The compiler met something that it cannot compile, and would again.
                 Ok(panic) => Error::InvalidPlugin {
                     reason: "the compiler cannot cope with it".into(),
                     cause: Some(Arc::from(Box::from(panic_text(&*panic)))),

@@ -1,4 +1,4 @@
-//! A plugin's modules: where each of their imports comes from, and their instantiation.
+//! A plugin's modules: where each import comes from, and how an instance is made of them.
 
 use std::sync::Arc;
 
@@ -65,7 +65,7 @@ impl Modules {
         Ok(this)
     }
 
-    /// Finds out once what each instance will need. The embedder's host functions go before Extism's, and those before
+    /// Resolves names once for all instances. The embedder's host functions come before Extism's, and those before
     /// linked modules. Types are checked when the probe is instantiated.
     fn imports(&self, module: &Module, names: &[&str], functions: &[HostFunction]) -> Result<Vec<Import>, Error> {
         let find = |import: wasmtime::ImportType<'_>| {
@@ -93,7 +93,7 @@ impl Modules {
         self.linked.last().map(|linked| &linked.module)
     }
 
-    /// Instantiates the kernel and all modules, and initialises them.
+    /// Instantiates the kernel, then each module with its initialisers.
     pub(super) async fn instantiate(&self, store: &mut Store<GuestState>) -> wasmtime::Result<(Instance, Kernel)> {
         let kernel = self.variant.kernel.instantiate(store).await?;
         let mut instances: Vec<Instance> = Vec::with_capacity(self.linked.len());
@@ -128,8 +128,8 @@ impl Modules {
     }
 }
 
-/// Runs what toolchains export to initialise their language, as Extism does: Haskell's, else constructors, else a
-/// reactor's.
+/// Runs what toolchains export to initialise their language, as Extism does: Haskell's, else C++'s constructors, else a
+/// WASI reactor's.
 async fn initialise(
     module: &Module,
     instance: Instance,

@@ -1,4 +1,4 @@
-//! What the host keeps for one guest, and what it needs of the guest's plugin.
+//! What the host keeps for one guest, and for one plugin.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -21,7 +21,7 @@ use crate::{
     source::Digest,
 };
 
-/// What the host's functions need of the plugin: shared by its instances.
+/// What host functions need of a plugin. Its instances share it.
 pub(super) struct PluginContext {
     pub(super) config: Arc<BTreeMap<String, String>>,
     pub(super) http: Http,
@@ -29,23 +29,23 @@ pub(super) struct PluginContext {
     pub(super) digest: Digest,
     pub(super) ticker: Arc<Ticker>,
     pub(super) share: Arc<FairShare>,
-    /// The compiled plugin's. Released when the plugin and its last instance are gone.
+    /// The compiled plugin's: released once the plugin and its last instance are gone.
     pub(super) _permit: Permit,
 }
 
-/// A guest that is calling the host.
+/// A guest that calls the host.
 pub(super) type Caller<'a> = wasmtime::Caller<'a, GuestState>;
 
-/// A store's data.
+/// The data of one guest's store.
 pub(super) struct GuestState {
     pub(super) context: Arc<PluginContext>,
-    /// `None` only until it is instantiated, before any guest code runs.
+    /// `None` until the kernel is instantiated, which is before any guest code runs.
     pub(super) kernel_memory: Option<Memory>,
     pub(super) allocator: Allocator,
     pub(super) budget: Budget,
     pub(super) variables: Variables,
     pub(super) http: Response,
-    /// Made when first needed.
+    /// Made by the first call of a WASI function.
     pub(super) wasi: Option<WasiP1Ctx>,
     pub(super) log: LogBudget,
     pub(super) run_permit: RunPermit,
@@ -70,7 +70,7 @@ impl GuestState {
     }
 }
 
-/// What a guest may still take of its limits: linear memories, the kernel's and its books included, and tables.
+/// What a guest may still take: bytes of linear memory, the kernel's and its allocator's included, and table elements.
 #[derive(Debug)]
 pub(super) struct Budget {
     memory_left: u64,
@@ -90,7 +90,7 @@ impl Budget {
 
 impl ResourceLimiter for Budget {
     fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
-        // Beyond what the module itself declares, growing fails as WebAssembly has it; beyond the limit, the call ends.
+        // Beyond the module's own maximum, `memory.grow` gives -1; beyond the limit, the call ends.
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
         }
@@ -103,16 +103,16 @@ impl ResourceLimiter for Budget {
     }
 }
 
-/// `var_get` and `var_set`.
+/// What `var_get` and `var_set` see.
 #[derive(Debug, Default)]
 pub(super) struct Variables {
     values: BTreeMap<String, Vec<u8>>,
-    /// What they take together. Kept, as a guest may have thousands, and set each of them again and again.
+    /// The size of all. Kept up to date, because a guest may have thousands and set them again and again.
     bytes: usize,
 }
 
 impl Variables {
-    /// Bytes of all variables of one instance, as extism counts them (its own default).
+    /// Bytes of all variables of one instance: extism's default, counted as it counts.
     pub(super) const MOST: usize = 1024 * 1024;
     const EACH: usize = size_of::<String>() + size_of::<Vec<u8>>();
 

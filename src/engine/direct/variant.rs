@@ -1,4 +1,4 @@
-//! The wasmtime engines, and what all guests on one of them share.
+//! The wasmtime engines, with and without fuel, and what all guests on one of them share.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -24,7 +24,7 @@ use crate::{
     source::{Digest, effort},
 };
 
-/// The engine without fuel, and the one with it.
+/// The engine that counts no fuel, and the one that does.
 pub(super) struct EngineVariants {
     pub(super) layout: SlotLayout,
     cache: Arc<Cache>,
@@ -47,7 +47,7 @@ pub(super) struct EngineVariant {
 }
 
 impl EngineVariants {
-    /// Makes the engine without fuel.
+    /// Makes the engine that counts no fuel.
     pub(super) fn new(pool: &PoolSettings, limits: &LimitSettings, engine: &EngineSettings) -> Result<Self, Error> {
         let layout = SlotLayout::new(pool, limits, slots::available()).map_err(Error::invalid_request)?;
         let cache = Cache::open(&engine.code_cache, engine.code_cache_size)
@@ -58,13 +58,13 @@ impl EngineVariants {
         Ok(Self { layout, cache, share, unfueled, fueled: OnceLock::new() })
     }
 
-    /// Those that were made.
+    /// The engines that exist.
     pub(super) fn made(&self) -> impl Iterator<Item = &EngineVariant> {
         let fueled = self.fueled.get().and_then(|made| made.as_ref().ok());
         [Some(&self.unfueled), fueled].into_iter().flatten().map(|variant| &**variant)
     }
 
-    /// Blocks while the engine for fuel is made.
+    /// Blocks while it makes the engine that counts fuel.
     pub(super) fn get(&self, fueled: bool) -> Result<Arc<EngineVariant>, Error> {
         if !fueled {
             return Ok(self.unfueled.clone());
@@ -82,7 +82,7 @@ impl EngineVariant {
         config
             .epoch_interruption(true)
             .consume_fuel(fueled)
-            // What `source::inspect` lets through, and no more.
+            // No more than `source::inspect` lets through.
             .wasm_gc(false)
             .wasm_memory64(false)
             .wasm_multi_memory(false)
@@ -102,7 +102,7 @@ impl EngineVariant {
         Ok(Arc::new(Self { kernel, abi, ticker: Arc::new(ticker), share, cache, version: version.finish(), engine }))
     }
 
-    /// Compiles a module, or loads what was compiled before. Blocks.
+    /// Compiles a module, or loads its code from the cache. Blocks.
     pub(super) fn module(&self, digest: Digest, wasm: &[u8], limits: &InstanceLimits) -> Result<Module, Error> {
         let key = cache::Key { plugin: digest, engine: self.version };
         if let Some(module) = self.cache.load(&self.engine, key) {

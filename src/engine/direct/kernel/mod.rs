@@ -1,15 +1,15 @@
-//! Extism's kernel: the memory through which guest and host exchange input, output, errors and everything else.
+//! Extism's kernel: the memory through which guest and host exchange input, output, errors and all else.
 //!
-//! A plugin asks it for each byte, or each eight, of its input and output, so those accessors are WebAssembly
-//! (`kernel.wat`), instantiated beside the plugin in the same store; the allocator's books are host data (`allocator`).
+//! A plugin calls its accessors for each byte, or each eight, of input and output. So they are WebAssembly
+//! (`kernel.wat`), instantiated in the plugin's own store. Which blocks are allocated is host data (`allocator`).
 //!
-//! Considered and not taken: all of it as host code (a host call for each eight bytes is about three times as slow as
-//! a call between modules, which an input of a few kilobytes already pays for), and all of it as WebAssembly, as in
-//! Extism (its block headers are in the guest's reach, and a host function that returns a block would have to call
-//! back into the guest's store).
+//! Considered and not taken: a kernel of host code only (a host call for each eight bytes takes about three times as
+//! long as a call between modules, which a few kilobytes of input already outweigh), and one of WebAssembly only, as
+//! Extism's is (guests can reach its block headers, and a host function that returns a block would have to call into
+//! the store).
 //!
-//! What is checked: every range that leaves this module lies within the memory. Where Extism's kernel takes a range
-//! that does not (lengths that wrap around), the call ends as `guest_error`.
+//! Every range that this file gives out lies within the memory. Where Extism's kernel takes a range that does not, by a
+//! length that wraps around, the call ends as `guest_error`.
 
 use bytes::Bytes;
 use wasmtime::{AsContext, AsContextMut, Engine, Instance, Memory, Module, ModuleExport, Store};
@@ -17,12 +17,12 @@ use wasmtime::{AsContext, AsContextMut, Engine, Instance, Memory, Module, Module
 use super::{allocator::BOOKKEEPING, classify::HostTrap, state::GuestState};
 use crate::{engine::text::MAX_MESSAGE, error::Error};
 
-/// `kernel.wat`, assembled. A test holds one against the other.
+/// `kernel.wat`, assembled. A test compares the two.
 const BYTES: &[u8] = include_bytes!("kernel.wasm");
 
 const PAGE: u64 = 65_536;
 
-/// The words of the kernel's root, by their offsets in its memory. No store of a guest's reaches them.
+/// The offsets of the kernel's own words in its memory. A guest's stores do not reach them.
 mod root {
     pub(super) const INPUT: usize = 8;
     pub(super) const INPUT_LEN: usize = 16;
@@ -32,7 +32,7 @@ mod root {
     pub(super) const ALL: std::ops::Range<usize> = INPUT..ERROR + 8;
 }
 
-/// The compiled kernel, and where its exports are.
+/// The compiled kernel.
 pub(super) struct KernelModule {
     module: Module,
     memory: ModuleExport,
@@ -52,7 +52,7 @@ impl KernelModule {
         Ok(Self { memory: find("memory")?, module })
     }
 
-    /// Where the accessor of this name is, if it is one.
+    /// The accessor of this name, if there is one.
     pub(super) fn accessor(&self, name: &str) -> Option<ModuleExport> {
         self.module.get_export(name)?.func()?;
         self.module.get_export_index(name)
@@ -68,7 +68,7 @@ impl KernelModule {
 }
 
 impl Kernel {
-    /// The kernel of the guest that a store belongs to.
+    /// The kernel of a store's guest.
     pub(super) fn of(store: &impl AsContext<Data = GuestState>) -> wasmtime::Result<Self> {
         let memory = store.as_context().data().kernel_memory;
         Ok(Self { memory: memory.ok_or_else(|| HostTrap::Broken("a guest without a kernel".into()))? })
@@ -85,7 +85,7 @@ impl Kernel {
         }
     }
 
-    /// Empties the memory of an earlier call and puts an input into it.
+    /// Clears what an earlier call left, and puts an input into the memory.
     pub(super) fn begin(&self, store: &mut Store<GuestState>, input: &[u8]) -> wasmtime::Result<()> {
         self.reset(store);
         let offset = self.write(store, input)?;
@@ -109,7 +109,7 @@ impl Kernel {
     /// The error that the guest has set, if it has.
     pub(super) fn error<'a>(&self, store: &'a Store<GuestState>) -> Option<&'a [u8]> {
         let offset = self.get(store, root::ERROR);
-        // A character more than is shown, so that it can be cut between characters.
+        // One character more than is shown: the message is then cut between characters.
         let len = store.data().allocator.length(offset).min(MAX_MESSAGE as u64 + 4);
         if offset == 0 || len == 0 { None } else { self.bytes(store, offset, len) }
     }
@@ -118,7 +118,7 @@ impl Kernel {
         slice(self.memory.data(store), offset, len)
     }
 
-    /// Frees everything, and clears it, as Extism's kernel does.
+    /// Frees and clears all blocks, as Extism's kernel does.
     pub(super) fn reset(&self, store: &mut impl AsContextMut<Data = GuestState>) {
         let (memory, state) = self.memory.data_and_store_mut(&mut *store);
         state.budget.give_back(state.allocator.count().saturating_mul(BOOKKEEPING));
@@ -131,7 +131,7 @@ impl Kernel {
         }
     }
 
-    /// Allocates a block; 0 for none.
+    /// Allocates a block; 0 for an empty one.
     pub(super) fn alloc(&self, store: &mut impl AsContextMut<Data = GuestState>, length: u64) -> wasmtime::Result<u64> {
         if length == 0 {
             return Ok(0);
@@ -140,7 +140,7 @@ impl Kernel {
         let placement = state.data().allocator.place(length).ok_or(HostTrap::OutOfMemory)?;
         let size = self.memory.data_size(&*store) as u64;
         if placement.end > size {
-            // The limiter answers for its own limit; whatever else refuses is the end of memory too.
+            // Whether our limiter refuses or wasmtime: the guest is out of memory.
             self.memory.grow(&mut *store, (placement.end - size).div_ceil(PAGE)).map_err(|_| HostTrap::OutOfMemory)?;
         }
         let mut context = store.as_context_mut();
@@ -205,7 +205,7 @@ fn slice(memory: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
     memory.get(range(offset, len, memory.len())?)
 }
 
-/// Fills the block at `offset` with as many bytes as it was allocated for.
+/// Copies bytes into the block at `offset`, which has room for them.
 fn fill(memory: &mut [u8], offset: u64, bytes: &[u8]) -> wasmtime::Result<u64> {
     if !bytes.is_empty() {
         let target = range(offset, bytes.len() as u64, memory.len()).and_then(|range| memory.get_mut(range));
