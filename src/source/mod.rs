@@ -15,7 +15,6 @@ use std::{path::PathBuf, sync::Arc};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 
-#[cfg(feature = "extism")]
 pub use self::{
     digest::{Digest, ParseDigestError},
     inspect::{Import, Interface},
