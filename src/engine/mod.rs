@@ -16,17 +16,13 @@
 //! Why boxed futures and trait objects rather than generics: one pool type for every engine, and a spy in tests. The
 //! price, an allocation a call, is less than a hundredth of the cheapest evaluation that was measured.
 
+pub(crate) mod abi_names;
 pub mod choosing;
 #[cfg(feature = "direct")]
 pub mod direct;
-pub(crate) mod environment;
 #[cfg(feature = "extism")]
 pub mod extism;
 mod host;
-#[cfg(feature = "direct")]
-mod http;
-#[cfg(feature = "direct")]
-mod log;
 #[cfg(any(feature = "direct", feature = "extism"))]
 mod text;
 

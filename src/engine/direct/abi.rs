@@ -8,14 +8,12 @@ use wasmtime::Linker;
 
 use super::{
     classify::HostTrap,
+    http::{HttpError, MAX_REQUEST, Response},
     kernel::Kernel,
+    log,
     state::{Caller, GuestState, Variables},
 };
-pub(super) use crate::engine::environment::ENVIRONMENT as MODULE;
-use crate::engine::{
-    http::{HttpError, MAX_REQUEST, Response},
-    log,
-};
+pub(super) use crate::engine::abi_names::MODULE;
 
 /// The longest name of a variable or of a setting, in bytes.
 const MAX_NAME: u64 = 64 << 10;

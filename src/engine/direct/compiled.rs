@@ -4,10 +4,10 @@ use std::{any::Any, sync::Arc};
 
 use wasmtime::Module;
 
-use super::{instance::DirectInstance, modules::Modules, state::PluginContext, variant::EngineVariant};
+use super::{http::Http, instance::DirectInstance, modules::Modules, state::PluginContext, variant::EngineVariant};
 use crate::{
     clock,
-    engine::{BoxFuture, CompileRequest, CompiledPlugin, Instance, Permit, http::Http},
+    engine::{BoxFuture, CompileRequest, CompiledPlugin, Instance, Permit},
     error::Error,
 };
 

@@ -9,7 +9,9 @@ use wasmtime::{Store, TypedFunc, UpdateDeadline};
 
 use super::{
     classify::{self, HostTrap},
+    http::Response,
     kernel::Kernel,
+    log::LogBudget,
     modules::Modules,
     state::{GuestState, PluginContext},
 };
@@ -18,8 +20,6 @@ use crate::{
     engine::{
         BoxFuture, Instance, Permit,
         host::{in_guest, panic_text},
-        http::Response,
-        log::LogBudget,
     },
     error::Error,
 };

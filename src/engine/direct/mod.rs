@@ -46,6 +46,8 @@
 //! | `wasi` | WASI preview 1 with nothing behind it |
 //! | `kernel` | the memory through which guest and host exchange bytes |
 //! | `state` | what the host keeps for one guest, and for one plugin |
+//! | `http` | the client behind `http_request`, and what it may reach |
+//! | `log` | how much plugins may log, and where it goes |
 //! | `allocator` | which parts of the kernel's memory are allocated |
 //! | `classify` | why the host ended a guest; how a guest ended, as our errors |
 //! | `fair_share` | which of the guests that run long may run now |
@@ -60,8 +62,10 @@ mod classify;
 mod compiled;
 mod fair_share;
 mod functions;
+mod http;
 mod instance;
 mod kernel;
+mod log;
 mod modules;
 mod slots;
 mod state;

@@ -10,14 +10,12 @@ use super::{
     allocator::Allocator,
     classify::HostTrap,
     fair_share::{FairShare, RunPermit},
+    http::{Http, Response},
+    log::LogBudget,
     ticker::Ticker,
 };
 use crate::{
-    engine::{
-        InstanceLimits, Permit,
-        http::{Http, Response},
-        log::LogBudget,
-    },
+    engine::{InstanceLimits, Permit},
     source::Digest,
 };
 
