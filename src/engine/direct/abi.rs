@@ -8,7 +8,7 @@ use wasmtime::Linker;
 
 use super::{
     classify::HostTrap,
-    http::{HttpError, MAX_REQUEST, Response},
+    http::{MAX_REQUEST, Response},
     kernel::Kernel,
     log,
     state::{Caller, GuestState, Variables},
@@ -90,17 +90,14 @@ fn take_text(caller: &mut Caller<'_>, offset: u64, what: &str) -> Result<String>
 
 fn log(caller: &mut Caller<'_>, level: Level, message: u64) -> Result<()> {
     let kernel = Kernel::of(caller)?;
-    if !log::is_read(level) {
-        kernel.free(caller, message);
-        return Ok(());
+    if log::is_read(level) {
+        let invalid = || HostTrap::Failed(format!("invalid handle offset for log message: {message}"));
+        let bytes = kernel.read(&*caller, message).ok_or_else(invalid)?;
+        let mut budget = caller.data().log;
+        budget.write(level, caller.data().context.digest, bytes);
+        caller.data_mut().log = budget;
     }
-    let logging = caller.data_mut().log.take();
-    let text = kernel.read(&*caller, message).map(|bytes| logging.text(bytes));
-    let text = text.ok_or_else(|| HostTrap::Failed(format!("invalid handle offset for log message: {message}")))?;
     kernel.free(caller, message);
-    if let Some(text) = text {
-        log::write(level, caller.data().context.digest, &text);
-    }
     Ok(())
 }
 
@@ -122,18 +119,9 @@ async fn http_request(caller: &mut Caller<'_>, request: u64, body: u64) -> Resul
         return Err(HostTrap::Failed(format!("the HTTP request, less its body, is over {MAX_REQUEST} bytes")).into());
     }
     let context = caller.data().context.clone();
-    let request = context.http.read(&take(caller, request, "http request")?).map_err(HostTrap::from)?;
+    let request = context.http.read(&take(caller, request, "http request")?)?;
     let body = if body == 0 { None } else { Some(take(caller, body, "http request body")?) };
-    let (response, body) = context.http.send(request, body).await.map_err(HostTrap::from)?;
+    let (response, body) = context.http.send(request, body).await?;
     caller.data_mut().http = response;
     Kernel::of(caller)?.write(caller, &body)
-}
-
-impl From<HttpError> for HostTrap {
-    fn from(error: HttpError) -> Self {
-        match error {
-            HttpError::Failed(text) => HostTrap::Failed(text),
-            HttpError::Broken(text) => HostTrap::Broken(text),
-        }
-    }
 }

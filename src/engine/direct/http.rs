@@ -18,23 +18,14 @@ use reqwest::{
 use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
 
+use super::classify::HostTrap;
+
 /// As many as extism's client follows.
 const MAX_REDIRECTS: usize = 10;
 
 /// Of a request's address, method and headers, in bytes of JSON: it is read before anybody looks whether it is allowed.
 pub(super) const MAX_REQUEST: u64 = 64 << 10;
 const MAX_HEADERS: usize = 100;
-
-/// Why there is no response.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum HttpError {
-    /// The guest's call ends with this message.
-    #[error("{0}")]
-    Failed(String),
-    /// The fault of this host.
-    #[error("{0}")]
-    Broken(String),
-}
 
 /// Which hosts one plugin may reach, and its client.
 pub(super) struct Http {
@@ -79,14 +70,14 @@ impl Http {
     }
 
     /// Reads a request as PDKs pass it, less its body, and refuses it unless it is allowed.
-    pub(super) fn read(&self, request: &[u8]) -> Result<Request, HttpError> {
+    pub(super) fn read(&self, request: &[u8]) -> Result<Request, HostTrap> {
         let text: RequestText = serde_json::from_slice(request).map_err(failed)?;
         if text.headers.len() > MAX_HEADERS {
-            return Err(HttpError::Failed(format!("the HTTP request has more than {MAX_HEADERS} headers")));
+            return Err(HostTrap::Failed(format!("the HTTP request has more than {MAX_HEADERS} headers")));
         }
-        let url = Url::parse(&text.url).map_err(|error| HttpError::Failed(format!("Invalid URL: {error:?}")))?;
+        let url = Url::parse(&text.url).map_err(|error| HostTrap::Failed(format!("Invalid URL: {error:?}")))?;
         if !self.hosts.allows_url(&url) {
-            return Err(HttpError::Failed(format!("HTTP request to {} is not allowed", text.url)));
+            return Err(HostTrap::Failed(format!("HTTP request to {} is not allowed", text.url)));
         }
         let method = text.method.as_deref().unwrap_or("GET").to_uppercase();
         let method = Method::from_bytes(method.as_bytes()).map_err(failed)?;
@@ -94,7 +85,7 @@ impl Http {
     }
 
     /// Sends it and gives the response with its body. Dropping the future closes the connection.
-    pub(super) async fn send(&self, request: Request, body: Option<Vec<u8>>) -> Result<(Response, Vec<u8>), HttpError> {
+    pub(super) async fn send(&self, request: Request, body: Option<Vec<u8>>) -> Result<(Response, Vec<u8>), HostTrap> {
         let mut outgoing = self.client()?.request(request.method, request.url);
         for (name, value) in &request.headers {
             outgoing = outgoing.header(name, value);
@@ -108,7 +99,7 @@ impl Http {
         while let Some(chunk) = incoming.chunk().await.map_err(|error| failed(chain(&error)))? {
             if (received.len() + chunk.len()) as u64 > most {
                 let text = format!("HTTP response exceeds the configured maximum number of bytes: {most}");
-                return Err(HttpError::Failed(text));
+                return Err(HostTrap::Failed(text));
             }
             received.extend_from_slice(&chunk);
         }
@@ -118,7 +109,7 @@ impl Http {
         Ok((Response { status: incoming.status().as_u16(), headers }, received))
     }
 
-    fn client(&self) -> Result<&Client, HttpError> {
+    fn client(&self) -> Result<&Client, HostTrap> {
         if let Some(client) = self.client.get() {
             return Ok(client);
         }
@@ -138,13 +129,13 @@ impl Http {
             .redirect(redirects)
             .dns_resolver(Resolver { hosts: self.hosts.clone() })
             .build()
-            .map_err(|error| HttpError::Broken(error.to_string()))?;
+            .map_err(|error| HostTrap::Broken(error.to_string()))?;
         Ok(self.client.get_or_init(|| made))
     }
 }
 
 /// The trust roots, read once for the process.
-fn tls() -> Result<ClientConfig, HttpError> {
+fn tls() -> Result<ClientConfig, HostTrap> {
     static CONFIG: OnceLock<Result<ClientConfig, rustls::Error>> = OnceLock::new();
     let made = CONFIG.get_or_init(|| {
         let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
@@ -152,7 +143,7 @@ fn tls() -> Result<ClientConfig, HttpError> {
         let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
         Ok(config.with_root_certificates(roots).with_no_client_auth())
     });
-    made.clone().map_err(|error| HttpError::Broken(error.to_string()))
+    made.clone().map_err(|error| HostTrap::Broken(error.to_string()))
 }
 
 /// The system's resolver, less the addresses that a plugin may not reach.
@@ -242,8 +233,8 @@ impl Response {
     }
 }
 
-fn failed(error: impl std::fmt::Display) -> HttpError {
-    HttpError::Failed(error.to_string())
+fn failed(error: impl std::fmt::Display) -> HostTrap {
+    HostTrap::Failed(error.to_string())
 }
 
 /// reqwest says only "error sending request" itself, and why in its sources.
