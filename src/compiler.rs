@@ -185,7 +185,6 @@ async fn attempt(
     let request = CompileRequest {
         wasm: plugin.bytes().clone(),
         digest: plugin.digest(),
-        entry_point: entry_point.clone(),
         linked,
         wasi,
         trusted,

@@ -81,8 +81,6 @@ pub struct CompileRequest {
     pub wasm: Bytes,
     /// The digest of those bytes.
     pub digest: Digest,
-    /// The export that its instances will be called by. Others exist, and are not called.
-    pub entry_point: String,
     /// Modules that it, or a later one of them, imports from.
     pub linked: Arc<[LinkedModule]>,
     /// Whether to link WASI preview 1, with nothing preopened, no environment and no stdio.
