@@ -1,8 +1,8 @@
-//! `http_request` and what belongs to it, for every engine: under `allowed_hosts`, bounded, asynchronous.
+//! The client behind `http_request`, and what it may reach.
 //!
-//! Each compiled plugin has a client of its own, so that no connection is shared between customers and all are gone
-//! with the runtime. Addresses of this machine and of private networks are reached only when a pattern names the host
-//! literally: neither a wildcard, nor a redirect, nor a name that resolves to one leads there.
+//! Each compiled plugin has a client of its own, so that customers share no connection and all connections go with the
+//! runtime. A plugin reaches an address of this machine or of a private network only if a pattern names its host
+//! literally: a wildcard, a redirect or a name that resolves to such an address does not lead there.
 
 use std::{
     collections::BTreeMap,
@@ -23,15 +23,15 @@ use super::classify::HostTrap;
 /// As many as extism's client follows.
 const MAX_REDIRECTS: usize = 10;
 
-/// Of a request's address, method and headers, in bytes of JSON: it is read before anybody looks whether it is allowed.
+/// Bytes of JSON with a request's address, method and headers, which are read before the address can be checked.
 pub(super) const MAX_REQUEST: u64 = 64 << 10;
 const MAX_HEADERS: usize = 100;
 
-/// Which hosts one plugin may reach, and its client.
+/// One plugin's client, and the hosts that it may reach.
 pub(super) struct Http {
     hosts: Arc<AllowedHosts>,
     client: OnceLock<Client>,
-    /// Bytes that the body of a response may have.
+    /// Bytes of a response's body, at most.
     largest: u64,
 }
 
@@ -62,14 +62,14 @@ impl AllowedHosts {
 }
 
 impl Http {
-    /// `patterns` of hosts that may be reached, and bytes that the body of a response may have.
+    /// A client that may reach hosts matching `patterns` and reads bodies of at most `largest` bytes.
     pub(super) fn new(patterns: &[String], largest: u64) -> Self {
         let patterns =
             patterns.iter().map(|text| Pattern { text: text.clone(), glob: glob::Pattern::new(text).ok() }).collect();
         Self { hosts: Arc::new(AllowedHosts { patterns }), client: OnceLock::new(), largest }
     }
 
-    /// Reads a request as PDKs pass it, less its body, and refuses it unless it is allowed.
+    /// Reads a request without its body, as PDKs pass it, and refuses it unless it is allowed.
     pub(super) fn read(&self, request: &[u8]) -> Result<Request, HostTrap> {
         let text: RequestText = serde_json::from_slice(request).map_err(failed)?;
         if text.headers.len() > MAX_HEADERS {
@@ -84,7 +84,7 @@ impl Http {
         Ok(Request { method, url, headers: text.headers })
     }
 
-    /// Sends it and gives the response with its body. Dropping the future closes the connection.
+    /// Sends a request and returns the response and its body. Dropping the future closes the connection.
     pub(super) async fn send(&self, request: Request, body: Option<Vec<u8>>) -> Result<(Response, Vec<u8>), HostTrap> {
         let mut outgoing = self.client()?.request(request.method, request.url);
         for (name, value) in &request.headers {
@@ -134,7 +134,7 @@ impl Http {
     }
 }
 
-/// The trust roots, read once for the process.
+/// TLS with the web's trust roots, made once for the process.
 fn tls() -> Result<ClientConfig, HostTrap> {
     static CONFIG: OnceLock<Result<ClientConfig, rustls::Error>> = OnceLock::new();
     let made = CONFIG.get_or_init(|| {
@@ -146,7 +146,7 @@ fn tls() -> Result<ClientConfig, HostTrap> {
     made.clone().map_err(|error| HostTrap::Broken(error.to_string()))
 }
 
-/// The system's resolver, less the addresses that a plugin may not reach.
+/// The system's resolver, without the addresses that a plugin may not reach.
 struct Resolver {
     hosts: Arc<AllowedHosts>,
 }
@@ -186,7 +186,7 @@ fn is_public(address: IpAddr) -> bool {
         }
         IpAddr::V6(v6) => {
             let site_local = (v6.segments()[0] & 0xffc0) == 0xfec0;
-            // What carries a v4 address inside: 6to4, NAT64, Teredo, and the old form of compatibility.
+            // These carry a v4 address: 6to4, NAT64, Teredo, and the deprecated v4-compatible addresses.
             let carries_v4 = v6.segments()[0] == 0x2002
                 || [[0x64, 0xff9b], [0x2001, 0]].contains(&[v6.segments()[0], v6.segments()[1]])
                 || v6.segments()[..6] == [0; 6];
@@ -201,7 +201,7 @@ fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// What PDKs pass, as JSON.
+/// The JSON that PDKs pass.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RequestText {
@@ -211,23 +211,23 @@ struct RequestText {
     method: Option<String>,
 }
 
-/// A request that is allowed.
+/// An allowed request.
 pub(super) struct Request {
     method: Method,
     url: Url,
     headers: BTreeMap<String, String>,
 }
 
-/// What the last request of a guest came back with, less its body.
+/// The response to a guest's last request, without its body.
 #[derive(Debug, Default)]
 pub(super) struct Response {
-    /// 0 if there was none.
+    /// 0 before the first response.
     pub(super) status: u16,
     headers: BTreeMap<String, String>,
 }
 
 impl Response {
-    /// Its headers as JSON.
+    /// The headers as JSON.
     pub(super) fn headers(&self) -> String {
         serde_json::to_string(&self.headers).unwrap_or_default()
     }
@@ -237,7 +237,7 @@ fn failed(error: impl std::fmt::Display) -> HostTrap {
     HostTrap::Failed(error.to_string())
 }
 
-/// reqwest says only "error sending request" itself, and why in its sources.
+/// reqwest itself says only "error sending request"; its innermost source says why.
 fn chain(error: &reqwest::Error) -> String {
     let mut source: &dyn std::error::Error = error;
     while let Some(next) = source.source() {
