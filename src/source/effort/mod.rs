@@ -20,7 +20,13 @@ use wasmparser::{
     ValidPayload, Validator, WasmModuleResources,
 };
 
-use self::function::{Function, Locals};
+use self::{
+    function::{Function, Locals},
+    prices::{
+        EACH_ELEMENT, EACH_ENTRANCE, EACH_FUNCTION, EACH_OF_A_FUNCTION, EACH_OF_A_TYPE, EACH_OF_AN_EXPRESSION,
+        FREE_OF_AN_EXPRESSION,
+    },
+};
 use super::inspect::FEATURES;
 use crate::error::Error;
 
@@ -32,25 +38,6 @@ const FUNCTION: Nanos = 6_000_000_000;
 
 /// The bound of a whole module.
 const MODULE: Nanos = 100_000_000_000;
-
-/// A function, whatever is in it.
-const EACH_FUNCTION: Nanos = 300_000;
-
-/// The entrance of a function that a table or the host may call.
-const EACH_ENTRANCE: Nanos = 60_000;
-
-/// A parameter or result of a type: entrances and exits are compiled for each type.
-const EACH_OF_A_TYPE: Nanos = 20_000;
-
-/// A parameter or result of a function.
-const EACH_OF_A_FUNCTION: Nanos = 10_000;
-
-/// An element of a segment.
-const EACH_ELEMENT: Nanos = 200_000;
-
-/// An instruction of a constant expression. A few are free: toolchains make no more.
-const EACH_OF_AN_EXPRESSION: Nanos = 100_000;
-const FREE_OF_AN_EXPRESSION: usize = 8;
 
 /// Refuses a module that would take too long to compile. Takes about a tenth of the time of compiling it.
 ///

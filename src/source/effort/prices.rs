@@ -1,8 +1,27 @@
-//! The price of each thing in a function.
+//! The price of each thing in a module and its functions.
 
 use wasmparser::Operator;
 
 use super::Nanos;
+
+/// A function, whatever is in it.
+pub(super) const EACH_FUNCTION: Nanos = 300_000;
+
+/// The entrance of a function that a table or the host may call.
+pub(super) const EACH_ENTRANCE: Nanos = 60_000;
+
+/// A parameter or result of a type: entrances and exits are compiled for each type.
+pub(super) const EACH_OF_A_TYPE: Nanos = 20_000;
+
+/// A parameter or result of a function.
+pub(super) const EACH_OF_A_FUNCTION: Nanos = 10_000;
+
+/// An element of a segment.
+pub(super) const EACH_ELEMENT: Nanos = 200_000;
+
+/// An instruction of a constant expression. A few are free: toolchains make no more.
+pub(super) const EACH_OF_AN_EXPRESSION: Nanos = 100_000;
+pub(super) const FREE_OF_AN_EXPRESSION: usize = 8;
 
 /// An instruction.
 pub(super) const EACH: Nanos = 1_500;
