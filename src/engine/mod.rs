@@ -39,7 +39,7 @@ use crate::{error::Error, source::Digest};
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The right to have an engine object. Opaque: an engine keeps it beside the object and drops it right after it.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Permit {
     _held: Arc<dyn Any + Send + Sync>,
 }
@@ -48,12 +48,6 @@ impl Permit {
     /// A permit that releases `held` when it, and every clone of it, is dropped.
     pub fn new(held: impl Any + Send + Sync) -> Self {
         Self { _held: Arc::new(held) }
-    }
-}
-
-impl fmt::Debug for Permit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Permit")
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
             return Err(Variables::full().into());
         }
         let value = take(&mut caller, value, "var value")?;
-        Ok(caller.data_mut().variables.set(&name, value)?)
+        Ok(caller.data_mut().variables.set(name, value)?)
     })?;
     for (name, level) in log::FUNCTIONS {
         linker.func_wrap(MODULE, name, move |mut caller: Caller<'_>, message: u64| log(&mut caller, level, message))?;

@@ -173,8 +173,7 @@ fn check_private(root: &Path) -> io::Result<()> {
 }
 
 fn file(root: &Path, key: Key) -> PathBuf {
-    let digest = key.plugin.to_string();
-    root.join(format!("{:016x}", key.engine)).join(digest.trim_start_matches("sha256:"))
+    root.join(format!("{:016x}", key.engine)).join(key.plugin.hex())
 }
 
 fn store(root: &Path, key: Key, code: &[u8], limit: u64) -> io::Result<()> {

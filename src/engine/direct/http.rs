@@ -36,22 +36,16 @@ pub(super) struct Http {
 }
 
 struct AllowedHosts {
-    patterns: Vec<Pattern>,
-}
-
-struct Pattern {
-    text: String,
-    glob: Option<glob::Pattern>,
+    patterns: Vec<glob::Pattern>,
 }
 
 impl AllowedHosts {
     fn allows(&self, host: &str) -> bool {
-        self.names(host)
-            || self.patterns.iter().filter_map(|pattern| pattern.glob.as_ref()).any(|glob| glob.matches(host))
+        self.patterns.iter().any(|pattern| pattern.as_str() == host || pattern.matches(host))
     }
 
     fn names(&self, host: &str) -> bool {
-        self.patterns.iter().any(|pattern| pattern.text == host)
+        self.patterns.iter().any(|pattern| pattern.as_str() == host)
     }
 
     fn allows_url(&self, url: &Url) -> bool {
@@ -64,8 +58,7 @@ impl AllowedHosts {
 impl Http {
     /// A client that may reach hosts matching `patterns` and reads bodies of at most `largest` bytes.
     pub(super) fn new(patterns: &[String], largest: u64) -> Self {
-        let patterns =
-            patterns.iter().map(|text| Pattern { text: text.clone(), glob: glob::Pattern::new(text).ok() }).collect();
+        let patterns = patterns.iter().filter_map(|text| glob::Pattern::new(text).ok()).collect();
         Self { hosts: Arc::new(AllowedHosts { patterns }), client: OnceLock::new(), largest }
     }
 

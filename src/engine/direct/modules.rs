@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wasmtime::{Extern, ExternType, Instance, Linker, Module, ModuleExport, Store, ValType};
+use wasmtime::{ExternType, Instance, Linker, Module, ModuleExport, Store, ValType};
 
 use super::{abi, functions, kernel::Kernel, slots::MAX_LINKED, state::GuestState, variant::EngineVariant, wasi};
 use crate::{
@@ -100,7 +100,14 @@ impl Modules {
         for linked in &self.linked {
             let mut externs = Vec::with_capacity(linked.imports.len());
             for import in &linked.imports {
-                externs.push(self.resolve(import, kernel, &instances, store)?);
+                let found = match import {
+                    Import::Accessor(export) => kernel.get_module_export(&mut *store, export),
+                    Import::Host { module, name } => Some(self.linker.get(&mut *store, module, name)?),
+                    Import::Module { index, export } => {
+                        instances.get(*index).and_then(|instance| instance.get_module_export(&mut *store, export))
+                    }
+                };
+                externs.push(found.ok_or_else(|| wasmtime::Error::msg("an import is gone"))?);
             }
             let instance = Instance::new_async(&mut *store, &linked.module, &externs).await?;
             instances.push(instance);
@@ -108,23 +115,6 @@ impl Modules {
         }
         let main = instances.pop().ok_or_else(|| wasmtime::Error::msg("a plugin without a module"))?;
         Ok((main, Kernel::of(&*store)?))
-    }
-
-    fn resolve(
-        &self,
-        import: &Import,
-        kernel: Instance,
-        instances: &[Instance],
-        store: &mut Store<GuestState>,
-    ) -> wasmtime::Result<Extern> {
-        let found = match import {
-            Import::Accessor(export) => kernel.get_module_export(store, export),
-            Import::Host { module, name } => return self.linker.get(store, module, name),
-            Import::Module { index, export } => {
-                instances.get(*index).and_then(|instance| instance.get_module_export(store, export))
-            }
-        };
-        found.ok_or_else(|| wasmtime::Error::msg("an import is gone"))
     }
 }
 
@@ -144,13 +134,10 @@ async fn initialise(
     if has("_initialize") && !plain("_initialize") && !has("_start") {
         return Err(wasmtime::Error::msg("its _initialize takes parameters or gives results"));
     }
-    let first = match main {
-        true if has("hs_init") => plain("_initialize").then_some("_initialize"),
-        true if has("__wasm_call_ctors") => plain("__wasm_call_ctors").then_some("__wasm_call_ctors"),
-        _ => plain("_initialize").then_some("_initialize"),
-    };
-    if let Some(name) = first {
-        instance.get_typed_func::<(), ()>(&mut *store, name)?.call_async(&mut *store, ()).await?;
+    let constructors = main && has("__wasm_call_ctors") && !has("hs_init");
+    let first = if constructors { "__wasm_call_ctors" } else { "_initialize" };
+    if plain(first) {
+        instance.get_typed_func::<(), ()>(&mut *store, first)?.call_async(&mut *store, ()).await?;
     }
     if main && let Some(init) = instance.get_func(&mut *store, "hs_init") {
         let ty = init.ty(&*store);

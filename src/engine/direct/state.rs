@@ -132,15 +132,14 @@ impl Variables {
         Self::EACH + name.len() + value.len()
     }
 
-    pub(super) fn set(&mut self, name: &str, value: Vec<u8>) -> Result<(), HostTrap> {
-        let size = Self::size(name, &value);
+    pub(super) fn set(&mut self, name: String, value: Vec<u8>) -> Result<(), HostTrap> {
+        let size = Self::size(&name, &value);
         if self.bytes + size > Self::MOST {
             return Err(Self::full());
         }
+        self.remove(&name);
         self.bytes += size;
-        if let Some(before) = self.values.insert(name.to_owned(), value) {
-            self.bytes -= Self::size(name, &before);
-        }
+        self.values.insert(name, value);
         Ok(())
     }
 }
