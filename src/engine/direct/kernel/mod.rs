@@ -123,8 +123,9 @@ impl Kernel {
         let (memory, state) = self.memory.data_and_store_mut(&mut *store);
         state.budget.give_back(state.allocator.count().saturating_mul(BOOKKEEPING));
         let used = state.allocator.clear();
-        if let Some(used) = range(used.start, used.end - used.start, memory.len()) {
-            memory[used].fill(0);
+        let used = range(used.start, used.end - used.start, memory.len());
+        if let Some(used) = used.and_then(|used| memory.get_mut(used)) {
+            used.fill(0);
         }
         if let Some(root) = memory.get_mut(root::ALL) {
             root.fill(0);
