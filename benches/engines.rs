@@ -273,7 +273,6 @@ fn engine_alone(runtime: &Runtime) -> impl Fn(&Runtime, Duration) -> f64 {
     let request = CompileRequest {
         digest: Digest::of(&wasm),
         wasm: wasm.into(),
-        entry_point: "run".into(),
         linked: Arc::new([]),
         wasi: false,
         trusted: false,

@@ -24,7 +24,7 @@ use crate::{
     config::Wasi,
     engine::{
         self, CompileRequest, CompiledPlugin, Engine, HostFunction, Instance, InstanceLimits, LinkedModule, Slots,
-        environment::{ENVIRONMENT, FUNCTIONS, KERNEL},
+        abi_names,
     },
     error::Error,
     metrics::Metrics,
@@ -62,7 +62,7 @@ pub(crate) fn check_imports(
     for import in interface.imports() {
         let (module, name) = (import.module.as_str(), import.name.as_str());
         let provided = match module {
-            ENVIRONMENT => KERNEL.contains(&name) || FUNCTIONS.contains(&name),
+            abi_names::MODULE => abi_names::NAMES.contains(&name),
             // Its functions are many and the engine knows them.
             "wasi_snapshot_preview1" => wasi == Wasi::Auto,
             // What it exports, the engine knows.
@@ -184,7 +184,6 @@ async fn attempt(
     let request = CompileRequest {
         wasm: plugin.bytes().clone(),
         digest: plugin.digest(),
-        entry_point: entry_point.clone(),
         linked,
         wasi,
         trusted,

@@ -51,7 +51,7 @@ impl HostFunctionError {
         Self { message: message.into(), is_out_of_memory: false }
     }
 
-    /// The guest's memory had no room for what it was to be given.
+    /// The guest's memory had no room for a block.
     #[cfg_attr(not(feature = "direct"), expect(dead_code, reason = "extism does not say why it has none"))]
     pub(super) fn out_of_memory() -> Self {
         Self { message: "out of memory".to_owned(), is_out_of_memory: true }
@@ -63,7 +63,7 @@ impl HostFunctionError {
     }
 }
 
-/// Blocks of the guest's Extism memory, by the offset that PDKs pass as a pointer.
+/// The guest's Extism memory, in blocks: each is named by the offset that PDKs pass as a pointer.
 pub trait GuestMemory: Send {
     /// Copies the block at `offset` out of the guest. Offset 0 is the empty block.
     ///
@@ -72,7 +72,7 @@ pub trait GuestMemory: Send {
     /// When no block begins there.
     fn read(&mut self, offset: u64) -> Result<Vec<u8>, HostFunctionError>;
 
-    /// Allocates a block in the guest, fills it and gives its offset.
+    /// Allocates a block in the guest, fills it and returns its offset.
     ///
     /// # Errors
     ///
@@ -93,9 +93,9 @@ pub(super) enum Closure {
 
 /// A function of the host that plugins may import.
 ///
-/// It runs on the thread of the guest that called it, and nothing can interrupt it while it blocks: keep it short, and
-/// declare what waits with [`new_async`](Self::new_async) or [`bytes_async`](Self::bytes_async). If
-/// it panics, the evaluation ends as `internal` and its instance is discarded. If it evaluates on its own pool, that
+/// It runs on the thread of the guest that calls it, and nothing can interrupt it while it blocks. Keep it short;
+/// declare a function that waits with [`new_async`](Self::new_async) or [`bytes_async`](Self::bytes_async). If it
+/// panics, the evaluation ends as `internal` and its instance is discarded. If it evaluates on its own pool, that
 /// evaluation never waits: it is `saturated` unless an instance is free at once.
 #[derive(Clone)]
 pub struct HostFunction {
@@ -126,7 +126,7 @@ pub(super) struct Portable {
 impl HostFunction {
     /// A function in `extism:host/user`, where PDKs import from unless told otherwise.
     ///
-    /// The closure must give exactly `results`; anything else ends the call as `internal`.
+    /// The closure must return values of exactly the types in `results`; anything else ends the call as `internal`.
     pub fn new<F>(
         name: impl Into<String>,
         params: impl Into<Vec<ValType>>,
@@ -139,10 +139,10 @@ impl HostFunction {
         Self::portable(name.into(), params.into(), results.into(), Closure::Blocking(Arc::new(call)))
     }
 
-    /// A function that may wait. Dropping the evaluation, or its deadline, drops the future that it gave.
+    /// A function that may wait. Its future is dropped when the evaluation is dropped or its deadline passes.
     ///
-    /// On the `direct` engine it waits as any future does; on `extism` it blocks the thread of its guest, and is dropped
-    /// when what its guest has left of `exec_timeout` is over. Needs a tokio runtime, as every evaluation does.
+    /// On the `direct` engine it waits as any future does. On `extism` it blocks its guest's thread, and is dropped
+    /// when the rest of `exec_timeout` is over. Needs a tokio runtime, as every evaluation does.
     ///
     /// ```
     /// use evalpool::engine::{HostFunction, Val, ValType};
@@ -176,7 +176,7 @@ impl HostFunction {
         Self { kind: Kind::Portable(Portable { module: "extism:host/user".into(), name, params, results, call }) }
     }
 
-    /// The usual shape, for a function that may wait: a block of bytes in, a block of bytes out.
+    /// A function that may wait, of the usual shape: a block of bytes in, a block of bytes out.
     ///
     /// ```
     /// use evalpool::HostFunction;
@@ -203,7 +203,7 @@ impl HostFunction {
         })
     }
 
-    /// The usual shape: a block of bytes in, a block of bytes out.
+    /// A function of the usual shape: a block of bytes in, a block of bytes out.
     ///
     /// ```
     /// use evalpool::HostFunction;
@@ -273,7 +273,8 @@ thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread is running a guest or a host function for one. Whoever would wait here could wait for itself.
+/// Whether this thread is running a guest or one of its host functions. An evaluation that waits here could wait for
+/// itself.
 pub(crate) fn inside_host_function() -> bool {
     INSIDE.get()
 }
@@ -295,7 +296,7 @@ impl Drop for GuestScope {
     }
 }
 
-/// Runs a guest that is a future: its thread is marked whenever it is polled.
+/// Runs a guest that is a future: marks the thread while it is polled.
 #[cfg_attr(not(feature = "direct"), expect(dead_code, reason = "only direct has guests that are futures"))]
 pub(super) async fn in_guest<T>(guest: impl Future<Output = T>) -> T {
     let mut guest = pin!(guest);
@@ -306,7 +307,7 @@ pub(super) async fn in_guest<T>(guest: impl Future<Output = T>) -> T {
     .await
 }
 
-/// What a panic said, if it said anything.
+/// The message of a panic, if it has one.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".to_owned())

@@ -1,32 +1,28 @@
-//! What compiles and runs plugins, behind a trait. The only place that names an engine's types.
+//! The engines, which compile and run plugins, behind a trait. Nothing else names an engine's types.
 //!
-//! Two rules carry the pool's promises, and every engine keeps them:
+//! The pool's promises rest on two rules that every engine keeps:
 //!
-//! - **Dropping a call's future stops the guest.** Promptly, and the guest only: no other instance is interrupted.
-//! - **Dropping the last object of a compiled plugin gives everything back.** Code, memory, threads.
+//! - **Dropping a call's future stops the guest**, promptly, and interrupts no other instance.
+//! - **Dropping the last object of a compiled plugin gives everything back**: code, memory, threads.
 //!
-//! An engine is handed a [`Permit`] with each object that it makes and lets go of it after that object, in the same
-//! drop. So what the pool counts is what exists, also when the object outlives the future that asked for it (a compile
-//! that nobody waits for any more, a guest that has not noticed yet that it was cancelled).
+//! The pool hands an engine a [`Permit`] for each object that it makes. The engine releases the permit after that
+//! object, in the same drop. So the pool counts what exists, even when an object outlives the future that asked for it:
+//! a compile that nobody waits for, a guest that has not noticed its cancel yet.
 //!
-//! How a guest gets a thread is the engine's own affair: whatever blocks runs on one of tokio's blocking threads.
+//! Each engine decides how a guest gets a thread; work that blocks runs on tokio's blocking threads.
 //!
-//! There are two, `direct` and `extism`: see [`choosing`].
+//! There are two engines, `direct` and `extism`: see [`choosing`].
 //!
-//! Why boxed futures and trait objects rather than generics: one pool type for every engine, and a spy in tests. The
-//! price, an allocation a call, is less than a hundredth of the cheapest evaluation that was measured.
+//! Futures are boxed, and engines are trait objects, so that one pool type serves every engine and a spy in tests. The
+//! price, an allocation for each call, is less than a hundredth of the cheapest evaluation measured.
 
+pub(crate) mod abi_names;
 pub mod choosing;
 #[cfg(feature = "direct")]
 pub mod direct;
-pub(crate) mod environment;
 #[cfg(feature = "extism")]
 pub mod extism;
 mod host;
-#[cfg(feature = "direct")]
-mod http;
-#[cfg(feature = "direct")]
-mod log;
 #[cfg(any(feature = "direct", feature = "extism"))]
 mod text;
 
@@ -42,8 +38,8 @@ use crate::{error::Error, source::Digest};
 /// A boxed future that can be sent to another thread.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// The right to have an engine object. Opaque: an engine keeps it beside the object and drops it right after.
-#[derive(Clone)]
+/// The right to have an engine object. Opaque: an engine keeps it beside the object and drops it right after it.
+#[derive(Debug, Clone)]
 pub struct Permit {
     _held: Arc<dyn Any + Send + Sync>,
 }
@@ -55,26 +51,20 @@ impl Permit {
     }
 }
 
-impl fmt::Debug for Permit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Permit")
-    }
-}
-
 /// What one instance may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InstanceLimits {
-    /// Linear memory, the engine's own allocations for input and output included. Bytes.
+    /// Bytes of linear memory, the engine's own allocations for input and output included.
     pub memory: u64,
-    /// Elements of each of its tables.
+    /// Elements of each table.
     pub table_elements: u64,
-    /// Bytes of output that one call may give.
+    /// Bytes of one call's output.
     pub output_size: u64,
     /// How long one call may run.
     pub exec_timeout: Duration,
     /// How long compiling and initialising may take.
     pub build_timeout: Duration,
-    /// Instructions, roughly, of one call; `None` for no such limit.
+    /// Instructions of one call, roughly; `None` for no limit.
     pub fuel: Option<u64>,
 }
 
@@ -85,13 +75,11 @@ pub struct CompileRequest {
     pub wasm: Bytes,
     /// The digest of those bytes.
     pub digest: Digest,
-    /// The export that its instances will be called by. Others exist, and are not called.
-    pub entry_point: String,
-    /// Modules that it, or a later one of them, imports from.
+    /// Modules that the plugin, or a later one of them, imports from.
     pub linked: Arc<[LinkedModule]>,
     /// Whether to link WASI preview 1, with nothing preopened, no environment and no stdio.
     pub wasi: bool,
-    /// Whether it is trusted to mean no harm. An engine that cannot contain it otherwise refuses it.
+    /// Whether the plugin's author is trusted. An engine that cannot contain a hostile plugin refuses all others.
     pub trusted: bool,
     /// What `config_get` gives.
     pub config: Arc<BTreeMap<String, String>>,
@@ -99,7 +87,7 @@ pub struct CompileRequest {
     pub allowed_hosts: Arc<[String]>,
     /// What `extism:host/user` and other modules import.
     pub host_functions: Arc<[HostFunction]>,
-    /// What each of its instances may use.
+    /// What each instance may use.
     pub limits: InstanceLimits,
     /// Held until the compiled plugin is gone.
     pub permit: Permit,
@@ -116,67 +104,67 @@ pub struct LinkedModule {
     pub digest: Digest,
 }
 
-/// What an engine that reserves its instances' slots in advance has of them.
+/// The slots of an engine that reserves them in advance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Slots {
     /// Held by instances now.
     pub live: SlotCounts,
-    /// Free, and kept ready for the next instance of the same plugin.
+    /// Free, and ready for the next instance of the same plugin.
     pub warm: SlotCounts,
 }
 
 /// Slots by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SlotCounts {
-    /// Of modules, several to one instance of a plugin: the kernel's, its own, those it is linked with.
+    /// Instances of modules. A plugin's instance has several: the kernel's, its own, those of linked modules.
     pub instances: u64,
-    /// Of linear memories.
+    /// Linear memories.
     pub memories: u64,
-    /// Of tables.
+    /// Tables.
     pub tables: u64,
-    /// Of stacks: guests that are being called or initialised.
+    /// Stacks, one for each guest that is being called or initialised.
     pub stacks: u64,
 }
 
 /// Compiles plugins.
 pub trait Engine: Send + Sync + fmt::Debug + 'static {
-    /// Refuses what this engine does not run, by what is known before anything is compiled or takes a place.
+    /// Refuses what this engine does not run, before anything is compiled or takes a place.
     ///
     /// # Errors
     ///
-    /// `invalid_request`, saying what to set. By default nothing is refused.
+    /// `invalid_request`, saying what to set. The default refuses nothing.
     fn check(&self, trusted: bool, allowed_hosts: &[String]) -> Result<(), Error> {
         let _ = (trusted, allowed_hosts);
         Ok(())
     }
 
-    /// Compiles a plugin. The work cannot be interrupted: when the future is dropped it runs to its end, in its own
-    /// place and holding its permit, and what it made is dropped.
+    /// Compiles a plugin. Nothing interrupts the work: when the future is dropped, it goes on to its end on its own
+    /// thread, holds its permit, and drops what it made.
     ///
     /// # Errors
     ///
     /// `invalid_plugin` when the plugin is at fault, `internal` when the engine is.
     fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>>;
 
-    /// Whether an initialiser that does not end holds up nothing but its own instance: no thread, and no longer than
-    /// `build_timeout`.
+    /// Whether an endless initialiser holds up only its own instance: it blocks no thread, and ends at `build_timeout`.
     fn interrupts_initialisers(&self) -> bool {
         false
     }
 
-    /// Whether making an instance costs little more than handing the work to another thread would. Then a spare is made
-    /// only for a runtime that is at rest, and a busy caller makes its own.
+    /// Whether making an instance costs little more than handing the work to another thread. If so, spares are made
+    /// only for runtimes at rest, and a busy caller makes its own.
     fn instances_are_cheap(&self) -> bool {
         false
     }
 
-    /// The slots that it has, if it has any. Quick, and blocks nobody.
+    /// The engine's slots, if it has any. Quick, and never blocks.
     fn slots(&self) -> Option<Slots> {
         None
     }
 }
 
-/// A compiled plugin: makes instances. Dropping it and its instances gives everything back; may take milliseconds.
+/// A compiled plugin: makes instances. Dropping it and its instances gives everything back, which may take
+/// milliseconds.
 pub trait CompiledPlugin: Send + Sync + 'static {
     /// Whether an export of this name can be called.
     fn has_entry_point(&self, name: &str) -> bool;
@@ -192,12 +180,12 @@ pub trait CompiledPlugin: Send + Sync + 'static {
     fn as_any(&self) -> &dyn Any;
 }
 
-/// One sandboxed guest. Serves one call at a time. Dropping it is quick: an engine that needs longer does it elsewhere,
-/// where the permit goes with it.
+/// One sandboxed guest, which serves one call at a time. Dropping it is quick: an engine that needs longer moves it to
+/// another thread, together with its permit.
 pub trait Instance: Send + 'static {
     /// Calls an entry point. **Dropping the future stops the guest**, and the instance is not [sound](Self::is_sound)
-    /// afterwards. `deadline` is for the engine to keep should the future not be polled; whoever polls it has a timer
-    /// of its own.
+    /// afterwards. The caller has a timer of its own; `deadline` is for the engine to keep while nobody polls the
+    /// future.
     ///
     /// # Errors
     ///

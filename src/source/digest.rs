@@ -46,7 +46,7 @@ impl Serialize for Digest {
     }
 }
 
-/// A text that is no digest.
+/// Text that is no digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a digest is `sha256:` and 64 hexadecimal digits")]
 pub struct ParseDigestError;

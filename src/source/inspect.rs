@@ -1,19 +1,19 @@
 //! Reads a binary's exports and imports before any engine sees it, and refuses what no plugin needs.
 //!
-//! Function bodies are left until they are compiled (see [`effort`](super::effort)); everything around them is validated
-//! here, with the features below and no others. (extism would switch on more than its caller asks for.)
+//! Everything but function bodies is validated here, with the features below and no others. (extism would switch on
+//! more than its caller asks for.) Bodies are validated before they are compiled: see [`effort`](super::effort).
 
 use wasmparser::{ExternalKind, FuncType, Parser, Payload, TypeRef, ValType, ValidPayload, Validator, WasmFeatures};
 
 use super::weight::Weight;
 use crate::error::Error;
 
-/// WebAssembly 2.0, and what compilers of today emit beside it: tail calls and constant expressions with arithmetic.
-/// Not: threads (shared memory), memory64, several memories, exceptions, garbage collection, components.
+/// WebAssembly 2.0, and two features that compilers emit today: tail calls and constant expressions with arithmetic.
+/// Not threads (shared memory), memory64, several memories, exceptions, garbage collection or components.
 pub(super) const FEATURES: WasmFeatures =
     WasmFeatures::WASM2.union(WasmFeatures::TAIL_CALL).union(WasmFeatures::EXTENDED_CONST);
 
-/// Exports that toolchains make for initialisation; they have an entry point's shape and are not one.
+/// Exports that toolchains make for initialisation. They have an entry point's type, and are none.
 const INITIALISERS: [&str; 3] = ["_initialize", "__wasm_call_ctors", "hs_init"];
 
 /// What a plugin imports and exports.
@@ -23,10 +23,10 @@ pub struct Interface {
     entry_points: Vec<String>,
 }
 
-/// Something that a plugin wants from its host.
+/// Something that a plugin needs from its host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Import {
-    /// The module it is imported from, such as `extism:host/env`.
+    /// The module that it is imported from, such as `extism:host/env`.
     pub module: String,
     /// Its name there.
     pub name: String,
@@ -35,13 +35,14 @@ pub struct Import {
 }
 
 impl Interface {
-    /// Everything imported, in the binary's order.
+    /// All imports, in the binary's order.
     #[must_use]
     pub fn imports(&self) -> &[Import] {
         &self.imports
     }
 
-    /// Exported functions that could be called: no parameters, and no result or one `i32`. Initialisers are left out.
+    /// Exported functions that can be called: those without parameters and with no result or one `i32`. Initialisers
+    /// are left out.
     #[must_use]
     pub fn entry_points(&self) -> &[String] {
         &self.entry_points
@@ -53,7 +54,7 @@ impl Interface {
         self.imports.iter().any(|import| import.module == "wasi_snapshot_preview1")
     }
 
-    /// The entry point to use: the one that is named, else `run`, else the only one there is.
+    /// The entry point to use: the named one, else `run`, else the only one.
     ///
     /// # Errors
     ///
@@ -97,7 +98,7 @@ fn read(bytes: &[u8]) -> Result<(Interface, Weight), wasmparser::BinaryReaderErr
     let mut validator = Validator::new_with_features(FEATURES);
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload?;
-        // First, for it knows the limits of what is collected below.
+        // First: the validator bounds what is collected below.
         let valid = validator.payload(&payload)?;
         weight.add(&payload)?;
         match &payload {
@@ -122,7 +123,7 @@ fn read(bytes: &[u8]) -> Result<(Interface, Weight), wasmparser::BinaryReaderErr
             _ => {}
         }
         if let ValidPayload::End(types) = valid {
-            // The indices are those of a module that has just been validated.
+            // The module is valid, so these indices exist.
             interface.entry_points = exported
                 .iter()
                 .filter(|(name, index)| {

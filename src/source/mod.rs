@@ -1,11 +1,11 @@
-//! Where plugin bytes come from, and the plugin they make. The only place that fetches; no engine types.
+//! Where plugin bytes come from, and the plugin they make. Nothing else fetches; no engine types here.
 //!
-//! [`Source::load`] caps the size while it reads, compares the digest, and [inspects](inspect) the binary, so that most
-//! bad plugins are refused before they cost anyone a place or a compile. Above all it refuses whatever is not a
-//! WebAssembly binary: extism would read other bytes as a manifest that names files of this host.
+//! [`Source::load`] caps the size while it reads, compares the digest and [inspects](inspect) the binary: so it refuses
+//! most bad plugins before they cost anyone a place or a compile. Above all it refuses bytes that are no WebAssembly
+//! binary: extism would read them as a manifest, which can name files of this host.
 
 mod digest;
-#[cfg(any(feature = "direct", feature = "extism"))]
+#[cfg(feature = "direct")]
 pub(crate) mod effort;
 mod inspect;
 mod weight;
@@ -15,7 +15,6 @@ use std::{path::PathBuf, sync::Arc};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 
-#[cfg(feature = "extism")]
 pub use self::{
     digest::{Digest, ParseDigestError},
     inspect::{Import, Interface},
@@ -30,7 +29,7 @@ pub enum Source {
     Bytes(Bytes),
     /// Held in memory as standard base64 with padding.
     Base64(Arc<str>),
-    /// Read from a regular file at each build, so that a cold plugin holds no memory. Name its
+    /// Read from a regular file at each build, so that a cold plugin takes no memory. Name its
     /// [digest](crate::Spec::with_digest) if the file may change under you.
     File(PathBuf),
 }
@@ -51,7 +50,7 @@ impl Source {
         Source::File(path.into())
     }
 
-    /// The most bytes that [`load`](Self::load) will have to hold that it does not hold already, at most `limit`.
+    /// The most bytes that [`load`](Self::load) will allocate, within `limit`.
     pub(crate) fn cost(&self, limit: u64) -> u64 {
         match self {
             Source::Bytes(_) => 0,
@@ -62,7 +61,7 @@ impl Source {
 
     /// Fetches the bytes and makes a [`Plugin`] of them.
     ///
-    /// Cancel safe: dropping the future lets a read in progress run to its end and forgets it.
+    /// Cancel safe: after a drop of the future, a read in progress runs to its end, and its bytes are dropped.
     ///
     /// # Errors
     ///
@@ -82,7 +81,7 @@ impl Source {
         if bytes.len() as u64 > limit {
             return Err(Error::PayloadTooLarge { what: "plugin", limit });
         }
-        // Hashing and parsing megabytes takes milliseconds: not on a thread that others wait for.
+        // Hashing and parsing megabytes takes milliseconds, too long for a thread of the executor.
         tokio::task::spawn_blocking(move || Plugin::new(bytes, expected))
             .await
             .map_err(|error| Error::internal("inspecting a plugin did not finish", error))?
@@ -91,7 +90,7 @@ impl Source {
 
 fn decode(text: &str, limit: u64) -> Result<Bytes, Error> {
     let text = text.trim_ascii();
-    // Four characters carry at most three bytes: refuse before decoding what must be over the limit.
+    // Four characters carry at most three bytes. Refuse text that must be over the limit before decoding it.
     if text.len() as u64 / 4 > limit / 3 + 1 {
         return Err(Error::PayloadTooLarge { what: "plugin", limit });
     }
@@ -107,7 +106,7 @@ fn read_file(path: &std::path::Path, limit: u64) -> Result<Bytes, Error> {
     let unavailable = |error: std::io::Error| Error::SourceUnavailable {
         cause: Arc::new(std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
     };
-    // Before opening: opening a named pipe would wait for a writer.
+    // Checked before opening: to open a named pipe would wait for a writer.
     let metadata = std::fs::metadata(path).map_err(unavailable)?;
     if !metadata.is_file() {
         return Err(unavailable(std::io::Error::other("not a regular file")));
@@ -116,7 +115,7 @@ fn read_file(path: &std::path::Path, limit: u64) -> Result<Bytes, Error> {
         return Err(Error::PayloadTooLarge { what: "plugin", limit });
     }
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
-    // One byte more than allowed: the file may have grown since.
+    // The file may have grown since. One byte over the limit is read, so that the caller refuses it.
     let file = std::fs::File::open(path).map_err(unavailable)?;
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(unavailable)?;
     Ok(bytes.into())
@@ -224,7 +223,7 @@ mod tests {
         }
         let module = module();
         for cut in 8..module.len() {
-            // A prefix that ends between two sections is a module of its own, one without the export.
+            // A prefix that ends between two sections is a module too, without the export.
             if let Ok(plugin) = Plugin::new(Bytes::copy_from_slice(&module[..cut]), None) {
                 assert!(plugin.interface().entry_points().is_empty(), "cut at {cut}");
             }

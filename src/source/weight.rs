@@ -1,8 +1,7 @@
-//! What of a module weighs more on a compiler than its size tells. Nothing interrupts a compiler, and others wait for its
-//! place: so each of these is counted, and bounded.
+//! Bounds what costs a compiler more than its size tells. Nothing interrupts a compiler, and others wait for its slot.
 //!
-//! Above all what is worked out before a module runs: the values of globals, the contents of tables and memories. An
-//! engine may make code of it, and compiling that takes up to a fifth of a millisecond for each value; a hundred kilobytes
+//! The most expensive are values that are computed before a module runs: globals, the contents of tables and memories.
+//! An engine may compile code for them, which takes up to a fifth of a millisecond for each value: a hundred kilobytes
 //! would take ten seconds. What toolchains emit is nearly all plain, and laid out in advance: numbers for globals,
 //! functions for a table at an offset within it, data for a memory at an offset within it.
 
@@ -10,45 +9,45 @@ use wasmparser::{
     BinaryReaderError, CompositeInnerType, ConstExpr, DataKind, ElementItems, ElementKind, Operator, Payload, TypeRef,
 };
 
-/// Values to work out that a module may have: a second's work at most. Plugins have a few dozen.
+/// Computed values: a second's work at most. Plugins have a few dozen.
 const MOST_WORK: u64 = 5_000;
 
 /// Elements of tables that are laid out in advance: a tenth of a second's work. Plugins have a few thousand.
 const MOST_PLAIN: u64 = 1_000_000;
 
-/// Globals. A function that sets many takes the longer the more it has of both. Plugins have a few dozen.
+/// Globals. Compiling a function that sets many takes time that grows with both. Plugins have a few dozen.
 const MOST_GLOBALS: u64 = 10_000;
 
-/// Imports, each of which is looked up for each instance, between two ticks. Plugins have a few dozen.
+/// Imports. Each is looked up for each instance, between two ticks. Plugins have a few dozen.
 const MOST_IMPORTS: u64 = 1_000;
 
-/// Parameters and results of all types of functions, for each of which there is code to pass them on: a third of a
-/// second's work. Plugins have a few hundred.
+/// Parameters and results of all function types, each of which needs code that passes it on: a third of a second's
+/// work. Plugins have a few hundred.
 const MOST_PASSED: u64 = 50_000;
 
-/// Parameters and results of all functions that are imported, for each of which there is code to pass them on: a tenth
-/// of a second's work. Plugins have a few hundred.
+/// Parameters and results of all imported functions, each of which needs code that passes it on: a tenth of a second's
+/// work. Plugins have a few hundred.
 const MOST_IMPORTED: u64 = 10_000;
 
-/// How much there is of what weighs.
+/// What a module has of each.
 #[derive(Debug, Default)]
 pub(super) struct Weight {
-    /// The first sizes of tables, in elements, and of memories, in bytes. Those that are imported count as nothing.
+    /// The initial sizes of tables, in elements, and of memories, in bytes. Imported ones count as 0.
     tables: Vec<u64>,
     memories: Vec<u64>,
     imports: u64,
     globals: u64,
     passed: u64,
-    /// Of each type.
+    /// The same for each type.
     passed_by: Vec<u64>,
     imported: u64,
-    /// Values to work out, but for those of active segments.
+    /// Computed values, without those of active segments.
     work: u64,
     elements: Segments,
     data: Segments,
 }
 
-/// Those that are active. They are laid out in order, all or none of them.
+/// The active segments. Either all are laid out in advance, or none.
 #[derive(Debug, Default)]
 struct Segments {
     items: u64,
@@ -118,7 +117,7 @@ impl Weight {
                     };
                     let items = u64::from(items);
                     match element.kind {
-                        // Nothing but a permission to name these functions.
+                        // It only permits code to name these functions.
                         ElementKind::Declared => {}
                         ElementKind::Passive => self.work = self.work.saturating_add(1 + items),
                         ElementKind::Active { table_index, offset_expr } => {
@@ -136,7 +135,7 @@ impl Weight {
                         let offset = self.work_out(&offset_expr)?;
                         let size = size_of(&self.memories, memory_index);
                         let length = data.data.len() as u64;
-                        // If it is copied, it is between two ticks, and into pages that nobody has touched.
+                        // It may be copied, between two ticks and into untouched pages.
                         self.data.add(1 + length / 1024, is_within(offset, length, size));
                     }
                 }
@@ -146,7 +145,7 @@ impl Weight {
         Ok(())
     }
 
-    /// The number that an expression is, if it is no more than a number; otherwise its instructions are counted.
+    /// The number, if an expression is just a number; otherwise counts its instructions.
     fn work_out(&mut self, expression: &ConstExpr<'_>) -> Result<Option<u32>, BinaryReaderError> {
         let (mut instructions, mut number, mut plain) = (0, None, true);
         for operator in expression.get_operators_reader() {
@@ -172,7 +171,7 @@ impl Weight {
         self.work.saturating_add(self.elements.work()).saturating_add(self.data.work())
     }
 
-    /// What is over its bound, if anything is, in words for the plugin's author.
+    /// What is over its bound, if anything, in words for the plugin's author.
     pub(super) fn check(&self) -> Result<(), String> {
         let bounds = [
             ("values to work out before it runs", self.work(), MOST_WORK),

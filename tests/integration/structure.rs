@@ -1,5 +1,7 @@
 //! The shape of the code is what `src/lib.rs` says it is.
 
+mod direct;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},

@@ -1,11 +1,11 @@
-//! Compiled code that is kept, so that an evicted plugin comes back in a millisecond.
+//! Keeps compiled code, so that an evicted plugin comes back in a millisecond.
 //!
-//! In memory, or in a folder that only this user can enter. What is kept is found by the digest of the plugin's bytes
-//! and belongs to one version of wasmtime with one set of settings; both are part of its name, and wasmtime checks them
-//! once more when it loads it. Bounded in bytes: what was not used for longest goes first.
+//! The code lies in memory, or in a folder that only this user can enter. Its key is the digest of the plugin's bytes
+//! with wasmtime's version and settings; wasmtime checks the latter two again when it loads the code. The bound is in
+//! bytes, and the least recently used code goes first.
 //!
-//! Considered and not taken: keeping modules themselves (then an evicted plugin's code would still be mapped), and
-//! wasmtime's own cache (one worker thread for each, and no bound that is kept at once).
+//! Considered and not taken: keeping the modules themselves (an evicted plugin's code would stay mapped), and
+//! wasmtime's own cache (it has a worker thread for each cache, and exceeds its bound between clean-ups).
 
 use std::{
     fs, io,
@@ -28,7 +28,7 @@ pub(super) enum Cache {
         kept: Mutex<Kept>,
         limit: u64,
     },
-    /// `storing` is held while a file is added, so that the bound is kept.
+    /// `storing` is held while a file is added: two at once could exceed the limit together.
     Folder {
         root: PathBuf,
         limit: u64,
@@ -50,7 +50,7 @@ pub(super) struct Key {
 }
 
 impl Cache {
-    /// Creates the folder, if it is to be one.
+    /// Creates the folder, if the code is to be kept in one.
     pub(super) fn open(kind: &CodeCache, limit: u64) -> io::Result<Self> {
         Ok(match kind {
             CodeCache::Off => Cache::Off,
@@ -65,7 +65,7 @@ impl Cache {
         })
     }
 
-    /// The module, if its code is kept. Blocks on the file system if that is where it is.
+    /// The module, if its code is kept. Blocks while it reads a file.
     pub(super) fn load(&self, engine: &Engine, key: Key) -> Option<Module> {
         match self {
             Cache::Off => None,
@@ -78,7 +78,7 @@ impl Cache {
                 let code = fs::read(&path).ok()?;
                 let module = check(&code).and_then(|code| load(engine, code));
                 if module.is_some() {
-                    // The time of last use, by which old ones are found. Should it fail, it goes sooner.
+                    // `make_room` takes this as the time of the last use. If it fails, the file goes sooner.
                     let _ = fs::File::options()
                         .append(true)
                         .open(&path)
@@ -91,7 +91,7 @@ impl Cache {
         }
     }
 
-    /// Keeps a module's code, if there is room for it. A cache that fails is one that is empty: it says so in the log.
+    /// Keeps a module's code, if there is room for it. A failure is logged, and the code is compiled again next time.
     pub(super) fn keep(&self, key: Key, module: &Module) {
         if matches!(self, Cache::Off) {
             return;
@@ -105,7 +105,7 @@ impl Cache {
             Cache::Memory { kept, limit } => {
                 let size = code.len() as u64;
                 if size <= *limit {
-                    // What goes is dropped outside the lock.
+                    // Drops evicted code outside the lock.
                     drop(lock(kept).put(key, code.into(), *limit));
                 }
             }
@@ -138,19 +138,18 @@ fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Code of this crate's own making, back into a module.
+/// Loads code that this crate has serialized.
 #[expect(unsafe_code, reason = "the one exception: see below")]
 fn load(engine: &Engine, code: &[u8]) -> Option<Module> {
-    // SAFETY: wasmtime asks that the bytes were made by `Module::serialize` and not changed since, for they are run. In
-    // memory, they are a private field that only `Cache::keep` fills, from `serialize`. In a folder, it is one that
-    // belongs to this user and that nobody else can enter (`check_private`, at start), files appear in it whole by
-    // being renamed, and the SHA-256 in front of each says that it is what was written (`check`, each time): who could
-    // put other bytes there could as well replace this program. Whether they are of this version of wasmtime, with
-    // these settings, on a processor with these features, wasmtime checks itself.
+    // SAFETY: wasmtime runs these bytes, so they must be what `Module::serialize` gave. In memory they are in a private
+    // field that only `Cache::keep` fills, from `serialize`. A folder belongs to this user and nobody else can enter it
+    // (`check_private`, at start); a file appears in it whole, by a rename, and begins with the SHA-256 of what was
+    // written (`check`, at each load). Someone who can write other bytes there can as well replace this program.
+    // wasmtime checks itself that the code is of its version and settings and for this processor.
     unsafe { Module::deserialize(engine, code) }.ok()
 }
 
-/// What was written, if it is still that.
+/// The code in a file, if it is what was written.
 fn check(file: &[u8]) -> Option<&[u8]> {
     let (digest, code) = file.split_first_chunk::<32>()?;
     (Sha256::digest(code)[..] == digest[..]).then_some(code)
@@ -166,7 +165,7 @@ fn check_private(root: &Path) -> io::Result<()> {
     if mode & 0o077 != 0 {
         return Err(io::Error::other(format!("others can enter {shown} (mode {mode:o}); chmod 700 it")));
     }
-    // A process is its user's.
+    // The owner of `/proc/self` is the user that this process runs as.
     if folder.uid() != fs::metadata("/proc/self")?.uid() {
         return Err(io::Error::other(format!("{shown} belongs to another user")));
     }
@@ -174,8 +173,7 @@ fn check_private(root: &Path) -> io::Result<()> {
 }
 
 fn file(root: &Path, key: Key) -> PathBuf {
-    let digest = key.plugin.to_string();
-    root.join(format!("{:016x}", key.engine)).join(digest.trim_start_matches("sha256:"))
+    root.join(format!("{:016x}", key.engine)).join(key.plugin.hex())
 }
 
 fn store(root: &Path, key: Key, code: &[u8], limit: u64) -> io::Result<()> {
@@ -189,7 +187,7 @@ fn store(root: &Path, key: Key, code: &[u8], limit: u64) -> io::Result<()> {
     let path = file(root, key);
     let folder = path.parent().unwrap_or(root);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    // Its own name for each writer, other processes included.
+    // Each writer has a name of its own, in other processes too.
     let unique = format!("{}.{}", std::process::id(), NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
     let partial = path.with_extension(unique);
     let written = fs::File::create_new(&partial)
@@ -203,10 +201,10 @@ fn store(root: &Path, key: Key, code: &[u8], limit: u64) -> io::Result<()> {
 
 static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
-/// Removes what was not used for longest until no more than `limit` bytes are kept, whatever version they are of.
+/// Removes the least recently used files, of any version, until they take no more than `limit` bytes.
 fn make_room(root: &Path, limit: u64) -> io::Result<()> {
     let mut kept = Vec::new();
-    // Only what is named like ours: the folder may hold other things.
+    // Leaves files alone that are not named like ours.
     let is_ours = |name: &std::ffi::OsStr, digits: usize| {
         name.to_str().is_some_and(|name| {
             let (name, partial) = name.split_once('.').unwrap_or((name, ""));
@@ -232,7 +230,7 @@ fn make_room(root: &Path, limit: u64) -> io::Result<()> {
             break;
         }
         match fs::remove_file(path) {
-            // Another process was faster.
+            // Not found: another process has removed it.
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => total -= size,
         }

@@ -1,12 +1,13 @@
-//! Host functions in wasmtime's terms.
+//! The embedder's host functions, in wasmtime's terms.
 
 use std::sync::Arc;
 
-use wasmtime::{Caller, Engine, FuncType, Linker};
+use wasmtime::{Engine, FuncType, Linker};
 
 use super::{
-    environment::{self, kernel},
-    state::{State, Stop},
+    classify::HostTrap,
+    kernel::Kernel,
+    state::{Caller, GuestState},
 };
 use crate::{
     engine::{
@@ -16,8 +17,8 @@ use crate::{
     error::Error,
 };
 
-/// Adds a host function of an embedder's.
-pub(super) fn link(linker: &mut Linker<State>, function: &HostFunction) -> Result<(), Error> {
+/// Adds one to a linker.
+pub(super) fn link(linker: &mut Linker<GuestState>, function: &HostFunction) -> Result<(), Error> {
     match &function.kind {
         Kind::Portable(portable) => {
             let error = |error: wasmtime::Error| Error::internal("a host function cannot be linked", error.to_string());
@@ -29,26 +30,26 @@ pub(super) fn link(linker: &mut Linker<State>, function: &HostFunction) -> Resul
     }
 }
 
-fn define(linker: &mut Linker<State>, function: Portable) -> wasmtime::Result<()> {
-    let Portable { module, name, params, results, call } = function;
-    let ty = func_type(linker.engine(), &params, &results);
-    let declared: Arc<[ValType]> = results.into();
-    let shown: Arc<str> = name.as_str().into();
-    match call {
+fn define(linker: &mut Linker<GuestState>, function: Portable) -> wasmtime::Result<()> {
+    let function = Arc::new(function);
+    let (module, name, ty) = (&*function.module, &*function.name, func_type(linker.engine(), &function));
+    match &function.call {
         Closure::Blocking(call) => {
-            linker.func_new(&module, &name, ty, move |mut caller, args, slots| {
+            let (call, function) = (call.clone(), function.clone());
+            linker.func_new(module, name, ty, move |mut caller, args, slots| {
                 let args = from_wasmtime(args)?;
                 let returned = call(&mut Memory(&mut caller), &args).map_err(|error| failed(&error))?;
-                give_back(&shown, &declared, &returned, slots)
+                give_back(&function, &returned, slots)
             })?;
         }
         Closure::Async(call) => {
-            linker.func_new_async(&module, &name, ty, move |mut caller, args, slots| {
-                let (call, shown, declared) = (call.clone(), shown.clone(), declared.clone());
+            let (call, function) = (call.clone(), function.clone());
+            linker.func_new_async(module, name, ty, move |mut caller, args, slots| {
+                let (call, function) = (call.clone(), function.clone());
                 Box::new(async move {
                     let args = from_wasmtime(args)?;
                     let returned = call(&mut Memory(&mut caller), &args).await.map_err(|error| failed(&error))?;
-                    give_back(&shown, &declared, &returned, slots)
+                    give_back(&function, &returned, slots)
                 })
             })?;
         }
@@ -56,10 +57,10 @@ fn define(linker: &mut Linker<State>, function: Portable) -> wasmtime::Result<()
     Ok(())
 }
 
-fn give_back(name: &str, declared: &[ValType], returned: &[Val], slots: &mut [wasmtime::Val]) -> wasmtime::Result<()> {
-    if returned.iter().map(|value| value.ty()).ne(declared.iter().copied()) {
-        let text = format!("the host function {name} gave results of other types than declared");
-        return Err(Stop::Broken(text).into());
+fn give_back(function: &Portable, returned: &[Val], slots: &mut [wasmtime::Val]) -> wasmtime::Result<()> {
+    if !returned.iter().map(|value| value.ty()).eq(function.results.iter().copied()) {
+        let text = format!("the host function {} gave results of other types than declared", function.name);
+        return Err(HostTrap::Broken(text).into());
     }
     for (slot, value) in slots.iter_mut().zip(returned) {
         *slot = to_wasmtime(*value);
@@ -67,31 +68,32 @@ fn give_back(name: &str, declared: &[ValType], returned: &[Val], slots: &mut [wa
     Ok(())
 }
 
-fn failed(error: &HostFunctionError) -> Stop {
-    // What the guest's memory has no room for is its memory's fault, by whichever way the function hands it on.
-    if error.is_out_of_memory() { Stop::OutOfMemory } else { Stop::Failed(error.to_string()) }
+fn failed(error: &HostFunctionError) -> HostTrap {
+    // The function hands on that the guest's memory is full: the guest's call ends as out of memory.
+    if error.is_out_of_memory() { HostTrap::OutOfMemory } else { HostTrap::Failed(error.to_string()) }
 }
 
-struct Memory<'a, 'b>(&'a mut Caller<'b, State>);
+struct Memory<'a, 'b>(&'a mut Caller<'b>);
 
 impl GuestMemory for Memory<'_, '_> {
     fn read(&mut self, offset: u64) -> Result<Vec<u8>, HostFunctionError> {
-        let kernel = kernel(self.0).map_err(|error| HostFunctionError::new(error.to_string()))?;
+        let kernel = Kernel::of(&*self.0).map_err(|error| HostFunctionError::new(error.to_string()))?;
         let bytes = kernel.read(&*self.0, offset).map(<[u8]>::to_vec);
         bytes.ok_or_else(|| HostFunctionError::new(format!("no block of guest memory begins at {offset}")))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<u64, HostFunctionError> {
-        environment::give(self.0, bytes).map_err(|error| match error.downcast_ref() {
-            Some(Stop::OutOfMemory) => HostFunctionError::out_of_memory(),
+        let kernel = Kernel::of(&*self.0);
+        kernel.and_then(|kernel| kernel.write(self.0, bytes)).map_err(|error| match error.downcast_ref() {
+            Some(HostTrap::OutOfMemory) => HostFunctionError::out_of_memory(),
             _ => HostFunctionError::new(error.root_cause().to_string()),
         })
     }
 }
 
-fn func_type(engine: &Engine, params: &[ValType], results: &[ValType]) -> FuncType {
+fn func_type(engine: &Engine, function: &Portable) -> FuncType {
     let types = |types: &[ValType]| types.iter().map(|ty| to_wasmtime_type(*ty)).collect::<Vec<_>>();
-    FuncType::new(engine, types(params), types(results))
+    FuncType::new(engine, types(&function.params), types(&function.results))
 }
 
 fn to_wasmtime_type(ty: ValType) -> wasmtime::ValType {
@@ -103,13 +105,13 @@ fn to_wasmtime_type(ty: ValType) -> wasmtime::ValType {
     }
 }
 
-fn from_wasmtime(values: &[wasmtime::Val]) -> Result<Vec<Val>, Stop> {
+fn from_wasmtime(values: &[wasmtime::Val]) -> Result<Vec<Val>, HostTrap> {
     let value = |value: &wasmtime::Val| match value {
         wasmtime::Val::I32(value) => Ok(Val::I32(*value)),
         wasmtime::Val::I64(value) => Ok(Val::I64(*value)),
         wasmtime::Val::F32(bits) => Ok(Val::F32(f32::from_bits(*bits))),
         wasmtime::Val::F64(bits) => Ok(Val::F64(f64::from_bits(*bits))),
-        _ => Err(Stop::Broken("a host function was passed a value that it does not take".into())),
+        _ => Err(HostTrap::Broken("a host function was passed a value that it does not take".into())),
     };
     values.iter().map(value).collect()
 }

@@ -1,44 +1,280 @@
-//! `http_request` and what belongs to it, as functions of the guest's.
+//! The client behind `http_request`, and what it may reach.
+//!
+//! Each compiled plugin has a client of its own, so that customers share no connection and all connections go with the
+//! runtime. A plugin reaches an address of this machine or of a private network only if a pattern names its host
+//! literally: a wildcard, a redirect or a name that resolves to such an address does not lead there.
 
-use wasmtime::{Caller, Linker};
-
-use super::{
-    environment::{MODULE, give, take},
-    kernel::Kernel,
-    state::{State, Stop},
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, OnceLock},
 };
-use crate::engine::http::{HttpError, MAX_REQUEST, Response};
 
-pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
-    linker.func_wrap_async(MODULE, "http_request", |mut caller: Caller<'_, State>, (request, body): (u64, u64)| {
-        Box::new(async move { http_request(&mut caller, request, body).await })
-    })?;
-    linker.func_wrap(MODULE, "http_status_code", |caller: Caller<'_, State>| i32::from(caller.data().http.status))?;
-    linker.func_wrap(MODULE, "http_headers", |mut caller: Caller<'_, State>| {
-        let headers = caller.data().http.headers();
-        give(&mut caller, headers.as_bytes())
-    })?;
-    Ok(())
+use reqwest::{
+    Client, Method, Url,
+    dns::{Addrs, Name, Resolve, Resolving},
+    redirect,
+};
+use rustls::{ClientConfig, RootCertStore};
+use serde::Deserialize;
+
+use super::classify::HostTrap;
+
+/// As many as extism's client follows.
+const MAX_REDIRECTS: usize = 10;
+
+/// Bytes of JSON with a request's address, method and headers, which are read before the address can be checked.
+pub(super) const MAX_REQUEST: u64 = 64 << 10;
+const MAX_HEADERS: usize = 100;
+
+/// One plugin's client, and the hosts that it may reach.
+pub(super) struct Http {
+    hosts: Arc<AllowedHosts>,
+    client: OnceLock<Client>,
+    /// Bytes of a response's body, at most.
+    largest: u64,
 }
 
-async fn http_request(caller: &mut Caller<'_, State>, request: u64, body: u64) -> wasmtime::Result<u64> {
-    caller.data_mut().http = Response::default();
-    if Kernel::length(&*caller, request) > MAX_REQUEST {
-        return Err(Stop::Failed(format!("the HTTP request, less its body, is over {MAX_REQUEST} bytes")).into());
+struct AllowedHosts {
+    patterns: Vec<glob::Pattern>,
+}
+
+impl AllowedHosts {
+    fn allows(&self, host: &str) -> bool {
+        self.patterns.iter().any(|pattern| pattern.as_str() == host || pattern.matches(host))
     }
-    let shared = caller.data().shared.clone();
-    let request = shared.http.read(&take(caller, request, "http request")?).map_err(Stop::from)?;
-    let body = if body == 0 { None } else { Some(take(caller, body, "http request body")?) };
-    let (response, body) = shared.http.send(request, body).await.map_err(Stop::from)?;
-    caller.data_mut().http = response;
-    give(caller, &body)
+
+    fn names(&self, host: &str) -> bool {
+        self.patterns.iter().any(|pattern| pattern.as_str() == host)
+    }
+
+    fn allows_url(&self, url: &Url) -> bool {
+        let Some(host) = url.host_str() else { return false };
+        let literal: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+        self.allows(host) && literal.is_none_or(|address| is_public(address) || self.names(host))
+    }
 }
 
-impl From<HttpError> for Stop {
-    fn from(error: HttpError) -> Self {
-        match error {
-            HttpError::Failed(text) => Stop::Failed(text),
-            HttpError::Broken(text) => Stop::Broken(text),
+impl Http {
+    /// A client that may reach hosts matching `patterns` and reads bodies of at most `largest` bytes.
+    pub(super) fn new(patterns: &[String], largest: u64) -> Self {
+        let patterns = patterns.iter().filter_map(|text| glob::Pattern::new(text).ok()).collect();
+        Self { hosts: Arc::new(AllowedHosts { patterns }), client: OnceLock::new(), largest }
+    }
+
+    /// Reads a request without its body, as PDKs pass it, and refuses it unless it is allowed.
+    pub(super) fn read(&self, request: &[u8]) -> Result<Request, HostTrap> {
+        let text: RequestText = serde_json::from_slice(request).map_err(failed)?;
+        if text.headers.len() > MAX_HEADERS {
+            return Err(HostTrap::Failed(format!("the HTTP request has more than {MAX_HEADERS} headers")));
+        }
+        let url = Url::parse(&text.url).map_err(|error| HostTrap::Failed(format!("Invalid URL: {error:?}")))?;
+        if !self.hosts.allows_url(&url) {
+            return Err(HostTrap::Failed(format!("HTTP request to {} is not allowed", text.url)));
+        }
+        let method = text.method.as_deref().unwrap_or("GET").to_uppercase();
+        let method = Method::from_bytes(method.as_bytes()).map_err(failed)?;
+        Ok(Request { method, url, headers: text.headers })
+    }
+
+    /// Sends a request and returns the response and its body. Dropping the future closes the connection.
+    pub(super) async fn send(&self, request: Request, body: Option<Vec<u8>>) -> Result<(Response, Vec<u8>), HostTrap> {
+        let mut outgoing = self.client()?.request(request.method, request.url);
+        for (name, value) in &request.headers {
+            outgoing = outgoing.header(name, value);
+        }
+        if let Some(body) = body {
+            outgoing = outgoing.body(body);
+        }
+        let most = self.largest;
+        let mut incoming = outgoing.send().await.map_err(|error| failed(chain(&error)))?;
+        let mut received = Vec::new();
+        while let Some(chunk) = incoming.chunk().await.map_err(|error| failed(chain(&error)))? {
+            if (received.len() + chunk.len()) as u64 > most {
+                let text = format!("HTTP response exceeds the configured maximum number of bytes: {most}");
+                return Err(HostTrap::Failed(text));
+            }
+            received.extend_from_slice(&chunk);
+        }
+        let text = |value: &reqwest::header::HeaderValue| value.to_str().ok().map(str::to_owned);
+        let headers = incoming.headers().iter();
+        let headers = headers.filter_map(|(name, value)| Some((name.as_str().to_owned(), text(value)?))).collect();
+        Ok((Response { status: incoming.status().as_u16(), headers }, received))
+    }
+
+    fn client(&self) -> Result<&Client, HostTrap> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let hosts = self.hosts.clone();
+        let redirects = redirect::Policy::custom(move |attempt| {
+            if attempt.previous().len() > MAX_REDIRECTS {
+                attempt.error("too many redirects")
+            } else if hosts.allows_url(attempt.url()) {
+                attempt.follow()
+            } else {
+                attempt.error("it redirects to a host that is not allowed")
+            }
+        });
+        let made = Client::builder()
+            .tls_backend_preconfigured(tls()?)
+            .no_proxy()
+            .redirect(redirects)
+            .dns_resolver(Resolver { hosts: self.hosts.clone() })
+            .build()
+            .map_err(|error| HostTrap::Broken(error.to_string()))?;
+        Ok(self.client.get_or_init(|| made))
+    }
+}
+
+/// TLS with the web's trust roots, made once for the process.
+fn tls() -> Result<ClientConfig, HostTrap> {
+    static CONFIG: OnceLock<Result<ClientConfig, rustls::Error>> = OnceLock::new();
+    let made = CONFIG.get_or_init(|| {
+        let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        Ok(config.with_root_certificates(roots).with_no_client_auth())
+    });
+    made.clone().map_err(|error| HostTrap::Broken(error.to_string()))
+}
+
+/// The system's resolver, without the addresses that a plugin may not reach.
+struct Resolver {
+    hosts: Arc<AllowedHosts>,
+}
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let hosts = self.hosts.clone();
+        Box::pin(async move {
+            let named = hosts.names(name.as_str());
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let allowed: Vec<SocketAddr> = found.filter(|address| named || is_public(address.ip())).collect();
+            if allowed.is_empty() {
+                return Err("it has no address that may be reached".into());
+            }
+            Ok(Box::new(allowed.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Whether an address is on the open internet.
+fn is_public(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            let shared = a == 100 && (64..128).contains(&b);
+            let benchmarking = a == 198 && (b & 0xfe) == 18;
+            let this_network_or_reserved = a == 0 || a >= 240 || v4.octets()[..3] == [192, 0, 0];
+            !(v4.is_loopback()
+                || v4.is_private()
+                || v4.is_link_local()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+                || v4.is_documentation()
+                || shared
+                || benchmarking
+                || this_network_or_reserved)
+        }
+        IpAddr::V6(v6) => {
+            let site_local = (v6.segments()[0] & 0xffc0) == 0xfec0;
+            // These carry a v4 address: 6to4, NAT64, Teredo, and the deprecated v4-compatible addresses.
+            let carries_v4 = v6.segments()[0] == 0x2002
+                || [[0x64, 0xff9b], [0x2001, 0]].contains(&[v6.segments()[0], v6.segments()[1]])
+                || v6.segments()[..6] == [0; 6];
+            !(v6.is_loopback()
+                || v6.is_unspecified()
+                || v6.is_unique_local()
+                || v6.is_unicast_link_local()
+                || v6.is_multicast()
+                || site_local
+                || carries_v4)
+        }
+    }
+}
+
+/// The JSON that PDKs pass.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RequestText {
+    url: String,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    method: Option<String>,
+}
+
+/// An allowed request.
+pub(super) struct Request {
+    method: Method,
+    url: Url,
+    headers: BTreeMap<String, String>,
+}
+
+/// The response to a guest's last request, without its body.
+#[derive(Debug, Default)]
+pub(super) struct Response {
+    /// 0 before the first response.
+    pub(super) status: u16,
+    headers: BTreeMap<String, String>,
+}
+
+impl Response {
+    /// The headers as JSON.
+    pub(super) fn headers(&self) -> String {
+        serde_json::to_string(&self.headers).unwrap_or_default()
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> HostTrap {
+    HostTrap::Failed(error.to_string())
+}
+
+/// reqwest itself says only "error sending request"; its innermost source says why.
+fn chain(error: &reqwest::Error) -> String {
+    let mut source: &dyn std::error::Error = error;
+    while let Some(next) = source.source() {
+        source = next;
+    }
+    source.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allows(patterns: &[&str], url: &str) -> bool {
+        let patterns: Vec<String> = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+        Http::new(&patterns, 0).hosts.allows_url(&Url::parse(url).unwrap())
+    }
+
+    #[test]
+    fn hosts_are_allowed_by_pattern() {
+        assert!(allows(&["*.example.com"], "https://api.example.com/x"));
+        assert!(!allows(&["*.example.com"], "https://example.org/"));
+        assert!(!allows(&[], "https://example.org/"));
+    }
+
+    #[test]
+    fn this_machine_and_private_networks_must_be_named() {
+        for host in
+            ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1", "0.0.0.0", "100.64.0.1", "[::1]", "[fd00::1]"]
+        {
+            assert!(!allows(&["*"], &format!("http://{host}/")), "{host}");
+            assert!(allows(&[host], &format!("http://{host}/")), "{host}");
+        }
+        // Other ways to write 127.0.0.1.
+        for host in ["2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "[2002:7f00:1::]", "[64:ff9b::7f00:1]"] {
+            assert!(!allows(&["*"], &format!("http://{host}/")), "{host}");
+        }
+        assert!(allows(&["*"], "http://93.184.215.14/"));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_resolves_to_this_machine_must_be_named() {
+        for (patterns, reached) in [(vec!["*".to_owned()], false), (vec!["localhost".to_owned()], true)] {
+            let resolver = Resolver { hosts: Http::new(&patterns, 0).hosts.clone() };
+            assert_eq!(resolver.resolve("localhost".parse().unwrap()).await.is_ok(), reached, "{patterns:?}");
         }
     }
 }

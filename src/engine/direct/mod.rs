@@ -1,94 +1,91 @@
-//! Extism's plugins on wasmtime itself.
+//! Runs Extism's plugins on wasmtime itself.
 //!
-//! One wasmtime engine for all runtimes. Its pooling allocator has a slot for every instance that the pool permits, so
-//! that memories, tables and stacks have a hard bound for the whole process, and making an instance maps nothing new.
-//! The guest side of Extism that PDKs speak is ours: the kernel and the rest of `extism:host/env`.
+//! All runtimes share one wasmtime engine. Its pooling allocator reserves a slot for every instance that the pool
+//! permits: memories, tables and stacks have a hard bound for the whole process, and a new instance maps nothing. We
+//! implement what Extism's PDKs import: the kernel and the rest of `extism:host/env`.
 //!
 //! How it keeps the rules of [an engine](super):
 //!
-//! - **Dropping a call's future stops the guest**: guests run as futures, on fibers. At each tick a guest returns to
-//!   its executor, initialisers included; dropping the future unwinds it. No thread is blocked or waited for.
-//! - **A deadline ends a guest within two ticks**, by the store's own clock check at the tick; nothing of it is shared
-//!   with another store.
-//! - **Dropping the last object gives everything back**: slots at once, code with the module.
+//! - **Dropping a call's future stops the guest.** A guest runs as a future, on a fiber, and returns to its executor at
+//!   each tick, in its initialisers too. Dropping the future unwinds it. No thread blocks or is waited for.
+//! - **A deadline ends a guest within two ticks.** Its store checks the clock at each tick and shares nothing with
+//!   other stores.
+//! - **Dropping the last object gives everything back**: the slots at once, the code with the module.
 //!
-//! Considered and not taken: a wasmtime engine for each plugin (31 of them exhaust the address space, and no slot is
-//! shared), and fuel for interruption (it costs guests up to a third; epochs cost about a thousandth). Fuel is counted
-//! only for specs that limit it, by a second engine that is made when first needed.
+//! Considered and not taken: a wasmtime engine for each plugin (31 of them exhaust the address space, and they share no
+//! slots), and interrupting guests by fuel (it costs them up to a third; epochs cost about a thousandth). Fuel is
+//! counted only for specs that limit it, by a second engine that is made when first needed.
 //!
 //! # What differs from the `extism` engine
 //!
-//! - An initialiser runs once for each instance, not twice; one that fails is `invalid_plugin` at validation, also
-//!   `__wasm_call_ctors` and `hs_init`, which Extism runs at the first call. It may call the host, which on `extism`
-//!   refuses the plugin, unless it only writes to the log.
+//! - An initialiser runs once for each instance, not twice. One that fails makes the plugin `invalid_plugin` at
+//!   validation; Extism runs `__wasm_call_ctors` and `hs_init` at the first call instead.
 //! - `limits.memory` counts all memories of an instance together, from the first page on; Extism's count starts afresh
-//!   after initialising. `memory.grow` beyond a module's own declared maximum gives −1, as WebAssembly has it, where
-//!   Extism ends the call as out of memory.
-//! - A guest may store anywhere in the kernel's memory; on `extism`, what would reach a block's header, or lies behind the
-//!   last block, is not stored.
-//! - `input_load_u64` just below offset 0 gives 0; Extism reads what is in front of the input.
-//! - The allocator takes the best free block, Extism's the first; offsets may differ once blocks were freed.
-//! - Names of variables and of settings are at most 64 KiB; a plugin is linked with at most two modules.
-//! - `poll_oneoff` sleeps for as long as it is asked to; on `extism`, for who is not trusted, it says after a millisecond
-//!   that it was interrupted.
+//!   after initialising. `memory.grow` beyond a module's own declared maximum gives −1, as WebAssembly says; Extism
+//!   ends the call as out of memory.
+//! - The allocator's books are host data, which no guest can write. Extism's kernel keeps them in its memory, between
+//!   the blocks.
+//! - `input_load_u64` just below offset 0 gives 0; Extism reads what lies in front of the input.
+//! - The allocator takes the best free block, Extism's the first: offsets may differ after a block was freed.
+//! - Names of variables and of settings have at most 64 KiB. A plugin is linked with at most two modules.
 //! - An instance that ran `_start`, or exited with 0, is not used again.
+//!
+//! # Files
+//!
+//! Imports point down this list only. A test keeps that true.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `mod` | the engine: compiles on a blocking thread, counts its slots |
+//! | `compiled` | a compiled plugin: its modules and what its instances share |
+//! | `instance` | one guest: its store, its calls |
+//! | `modules` | a plugin's modules: where each import comes from, instantiation, initialisers |
+//! | `variant` | the wasmtime engines, with and without fuel, and what all guests on one of them share |
+//! | `functions` | the embedder's host functions, in wasmtime's terms |
+//! | `abi` | the host's part of `extism:host/env`: allocation, settings, variables, logs, HTTP |
+//! | `wasi` | WASI preview 1 with nothing behind it |
+//! | `kernel` | the memory through which guest and host exchange bytes |
+//! | `state` | what the host keeps for one guest, and for one plugin |
+//! | `http` | the client behind `http_request`, and what it may reach |
+//! | `log` | how much plugins may log, and where it goes |
+//! | `allocator` | which parts of the kernel's memory are allocated |
+//! | `classify` | why the host ended a guest; how a guest ended, as our errors |
+//! | `fair_share` | which of the guests that run long may run now |
+//! | `ticker` | the thread that makes running guests return to their executor |
+//! | `cache` | compiled code, kept in memory or in a folder |
+//! | `slots` | how much address space the slots of all instances take |
 
+mod abi;
+mod allocator;
 mod cache;
+mod classify;
 mod compiled;
-mod environment;
+mod fair_share;
 mod functions;
 mod http;
 mod instance;
 mod kernel;
-mod outcome;
-mod plan;
+mod log;
+mod modules;
+mod slots;
 mod state;
 mod ticker;
-mod turns;
+mod variant;
 mod wasi;
 
-use std::{
-    any::Any,
-    fmt,
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::{Arc, OnceLock},
-};
-
-use wasmtime::{Config, Engine as Wasmtime, Linker, Module};
+use std::{fmt, sync::Arc};
 
 pub use self::compiled::Compiled;
-use self::{cache::Cache, kernel::KernelModule, plan::Plan, state::State, ticker::Ticker, turns::Turns};
-use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine, InstanceLimits, Slots};
+use self::variant::EngineVariants;
+use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Slots, host::panic_text};
 use crate::{
     config::{EngineSettings, LimitSettings, PoolSettings},
     error::Error,
-    source::{Digest, effort},
 };
 
 /// Runs plugins on wasmtime.
 pub struct DirectEngine {
-    hosts: Arc<Hosts>,
-}
-
-struct Hosts {
-    plan: Plan,
-    cache: Arc<Cache>,
-    turns: Arc<Turns>,
-    unfueled: Arc<Host>,
-    /// For specs that limit fuel; made when first needed.
-    fueled: OnceLock<Result<Arc<Host>, Error>>,
-}
-
-/// One wasmtime engine and what all guests on it share.
-struct Host {
-    engine: Wasmtime,
-    kernel: KernelModule,
-    environment: Linker<State>,
-    ticker: Ticker,
-    turns: Arc<Turns>,
-    cache: Arc<Cache>,
-    /// wasmtime's version and settings.
-    version: u64,
+    variants: Arc<EngineVariants>,
 }
 
 impl DirectEngine {
@@ -100,74 +97,18 @@ impl DirectEngine {
     /// `invalid_request` when the slots do not fit into the address space, or the folder for compiled code cannot be
     /// used; `internal` when the system refuses the reservation or the thread.
     pub fn new(pool: &PoolSettings, limits: &LimitSettings, engine: &EngineSettings) -> Result<Self, Error> {
-        let plan = Plan::new(pool, limits, plan::available()).map_err(Error::invalid_request)?;
-        let cache = Cache::open(&engine.code_cache, engine.code_cache_size)
-            .map_err(|error| Error::invalid_request(format!("engine.code_cache cannot be used: {error}")))?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let (cache, turns) = (Arc::new(cache), Arc::new(Turns::new(cores)));
-        let unfueled = Host::new(plan, false, turns.clone(), cache.clone())?;
-        Ok(Self { hosts: Arc::new(Hosts { plan, cache, turns, unfueled, fueled: OnceLock::new() }) })
-    }
-}
-
-impl Hosts {
-    /// Blocks while the engine for fuel is made.
-    fn get(&self, fueled: bool) -> Result<Arc<Host>, Error> {
-        if !fueled {
-            return Ok(self.unfueled.clone());
-        }
-        self.fueled.get_or_init(|| Host::new(self.plan, true, self.turns.clone(), self.cache.clone())).clone()
-    }
-}
-
-impl Host {
-    fn new(plan: Plan, fueled: bool, turns: Arc<Turns>, cache: Arc<Cache>) -> Result<Arc<Self>, Error> {
-        let failed = |error: wasmtime::Error| Error::internal("the engine cannot be made", format!("{error:#}"));
-        let mut config = Config::new();
-        config
-            .epoch_interruption(true)
-            .consume_fuel(fueled)
-            // What `source::inspect` lets through, and no more.
-            .wasm_gc(false)
-            .wasm_memory64(false)
-            .wasm_multi_memory(false)
-            .wasm_relaxed_simd(false)
-            .wasm_tail_call(true)
-            .wasm_extended_const(true)
-            .max_wasm_stack(512 << 10);
-        plan.apply(&mut config);
-        let engine = Wasmtime::new(&config).map_err(failed)?;
-        let kernel = KernelModule::compile(&engine)?;
-        let mut environment = Linker::new(&engine);
-        environment::link(&mut environment).map_err(failed)?;
-        let ticker =
-            Ticker::start(engine.weak()).map_err(|error| Error::internal("no thread for the ticker", error))?;
-        let mut version = DefaultHasher::new();
-        engine.precompile_compatibility_hash().hash(&mut version);
-        Ok(Arc::new(Self { kernel, environment, ticker, turns, cache, version: version.finish(), engine }))
-    }
-
-    /// Compiles a module, or loads what was compiled before. Blocks.
-    fn module(&self, digest: Digest, wasm: &[u8], limits: &InstanceLimits) -> Result<Module, Error> {
-        let key = cache::Key { plugin: digest, engine: self.version };
-        if let Some(module) = self.cache.load(&self.engine, key) {
-            return Ok(module);
-        }
-        effort::check(wasm)?;
-        let module = Module::new(&self.engine, wasm).map_err(|error| outcome::invalid(&error, limits))?;
-        self.cache.keep(key, &module);
-        Ok(module)
+        Ok(Self { variants: Arc::new(EngineVariants::new(pool, limits, engine)?) })
     }
 }
 
 impl Engine for DirectEngine {
     fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>> {
         Box::pin(async move {
-            let hosts = self.hosts.clone();
-            let compile = move || Compiled::new(hosts.get(request.limits.fuel.is_some())?, request);
+            let variants = self.variants.clone();
+            let compile = move || Compiled::new(variants.get(request.limits.fuel.is_some())?, request);
             let compiled = tokio::task::spawn_blocking(compile).await;
             let compiled = compiled.map_err(|error| match error.try_into_panic() {
-                // A compiler that gives up in the middle has met a plugin that it cannot compile, and would again.
+                // The compiler met something that it cannot compile, and would again.
                 Ok(panic) => Error::InvalidPlugin {
                     reason: "the compiler cannot cope with it".into(),
                     cause: Some(Arc::from(Box::from(panic_text(&*panic)))),
@@ -187,10 +128,9 @@ impl Engine for DirectEngine {
     }
 
     fn slots(&self) -> Option<Slots> {
-        let fueled = self.hosts.fueled.get().and_then(|made| made.clone().ok());
         let mut slots = Slots::default();
-        for host in [Some(self.hosts.unfueled.clone()), fueled].into_iter().flatten() {
-            let Some(metrics) = host.engine.pooling_allocator_metrics() else { continue };
+        for variant in self.variants.made() {
+            let Some(metrics) = variant.engine.pooling_allocator_metrics() else { continue };
             slots.live.instances += metrics.core_instances();
             slots.live.memories += metrics.memories() as u64;
             slots.live.tables += metrics.tables() as u64;
@@ -205,11 +145,6 @@ impl Engine for DirectEngine {
 
 impl fmt::Debug for DirectEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DirectEngine").field("plan", &self.hosts.plan).finish_non_exhaustive()
+        f.debug_struct("DirectEngine").field("layout", &self.variants.layout).finish_non_exhaustive()
     }
-}
-
-/// What a panic said, if it said anything.
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    crate::engine::host::panic_text(panic)
 }

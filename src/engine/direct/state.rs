@@ -1,67 +1,74 @@
-//! What the host keeps for one guest.
+//! What the host keeps for one guest, and for one plugin.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::time::Instant;
-use wasmtime::ResourceLimiter;
+use wasmtime::{Memory, ResourceLimiter};
 use wasmtime_wasi::p1::WasiP1Ctx;
 
 use super::{
-    compiled::Shared,
-    kernel::{Books, Kernel},
-    turns::Turn,
+    allocator::Allocator,
+    classify::HostTrap,
+    fair_share::{FairShare, RunPermit},
+    http::{Http, Response},
+    log::LogBudget,
+    ticker::Ticker,
 };
-use crate::engine::{http::Response, log::LogBudget};
+use crate::{
+    engine::{InstanceLimits, Permit},
+    source::Digest,
+};
 
-/// Why the host ended a guest.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Stop {
-    #[error("its deadline has passed")]
-    Deadline,
-    #[error("out of memory")]
-    OutOfMemory,
-    /// A host function failed, or was called with something impossible.
-    #[error("{0}")]
-    Failed(String),
-    /// A host function broke its own declaration.
-    #[error("{0}")]
-    Broken(String),
+/// What host functions need of a plugin. Its instances share it.
+pub(super) struct PluginContext {
+    pub(super) config: Arc<BTreeMap<String, String>>,
+    pub(super) http: Http,
+    pub(super) limits: InstanceLimits,
+    pub(super) digest: Digest,
+    pub(super) ticker: Arc<Ticker>,
+    pub(super) share: Arc<FairShare>,
+    /// The compiled plugin's: released once the plugin and its last instance are gone.
+    pub(super) _permit: Permit,
 }
 
-/// A store's data.
-pub(super) struct State {
-    pub(super) shared: Arc<Shared>,
-    /// `None` only until it is instantiated, before any guest code runs.
-    pub(super) kernel: Option<Kernel>,
-    pub(super) blocks: Books,
+/// A guest that calls the host.
+pub(super) type Caller<'a> = wasmtime::Caller<'a, GuestState>;
+
+/// The data of one guest's store.
+pub(super) struct GuestState {
+    pub(super) context: Arc<PluginContext>,
+    /// `None` until the kernel is instantiated, which is before any guest code runs.
+    pub(super) kernel_memory: Option<Memory>,
+    pub(super) allocator: Allocator,
     pub(super) budget: Budget,
     pub(super) variables: Variables,
     pub(super) http: Response,
+    /// Made by the first call of a WASI function.
     pub(super) wasi: Option<WasiP1Ctx>,
     pub(super) log: LogBudget,
-    pub(super) turn: Turn,
+    pub(super) run_permit: RunPermit,
     pub(super) deadline: Instant,
 }
 
-impl State {
-    pub(super) fn new(shared: Arc<Shared>, deadline: Instant) -> Self {
-        let limits = &shared.limits;
+impl GuestState {
+    pub(super) fn new(context: Arc<PluginContext>, deadline: Instant) -> Self {
+        let InstanceLimits { memory, table_elements, .. } = context.limits;
         Self {
-            kernel: None,
-            blocks: Books::default(),
-            budget: Budget { memory_left: limits.memory, table_elements: limits.table_elements },
+            kernel_memory: None,
+            allocator: Allocator::default(),
+            budget: Budget { memory_left: memory, table_elements },
             variables: Variables::default(),
             http: Response::default(),
-            wasi: shared.wasi.then(super::wasi::context),
+            wasi: None,
             log: LogBudget::default(),
-            turn: shared.host.turns.begin(),
+            run_permit: context.share.begin(),
             deadline,
-            shared,
+            context,
         }
     }
 }
 
-/// What a guest may still take of its limits: linear memories, the kernel's and its books included, and tables.
+/// What a guest may still take: bytes of linear memory, the kernel's and its allocator's included, and table elements.
 #[derive(Debug)]
 pub(super) struct Budget {
     memory_left: u64,
@@ -69,8 +76,8 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    pub(super) fn take(&mut self, bytes: u64) -> Result<(), Stop> {
-        self.memory_left = self.memory_left.checked_sub(bytes).ok_or(Stop::OutOfMemory)?;
+    pub(super) fn take(&mut self, bytes: u64) -> Result<(), HostTrap> {
+        self.memory_left = self.memory_left.checked_sub(bytes).ok_or(HostTrap::OutOfMemory)?;
         Ok(())
     }
 
@@ -81,7 +88,7 @@ impl Budget {
 
 impl ResourceLimiter for Budget {
     fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
-        // Beyond what the module itself declares, growing fails as WebAssembly has it; beyond the limit, the call ends.
+        // Beyond the module's own maximum, `memory.grow` gives -1; beyond the limit, the call ends.
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
         }
@@ -94,16 +101,16 @@ impl ResourceLimiter for Budget {
     }
 }
 
-/// `var_get` and `var_set`.
+/// What `var_get` and `var_set` see.
 #[derive(Debug, Default)]
 pub(super) struct Variables {
     values: BTreeMap<String, Vec<u8>>,
-    /// What they take together. Kept, as a guest may have thousands, and set each of them again and again.
+    /// The size of all. Kept up to date, because a guest may have thousands and set them again and again.
     bytes: usize,
 }
 
 impl Variables {
-    /// Bytes of all variables of one instance, as extism counts them (its own default).
+    /// Bytes of all variables of one instance: extism's default, counted as it counts.
     pub(super) const MOST: usize = 1024 * 1024;
     const EACH: usize = size_of::<String>() + size_of::<Vec<u8>>();
 
@@ -111,8 +118,8 @@ impl Variables {
         self.values.get(name).map(Vec::as_slice)
     }
 
-    pub(super) fn full() -> Stop {
-        Stop::Failed("Variable store is full".into())
+    pub(super) fn full() -> HostTrap {
+        HostTrap::Failed("Variable store is full".into())
     }
 
     pub(super) fn remove(&mut self, name: &str) {
@@ -125,15 +132,14 @@ impl Variables {
         Self::EACH + name.len() + value.len()
     }
 
-    pub(super) fn set(&mut self, name: &str, value: Vec<u8>) -> Result<(), Stop> {
-        let size = Self::size(name, &value);
+    pub(super) fn set(&mut self, name: String, value: Vec<u8>) -> Result<(), HostTrap> {
+        let size = Self::size(&name, &value);
         if self.bytes + size > Self::MOST {
             return Err(Self::full());
         }
+        self.remove(&name);
         self.bytes += size;
-        if let Some(before) = self.values.insert(name.to_owned(), value) {
-            self.bytes -= Self::size(name, &before);
-        }
+        self.values.insert(name, value);
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
-//! Time, for guests: a thread that moves an engine's epoch, at which running guests return to their executor.
+//! A thread that advances an engine's epoch: at each tick, running guests return to their executor.
 //!
-//! One thread for as long as the engine lives, and it ticks slowly while no guest runs.
+//! The thread lives as long as the engine, and ticks slowly while no guest runs.
 
 use std::{
     sync::{
@@ -13,47 +13,47 @@ use std::{
 
 use wasmtime::EngineWeak;
 
-/// How long a guest may run before it gives way to others. Shorter costs guests more (a millisecond costs them about
-/// a thousandth), longer makes everybody else wait.
+/// How long a guest may run before it gives way to others. A shorter tick costs guests more (this one costs them about
+/// a thousandth); a longer one makes others wait.
 pub(super) const TICK: Duration = Duration::from_millis(1);
 
-/// Ticks without a sign of a guest after which the thread ticks slowly until there is one: waking it costs more than a
-/// few ticks.
+/// After this many ticks without a guest the thread ticks slowly. Many, because waking it costs more than a few ticks.
 const IDLE_TICKS: u32 = 200;
 
-/// A slow tick. It never stops: a guest that was overlooked runs for this long, and no longer.
+/// A slow tick. The thread never stops ticking: a guest that it has overlooked runs for this long at the most.
 const IDLE_TICK: Duration = Duration::from_millis(20);
 
-struct Shared {
+struct TickerState {
     engine: EngineWeak,
-    /// A guest has begun, or reached a tick, since this was cleared. Guests look before they write: it is one word for
-    /// all of them.
+    /// A guest has begun, or reached a tick, since this was cleared. Guests load before they store: they all share this
+    /// cache line.
     seen: AtomicBool,
     asleep: AtomicBool,
 }
 
-/// Ticks until it is dropped.
+/// Ticks until dropped.
 pub(super) struct Ticker {
-    shared: Arc<Shared>,
+    state: Arc<TickerState>,
     thread: thread::Thread,
 }
 
 impl Ticker {
     pub(super) fn start(engine: EngineWeak) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { engine, seen: AtomicBool::new(true), asleep: AtomicBool::new(false) });
-        let weak = Arc::downgrade(&shared);
+        let state = Arc::new(TickerState { engine, seen: AtomicBool::new(true), asleep: AtomicBool::new(false) });
+        let weak = Arc::downgrade(&state);
         let thread = thread::Builder::new().name("evalpool-ticker".into()).spawn(move || tick(&weak))?;
-        Ok(Self { shared, thread: thread.thread().clone() })
+        Ok(Self { state, thread: thread.thread().clone() })
     }
 
-    /// Says that a guest begins, or goes on. While one runs, it says so at each of its ticks.
+    /// Call this when a guest begins, and at each of its ticks.
     pub(super) fn wake(&self) {
-        if self.shared.seen.load(SeqCst) {
+        if self.state.seen.load(SeqCst) {
             return;
         }
-        // The thread looks at `seen` after setting `asleep`, and this the other way round: one sees the other.
-        self.shared.seen.store(true, SeqCst);
-        if self.shared.asleep.load(SeqCst) {
+        // The thread stores `asleep` and then loads `seen`; this does the reverse. So at least one sees the other's
+        // store.
+        self.state.seen.store(true, SeqCst);
+        if self.state.asleep.load(SeqCst) {
             self.thread.unpark();
         }
     }
@@ -65,7 +65,7 @@ impl Drop for Ticker {
     }
 }
 
-fn tick(ticker: &Weak<Shared>) {
+fn tick(ticker: &Weak<TickerState>) {
     let mut since_seen = 0;
     loop {
         thread::sleep(TICK);
@@ -86,22 +86,22 @@ fn tick(ticker: &Weak<Shared>) {
     }
 }
 
-/// One tick. False once nobody needs any more. Nothing is held while the thread sleeps, so that the engine can go.
-fn advance(ticker: &Weak<Shared>) -> bool {
-    let Some(shared) = ticker.upgrade() else { return false };
-    if let Some(engine) = shared.engine.upgrade() {
+/// One tick; false once the ticker was dropped. The thread holds nothing while it sleeps, so that the engine can go.
+fn advance(ticker: &Weak<TickerState>) -> bool {
+    let Some(state) = ticker.upgrade() else { return false };
+    if let Some(engine) = state.engine.upgrade() {
         engine.increment_epoch();
     }
     true
 }
 
-/// Whether no guest has been seen since this was asked last. From then on, one that comes wakes the thread.
-fn is_idle(ticker: &Weak<Shared>) -> bool {
-    let Some(shared) = ticker.upgrade() else { return false };
-    shared.asleep.store(true, SeqCst);
-    let idle = !shared.seen.swap(false, SeqCst);
+/// Whether no guest was seen since the last call of this. If so, the next guest wakes the thread.
+fn is_idle(ticker: &Weak<TickerState>) -> bool {
+    let Some(state) = ticker.upgrade() else { return false };
+    state.asleep.store(true, SeqCst);
+    let idle = !state.seen.swap(false, SeqCst);
     if !idle {
-        shared.asleep.store(false, SeqCst);
+        state.asleep.store(false, SeqCst);
     }
     idle
 }

@@ -1,5 +1,5 @@
-//! WASI preview 1 for plugins that import it: clocks, randomness, exit. Nothing preopened, no arguments, no environment,
-//! no stdio (input is empty, output goes nowhere), no sockets.
+//! WASI preview 1 for plugins that import it: clocks, randomness, exit. No preopened files, no arguments, no
+//! environment, no stdio (input is empty, output goes nowhere), no sockets.
 
 use wasmtime::Linker;
 use wasmtime_wasi::{
@@ -7,14 +7,14 @@ use wasmtime_wasi::{
     p1::{self, WasiP1Ctx},
 };
 
-use super::state::State;
+use super::state::GuestState;
 
-pub(super) fn context() -> WasiP1Ctx {
-    // What a guest asks for at once is made before anybody looks whether it has room for it.
+fn context() -> WasiP1Ctx {
+    // Random bytes are made before it is known whether the guest has room for them: bound what one call asks for.
     WasiCtx::builder().max_random_size(1 << 20).build_p1()
 }
 
-/// Adds WASI's functions for stores that have a context.
-pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
-    p1::add_to_linker_async(linker, |state: &mut State| state.wasi.get_or_insert_with(context))
+/// Adds WASI's functions to a linker.
+pub(super) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    p1::add_to_linker_async(linker, |state: &mut GuestState| state.wasi.get_or_insert_with(context))
 }

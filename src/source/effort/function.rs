@@ -1,9 +1,10 @@
-//! What one function will cost.
+//! Estimates the cost of one function.
 //!
-//! Most of a compiler's work is linear in the instructions. What is not, is locals: wherever ways through a function
+//! Most of a compiler's work is linear in the instructions. Locals are the exception. Where ways through a function
 //! meet, at the end of a block that is branched to or at the head of a loop, a local that was set on one of the ways
-//! needs a value of its own there, a *merge*. Merges of the same local cost with their square, as do the ways that meet
-//! in one. They are counted as cranelift makes them, only for locals that are read later.
+//! needs a value of its own, a *merge*. The cost of merges grows with the square of their number for one local, and
+//! with the square of the ways that meet in one. They are counted as cranelift makes them: only for locals that are
+//! read later.
 
 use wasmparser::{
     BinaryReaderError, FuncValidator, FunctionBody, ModuleArity, Operator, OperatorsReader, WasmModuleResources,
@@ -118,7 +119,7 @@ impl<'a> Function<'a> {
         }
     }
 
-    /// What a body will cost. Reads no further than it takes to know that it costs too much.
+    /// The cost of a body. Stops reading once the cost is over its bound.
     pub(super) fn cost<R: WasmModuleResources>(
         mut self,
         validator: &mut FuncValidator<R>,
@@ -135,7 +136,7 @@ impl<'a> Function<'a> {
             let (operator, offset) = operators.read_with_offset()?;
             self.now += 1;
             self.weigh(&operator, validator)?;
-            // After it was weighed: a branch table may name a thousand values sixty thousand times.
+            // Validated after it was weighed: a branch table may name a thousand values sixty thousand times.
             if self.spent() > FUNCTION {
                 return Err(self.too_much());
             }
@@ -144,7 +145,7 @@ impl<'a> Function<'a> {
         if self.total() > FUNCTION { Err(self.too_much()) } else { Ok(self.total()) }
     }
 
-    /// Without what needs a sum over all locals.
+    /// The cost without what needs a sum over all locals.
     fn spent(&self) -> Nanos {
         self.parts().iter().map(|(cost, _)| *cost).fold(0, Nanos::saturating_add)
     }
@@ -281,7 +282,7 @@ impl<'a> Function<'a> {
         let Some(local) = self.locals.0.get_mut(index as usize) else { return };
         self.used += u64::from(!std::mem::replace(&mut local.used, true));
         local.stretch = self.stretch;
-        // Whatever met before, nobody will ask for its value.
+        // Nothing will read the value of an earlier merge.
         if depth <= local.pending_depth {
             local.pending = Merges::default();
         }

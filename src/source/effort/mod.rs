@@ -1,16 +1,16 @@
 //! Refuses what would take an engine too long to compile.
 //!
-//! Nothing can interrupt a compiler, and a few kilobytes can keep cranelift busy for minutes or have it take gigabytes:
+//! Nothing can interrupt a compiler, and a few kilobytes can keep cranelift busy for minutes or make it take gigabytes:
 //! a thousand locals that a thousand loops change, a thousand parameters of a thousand types, thirty thousand empty
-//! loops. So one pass over the function bodies estimates beforehand what each will cost, in time of one core, and what
-//! is over its bound never reaches a compiler.
+//! loops. So one pass over the function bodies estimates the cost of each, in time of one core, and a module over its
+//! bound never reaches the compiler.
 //!
-//! The prices were measured on wasmtime 43 and 48 with bombs of each kind, and are on the high side. Where
-//! cranelift is worse than linear, so is the estimate. Of real modules, the largest function that was found is Go's: it
-//! is a quarter of [`FUNCTION`], and a whole JavaScript bundler of 14 MB in Go a quarter of [`MODULE`].
+//! The prices were measured on wasmtime 43 and 48 with bombs of each kind, and are on the high side. Where cranelift is
+//! worse than linear, so is the estimate. The largest function found in a real module is Go's: a quarter of
+//! [`FUNCTION`]. A whole JavaScript bundler in Go, of 14 MB, is a quarter of [`MODULE`].
 //!
-//! Considered and not taken: bounds on sizes alone, of bodies, locals, depth (what is harmless each by itself is not
-//! multiplied, and bounds that keep the product small refuse real interpreters).
+//! Considered and not taken: bounds on sizes alone, of bodies, locals, depth. Each may be harmless by itself and not so
+//! when multiplied, and bounds that keep the product small refuse real interpreters.
 
 mod function;
 mod prices;
@@ -20,43 +20,30 @@ use wasmparser::{
     ValidPayload, Validator, WasmModuleResources,
 };
 
-use self::function::{Function, Locals};
+use self::{
+    function::{Function, Locals},
+    prices::{
+        EACH_ELEMENT, EACH_ENTRANCE, EACH_FUNCTION, EACH_OF_A_FUNCTION, EACH_OF_A_TYPE, EACH_OF_AN_EXPRESSION,
+        FREE_OF_AN_EXPRESSION,
+    },
+};
 use super::inspect::FEATURES;
 use crate::error::Error;
 
 /// Nanoseconds of one core.
 type Nanos = u64;
 
-/// Of one function: nobody shares the work, and its memory is taken at once.
+/// The bound of one function. One core does all the work, and takes all its memory at once.
 const FUNCTION: Nanos = 6_000_000_000;
 
-/// Of all functions, and what lies around them.
+/// The bound of a whole module.
 const MODULE: Nanos = 100_000_000_000;
 
-/// A function, whatever is in it.
-const EACH_FUNCTION: Nanos = 300_000;
-
-/// A function that a table or the host may call needs an entrance of its own.
-const EACH_ENTRANCE: Nanos = 60_000;
-
-/// A parameter or result of a type: entrances and exits are compiled for each type.
-const EACH_OF_A_TYPE: Nanos = 20_000;
-
-/// A parameter or result of a function.
-const EACH_OF_A_FUNCTION: Nanos = 10_000;
-
-/// An element of a segment.
-const EACH_ELEMENT: Nanos = 200_000;
-
-/// An instruction of a constant expression; a few are free, as toolchains make no more.
-const EACH_OF_AN_EXPRESSION: Nanos = 100_000;
-const FREE_OF_AN_EXPRESSION: usize = 8;
-
-/// Refuses a module that would take too long to compile. Takes about a tenth of the time that compiling it does.
+/// Refuses a module that would take too long to compile. Takes about a tenth of the time of compiling it.
 ///
 /// # Errors
 ///
-/// `invalid_plugin`, naming the function and what in it is too much; also for a body that is not valid.
+/// `invalid_plugin`, naming the function and what it has too much of; also for a body that is not valid.
 pub(crate) fn check(wasm: &[u8]) -> Result<(), Error> {
     measure(wasm).map(drop)
 }
@@ -65,11 +52,11 @@ fn invalid(error: &wasmparser::BinaryReaderError) -> Error {
     Error::invalid_plugin(error.to_string())
 }
 
-/// What a module will cost.
+/// The cost of a module.
 #[derive(Debug, Default)]
 struct Effort {
     total: Nanos,
-    /// The most of one function.
+    /// That of the most expensive function.
     largest: Nanos,
 }
 
@@ -136,7 +123,7 @@ impl From<Error> for Stop {
     }
 }
 
-/// What is not in function bodies.
+/// Adds what is not in function bodies.
 fn around(payload: &Payload<'_>, effort: &mut Effort) -> Result<(), Stop> {
     match payload {
         Payload::TypeSection(section) => {
@@ -194,7 +181,7 @@ fn around(payload: &Payload<'_>, effort: &mut Effort) -> Result<(), Stop> {
                 }
             }
         }
-        // Each may be in a table.
+        // Each function may be in a table.
         Payload::FunctionSection(section) => {
             effort.pay(EACH_ENTRANCE, section.count() as usize, "many functions")?;
         }

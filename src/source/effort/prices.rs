@@ -1,19 +1,39 @@
-//! What each thing in a function costs.
+//! The price of each thing in a module and its functions.
 
 use wasmparser::Operator;
 
 use super::Nanos;
 
+/// A function, whatever is in it.
+pub(super) const EACH_FUNCTION: Nanos = 300_000;
+
+/// The entrance of a function that a table or the host may call.
+pub(super) const EACH_ENTRANCE: Nanos = 60_000;
+
+/// A parameter or result of a type: entrances and exits are compiled for each type.
+pub(super) const EACH_OF_A_TYPE: Nanos = 20_000;
+
+/// A parameter or result of a function.
+pub(super) const EACH_OF_A_FUNCTION: Nanos = 10_000;
+
+/// An element of a segment.
+pub(super) const EACH_ELEMENT: Nanos = 200_000;
+
+/// An instruction of a constant expression. A few are free: toolchains make no more.
+pub(super) const EACH_OF_AN_EXPRESSION: Nanos = 100_000;
+pub(super) const FREE_OF_AN_EXPRESSION: usize = 8;
+
 /// An instruction.
 pub(super) const EACH: Nanos = 1_500;
 
-/// So many pairs of instructions cost one: where a value is computed is chosen late, and registers are few.
+/// Pairs of instructions for the price of one: the compiler chooses late where a value is computed, and registers are
+/// few.
 pub(super) const EACH_OF_PAIRS: u64 = 10;
 
-/// What may trap, beside an instruction: a load, a division.
+/// An instruction that may trap, such as a load or a division, on top of [`EACH`].
 pub(super) const EACH_ACCESS: Nanos = 3_000;
 
-/// A call, of a function or of the engine's own, and each of its parameters and results.
+/// A call, of a function or into the engine, and each of its parameters and results.
 pub(super) const EACH_CALL: Nanos = 10_000;
 pub(super) const EACH_VALUE: Nanos = 5_000;
 
@@ -40,7 +60,7 @@ pub(super) const EACH_PAIR_OF_WAYS: Nanos = 3;
 /// A merge with each target of each branch table that leads there.
 pub(super) const EACH_LOOK: Nanos = 1;
 
-/// Basic blocks that these become, checks for a deadline and for fuel included.
+/// Basic blocks of a loop and of an `if`, with the checks for a deadline and for fuel.
 pub(super) const BLOCKS_OF_LOOP: u64 = 6;
 pub(super) const BLOCKS_OF_IF: u64 = 3;
 

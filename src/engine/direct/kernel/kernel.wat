@@ -1,5 +1,5 @@
 ;; The part of Extism's kernel that guests call for every byte: loads and stores with their bounds, and where input,
-;; output and error are. What is called a few times in an evaluation (alloc, free, length, reset) is host code: see
+;; output and error are. What a guest calls a few times in an evaluation (alloc, free, length, reset) is host code: see
 ;; `mod.rs`. Offsets and bounds are those of Extism's own kernel: a root of 64 bytes, which guests cannot reach, then
 ;; blocks. In the root: input at 8, its length at 16, output at 24, its length at 32, error at 40.
 (module
@@ -7,7 +7,7 @@
 
   (func $end (result i64) (i64.shl (i64.extend_i32_u (memory.size)) (i64.const 16)))
 
-  ;; Whether a byte is one of the memory's. Loads of others give 0, stores to others do nothing.
+  ;; Whether a guest may reach this byte. A load of another gives 0, a store to another does nothing.
   (func $reachable (param $p i64) (result i32)
     (i32.and (i64.ge_u (local.get $p) (i64.const 64)) (i64.lt_u (local.get $p) (call $end))))
 
@@ -43,7 +43,7 @@
     (i32.const 0))
 
   (func (export "input_load_u64") (param $at i64) (result i64)
-    ;; Without the first condition, an offset just below 0 would wrap around and read in front of the input.
+    ;; Without the first condition, an offset just below 0 would wrap around and read what lies in front of the input.
     (if (i32.and (i64.lt_u (local.get $at) (i64.load (i32.const 16)))
           (i64.le_u (i64.add (local.get $at) (i64.const 8)) (i64.load (i32.const 16))))
       (then (return (i64.load (i32.wrap_i64 (i64.add (i64.load (i32.const 8)) (local.get $at)))))))

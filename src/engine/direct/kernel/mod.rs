@@ -1,33 +1,28 @@
-//! Extism's kernel: the memory through which guest and host exchange input, output, errors and everything else.
+//! Extism's kernel: the memory through which guest and host exchange input, output, errors and all else.
 //!
-//! A plugin asks it for each byte, or each eight, of its input and output, so those accessors are WebAssembly
-//! (`kernel.wat`), instantiated beside the plugin in the same store; the allocator's books are host data (`blocks`).
+//! A plugin calls its accessors for each byte, or each eight, of input and output. So they are WebAssembly
+//! (`kernel.wat`), instantiated in the plugin's own store. Which blocks are allocated is host data (`allocator`).
 //!
-//! Considered and not taken: all of it as host code (a host call for each eight bytes is about three times as slow as
-//! a call between modules, which an input of a few kilobytes already pays for), and all of it as WebAssembly, as in
-//! Extism (its block headers are in the guest's reach, and a host function that returns a block would have to call
-//! back into the guest's store).
+//! Considered and not taken: a kernel of host code only (a host call for each eight bytes takes about three times as
+//! long as a call between modules, which a few kilobytes of input already outweigh), and one of WebAssembly only, as
+//! Extism's is (guests can reach its block headers, and a host function that returns a block would have to call into
+//! the store).
 //!
-//! What is checked: every range that leaves this module lies within the memory. Where Extism's kernel takes a range
-//! that does not (lengths that wrap around), the call ends as `guest_error`.
+//! Every range that this file gives out lies within the memory. Where Extism's kernel takes a range that does not, by a
+//! length that wraps around, the call ends as `guest_error`.
 
-mod blocks;
-
+use bytes::Bytes;
 use wasmtime::{AsContext, AsContextMut, Engine, Instance, Memory, Module, ModuleExport, Store};
 
-use self::blocks::{BOOKKEEPING, Blocks};
-use super::state::{State, Stop};
-use crate::error::Error;
+use super::{allocator::BOOKKEEPING, classify::HostTrap, state::GuestState};
+use crate::{engine::text::MAX_MESSAGE, error::Error};
+
+/// `kernel.wat`, assembled. A test compares the two.
+const BYTES: &[u8] = include_bytes!("kernel.wasm");
 
 const PAGE: u64 = 65_536;
 
-/// `kernel.wat` as WebAssembly: a test keeps the two the same.
-const KERNEL: &[u8] = include_bytes!("kernel.wasm");
-
-/// Of a guest's error that is read, in bytes.
-const MAX_ERROR: u64 = 4100;
-
-/// The words of the kernel's root, by their offsets in its memory. No store of a guest's reaches them.
+/// The offsets of the kernel's own words in its memory. A guest's stores do not reach them.
 mod root {
     pub(super) const INPUT: usize = 8;
     pub(super) const INPUT_LEN: usize = 16;
@@ -37,67 +32,61 @@ mod root {
     pub(super) const ALL: std::ops::Range<usize> = INPUT..ERROR + 8;
 }
 
-/// The compiled kernel, and where its exports are.
+/// The compiled kernel.
 pub(super) struct KernelModule {
     module: Module,
     memory: ModuleExport,
 }
 
-/// The kernel of one guest. Copies refer to the same one.
+/// The kernel of one guest, by its memory. Copies refer to the same one.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
-    instance: Instance,
     memory: Memory,
 }
 
 impl KernelModule {
     pub(super) fn compile(engine: &Engine) -> Result<Self, Error> {
-        let broken = |error: Box<dyn std::error::Error + Send + Sync>| Error::internal("the kernel is broken", error);
-        let module = Module::new(engine, KERNEL).map_err(|error| broken(error.to_string().into()))?;
-        let find = |name: &str| module.get_export_index(name).ok_or_else(|| broken(format!("no {name}").into()));
+        let broken = |error: String| Error::internal("the kernel is broken", error);
+        let module = Module::new(engine, BYTES).map_err(|error| broken(error.to_string()))?;
+        let find = |name: &str| module.get_export_index(name).ok_or_else(|| broken(format!("no {name}")));
         Ok(Self { memory: find("memory")?, module })
     }
 
-    /// Where the accessor of this name is, if it is one.
+    /// The accessor of this name, if there is one.
     pub(super) fn accessor(&self, name: &str) -> Option<ModuleExport> {
         self.module.get_export(name)?.func()?;
         self.module.get_export_index(name)
     }
 
-    pub(super) async fn instantiate(&self, store: &mut Store<State>) -> wasmtime::Result<Kernel> {
+    /// Instantiates it for the guest of this store.
+    pub(super) async fn instantiate(&self, store: &mut Store<GuestState>) -> wasmtime::Result<Instance> {
         let instance = Instance::new_async(&mut *store, &self.module, &[]).await?;
         let memory = instance.get_module_export(&mut *store, &self.memory).and_then(wasmtime::Extern::into_memory);
-        let memory = memory.ok_or_else(|| wasmtime::Error::msg("the kernel lacks its memory"))?;
-        Ok(Kernel { instance, memory })
+        store.data_mut().kernel_memory = memory;
+        Ok(instance)
     }
-}
-
-/// What a guest left as its output.
-pub(super) enum Output {
-    Bytes(bytes::Bytes),
-    TooLarge,
-    /// Not within its memory.
-    Nowhere,
 }
 
 impl Kernel {
-    pub(super) fn export(&self, store: &mut Store<State>, export: &ModuleExport) -> Option<wasmtime::Extern> {
-        self.instance.get_module_export(store, export)
+    /// The kernel of a store's guest.
+    pub(super) fn of(store: &impl AsContext<Data = GuestState>) -> wasmtime::Result<Self> {
+        let memory = store.as_context().data().kernel_memory;
+        Ok(Self { memory: memory.ok_or_else(|| HostTrap::Broken("a guest without a kernel".into()))? })
     }
 
-    fn get(&self, store: &impl AsContext<Data = State>, word: usize) -> u64 {
+    fn get(&self, store: &impl AsContext<Data = GuestState>, word: usize) -> u64 {
         let bytes = self.memory.data(store.as_context()).get(word..).and_then(<[u8]>::first_chunk);
         bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
     }
 
-    fn set(&self, store: &mut impl AsContextMut<Data = State>, word: usize, value: u64) {
+    fn set(&self, store: &mut impl AsContextMut<Data = GuestState>, word: usize, value: u64) {
         if let Some(bytes) = self.memory.data_mut(store).get_mut(word..word + 8) {
             bytes.copy_from_slice(&value.to_le_bytes());
         }
     }
 
-    /// Empties the memory of an earlier call and puts an input into it.
-    pub(super) fn begin(&self, store: &mut Store<State>, input: &[u8]) -> wasmtime::Result<()> {
+    /// Clears what an earlier call left, and puts an input into the memory.
+    pub(super) fn begin(&self, store: &mut Store<GuestState>, input: &[u8]) -> wasmtime::Result<()> {
         self.reset(store);
         let offset = self.write(store, input)?;
         if offset != 0 {
@@ -108,86 +97,98 @@ impl Kernel {
     }
 
     /// The output, if it is within the memory and its limit.
-    pub(super) fn output(&self, store: &Store<State>, limit: u64) -> Output {
+    pub(super) fn output(&self, store: &Store<GuestState>, limit: u64) -> Result<Bytes, Error> {
         let (offset, len) = (self.get(store, root::OUTPUT), self.get(store, root::OUTPUT_LEN));
         match self.bytes(store, offset, len) {
-            None => Output::Nowhere,
-            Some(bytes) if bytes.len() as u64 > limit => Output::TooLarge,
-            Some(bytes) => Output::Bytes(bytes::Bytes::copy_from_slice(bytes)),
+            Some(_) if len > limit => Err(Error::OutputTooLarge { limit }),
+            Some(bytes) => Ok(Bytes::copy_from_slice(bytes)),
+            None => Err(Error::GuestError { message: "its output is not within its memory".to_owned() }),
         }
     }
 
     /// The error that the guest has set, if it has.
-    pub(super) fn error(&self, store: &Store<State>) -> Option<Vec<u8>> {
+    pub(super) fn error<'a>(&self, store: &'a Store<GuestState>) -> Option<&'a [u8]> {
         let offset = self.get(store, root::ERROR);
-        // No more than is shown, and a little: who reads it cuts it between characters.
-        let len = store.data().blocks.length(offset).min(MAX_ERROR);
-        if offset == 0 || len == 0 { None } else { self.bytes(store, offset, len).map(<[u8]>::to_vec) }
+        // One character more than is shown: the message is then cut between characters.
+        let len = store.data().allocator.length(offset).min(MAX_MESSAGE as u64 + 4);
+        if offset == 0 || len == 0 { None } else { self.bytes(store, offset, len) }
     }
 
-    fn bytes<'a>(&self, store: &'a Store<State>, offset: u64, len: u64) -> Option<&'a [u8]> {
+    fn bytes<'a>(&self, store: &'a Store<GuestState>, offset: u64, len: u64) -> Option<&'a [u8]> {
         slice(self.memory.data(store), offset, len)
     }
 
-    /// Frees everything, and clears it, as Extism's kernel does.
-    pub(super) fn reset(&self, store: &mut impl AsContextMut<Data = State>) {
+    /// Frees and clears all blocks, as Extism's kernel does.
+    pub(super) fn reset(&self, store: &mut impl AsContextMut<Data = GuestState>) {
         let (memory, state) = self.memory.data_and_store_mut(&mut *store);
-        state.budget.give_back(state.blocks.count().saturating_mul(BOOKKEEPING));
-        let used = state.blocks.clear();
-        if let Some(used) = range(used.start, used.end - used.start, memory.len()) {
-            memory[used].fill(0);
+        state.budget.give_back(state.allocator.count().saturating_mul(BOOKKEEPING));
+        let used = state.allocator.clear();
+        let used = range(used.start, used.end - used.start, memory.len());
+        if let Some(used) = used.and_then(|used| memory.get_mut(used)) {
+            used.fill(0);
         }
         if let Some(root) = memory.get_mut(root::ALL) {
             root.fill(0);
         }
     }
 
-    /// Allocates a block; 0 for none.
-    pub(super) fn alloc(&self, store: &mut impl AsContextMut<Data = State>, length: u64) -> wasmtime::Result<u64> {
+    /// Allocates a block; 0 for an empty one.
+    pub(super) fn alloc(&self, store: &mut impl AsContextMut<Data = GuestState>, length: u64) -> wasmtime::Result<u64> {
         if length == 0 {
             return Ok(0);
         }
         let state = store.as_context_mut();
-        let placement = state.data().blocks.place(length).ok_or(Stop::OutOfMemory)?;
+        let placement = state.data().allocator.place(length).ok_or(HostTrap::OutOfMemory)?;
         let size = self.memory.data_size(&*store) as u64;
         if placement.end > size {
-            // The limiter answers for its own limit; whatever else refuses is the end of memory too.
-            self.memory.grow(&mut *store, (placement.end - size).div_ceil(PAGE)).map_err(|_| Stop::OutOfMemory)?;
+            // Whether our limiter refuses or wasmtime: the guest is out of memory.
+            self.memory.grow(&mut *store, (placement.end - size).div_ceil(PAGE)).map_err(|_| HostTrap::OutOfMemory)?;
         }
         let mut context = store.as_context_mut();
         let state = context.data_mut();
         if placement.adds_block {
             state.budget.take(BOOKKEEPING)?;
         }
-        state.blocks.allocate(placement, length);
+        state.allocator.allocate(placement, length);
         Ok(placement.offset)
     }
 
-    pub(super) fn free(&self, store: &mut impl AsContextMut<Data = State>, offset: u64) {
-        let freed = store.as_context_mut().data_mut().blocks.free(offset);
+    pub(super) fn free(&self, store: &mut impl AsContextMut<Data = GuestState>, offset: u64) {
+        let freed = store.as_context_mut().data_mut().allocator.free(offset);
         if freed && offset == self.get(store, root::INPUT) {
             self.set(store, root::INPUT_LEN, 0);
         }
     }
 
     /// The length of the block that begins at `offset`; 0 when none does.
-    pub(super) fn length(store: &impl AsContext<Data = State>, offset: u64) -> u64 {
-        store.as_context().data().blocks.length(offset)
+    pub(super) fn length(store: &impl AsContext<Data = GuestState>, offset: u64) -> u64 {
+        store.as_context().data().allocator.length(offset)
     }
 
     /// Allocates a block with these bytes; 0 when there are none.
-    pub(super) fn write(&self, store: &mut impl AsContextMut<Data = State>, bytes: &[u8]) -> wasmtime::Result<u64> {
+    pub(super) fn write(
+        &self,
+        store: &mut impl AsContextMut<Data = GuestState>,
+        bytes: &[u8],
+    ) -> wasmtime::Result<u64> {
         let offset = self.alloc(store, bytes.len() as u64)?;
-        if offset != 0 {
-            let memory = self.memory.data_mut(store);
-            let target = range(offset, bytes.len() as u64, memory.len()).ok_or(Stop::OutOfMemory)?;
-            memory[target].copy_from_slice(bytes);
-        }
-        Ok(offset)
+        fill(self.memory.data_mut(store), offset, bytes)
+    }
+
+    /// Allocates a block with what `find` finds in the guest's state; 0 when it finds nothing.
+    pub(super) fn write_found(
+        &self,
+        store: &mut impl AsContextMut<Data = GuestState>,
+        find: impl Fn(&GuestState) -> Option<&[u8]>,
+    ) -> wasmtime::Result<u64> {
+        let length = find(store.as_context().data()).map_or(0, <[u8]>::len);
+        let offset = self.alloc(store, length as u64)?;
+        let (memory, state) = self.memory.data_and_store_mut(store);
+        fill(memory, offset, find(state).unwrap_or_default())
     }
 
     /// The block that begins at `offset`: empty for 0, `None` when none does.
-    pub(super) fn read<'a>(&self, store: &'a impl AsContext<Data = State>, offset: u64) -> Option<&'a [u8]> {
+    pub(super) fn read<'a>(&self, store: &'a impl AsContext<Data = GuestState>, offset: u64) -> Option<&'a [u8]> {
         match (offset, Self::length(store, offset)) {
             (0, _) => Some(&[]),
             (_, 0) => None,
@@ -202,17 +203,28 @@ fn range(offset: u64, len: u64, size: usize) -> Option<std::ops::Range<usize>> {
 }
 
 fn slice(memory: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
-    Some(&memory[range(offset, len, memory.len())?])
+    memory.get(range(offset, len, memory.len())?)
 }
 
-pub(super) type Books = Blocks;
+/// Copies bytes into the block at `offset`, which has room for them.
+fn fill(memory: &mut [u8], offset: u64, bytes: &[u8]) -> wasmtime::Result<u64> {
+    if !bytes.is_empty() {
+        let target = range(offset, bytes.len() as u64, memory.len()).and_then(|range| memory.get_mut(range));
+        target.ok_or(HostTrap::OutOfMemory)?.copy_from_slice(bytes);
+    }
+    Ok(offset)
+}
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
-    fn the_kernels_bytes_are_those_of_its_text() {
-        assert_eq!(wat::parse_str(include_str!("kernel.wat")).unwrap(), KERNEL);
+    fn the_bytes_are_those_of_the_text() {
+        let assembled = wat::parse_str(include_str!("kernel.wat")).unwrap();
+        if std::env::var_os("WRITE_KERNEL").is_some() {
+            let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/engine/direct/kernel/kernel.wasm");
+            return std::fs::write(path, assembled).unwrap();
+        }
+        let anew = "WRITE_KERNEL=1 cargo test --release --lib the_bytes_are_those_of_the_text";
+        assert!(assembled == super::BYTES, "kernel.wasm is not what kernel.wat says; write it anew: {anew}");
     }
 }

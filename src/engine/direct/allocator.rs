@@ -1,18 +1,18 @@
-//! Which parts of the kernel's memory are allocated. Host data only: nothing that a guest writes into its memory can
-//! change it.
+//! Which parts of the kernel's memory are allocated. This is host data: no guest can change it by writing to its
+//! memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Where the first block's header would be in Extism's own kernel. Kept, so that offsets are the same.
+/// Where Extism's kernel puts the header of its first block. The same here, so that offsets are the same.
 const START: u64 = 65;
 
-/// Between blocks, where that kernel keeps its headers.
+/// The gap between blocks: Extism's kernel keeps a header there.
 const HEADER: u64 = 12;
 
-/// A free block that is larger than needed by this much is split.
+/// A free block is split when it is larger than needed by this much.
 const SPLIT: u64 = 128;
 
-/// What one block costs the host, in bytes: it counts against the guest's memory.
+/// Bytes that one block costs the host. They count against the guest's memory.
 pub(super) const BOOKKEEPING: u64 = 112;
 
 #[derive(Debug, Clone, Copy)]
@@ -22,34 +22,34 @@ struct Block {
     active: bool,
 }
 
-/// The allocator's books.
+/// The blocks of one guest.
 #[derive(Debug, Default)]
-pub(in crate::engine::direct) struct Blocks {
+pub(super) struct Allocator {
     /// By offset.
     all: BTreeMap<u64, Block>,
-    /// Free ones by size, then offset.
+    /// The free ones, by size, then offset.
     free: BTreeSet<(u64, u64)>,
     /// Bytes after `START` that are taken.
     position: u64,
 }
 
-/// Where a block would be put.
+/// Where a new block would go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Placement {
     pub(super) offset: u64,
-    /// The memory must reach to here.
+    /// The memory must reach up to here.
     pub(super) end: u64,
-    /// Whether the books grow by a block.
+    /// Whether there will be one more block, rather than a reused one.
     pub(super) adds_block: bool,
     reused: Option<u64>,
 }
 
-impl Blocks {
+impl Allocator {
     /// Where `length` bytes would go; `None` beyond all offsets. `length` is not 0.
     pub(super) fn place(&self, length: u64) -> Option<Placement> {
         if let Some((size, offset)) = self.free.range((length, 0)..).next().copied() {
             let splits = size - length >= SPLIT;
-            // The tail of what is split, as in Extism's own kernel.
+            // A split gives away the tail, as in Extism's kernel.
             let offset_within = if splits { offset + size - length } else { offset };
             return Some(Placement {
                 offset: offset_within,
@@ -63,7 +63,7 @@ impl Blocks {
         Some(Placement { offset, end, adds_block: true, reused: None })
     }
 
-    /// Puts it there.
+    /// Allocates it there.
     pub(super) fn allocate(&mut self, placement: Placement, length: u64) {
         let Placement { offset, reused, .. } = placement;
         let mut size = length;
@@ -99,12 +99,12 @@ impl Blocks {
         self.all.get(&offset).filter(|block| block.active).map_or(0, |block| block.used)
     }
 
-    /// How many blocks the books hold.
+    /// How many blocks there are, free ones included.
     pub(super) fn count(&self) -> u64 {
         self.all.len() as u64
     }
 
-    /// Forgets all blocks and gives the range of memory that they were in.
+    /// Forgets all blocks and returns the range of memory that they took.
     pub(super) fn clear(&mut self) -> std::ops::Range<u64> {
         let used = START..START + self.position;
         *self = Self::default();
@@ -116,7 +116,7 @@ impl Blocks {
 mod tests {
     use super::*;
 
-    fn alloc(blocks: &mut Blocks, length: u64) -> u64 {
+    fn alloc(blocks: &mut Allocator, length: u64) -> u64 {
         let placement = blocks.place(length).unwrap();
         blocks.allocate(placement, length);
         placement.offset
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn offsets_are_those_of_extisms_own_kernel() {
-        let mut blocks = Blocks::default();
+        let mut blocks = Allocator::default();
         assert_eq!(alloc(&mut blocks, 1065), 77);
         assert_eq!(alloc(&mut blocks, 288), 1154);
         assert_eq!(alloc(&mut blocks, 128), 1454);
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_large_free_block_is_split_and_both_parts_serve() {
-        let mut blocks = Blocks::default();
+        let mut blocks = Allocator::default();
         let large = alloc(&mut blocks, 1000);
         let after = alloc(&mut blocks, 10);
         assert!(blocks.free(large));
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn only_the_beginning_of_an_active_block_is_a_block() {
-        let mut blocks = Blocks::default();
+        let mut blocks = Allocator::default();
         let offset = alloc(&mut blocks, 10);
         assert_eq!(blocks.length(offset + 1), 0);
         assert!(!blocks.free(offset + 1));
@@ -161,14 +161,14 @@ mod tests {
 
     #[test]
     fn nothing_is_placed_beyond_all_offsets() {
-        assert_eq!(Blocks::default().place(u64::MAX), None);
-        assert_eq!(Blocks::default().place(1 << 32), None);
+        assert_eq!(Allocator::default().place(u64::MAX), None);
+        assert_eq!(Allocator::default().place(1 << 32), None);
     }
 
     proptest::proptest! {
         #[test]
         fn active_blocks_never_overlap(steps in proptest::collection::vec((0_u64..3000, proptest::bool::ANY), 1..200)) {
-            let mut blocks = Blocks::default();
+            let mut blocks = Allocator::default();
             let mut active: Vec<(u64, u64)> = Vec::new();
             for (length, frees) in steps {
                 if frees && !active.is_empty() {

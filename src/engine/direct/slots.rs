@@ -1,13 +1,13 @@
-//! How much address space the slots of all instances take, and what is given up where that does not fit.
+//! How much address space the slots of all instances take, and what they do without where it is short.
 //!
-//! wasmtime's pooling allocator reserves every slot at start: that is what makes an instance cheap, and a hard bound
-//! for the whole process. A reservation costs no memory.
+//! wasmtime's pooling allocator reserves every slot at start. That makes an instance cheap, and is a hard bound for the
+//! whole process. A reservation costs no memory.
 
 use wasmtime::{Config, Enabled, PoolingAllocationConfig};
 
 use crate::config::{LimitSettings, PoolSettings};
 
-/// Kernel, plugin, and two more for plugins of several modules.
+/// Modules of one instance: the kernel, the plugin, and those that it is linked with.
 const MODULES: u64 = 4;
 
 /// Modules that a plugin may be linked with.
@@ -18,21 +18,21 @@ const TABLES: u64 = 4;
 
 const STACK: u64 = 2 << 20;
 
-/// Of a linear memory that stays resident, and zeroed by hand, while its slot waits for the next instance. What most
-/// plugins touch fits, and giving pages back to the system and faulting them in again costs more than to clear them.
+/// Bytes of a linear memory that stay resident while its slot is free, and are zeroed by hand. Most plugins touch no
+/// more, and zeroing costs less than giving pages back to the system and faulting them in again.
 const KEEP_RESIDENT: usize = 64 << 10;
 
-/// What a slot is made of.
+/// How many slots there are, and what each is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(super) struct SlotLayout {
     instances: u64,
     memory: u64,
     guard: u64,
     table_elements: u64,
 }
 
-impl Plan {
-    /// The largest plan that fits into `available` bytes of address space.
+impl SlotLayout {
+    /// The layout with the largest guards that fits into `available` bytes of address space.
     ///
     /// # Errors
     ///
@@ -41,19 +41,19 @@ impl Plan {
         const PAGE: u64 = 65_536;
         let table_elements = limits.table_elements.clamp(1, 10_000_000);
         let memory = limits.memory.div_ceil(PAGE) * PAGE;
-        let mut plan = Self { instances: pool.max_instances as u64, memory, guard: 32 << 20, table_elements };
-        // Guards spare bounds checks on constant offsets and nothing else: they are given up first.
+        let mut layout = Self { instances: pool.max_instances as u64, memory, guard: 32 << 20, table_elements };
+        // Guards only save bounds checks on constant offsets, so they shrink first.
         for guard in [32 << 20, 1 << 20, PAGE] {
-            plan.guard = guard;
-            if plan.bytes() <= u128::from(available) {
-                return Ok(plan);
+            layout.guard = guard;
+            if layout.bytes() <= u128::from(available) {
+                return Ok(layout);
             }
         }
         Err(format!(
             "pool.max_instances = {} with limits.memory = {} bytes needs {} MiB of address space, and there are {}; lower either",
             pool.max_instances,
             limits.memory,
-            plan.bytes() >> 20,
+            layout.bytes() >> 20,
             available >> 20
         ))
     }
@@ -77,21 +77,20 @@ impl Plan {
             .table_elements(usize::try_from(self.table_elements).unwrap_or(usize::MAX))
             .linear_memory_keep_resident(KEEP_RESIDENT)
             .table_keep_resident(KEEP_RESIDENT)
-            // Looks which pages were touched instead of assuming that the first were; from Linux 6.7 on.
+            // Asks the system which pages were touched, from Linux 6.7 on, instead of taking them for the first ones.
             .pagemap_scan(Enabled::Auto);
         config
             .allocation_strategy(pool)
-            // No larger than what may be used: smaller page tables, and thousands of slots in 47 bits.
+            // No larger than the limit: thousands of slots fit into 47 bits, with smaller page tables.
             .memory_reservation(self.memory)
             .memory_guard_size(self.guard)
             .async_stack_size(usize::try_from(STACK).unwrap_or(usize::MAX));
     }
 }
 
-/// Address space that one engine may reserve: a quarter of what the processor has, or of what this process is limited
-/// to.
+/// Address space that one engine may reserve: a quarter of what the processor has, or of this process's limit.
 pub(super) fn available() -> u64 {
-    // 47 bits, of which other things need some, for two: there may be an engine with fuel beside the one without.
+    // Half of 47 bits for two engines, with and without fuel; the other half for everything else.
     let most = 1 << 45;
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let soft = limits
@@ -105,20 +104,20 @@ pub(super) fn available() -> u64 {
 mod tests {
     use super::*;
 
-    fn plan(instances: usize, memory: u64, available: u64) -> Result<Plan, String> {
+    fn layout(instances: usize, memory: u64, available: u64) -> Result<SlotLayout, String> {
         let pool = PoolSettings { max_instances: instances, ..PoolSettings::default() };
-        Plan::new(&pool, &LimitSettings { memory, ..LimitSettings::default() }, available)
+        SlotLayout::new(&pool, &LimitSettings { memory, ..LimitSettings::default() }, available)
     }
 
     #[test]
     fn the_defaults_fit_with_room_to_spare() {
-        assert_eq!(plan(1024, 64 << 20, 1 << 40).unwrap().guard, 32 << 20);
+        assert_eq!(layout(1024, 64 << 20, 1 << 40).unwrap().guard, 32 << 20);
     }
 
     #[test]
-    fn guards_are_given_up_before_the_plan_is_refused() {
-        assert_eq!(plan(1024, 64 << 20, 300 << 30).unwrap().guard, 1 << 20);
-        let error = plan(1_000_000, 4 << 30, 1 << 45).unwrap_err();
+    fn guards_shrink_before_the_layout_is_refused() {
+        assert_eq!(layout(1024, 64 << 20, 300 << 30).unwrap().guard, 1 << 20);
+        let error = layout(1_000_000, 4 << 30, 1 << 45).unwrap_err();
         assert!(error.contains("pool.max_instances = 1000000") && error.contains("limits.memory"), "{error}");
     }
 }

@@ -1,0 +1,38 @@
+//! What plugins may import from Extism's own module: its kernel, and functions of the host.
+
+pub(crate) const MODULE: &str = "extism:host/env";
+
+pub(crate) const NAMES: [&str; 32] = [
+    "alloc",
+    "config_get",
+    "error_get",
+    "error_set",
+    "free",
+    "get_log_level",
+    "http_headers",
+    "http_request",
+    "http_status_code",
+    "input_length",
+    "input_load_u64",
+    "input_load_u8",
+    "input_offset",
+    "input_set",
+    "length",
+    "length_unsafe",
+    "load_u64",
+    "load_u8",
+    "log_debug",
+    "log_error",
+    "log_info",
+    "log_trace",
+    "log_warn",
+    "memory_bytes",
+    "output_length",
+    "output_offset",
+    "output_set",
+    "reset",
+    "store_u64",
+    "store_u8",
+    "var_get",
+    "var_set",
+];

@@ -1,0 +1,170 @@
+//! Makes guests that run long give way to short ones.
+//!
+//! A guest returns to the executor at each tick. That alone would put sixty endless guests in front of a short one, a
+//! tick each. So from its second tick on a guest needs a permit. There are as many permits as cores, handed on in
+//! order, and a guest that waits for one is not in the executor's queue. A guest with a permit lets all other ready
+//! tasks run before it goes on. So a new guest waits for about one tick, however many run long.
+//!
+//! Considered and not taken: priorities in the executor (tokio has none), and a second executor for long guests (it
+//! needs threads, and a guest that has begun cannot move).
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+/// The longest that a guest waits for a permit. A permit is held by a future, which its owner may never poll again:
+/// that costs others this much time and no more.
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
+
+/// The permits of one engine.
+pub(super) struct FairShare {
+    permits: Arc<Semaphore>,
+}
+
+impl FairShare {
+    pub(super) fn new(at_once: usize) -> Self {
+        Self { permits: Arc::new(Semaphore::new(at_once)) }
+    }
+
+    /// For a guest that has not run yet.
+    pub(super) fn begin(&self) -> RunPermit {
+        RunPermit { permits: self.permits.clone(), slot: Arc::default(), ticks: 0 }
+    }
+}
+
+/// One guest's claim to a permit. It holds one only while it runs long.
+pub(super) struct RunPermit {
+    permits: Arc<Semaphore>,
+    slot: Arc<PermitSlot>,
+    ticks: u32,
+}
+
+/// Alone on its cache lines: each call counts a reference to it, and slots of guests that were made one after the other
+/// would lie side by side.
+#[derive(Default)]
+#[repr(align(128))]
+pub(super) struct PermitSlot {
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
+    /// The guest waits at a tick: for a permit, or for others to go first.
+    at_tick: AtomicBool,
+}
+
+impl RunPermit {
+    /// Resolves when the guest, whose tick is over, may go on.
+    pub(super) fn tick(&mut self) -> impl Future<Output = ()> + Send + 'static {
+        self.ticks = self.ticks.saturating_add(1);
+        let (runs_long, permits, slot) = (self.ticks > 1, self.permits.clone(), self.slot.clone());
+        async move {
+            slot.at_tick.store(true, Ordering::Relaxed);
+            if runs_long {
+                slot.put(None);
+                let next = timeout(LONGEST_WAIT, permits.acquire_owned()).await;
+                // After the longest wait it goes on without one.
+                slot.put(next.ok().and_then(Result::ok));
+            }
+            tokio::task::yield_now().await;
+            slot.at_tick.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// The slot to run the guest in.
+    pub(super) fn slot(&self) -> Arc<PermitSlot> {
+        self.slot.clone()
+    }
+
+    /// The guest has returned, and its next call begins at the first tick.
+    pub(super) fn rest(&mut self) {
+        if self.ticks > 1 {
+            self.slot.put(None);
+        }
+        self.ticks = 0;
+    }
+}
+
+impl PermitSlot {
+    /// Runs the guest. While it waits for anything but its tick (a host function, WASI's sleep), it gives its permit
+    /// away.
+    pub(super) async fn run<F: Future>(&self, guest: F) -> F::Output {
+        let mut guest = pin!(guest);
+        poll_fn(|context| {
+            let polled = guest.as_mut().poll(context);
+            if polled.is_pending() && !self.at_tick.load(Ordering::Relaxed) {
+                self.put(None);
+            }
+            polled
+        })
+        .await
+    }
+
+    fn put(&self, permit: Option<OwnedSemaphorePermit>) {
+        let before = std::mem::replace(&mut *self.permit.lock().unwrap_or_else(PoisonError::into_inner), permit);
+        // Outside the lock: this may wake another guest.
+        drop(before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, future::join_all};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn guests_that_run_long_wait_for_a_permit_in_order() {
+        let share = FairShare::new(1);
+        let (mut first, mut second) = (share.begin(), share.begin());
+        for guest in [&mut first, &mut second] {
+            guest.tick().await;
+        }
+        first.tick().await;
+        let mut waiting = Box::pin(second.tick());
+        assert!((&mut waiting).now_or_never().is_none());
+        tokio::task::yield_now().await;
+        assert!((&mut waiting).now_or_never().is_none(), "the first holds the only permit");
+        let again = first.tick();
+        join_all([Box::pin(again) as std::pin::Pin<Box<dyn Future<Output = ()>>>, waiting]).now_or_never();
+        first.rest();
+        second.tick().await;
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_is_gone_leaves_its_permit() {
+        let share = FairShare::new(1);
+        let mut first = share.begin();
+        first.tick().await;
+        first.tick().await;
+        drop(first);
+        let mut second = share.begin();
+        second.tick().await;
+        second.tick().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sleeping_guest_holds_no_permit_and_one_that_is_not_polled_holds_none_for_ever() {
+        let share = FairShare::new(1);
+        let mut sleeper = share.begin();
+        sleeper.tick().await;
+        sleeper.tick().await;
+        let slot = sleeper.slot();
+        assert!(slot.run(tokio::time::sleep(Duration::from_mins(1))).now_or_never().is_none());
+        let mut second = share.begin();
+        second.tick().await;
+        assert!(second.tick().now_or_never().is_none(), "it yields once");
+        second.tick().await;
+        // The second holds the permit now, and nobody polls it.
+        let mut third = share.begin();
+        third.tick().await;
+        third.tick().await;
+    }
+}

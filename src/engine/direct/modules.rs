@@ -1,0 +1,150 @@
+//! A plugin's modules: where each import comes from, and how an instance is made of them.
+
+use std::sync::Arc;
+
+use wasmtime::{ExternType, Instance, Linker, Module, ModuleExport, Store, ValType};
+
+use super::{abi, functions, kernel::Kernel, slots::MAX_LINKED, state::GuestState, variant::EngineVariant, wasi};
+use crate::{
+    engine::{CompileRequest, HostFunction},
+    error::Error,
+};
+
+/// The modules of one plugin, linked.
+pub(super) struct Modules {
+    /// In the order of instantiation: a module comes after those that it imports from, the plugin itself last.
+    linked: Vec<Linked>,
+    /// Host functions, Extism's and the embedder's.
+    linker: Linker<GuestState>,
+    pub(super) variant: Arc<EngineVariant>,
+}
+
+struct Linked {
+    module: Module,
+    imports: Vec<Import>,
+}
+
+/// Where an import comes from.
+enum Import {
+    /// The kernel instance of the same store.
+    Accessor(ModuleExport),
+    Host {
+        module: String,
+        name: String,
+    },
+    /// An earlier module of the same plugin.
+    Module {
+        index: usize,
+        export: ModuleExport,
+    },
+}
+
+impl Modules {
+    /// Compiles the modules, or loads what was compiled before, and links them. Blocks.
+    pub(super) fn new(variant: Arc<EngineVariant>, request: &CompileRequest) -> Result<Self, Error> {
+        if request.linked.len() > MAX_LINKED {
+            let text = format!("the direct engine links at most {MAX_LINKED} modules with a plugin");
+            return Err(Error::invalid_request(text));
+        }
+        let mut linker = variant.abi.clone();
+        linker.allow_shadowing(true);
+        if request.wasi {
+            wasi::link(&mut linker).map_err(|error| Error::internal("WASI cannot be linked", error.to_string()))?;
+        }
+        for function in request.host_functions.iter() {
+            functions::link(&mut linker, function)?;
+        }
+        let mut this = Self { linked: Vec::with_capacity(request.linked.len() + 1), linker, variant };
+        let names: Vec<&str> = request.linked.iter().map(|linked| linked.name.as_str()).collect();
+        let all = request.linked.iter().map(|linked| (linked.digest, &linked.wasm));
+        for (digest, wasm) in all.chain([(request.digest, &request.wasm)]) {
+            let module = this.variant.module(digest, wasm, &request.limits)?;
+            let imports = this.imports(&module, &names, &request.host_functions)?;
+            this.linked.push(Linked { module, imports });
+        }
+        Ok(this)
+    }
+
+    /// Resolves names once for all instances. The embedder's host functions come before Extism's, and those before
+    /// linked modules. Types are checked when the probe is instantiated.
+    fn imports(&self, module: &Module, names: &[&str], functions: &[HostFunction]) -> Result<Vec<Import>, Error> {
+        let find = |import: wasmtime::ImportType<'_>| {
+            let (from, name) = (import.module(), import.name());
+            let by_host = || Ok(Import::Host { module: from.to_owned(), name: name.to_owned() });
+            if functions.iter().any(|function| function.is(from, name)) {
+                return by_host();
+            }
+            if from == abi::MODULE
+                && let Some(export) = self.variant.kernel.accessor(name)
+            {
+                return Ok(Import::Accessor(export));
+            }
+            let earlier = names.iter().zip(&self.linked).enumerate().find(|(_, (linked, _))| **linked == from);
+            let Some((index, (_, linked))) = earlier else { return by_host() };
+            let missing = || Error::invalid_plugin(format!("it imports {from}::{name}, which {from} does not export"));
+            let export = linked.module.get_export_index(name).ok_or_else(missing)?;
+            Ok(Import::Module { index, export })
+        };
+        module.imports().map(find).collect()
+    }
+
+    /// The plugin's own module.
+    pub(super) fn main(&self) -> Option<&Module> {
+        self.linked.last().map(|linked| &linked.module)
+    }
+
+    /// Instantiates the kernel, then each module with its initialisers.
+    pub(super) async fn instantiate(&self, store: &mut Store<GuestState>) -> wasmtime::Result<(Instance, Kernel)> {
+        let kernel = self.variant.kernel.instantiate(store).await?;
+        let mut instances: Vec<Instance> = Vec::with_capacity(self.linked.len());
+        for linked in &self.linked {
+            let mut externs = Vec::with_capacity(linked.imports.len());
+            for import in &linked.imports {
+                let found = match import {
+                    Import::Accessor(export) => kernel.get_module_export(&mut *store, export),
+                    Import::Host { module, name } => Some(self.linker.get(&mut *store, module, name)?),
+                    Import::Module { index, export } => {
+                        instances.get(*index).and_then(|instance| instance.get_module_export(&mut *store, export))
+                    }
+                };
+                externs.push(found.ok_or_else(|| wasmtime::Error::msg("an import is gone"))?);
+            }
+            let instance = Instance::new_async(&mut *store, &linked.module, &externs).await?;
+            instances.push(instance);
+            initialise(&linked.module, instance, store, instances.len() == self.linked.len()).await?;
+        }
+        let main = instances.pop().ok_or_else(|| wasmtime::Error::msg("a plugin without a module"))?;
+        Ok((main, Kernel::of(&*store)?))
+    }
+}
+
+/// Runs what toolchains export to initialise their language, as Extism does: Haskell's, else C++'s constructors, else a
+/// WASI reactor's.
+async fn initialise(
+    module: &Module,
+    instance: Instance,
+    store: &mut Store<GuestState>,
+    main: bool,
+) -> wasmtime::Result<()> {
+    let has = |name: &str| matches!(module.get_export(name), Some(ExternType::Func(_)));
+    let plain = |name: &str| {
+        let ty = module.get_export(name).and_then(|export| export.func().cloned());
+        ty.is_some_and(|ty| ty.params().len() == 0 && ty.results().len() == 0)
+    };
+    if has("_initialize") && !plain("_initialize") && !has("_start") {
+        return Err(wasmtime::Error::msg("its _initialize takes parameters or gives results"));
+    }
+    let constructors = main && has("__wasm_call_ctors") && !has("hs_init");
+    let first = if constructors { "__wasm_call_ctors" } else { "_initialize" };
+    if plain(first) {
+        instance.get_typed_func::<(), ()>(&mut *store, first)?.call_async(&mut *store, ()).await?;
+    }
+    if main && let Some(init) = instance.get_func(&mut *store, "hs_init") {
+        let ty = init.ty(&*store);
+        let zero = |ty: ValType| wasmtime::Val::default_for_ty(&ty).unwrap_or(wasmtime::Val::I32(0));
+        let args: Vec<_> = ty.params().map(zero).collect();
+        let mut results: Vec<_> = ty.results().map(zero).collect();
+        init.call_async(&mut *store, &args, &mut results).await?;
+    }
+    Ok(())
+}
