@@ -8,6 +8,7 @@
 //! | `listen` | connections: how many, how long, and how they end |
 //! | `store` | the folder that evaluators are kept in |
 //! | `exporter`, `log` | what the process installs for its metrics and its log |
+//! | `process` | memory, CPU, threads and open files of the process, as metrics |
 //! | `exit` | how the program ends |
 //!
 //! Requests reach the pool through its public interface and nothing else; errors become HTTP in `http` alone, and
@@ -21,6 +22,7 @@ mod greet;
 mod http;
 mod listen;
 pub mod log;
+pub mod process;
 mod store;
 
 use std::{ffi::OsString, time::Duration};

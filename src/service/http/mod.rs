@@ -38,7 +38,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use self::{body::Bodies, problem::Problem};
 pub(super) use self::{tokens::Tokens, work::Work};
-use super::store::Store;
+use super::{process, store::Store};
 use crate::{Error, ErrorKind, EvaluatorPool, config::LimitSettings};
 
 /// What the requests share.
@@ -61,6 +61,7 @@ impl App {
         tokens: Option<Tokens>,
         exporter: PrometheusHandle,
     ) -> Self {
+        process::describe();
         Self {
             pool,
             store: Arc::new(store),

@@ -9,7 +9,7 @@ use axum::{
 };
 
 use super::{App, evaluators::blocking, problem::Problem};
-use crate::Error;
+use crate::{Error, service::process};
 
 /// 200 while the process answers at all.
 pub(super) async fn healthz() -> &'static str {
@@ -25,6 +25,7 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Problem> {
     // Reads the system's files about this process, then writes some hundred lines.
     let text = blocking(move || {
+        process::publish();
         let _ = app.pool.slots();
         Ok(app.exporter.render())
     })

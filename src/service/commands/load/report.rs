@@ -163,7 +163,7 @@ impl Report<'_> {
     }
 }
 
-fn mib(bytes: usize) -> f64 {
+fn mib(bytes: u64) -> f64 {
     bytes as f64 / (1024.0 * 1024.0)
 }
 

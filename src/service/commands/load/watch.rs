@@ -18,14 +18,14 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::{
     EvaluatorPool,
-    service::{Exit, exporter::UPKEEP},
+    service::{Exit, exporter::UPKEEP, process},
 };
 
-/// Between two looks at the pool.
-const LOOK: Duration = Duration::from_millis(1);
+/// Between two looks at the pool. The tasks look as well, after each evaluation.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Between two looks at memory, which ask the system.
-const WEIGH: Duration = Duration::from_millis(20);
+const WEIGH: Duration = Duration::from_millis(100);
 
 /// The most runtimes that anybody saw at once.
 #[derive(Debug, Default)]
@@ -44,9 +44,9 @@ impl Watched {
 pub(super) struct Seen {
     pub(super) live_max: usize,
     /// Bytes of resident memory: before, at most, and after.
-    pub(super) memory_start: usize,
-    pub(super) memory_max: usize,
-    pub(super) memory_end: usize,
+    pub(super) memory_start: u64,
+    pub(super) memory_max: u64,
+    pub(super) memory_end: u64,
 }
 
 /// The thread. It ends with this.
@@ -119,6 +119,6 @@ fn bar(duration: Duration) -> ProgressBar {
 }
 
 /// Resident memory of this process, in bytes; 0 where the system does not tell.
-fn memory() -> usize {
-    0
+fn memory() -> u64 {
+    process::resident_memory().unwrap_or_default()
 }
