@@ -80,8 +80,8 @@ pub(super) struct CheckArguments {
 #[derive(Debug, Args)]
 pub(super) struct LoadArguments {
     /// Evaluators, at most a million.
-    #[arg(long, value_name = "N", default_value = "200", value_parser = tenants)]
-    pub(super) tenants: NonZeroUsize,
+    #[arg(long, visible_alias = "tenants", value_name = "N", default_value = "200", value_parser = evaluators)]
+    pub(super) evaluators: NonZeroUsize,
     /// Compiled plugins that may exist at once [default: pool.capacity if that is set, else 16]
     #[arg(long, value_name = "N")]
     pub(super) capacity: Option<NonZeroUsize>,
@@ -193,7 +193,7 @@ pub(super) fn word<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, value:
 }
 
 /// Each takes some memory before anything is measured.
-fn tenants(text: &str) -> Result<NonZeroUsize, String> {
+fn evaluators(text: &str) -> Result<NonZeroUsize, String> {
     let most = 1_000_000;
     let number = text.parse::<NonZeroUsize>().ok().filter(|number| number.get() <= most);
     number.ok_or_else(|| format!("expected a number from 1 to {most}"))
@@ -220,8 +220,8 @@ mod tests {
     #[test]
     fn a_refusal_says_what_is_wrong_and_what_was_meant() {
         assert_eq!(
-            refusal(&["evalpool", "load", "--tenant", "3"]),
-            "unexpected argument '--tenant' found; tip: a similar argument exists: '--tenants'"
+            refusal(&["evalpool", "load", "--evaluator", "3"]),
+            "unexpected argument '--evaluator' found; tip: a similar argument exists: '--evaluators'"
         );
         assert_eq!(refusal(&["evalpool", "run"]), "the following required arguments were not provided: <PLUGIN>");
         let line = refusal(&["evalpool", "load", "--isolation", "used"]);

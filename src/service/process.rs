@@ -150,7 +150,10 @@ mod tests {
     #[test]
     fn memory_is_counted_in_pages() {
         let page = page_size() as u64;
-        assert_eq!([VIRTUAL, RESIDENT].map(|at| pages("765 432 405 5 0 123 0\n", at)), [765, 432].map(|n| Some(n * page)));
+        assert_eq!(
+            [VIRTUAL, RESIDENT].map(|at| pages("765 432 405 5 0 123 0\n", at)),
+            [765, 432].map(|n| Some(n * page))
+        );
     }
 
     #[test]
@@ -170,7 +173,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_understood_is_left_out() {
-        for text in ["", "\n", "7", "7 (a", "7 (a)", "7 (a) S", "x y z", "btime", "btime x", "-1 -1", "Max open files"] {
+        for text in ["", "\n", "7", "7 (a", "7 (a)", "7 (a) S", "x y z", "btime", "btime x", "-1 -1", "Max open files"]
+        {
             assert_eq!(field(text, USER), None, "{text:?}");
             assert_eq!(pages(text, RESIDENT), None, "{text:?}");
             assert_eq!(soft_limit(text, "Max open files"), None, "{text:?}");

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use rand::{RngExt, rngs::StdRng};
 use tokio::time::timeout;
 
-use super::drive::{Shared, tenant};
+use super::drive::{Shared, name};
 use crate::{Error, Source, Spec, service::greet};
 
 /// Something other than evaluating and waiting for the answer.
@@ -42,7 +42,7 @@ impl Act {
 /// How an evaluation may end while others close its evaluator.
 const FINE: &[&str] = &["ok", "closed"];
 
-/// One evaluation of a tenant, or something worse.
+/// One evaluation, or something worse.
 pub(super) async fn act(shared: &Shared, random: &mut StdRng, rank: usize) {
     match random.random_range(0..100) {
         0..10 => leave(shared, Duration::from_micros(random.random_range(0..3000)), rank).await,
@@ -75,10 +75,10 @@ async fn leave(shared: &Shared, patience: Duration, rank: usize) {
 }
 
 async fn close(shared: &Shared, rank: usize) {
-    let Ok(next) = shared.pool.evaluator(&tenant(rank), shared.spec.clone()) else { return };
+    let Ok(next) = shared.pool.evaluator(&name(rank), shared.spec.clone()) else { return };
     let last = {
-        let mut tenant = shared.tenants[rank].lock().unwrap_or_else(PoisonError::into_inner);
-        mem::replace(&mut *tenant, next)
+        let mut evaluator = shared.evaluators[rank].lock().unwrap_or_else(PoisonError::into_inner);
+        mem::replace(&mut *evaluator, next)
     };
     shared.acted(Act::Closed);
     shared.closed(last.close().await);

@@ -26,7 +26,7 @@ pub(super) struct Drive<'a> {
     pub(super) pool: &'a EvaluatorPool,
     pub(super) spec: Spec,
     pub(super) input: Bytes,
-    pub(super) tenants: NonZeroUsize,
+    pub(super) evaluators: NonZeroUsize,
     pub(super) concurrency: NonZeroUsize,
     pub(super) skew: f64,
     pub(super) seed: u64,
@@ -62,7 +62,7 @@ pub(super) struct Shared {
     pub(super) spec: Spec,
     pub(super) input: Bytes,
     /// By rank: the first has the largest share. Behind locks for chaos to close and replace them.
-    pub(super) tenants: Vec<Mutex<Evaluator>>,
+    pub(super) evaluators: Vec<Mutex<Evaluator>>,
     tally: Mutex<Tally>,
     watch: Arc<Watched>,
     stop: Arc<AtomicBool>,
@@ -70,17 +70,17 @@ pub(super) struct Shared {
 
 impl Drive<'_> {
     pub(super) async fn run(self) -> Result<Tally, Exit> {
-        let Self { pool, spec, input, tenants, concurrency, skew, seed, duration, chaos, watch, stop } = self;
-        let zipf = Zipf::new(tenants.get() as f64, skew).map_err(|error| Exit::unusable(error.to_string()))?;
+        let Self { pool, spec, input, evaluators, concurrency, skew, seed, duration, chaos, watch, stop } = self;
+        let zipf = Zipf::new(evaluators.get() as f64, skew).map_err(|error| Exit::unusable(error.to_string()))?;
         // An hour in nanoseconds, to three digits.
         let latency = Histogram::new_with_bounds(1, 3_600_000_000_000, 3)
             .map_err(|error| Exit::failed(format!("latencies cannot be recorded: {error}")))?;
         let tally = Tally { outcomes: BTreeMap::new(), unexpected: BTreeMap::new(), acts: BTreeMap::new(), latency };
-        let tenants = (0..tenants.get())
-            .map(|rank| pool.evaluator(&tenant(rank), spec.clone()).map(Mutex::new))
+        let evaluators = (0..evaluators.get())
+            .map(|rank| pool.evaluator(&name(rank), spec.clone()).map(Mutex::new))
             .collect::<Result<_, _>>()?;
         let shared =
-            Arc::new(Shared { pool: pool.clone(), spec, input, tenants, tally: Mutex::new(tally), watch, stop });
+            Arc::new(Shared { pool: pool.clone(), spec, input, evaluators, tally: Mutex::new(tally), watch, stop });
         let until = Instant::now() + duration;
         let tasks = (0..concurrency.get() as u64).map(|task| {
             // Far apart, so that no two tasks of near seeds do the same.
@@ -95,13 +95,17 @@ impl Drive<'_> {
     }
 }
 
-pub(super) fn tenant(rank: usize) -> String {
-    format!("tenant-{rank}")
+pub(super) fn name(rank: usize) -> String {
+    format!("evaluator-{rank}")
 }
 
 async fn work(shared: Arc<Shared>, mut random: StdRng, zipf: Zipf<f64>, until: Instant, chaos: bool) {
     while Instant::now() < until && !shared.stop.load(Ordering::Relaxed) {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number from 1 to tenants")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a whole number, at most as many as there are"
+        )]
         let rank = zipf.sample(&mut random) as usize - 1;
         if chaos {
             chaos::act(&shared, &mut random, rank).await;
@@ -115,8 +119,8 @@ async fn work(shared: Arc<Shared>, mut random: StdRng, zipf: Zipf<f64>, until: I
 
 impl Shared {
     pub(super) fn evaluator(&self, rank: usize) -> Evaluator {
-        // Ranks come from the distribution, which knows the number of tenants.
-        self.tenants[rank].lock().unwrap_or_else(PoisonError::into_inner).clone()
+        // Ranks come from the distribution, which knows the number of evaluators.
+        self.evaluators[rank].lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Counts an evaluation that ended, and looks at the pool while others are in the middle of theirs.

@@ -51,7 +51,7 @@ pub(in crate::service) async fn load(
     let duration = arguments.duration;
     let capacity = match arguments.capacity {
         Some(capacity) => capacity.get(),
-        // The general default would hold every tenant of this command's, and show no eviction.
+        // The general default would hold every evaluator of this command, and show no eviction.
         None if settings.pool.capacity == Settings::default().pool.capacity => CAPACITY,
         None => settings.pool.capacity,
     };
@@ -67,7 +67,7 @@ pub(in crate::service) async fn load(
         pool: &pool,
         spec,
         input,
-        tenants: arguments.tenants,
+        evaluators: arguments.evaluators,
         concurrency: arguments.concurrency,
         skew: arguments.skew,
         seed,
