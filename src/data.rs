@@ -51,21 +51,35 @@ impl Data {
         }
     }
 
-    /// The guest's input.
+    /// The guest's input: this data merged over `base`, the evaluator's own. It is copied only where there are two JSON
+    /// objects to merge.
     ///
     /// # Errors
     ///
     /// `payload_too_large` if it is over `limit` bytes.
-    pub(crate) fn into_input(self, limit: u64) -> Result<Bytes, Error> {
-        let input = match self {
+    pub(crate) fn to_input(&self, base: Data, limit: u64) -> Result<Bytes, Error> {
+        let merged;
+        let data = match (&base, self) {
+            (_, Data::Empty) | (Data::Json(Value::Object(_)), Data::Json(Value::Object(_))) => {
+                merged = base.merge(self.clone());
+                &merged
+            }
+            _ => self,
+        };
+        let input = match data {
             Data::Empty => Bytes::new(),
-            Data::Bytes(bytes) => bytes,
+            Data::Bytes(bytes) => bytes.clone(),
             Data::Json(value) => Bytes::from(value.to_string()),
         };
         if input.len() as u64 > limit {
             return Err(Error::PayloadTooLarge { what: "input", limit });
         }
         Ok(input)
+    }
+
+    /// The same for an evaluator without data of its own.
+    pub(crate) fn into_input(self, limit: u64) -> Result<Bytes, Error> {
+        self.to_input(Data::Empty, limit)
     }
 }
 
@@ -238,8 +252,24 @@ mod tests {
     }
 
     #[test]
+    fn an_input_is_the_merged_data_as_bytes() {
+        let all = [Data::Empty, "{}".into(), json!({"a": 1, "b": 1}).into(), json!({"b": 2}).into(), json!([1]).into()];
+        for base in &all {
+            for own in &all {
+                let merged = match base.clone().merge(own.clone()) {
+                    Data::Empty => Bytes::new(),
+                    Data::Bytes(bytes) => bytes,
+                    Data::Json(value) => value.to_string().into(),
+                };
+                assert_eq!(own.to_input(base.clone(), 64).unwrap(), merged, "{base:?}, {own:?}");
+            }
+        }
+    }
+
+    #[test]
     fn input_over_its_limit_is_refused() {
-        assert_eq!(Data::from("1234").into_input(4).unwrap(), "1234");
-        assert_eq!(Data::from("12345").into_input(4).unwrap_err().kind(), "payload_too_large");
+        assert_eq!(Data::from("1234").to_input(Data::Empty, 4).unwrap(), "1234");
+        assert_eq!(Data::from("12345").to_input(Data::Empty, 4).unwrap_err().kind(), "payload_too_large");
+        assert_eq!(Data::Empty.to_input("12345".into(), 4).unwrap_err().kind(), "payload_too_large");
     }
 }
