@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::{Error, ErrorKind};
 
-/// Before this, the `kind` is the type's address: each kind is a type of problem.
-const TYPES: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "#");
+/// Where each kind of error is described: a type is this and the kind, under a heading of that word.
+const TYPES: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/ERRORS.md#");
 
 /// How soon a client that met a full queue may try again, in seconds.
 const RETRY_AFTER: &str = "1";
@@ -41,7 +41,7 @@ impl From<Error> for Problem {
             ErrorKind::SourceUnavailable => tracing::warn!(error = %error.chain(), "a stored plugin cannot be read"),
             _ => {}
         }
-        Self { status: status(kind), kind, detail: error.to_string() }
+        Self { status: status_and_title(kind).0, kind, detail: error.to_string() }
     }
 }
 
@@ -63,7 +63,7 @@ impl IntoResponse for Problem {
         }
         let body = Body {
             r#type: format!("{TYPES}{kind}"),
-            title: title(kind),
+            title: status_and_title(kind).1,
             status: status.as_u16(),
             detail: &detail,
             kind: kind.as_str(),
@@ -84,57 +84,35 @@ impl IntoResponse for Problem {
     }
 }
 
-fn status(kind: ErrorKind) -> StatusCode {
-    match kind {
-        ErrorKind::NotFound => StatusCode::NOT_FOUND,
-        ErrorKind::InvalidName | ErrorKind::InvalidRequest => StatusCode::BAD_REQUEST,
-        ErrorKind::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        ErrorKind::InvalidPlugin
-        | ErrorKind::EntryPointMissing
-        | ErrorKind::DigestMismatch
-        | ErrorKind::BuildTimeout
-        | ErrorKind::GuestTrap
-        | ErrorKind::GuestError
-        | ErrorKind::GuestExit
-        | ErrorKind::OutOfMemory
-        | ErrorKind::OutOfFuel
-        | ErrorKind::OutputTooLarge => StatusCode::UNPROCESSABLE_ENTITY,
-        ErrorKind::Saturated | ErrorKind::WaitTimeout => StatusCode::TOO_MANY_REQUESTS,
-        ErrorKind::ExecTimeout => StatusCode::GATEWAY_TIMEOUT,
-        ErrorKind::Closed => StatusCode::CONFLICT,
-        ErrorKind::ShuttingDown | ErrorKind::SourceUnavailable => StatusCode::SERVICE_UNAVAILABLE,
-        ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
-        // Nobody is left to hear of `cancelled`.
-        ErrorKind::Cancelled | ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-    }
-}
-
-fn title(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::NotFound => "Not found",
-        ErrorKind::InvalidName => "Not an evaluator name",
-        ErrorKind::InvalidRequest => "The request cannot be understood",
-        ErrorKind::SourceUnavailable => "The plugin cannot be read",
-        ErrorKind::InvalidPlugin => "Not a valid plugin",
-        ErrorKind::EntryPointMissing => "No such entry point",
-        ErrorKind::DigestMismatch => "Not the promised plugin",
-        ErrorKind::PayloadTooLarge => "Too large",
-        ErrorKind::BuildTimeout => "The plugin took too long to build",
-        ErrorKind::Saturated => "Nothing is free and the queue is full",
-        ErrorKind::WaitTimeout => "Nothing came free in time",
-        ErrorKind::ExecTimeout => "The plugin ran too long",
-        ErrorKind::GuestTrap => "The plugin trapped",
-        ErrorKind::GuestError => "The plugin reported an error",
-        ErrorKind::GuestExit => "The plugin exited",
-        ErrorKind::OutOfMemory => "The plugin ran out of memory",
-        ErrorKind::OutOfFuel => "The plugin ran out of fuel",
-        ErrorKind::OutputTooLarge => "The plugin's output is too large",
-        ErrorKind::Closed => "The evaluator is closed",
-        ErrorKind::ShuttingDown => "The server is shutting down",
-        ErrorKind::Cancelled => "Cancelled",
-        ErrorKind::Unauthorized => "A valid token is required",
-        ErrorKind::Internal => "Internal error",
-    }
+/// The status and the title of each kind. `ERRORS.md` has the same, with what to do.
+fn status_and_title(kind: ErrorKind) -> (StatusCode, &'static str) {
+    let (status, title) = match kind {
+        ErrorKind::NotFound => (404, "Not found"),
+        ErrorKind::InvalidName => (400, "Not an evaluator name"),
+        ErrorKind::InvalidRequest => (400, "The request cannot be understood"),
+        ErrorKind::SourceUnavailable => (503, "The plugin cannot be read"),
+        ErrorKind::InvalidPlugin => (422, "Not a valid plugin"),
+        ErrorKind::EntryPointMissing => (422, "No such entry point"),
+        ErrorKind::DigestMismatch => (422, "Not the promised plugin"),
+        ErrorKind::PayloadTooLarge => (413, "Too large"),
+        ErrorKind::BuildTimeout => (422, "The plugin took too long to build"),
+        ErrorKind::Saturated => (429, "Nothing is free and the queue is full"),
+        ErrorKind::WaitTimeout => (429, "Nothing came free in time"),
+        ErrorKind::ExecTimeout => (504, "The plugin ran too long"),
+        ErrorKind::GuestTrap => (422, "The plugin trapped"),
+        ErrorKind::GuestError => (422, "The plugin reported an error"),
+        ErrorKind::GuestExit => (422, "The plugin exited"),
+        ErrorKind::OutOfMemory => (422, "The plugin ran out of memory"),
+        ErrorKind::OutOfFuel => (422, "The plugin ran out of fuel"),
+        ErrorKind::OutputTooLarge => (422, "The plugin's output is too large"),
+        ErrorKind::Closed => (409, "The evaluator is closed"),
+        ErrorKind::ShuttingDown => (503, "The server is shutting down"),
+        // The caller is gone: no client sees this status.
+        ErrorKind::Cancelled => (500, "Cancelled"),
+        ErrorKind::Unauthorized => (401, "A valid token is required"),
+        ErrorKind::Internal => (500, "Internal error"),
+    };
+    (StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), title)
 }
 
 #[cfg(test)]
@@ -150,8 +128,21 @@ mod tests {
                 kind.as_str(),
                 "exec_timeout" | "shutting_down" | "source_unavailable" | "cancelled" | "internal"
             );
-            assert_eq!(status(*kind).is_server_error(), ours, "{kind}");
+            assert_eq!(status_and_title(*kind).0.is_server_error(), ours, "{kind}");
         }
+    }
+
+    #[test]
+    fn every_kind_is_described_where_its_type_leads_to() {
+        let described = include_str!("../../../ERRORS.md");
+        for kind in ErrorKind::ALL {
+            let (status, title) = status_and_title(*kind);
+            let status = if *kind == ErrorKind::Cancelled { String::new() } else { format!("{} ", status.as_u16()) };
+            let section = format!("\n### `{kind}`\n\n**{status}{title}.** ");
+            assert_eq!(described.matches(&section).count(), 1, "{section}");
+        }
+        assert_eq!(described.matches("\n### ").count(), ErrorKind::ALL.len());
+        assert!(described.contains(&format!("\"{TYPES}not_found\"")));
     }
 
     #[test]
