@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -29,8 +29,9 @@ pub(crate) struct Version {
     pub(crate) spec: Spec,
     /// Known from the first successful look at the bytes.
     facts: OnceLock<Facts>,
-    /// Of a source whose bytes are in memory anyway, once it was built: hashing and reading them once is enough.
-    read: OnceLock<Plugin>,
+    /// The plugin, where its bytes are in memory anyway, so that they are hashed and inspected once: of
+    /// [`Source::Bytes`] from its first build on, of any other source until its first build, if it came with the spec.
+    in_memory: Mutex<Option<Plugin>>,
     /// Set before the generation is taken out of the registry, and looked at after a build of it was begun: so either
     /// the builder sees it or the registry sees the build.
     retired: AtomicBool,
@@ -51,13 +52,28 @@ impl Version {
             generation,
             spec,
             facts: OnceLock::new(),
-            read: OnceLock::new(),
+            in_memory: Mutex::default(),
             retired: AtomicBool::new(false),
         })
     }
 
     pub(crate) fn facts(&self) -> Option<&Facts> {
         self.facts.get()
+    }
+
+    /// Has the first build take `plugin` instead of loading the spec's source, which must hold the same bytes.
+    pub(super) fn set_plugin(&self, plugin: Plugin) {
+        *self.in_memory() = Some(plugin);
+    }
+
+    fn in_memory(&self) -> MutexGuard<'_, Option<Plugin>> {
+        self.in_memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The plugin, if its bytes are in memory. A source that is read at each build keeps nothing back.
+    fn take_plugin(&self) -> Option<Plugin> {
+        let mut in_memory = self.in_memory();
+        if matches!(self.spec.source, Source::Bytes(_)) { in_memory.clone() } else { in_memory.take() }
     }
 
     /// A lease on the version's runtime, building it if need be.
@@ -114,7 +130,10 @@ async fn build(core: Arc<Core>, version: Arc<Version>, ticket: BuildTicket<Runti
 async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) -> Result<Option<Runtime>, Error> {
     let spec = &version.spec;
     let kib = |bytes: u64| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(core.fetching_total);
-    let sources = || std::iter::once(&spec.source).chain(spec.linked.iter().map(|(_, source)| source));
+    let known = version.take_plugin();
+    // What is in memory already costs nothing.
+    let own = known.is_none().then_some(&spec.source);
+    let sources = || own.into_iter().chain(spec.linked.iter().map(|(_, source)| source));
     let cost = kib(sources().map(|source| source.cost(core.limits.plugin_size)).sum());
     // Held until the build ends: what is fetched is in memory for as long.
     let mut fetched =
@@ -122,8 +141,8 @@ async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) 
     let started = Instant::now();
     let within = core.limits.build_timeout;
     let load = async {
-        let plugin = match version.read.get() {
-            Some(plugin) => plugin.clone(),
+        let plugin = match known {
+            Some(plugin) => plugin,
             None => spec.source.load(core.limits.plugin_size, spec.digest).await?,
         };
         let mut linked = Vec::with_capacity(spec.linked.len());
@@ -141,7 +160,7 @@ async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) 
     core.metrics.fetched(fetching);
     // What was charged above the real size is given back.
     let held = sources()
-        .zip(std::iter::once(&plugin).chain(linked.iter().map(|(_, plugin)| plugin)))
+        .zip(own.map(|_| &plugin).into_iter().chain(linked.iter().map(|(_, plugin)| plugin)))
         .filter(|(source, _)| source.cost(core.limits.plugin_size) > 0)
         .map(|(_, plugin)| plugin.bytes().len() as u64);
     drop(fetched.split(cost.saturating_sub(kib(held.sum())) as usize));
@@ -158,7 +177,7 @@ async fn attempt(core: &Core, version: &Version, ticket: &BuildTicket<Runtime>) 
     let plugin = matches!(spec.source, Source::Bytes(_)).then(|| blueprint.plugin.clone());
     let runtime = core.compiler.build(blueprint, admission, core.limits.wait_timeout).await?;
     if let Some(plugin) = plugin {
-        let _ = version.read.set(plugin);
+        version.set_plugin(plugin);
     }
     Ok(Some(runtime))
 }
