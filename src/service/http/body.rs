@@ -31,10 +31,16 @@ pub(super) struct Bodies {
     free: Arc<Semaphore>,
 }
 
-/// A body that was read. Counted until it is dropped.
-pub(super) struct Held {
-    pub(super) bytes: Bytes,
-    _charge: Option<OwnedSemaphorePermit>,
+/// What owns the bytes of a body: their charge ends with the last clone of them.
+struct BufferedBody {
+    bytes: Bytes,
+    _charge: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for BufferedBody {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl Bodies {
@@ -43,7 +49,7 @@ impl Bodies {
         Self { free: Arc::new(Semaphore::new(total.min(Semaphore::MAX_PERMITS))) }
     }
 
-    /// Reads a body to its end. `what` it is called in errors.
+    /// Reads a body to its end. `what` it is called in errors. It counts until the last clone of its bytes is dropped.
     ///
     /// A byte is charged when it has come, so that a client that announces much and sends little keeps nobody out.
     ///
@@ -51,7 +57,7 @@ impl Bodies {
     ///
     /// `payload_too_large` once it is known that it is over `limit`; `saturated` when there is too much of other bodies
     /// in memory; 408 when the client is too slow; `invalid_request` when the body breaks off.
-    pub(super) async fn read(&self, mut body: Body, what: &'static str, limit: u64) -> Result<Held, Problem> {
+    pub(super) async fn read(&self, mut body: Body, what: &'static str, limit: u64) -> Result<Bytes, Problem> {
         let too_large = || Error::PayloadTooLarge { what, limit };
         // What the client announces, if it does.
         if body.size_hint().lower() > limit {
@@ -83,7 +89,10 @@ impl Bodies {
             }
         }
         let bytes = only.unwrap_or_else(|| whole.freeze());
-        Ok(Held { bytes, _charge: charge })
+        Ok(match charge {
+            Some(charge) => Bytes::from_owner(BufferedBody { bytes, _charge: charge }),
+            None => bytes,
+        })
     }
 
     fn charge(&self, so_far: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Error> {
@@ -118,7 +127,7 @@ mod tests {
         Body::from_stream(stream::iter(of.chunks(length).map(|piece| Piece::Ok(Bytes::from_static(piece)))))
     }
 
-    fn status(read: Result<Held, Problem>) -> u16 {
+    fn status(read: Result<Bytes, Problem>) -> u16 {
         use axum::response::IntoResponse;
 
         read.map_or_else(|problem| problem.into_response().status().as_u16(), |_| 200)
@@ -128,10 +137,10 @@ mod tests {
     async fn a_body_is_whole_however_it_is_cut() {
         let bodies = Bodies::new(64);
         for length in [1, 2, 7, 26] {
-            let held = bodies.read(pieces(b"abcdefghijklmnopqrstuvwxyz", length), "input", 26).await;
-            assert_eq!(held.ok().map(|held| held.bytes).unwrap(), "abcdefghijklmnopqrstuvwxyz");
+            let bytes = bodies.read(pieces(b"abcdefghijklmnopqrstuvwxyz", length), "input", 26).await;
+            assert_eq!(bytes.ok().unwrap(), "abcdefghijklmnopqrstuvwxyz");
         }
-        assert_eq!(bodies.read(Body::empty(), "input", 0).await.ok().unwrap().bytes, "");
+        assert_eq!(bodies.read(Body::empty(), "input", 0).await.ok().unwrap(), "");
     }
 
     #[tokio::test]
@@ -167,7 +176,9 @@ mod tests {
             held.push(bodies.read(Body::from("1234"), "input", 4).await.ok().unwrap());
         }
         assert_eq!(status(bodies.read(Body::from("1"), "input", 4).await), 429);
-        drop(held.pop());
+        let clone = held.pop().unwrap().slice(1..);
+        assert_eq!(status(bodies.read(Body::from("1"), "input", 4).await), 429, "part of one is left");
+        drop(clone);
         assert_eq!(status(bodies.read(Body::from("1234"), "input", 4).await), 200);
     }
 }

@@ -31,16 +31,17 @@ pub(super) async fn put(
 ) -> Result<Response, Problem> {
     let Upload { manner, digest } = Upload::of(&uri)?;
     check_is_wasm(&headers)?;
-    let held = app.bodies.read(body, "plugin", app.plugin_size).await?;
+    let wasm = app.uploads.read(body, "plugin", app.plugin_size).await?;
     let (store, wanted) = (app.store.clone(), manner.entry_point.clone());
-    let staged = blocking(move || {
-        // Most bad uploads end here, before anything is written. The body's bytes end here as well.
-        let plugin = Plugin::new(held.bytes.clone(), digest)?;
+    let (plugin, staged) = blocking(move || {
+        // Most bad uploads end here, before anything is written.
+        let plugin = Plugin::new(wasm, digest)?;
         plugin.interface().resolve(wanted.as_deref())?;
-        store.stage(&plugin).map_err(not_stored)
+        let staged = store.stage(&plugin).map_err(not_stored)?;
+        Ok((plugin, staged))
     })
     .await?;
-    let prepared = app.pool.prepare(&name, staged.spec(&manner)).await?;
+    let prepared = app.pool.prepare_with(&name, staged.spec(&manner), Some(plugin)).await?;
     let nameless = Error::Internal { reason: "a plugin was prepared without being read", cause: None };
     let info = prepared.info().ok_or(nameless)?;
     let (store, location) = (app.store.clone(), format!("/v1/evaluators/{}", name.replace('/', "%2F")));
@@ -69,9 +70,8 @@ pub(super) async fn evaluate(
     no_parameters(&uri)?;
     let evaluator = find(&app, &name)?;
     check_not_coded(&headers)?;
-    let held = app.bodies.read(body, "input", app.input_size).await?;
-    let response = evaluator.evaluate(held.bytes.clone()).await?;
-    drop(held);
+    let input = app.inputs.read(body, "input", app.input_size).await?;
+    let response = evaluator.evaluate(input).await?;
     let timing = server_timing(response.timings());
     let output = response.into_bytes();
     let kind = if is_json(&output).await? { "application/json" } else { "application/octet-stream" };

@@ -11,14 +11,13 @@
 //!
 //! 1. [`stage`](Store::stage) writes the plugin under its digest. That commits to nothing: a file that no evaluator
 //!    names is removed when its [`Claim`] goes, or at the next start.
-//! 2. The pool builds and validates it *from that file*, so that the bytes are not held for as long as the evaluator
-//!    lives, and what is validated is what a later build reads.
+//! 2. The pool builds and validates it from the bytes of the upload, which it then drops. Later builds read the file and
+//!    compare its digest: an evaluator that is cold for weeks holds no memory.
 //! 3. [`commit`](Store::commit) writes the evaluator's file, whose renaming is the commit, and publishes to the pool
 //!    under the same lock: of two uploads of one name, the one that is later in the folder is later in the pool.
 //!
-//! Considered and not taken: building from the bytes and storing afterwards (the spec would hold them, 32 MiB for an
-//! evaluator that may be cold for weeks), and one lock around all three steps (one slow build would hold up every
-//! upload).
+//! Considered and not taken: staging after the build (a full disk would be noticed only after a compile), and one lock
+//! around all three steps (one slow build would hold up every upload).
 //!
 //! Everything here blocks: callers on an async runtime use its blocking threads.
 
