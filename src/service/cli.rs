@@ -138,13 +138,13 @@ impl FromStr for Input {
 }
 
 /// A command, and the settings that it runs with.
-pub(super) struct Asked {
+pub(super) struct Invocation {
     pub(super) command: Command,
     pub(super) settings: Settings,
 }
 
 /// Reads the arguments, the settings file that they name, and the environment.
-pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Asked, Exit> {
+pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, Exit> {
     let Cli { config, engine, command } = Cli::try_parse_from(arguments).map_err(|error| not_understood(&error))?;
     let mut settings = Settings::load(config.as_deref())?;
     settings.engine.kind = engine.unwrap_or(settings.engine.kind);
@@ -154,15 +154,15 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
             settings.service.data.clone_from(data);
         }
     }
-    Ok(Asked { command, settings })
+    Ok(Invocation { command, settings })
 }
 
 /// clap's own report goes over several lines: a blank one ends what is wrong, then come hints and the usage.
 fn not_understood(error: &clap::Error) -> Exit {
     let text = error.render().to_string();
     match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Told(text),
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Exit::Lost(text),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Help(text),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Exit::Usage(text),
         _ => {
             let mut parts = text.split("\n\n").map(str::trim);
             let wrong = parts.next().unwrap_or_default().trim_start_matches("error: ");

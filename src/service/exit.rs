@@ -8,13 +8,13 @@ use crate::{Error, SettingsError};
 #[derive(Debug)]
 pub enum Exit {
     /// A text was asked for: on standard output, exit code 0.
-    Told(String),
+    Help(String),
     /// What was asked for was refused or failed: exit code 1.
     Failed(String),
     /// Bad usage, or something that cannot be read or used: exit code 2.
     Unusable(String),
     /// Nothing was asked for: the help, on standard error, exit code 2.
-    Lost(String),
+    Usage(String),
 }
 
 impl Exit {
@@ -30,7 +30,7 @@ impl Exit {
     #[must_use]
     pub fn report(self) -> ExitCode {
         match self {
-            Exit::Told(text) => {
+            Exit::Help(text) => {
                 if let Err(failed) = print(&text) {
                     return failed.report();
                 }
@@ -44,7 +44,7 @@ impl Exit {
                 eprintln!("error: {}", one_line(&line));
                 ExitCode::from(2)
             }
-            Exit::Lost(help) => {
+            Exit::Usage(help) => {
                 eprint!("{help}");
                 ExitCode::from(2)
             }

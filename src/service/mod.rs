@@ -30,7 +30,7 @@ use std::{ffi::OsString, time::Duration};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime;
 
-use self::cli::{Asked, Command};
+use self::cli::{Command, Invocation};
 pub use self::exit::Exit;
 use crate::Settings;
 
@@ -54,7 +54,7 @@ impl Program {
     ///
     /// How to end when there is nothing to run: a text that was asked for, or one line about what cannot be understood.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Exit> {
-        let Asked { command, settings } = cli::parse(arguments)?;
+        let Invocation { command, settings } = cli::parse(arguments)?;
         Ok(Self { command, settings })
     }
 

@@ -29,10 +29,10 @@ pub(super) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let Upload { manner, digest } = Upload::of(&uri)?;
+    let Upload { options, digest } = Upload::of(&uri)?;
     check_is_wasm(&headers)?;
     let wasm = app.uploads.read(body, "plugin", app.plugin_size).await?;
-    let (store, wanted) = (app.store.clone(), manner.entry_point.clone());
+    let (store, wanted) = (app.store.clone(), options.entry_point.clone());
     let (plugin, staged) = blocking(move || {
         // Most bad uploads end here, before anything is written.
         let plugin = Plugin::new(wasm, digest)?;
@@ -41,7 +41,7 @@ pub(super) async fn put(
         Ok((plugin, staged))
     })
     .await?;
-    let prepared = app.pool.prepare_with(&name, staged.spec(&manner), Some(plugin)).await?;
+    let prepared = app.pool.prepare_with(&name, staged.spec(&options), Some(plugin)).await?;
     let nameless = Error::Internal { reason: "a plugin was prepared without being read", cause: None };
     let info = prepared.info().ok_or(nameless)?;
     let (store, location) = (app.store.clone(), format!("/v1/evaluators/{}", name.replace('/', "%2F")));
@@ -49,7 +49,7 @@ pub(super) async fn put(
         let entry_point = info.entry_point.clone().unwrap_or_default();
         // A store that fails drops `prepared`, which closes what was built.
         let publish = || prepared.publish().1;
-        let replaced = store.commit(&name, &entry_point, &manner, staged, publish).map_err(not_stored)?;
+        let replaced = store.commit(&name, &entry_point, &options, staged, publish).map_err(not_stored)?;
         let digest = info.digest.map(|digest| digest.to_string());
         tracing::info!(name, digest, entry_point, replaced, "an evaluator was registered");
         Ok((info, replaced))

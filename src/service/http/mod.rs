@@ -101,12 +101,12 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/readyz", get(operations::readyz))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        .layer(middleware::from_fn_with_state(app.clone(), conduct))
+        .layer(middleware::from_fn_with_state(app.clone(), handle))
         .with_state(app)
 }
 
 /// What every request goes through, whatever it is for.
-async fn conduct(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+async fn handle(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let (method, path, began) = (request.method().clone(), request.uri().path().to_owned(), Instant::now());
     // A bug in the handling of one request must not take its connection, and the answer, with it.
     let answered = AssertUnwindSafe(next.run(linger::wrap(request))).catch_unwind().await;

@@ -11,7 +11,7 @@ use super::problem::Problem;
 use crate::{
     Digest, Error, ErrorKind,
     pool::check_name,
-    service::{cli::word, store::Manner},
+    service::{cli::word, store::RunOptions},
 };
 
 /// The evaluator's name in a path, decoded and held to its rule.
@@ -33,7 +33,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
 /// What an upload says beside its bytes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Upload {
-    pub(super) manner: Manner,
+    pub(super) options: RunOptions,
     pub(super) digest: Option<Digest>,
 }
 
@@ -45,7 +45,7 @@ impl Upload {
             return Err(Error::invalid_request("entry_point is empty; leave it out to have one chosen"));
         }
         Ok(Self {
-            manner: Manner {
+            options: RunOptions {
                 entry_point,
                 isolation: value(&mut said, "isolation", word)?,
                 wasi: value(&mut said, "wasi", word)?,
@@ -149,9 +149,9 @@ mod tests {
     fn an_upload_says_how_it_is_run() {
         let digest = Digest::of(b"plugin");
         let uri = format!("/x?entry_point=a%20b&isolation=reuse&wasi=off&digest=sha256%3A{}", digest.hex());
-        let manner =
-            Manner { entry_point: Some("a b".into()), isolation: Some(Isolation::Reuse), wasi: Some(Wasi::Off) };
-        assert_eq!(Upload::of(&uri.parse().unwrap()).unwrap(), Upload { manner, digest: Some(digest) });
+        let options =
+            RunOptions { entry_point: Some("a b".into()), isolation: Some(Isolation::Reuse), wasi: Some(Wasi::Off) };
+        assert_eq!(Upload::of(&uri.parse().unwrap()).unwrap(), Upload { options, digest: Some(digest) });
         assert_eq!(Upload::of(&"/x".parse().unwrap()).unwrap(), Upload::default());
     }
 

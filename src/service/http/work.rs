@@ -3,7 +3,7 @@
 use tokio::sync::watch;
 
 #[derive(Debug, Clone, Copy, Default)]
-struct State {
+struct WorkState {
     in_flight: usize,
     draining: bool,
 }
@@ -12,7 +12,7 @@ struct State {
 #[derive(Debug, Default)]
 pub(in crate::service) struct Work {
     /// Both in one place: a request is either counted or refused, never neither.
-    state: watch::Sender<State>,
+    state: watch::Sender<WorkState>,
 }
 
 impl Work {

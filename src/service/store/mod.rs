@@ -57,7 +57,7 @@ pub(super) struct Record {
 
 /// How an evaluator is to be run. What is left open is as the settings say, also after those have changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Manner {
+pub(super) struct RunOptions {
     pub(super) entry_point: Option<String>,
     pub(super) isolation: Option<Isolation>,
     pub(super) wasi: Option<Wasi>,
@@ -72,20 +72,20 @@ pub(super) struct Staged {
 
 impl Staged {
     /// The spec that builds it from the folder.
-    pub(super) fn spec(&self, manner: &Manner) -> Spec {
-        spec(self.claim.path(), self.claim.digest(), manner)
+    pub(super) fn spec(&self, options: &RunOptions) -> Spec {
+        spec(self.claim.path(), self.claim.digest(), options)
     }
 }
 
-fn spec(path: PathBuf, digest: Digest, manner: &Manner) -> Spec {
+fn spec(path: PathBuf, digest: Digest, options: &RunOptions) -> Spec {
     let mut spec = Spec::new(Source::File(path)).with_digest(digest);
-    if let Some(entry_point) = &manner.entry_point {
+    if let Some(entry_point) = &options.entry_point {
         spec = spec.with_entry_point(entry_point);
     }
-    if let Some(isolation) = manner.isolation {
+    if let Some(isolation) = options.isolation {
         spec = spec.with_isolation(isolation);
     }
-    if let Some(wasi) = manner.wasi {
+    if let Some(wasi) = options.wasi {
         spec = spec.with_wasi(wasi);
     }
     spec
@@ -157,7 +157,7 @@ impl Store {
         &self,
         name: &str,
         entry_point: &str,
-        manner: &Manner,
+        options: &RunOptions,
         staged: Staged,
         publish: impl FnOnce() -> T,
     ) -> io::Result<T> {
@@ -167,8 +167,8 @@ impl Store {
             digest: claim.digest().to_string(),
             entry_point: entry_point.to_owned(),
             size_bytes: size,
-            isolation: manner.isolation,
-            wasi: manner.wasi,
+            isolation: options.isolation,
+            wasi: options.wasi,
         };
         let path = self.evaluators.join(file_name(name));
         let json = serde_json::to_vec_pretty(&record)?;
@@ -252,8 +252,8 @@ fn found(blobs: &Blobs, record: Record, digest: Digest) -> Option<(String, Spec)
         tracing::warn!(evaluator = record.name, file = %path.display(), "its plugin is missing or cut; it is left out");
         return None;
     }
-    let manner = Manner { entry_point: Some(record.entry_point), isolation: record.isolation, wasi: record.wasi };
-    Some((record.name, spec(path, digest, &manner)))
+    let options = RunOptions { entry_point: Some(record.entry_point), isolation: record.isolation, wasi: record.wasi };
+    Some((record.name, spec(path, digest, &options)))
 }
 
 #[cfg(test)]

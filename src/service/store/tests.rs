@@ -12,13 +12,13 @@ fn plugin(export: &str) -> Plugin {
     Plugin::new(Bytes::from(bytes), None).unwrap()
 }
 
-fn manner(entry_point: &str) -> Manner {
-    Manner { entry_point: Some(entry_point.into()), isolation: Some(Isolation::Reuse), wasi: Some(Wasi::Off) }
+fn options(entry_point: &str) -> RunOptions {
+    RunOptions { entry_point: Some(entry_point.into()), isolation: Some(Isolation::Reuse), wasi: Some(Wasi::Off) }
 }
 
 fn put(store: &Store, name: &str, export: &str) {
     let staged = store.stage(&plugin(export)).unwrap();
-    store.commit(name, export, &manner(export), staged, || ()).unwrap();
+    store.commit(name, export, &options(export), staged, || ()).unwrap();
 }
 
 fn open(folder: &TempDir) -> (Store, BTreeSet<String>) {
@@ -103,7 +103,7 @@ fn a_commit_that_cannot_be_written_publishes_nothing() {
     let staged = store.stage(&plugin("one")).unwrap();
     fs::remove_dir(folder.path().join("evaluators")).unwrap();
     let mut published = false;
-    assert!(store.commit("a", "one", &manner("one"), staged, || published = true).is_err());
+    assert!(store.commit("a", "one", &options("one"), staged, || published = true).is_err());
     assert!(!published);
     eventually(|| files(&folder, "plugins").is_empty());
 }

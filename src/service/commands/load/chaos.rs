@@ -10,7 +10,7 @@ use bytes::Bytes;
 use rand::{RngExt, rngs::StdRng};
 use tokio::time::timeout;
 
-use super::drive::{Shared, name};
+use super::drive::{Workload, name};
 use crate::{Error, Source, Spec, service::greet};
 
 /// Something other than evaluating and waiting for the answer.
@@ -43,54 +43,54 @@ impl Act {
 const FINE: &[&str] = &["ok", "closed"];
 
 /// One evaluation, or something worse.
-pub(super) async fn act(shared: &Shared, random: &mut StdRng, rank: usize) {
+pub(super) async fn act(workload: &Workload, random: &mut StdRng, rank: usize) {
     match random.random_range(0..100) {
-        0..10 => leave(shared, Duration::from_micros(random.random_range(0..3000)), rank).await,
-        10..15 => evaluate_bad(shared, random).await,
+        0..10 => leave(workload, Duration::from_micros(random.random_range(0..3000)), rank).await,
+        10..15 => evaluate_bad(workload, random).await,
         15..18 => {
-            shared.acted(Act::Unloaded);
-            shared.closed(shared.evaluator(rank).unload().await);
+            workload.acted(Act::Unloaded);
+            workload.closed(workload.evaluator(rank).unload().await);
         }
-        18..20 => close(shared, rank).await,
+        18..20 => close(workload, rank).await,
         _ => {
             let began = Instant::now();
-            let result = shared.evaluator(rank).evaluate(shared.input.clone()).await;
-            shared.ended(result.map(drop), began.elapsed(), FINE);
+            let result = workload.evaluator(rank).evaluate(workload.input.clone()).await;
+            workload.ended(result.map(drop), began.elapsed(), FINE);
         }
     }
 }
 
-async fn leave(shared: &Shared, patience: Duration, rank: usize) {
+async fn leave(workload: &Workload, patience: Duration, rank: usize) {
     let began = Instant::now();
-    let evaluator = shared.evaluator(rank);
-    let result = timeout(patience, evaluator.evaluate(shared.input.clone())).await;
+    let evaluator = workload.evaluator(rank);
+    let result = timeout(patience, evaluator.evaluate(workload.input.clone())).await;
     let (result, expected) = result.map_or_else(
         |_| {
-            shared.acted(Act::Left);
+            workload.acted(Act::Left);
             (Err(Error::Cancelled), &["cancelled"][..])
         },
         |result| (result.map(drop), FINE),
     );
-    shared.ended(result, began.elapsed(), expected);
+    workload.ended(result, began.elapsed(), expected);
 }
 
-async fn close(shared: &Shared, rank: usize) {
-    let Ok(next) = shared.pool.evaluator(&name(rank), shared.spec.clone()) else { return };
+async fn close(workload: &Workload, rank: usize) {
+    let Ok(next) = workload.pool.evaluator(&name(rank), workload.spec.clone()) else { return };
     let last = {
-        let mut evaluator = shared.evaluators[rank].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut evaluator = workload.evaluators[rank].lock().unwrap_or_else(PoisonError::into_inner);
         mem::replace(&mut *evaluator, next)
     };
-    shared.acted(Act::Closed);
-    shared.closed(last.close().await);
+    workload.acted(Act::Closed);
+    workload.closed(last.close().await);
 }
 
-async fn evaluate_bad(shared: &Shared, random: &mut StdRng) {
+async fn evaluate_bad(workload: &Workload, random: &mut StdRng) {
     let Bad { spec, fails_as } = bad(random.random_range(0..BAD), random.random());
-    let Ok(evaluator) = shared.pool.evaluator("bad", spec) else { return };
+    let Ok(evaluator) = workload.pool.evaluator("bad", spec) else { return };
     let began = Instant::now();
-    let result = evaluator.evaluate(shared.input.clone()).await;
-    shared.acted(Act::BadPlugin);
-    shared.ended(result.map(drop), began.elapsed(), fails_as);
+    let result = evaluator.evaluate(workload.input.clone()).await;
+    workload.acted(Act::BadPlugin);
+    workload.ended(result.map(drop), began.elapsed(), fails_as);
 }
 
 /// A plugin that cannot succeed, and the kinds of error that say so.

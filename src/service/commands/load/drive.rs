@@ -17,7 +17,7 @@ use rand_distr::{Distribution, Zipf};
 
 use super::{
     chaos::{self, Act},
-    watch::Watched,
+    watch::HighWater,
 };
 use crate::{CloseReport, Error, Evaluator, EvaluatorPool, Spec, service::Exit};
 
@@ -33,7 +33,7 @@ pub(super) struct Drive<'a> {
     /// Counted from when all evaluators are there.
     pub(super) duration: Duration,
     pub(super) chaos: bool,
-    pub(super) watch: Arc<Watched>,
+    pub(super) high_water: Arc<HighWater>,
     /// Set when it is to end before its time: each task ends with the evaluation that it is at.
     pub(super) stop: Arc<AtomicBool>,
 }
@@ -57,20 +57,20 @@ impl Tally {
 }
 
 /// What the tasks share.
-pub(super) struct Shared {
+pub(super) struct Workload {
     pub(super) pool: EvaluatorPool,
     pub(super) spec: Spec,
     pub(super) input: Bytes,
     /// By rank: the first has the largest share. Behind locks for chaos to close and replace them.
     pub(super) evaluators: Vec<Mutex<Evaluator>>,
     tally: Mutex<Tally>,
-    watch: Arc<Watched>,
+    high_water: Arc<HighWater>,
     stop: Arc<AtomicBool>,
 }
 
 impl Drive<'_> {
     pub(super) async fn run(self) -> Result<Tally, Exit> {
-        let Self { pool, spec, input, evaluators, concurrency, skew, seed, duration, chaos, watch, stop } = self;
+        let Self { pool, spec, input, evaluators, concurrency, skew, seed, duration, chaos, high_water, stop } = self;
         let zipf = Zipf::new(evaluators.get() as f64, skew).map_err(|error| Exit::unusable(error.to_string()))?;
         // An hour in nanoseconds, to three digits.
         let latency = Histogram::new_with_bounds(1, 3_600_000_000_000, 3)
@@ -79,19 +79,26 @@ impl Drive<'_> {
         let evaluators = (0..evaluators.get())
             .map(|rank| pool.evaluator(&name(rank), spec.clone()).map(Mutex::new))
             .collect::<Result<_, _>>()?;
-        let shared =
-            Arc::new(Shared { pool: pool.clone(), spec, input, evaluators, tally: Mutex::new(tally), watch, stop });
+        let workload = Arc::new(Workload {
+            pool: pool.clone(),
+            spec,
+            input,
+            evaluators,
+            tally: Mutex::new(tally),
+            high_water,
+            stop,
+        });
         let until = Instant::now() + duration;
         let tasks = (0..concurrency.get() as u64).map(|task| {
             // Far apart, so that no two tasks of near seeds do the same.
             let random = StdRng::seed_from_u64(seed.wrapping_add(task.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
-            tokio::spawn(work(shared.clone(), random, zipf, until, chaos))
+            tokio::spawn(work(workload.clone(), random, zipf, until, chaos))
         });
         for task in tasks.collect::<Vec<_>>() {
             task.await.map_err(|error| Exit::failed(format!("a task broke down: {error}")))?;
         }
-        let shared = Arc::into_inner(shared).ok_or_else(|| Exit::failed("a task is still at work"))?;
-        Ok(shared.tally.into_inner().unwrap_or_else(PoisonError::into_inner))
+        let workload = Arc::into_inner(workload).ok_or_else(|| Exit::failed("a task is still at work"))?;
+        Ok(workload.tally.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -99,8 +106,8 @@ pub(super) fn name(rank: usize) -> String {
     format!("evaluator-{rank}")
 }
 
-async fn work(shared: Arc<Shared>, mut random: StdRng, zipf: Zipf<f64>, until: Instant, chaos: bool) {
-    while Instant::now() < until && !shared.stop.load(Ordering::Relaxed) {
+async fn work(workload: Arc<Workload>, mut random: StdRng, zipf: Zipf<f64>, until: Instant, chaos: bool) {
+    while Instant::now() < until && !workload.stop.load(Ordering::Relaxed) {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -108,16 +115,16 @@ async fn work(shared: Arc<Shared>, mut random: StdRng, zipf: Zipf<f64>, until: I
         )]
         let rank = zipf.sample(&mut random) as usize - 1;
         if chaos {
-            chaos::act(&shared, &mut random, rank).await;
+            chaos::act(&workload, &mut random, rank).await;
         } else {
             let began = Instant::now();
-            let result = shared.evaluator(rank).evaluate(shared.input.clone()).await;
-            shared.ended(result.map(drop), began.elapsed(), &["ok"]);
+            let result = workload.evaluator(rank).evaluate(workload.input.clone()).await;
+            workload.ended(result.map(drop), began.elapsed(), &["ok"]);
         }
     }
 }
 
-impl Shared {
+impl Workload {
     pub(super) fn evaluator(&self, rank: usize) -> Evaluator {
         // Ranks come from the distribution, which knows the number of evaluators.
         self.evaluators[rank].lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -126,7 +133,7 @@ impl Shared {
     /// Counts an evaluation that ended, and looks at the pool while others are in the middle of theirs.
     pub(super) fn ended(&self, result: Result<(), Error>, took: Duration, expected: &[&str]) {
         let outcome = result.map_or_else(|error| error.kind().as_str(), |()| "ok");
-        self.watch.look(self.pool.runtimes());
+        self.high_water.raise(self.pool.runtimes());
         let mut tally = self.tally();
         *tally.outcomes.entry(outcome).or_default() += 1;
         if !expected.contains(&outcome) {

@@ -73,7 +73,7 @@ pub(in crate::service) async fn load(
         seed,
         duration,
         chaos: arguments.chaos,
-        watch: watch.watched(),
+        high_water: watch.high_water(),
         stop: stop.clone(),
     };
     let mut running = pin!(drive.run());

@@ -29,12 +29,12 @@ const WEIGH: Duration = Duration::from_millis(100);
 
 /// The most runtimes that anybody saw at once.
 #[derive(Debug, Default)]
-pub(super) struct Watched {
+pub(super) struct HighWater {
     live_max: AtomicUsize,
 }
 
-impl Watched {
-    pub(super) fn look(&self, live: usize) {
+impl HighWater {
+    pub(super) fn raise(&self, live: usize) {
         self.live_max.fetch_max(live, Ordering::Relaxed);
     }
 }
@@ -51,40 +51,40 @@ pub(super) struct Seen {
 
 /// The thread. It ends with this.
 pub(super) struct Watch {
-    watched: Arc<Watched>,
+    high_water: Arc<HighWater>,
     stop: mpsc::Sender<()>,
     thread: JoinHandle<Seen>,
 }
 
 impl Watch {
     pub(super) fn start(pool: &EvaluatorPool, exporter: &PrometheusHandle, duration: Duration) -> Result<Self, Exit> {
-        let watched = Arc::<Watched>::default();
+        let high_water = Arc::<HighWater>::default();
         let (stop, stopped) = mpsc::channel();
-        let (pool, exporter, shared) = (pool.clone(), exporter.clone(), watched.clone());
+        let (pool, exporter, seen) = (pool.clone(), exporter.clone(), high_water.clone());
         let thread = thread::Builder::new()
             .name("evalpool-watch".to_owned())
-            .spawn(move || watch(&pool, &exporter, &shared, &stopped, &bar(duration)))
+            .spawn(move || watch(&pool, &exporter, &seen, &stopped, &bar(duration)))
             .map_err(|error| Exit::failed(format!("no thread can be started: {error}")))?;
-        Ok(Self { watched, stop, thread })
+        Ok(Self { high_water, stop, thread })
     }
 
     /// For those who look as well.
-    pub(super) fn watched(&self) -> Arc<Watched> {
-        self.watched.clone()
+    pub(super) fn high_water(&self) -> Arc<HighWater> {
+        self.high_water.clone()
     }
 
     pub(super) fn stop(self) -> Result<Seen, Exit> {
-        let Self { watched, stop, thread } = self;
+        let Self { high_water, stop, thread } = self;
         drop(stop);
         let seen = thread.join().map_err(|_| Exit::failed("the thread that watched broke down"))?;
-        Ok(Seen { live_max: watched.live_max.load(Ordering::Relaxed), memory_end: memory(), ..seen })
+        Ok(Seen { live_max: high_water.live_max.load(Ordering::Relaxed), memory_end: memory(), ..seen })
     }
 }
 
 fn watch(
     pool: &EvaluatorPool,
     exporter: &PrometheusHandle,
-    watched: &Watched,
+    high_water: &HighWater,
     stopped: &mpsc::Receiver<()>,
     bar: &ProgressBar,
 ) -> Seen {
@@ -93,7 +93,7 @@ fn watch(
     let (mut weighed, mut kept_up) = (began, began);
     while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
         let (live, now) = (pool.runtimes(), Instant::now());
-        watched.look(live);
+        high_water.raise(live);
         if now - weighed >= WEIGH {
             weighed = now;
             seen.memory_max = seen.memory_max.max(memory());
