@@ -137,14 +137,8 @@ impl FromStr for Input {
     }
 }
 
-/// A command, and the settings that it runs with.
-pub(super) struct Invocation {
-    pub(super) command: Command,
-    pub(super) settings: Settings,
-}
-
 /// Reads the arguments, the settings file that they name, and the environment.
-pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, Exit> {
+pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Command, Settings), Exit> {
     let Cli { config, engine, command } = Cli::try_parse_from(arguments).map_err(|error| not_understood(&error))?;
     let mut settings = Settings::load(config.as_deref())?;
     settings.engine.kind = engine.unwrap_or(settings.engine.kind);
@@ -154,7 +148,7 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Inv
             settings.service.data.clone_from(data);
         }
     }
-    Ok(Invocation { command, settings })
+    Ok((command, settings))
 }
 
 /// clap's own report goes over several lines: a blank one ends what is wrong, then come hints and the usage.

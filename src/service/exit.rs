@@ -31,7 +31,7 @@ impl Exit {
     pub fn report(self) -> ExitCode {
         match self {
             Exit::Help(text) => {
-                if let Err(failed) = print(&text) {
+                if let Err(failed) = print(text) {
                     return failed.report();
                 }
                 ExitCode::SUCCESS
@@ -70,11 +70,11 @@ impl From<SettingsError> for Exit {
 }
 
 /// Writes an answer to standard output. Whoever closed it has read enough; anything else that hinders it is a failure.
-pub(super) fn print(text: &str) -> Result<(), Exit> {
+pub(super) fn print(answer: impl AsRef<[u8]>) -> Result<(), Exit> {
     use std::io::{ErrorKind, Write};
 
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(answer.as_ref()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Exit::failed(format!("cannot write the output: {error}")))
         }

@@ -142,17 +142,21 @@ mod tests {
         }
     }
 
-    #[test]
-    fn nobody_can_end_a_line_of_the_log_or_drive_a_terminal() {
+    fn logged(log: impl FnOnce()) -> String {
         let written = Written::default();
         let writer = written.clone();
         let layer = fmt::layer().with_writer(move || writer.clone()).with_ansi(false).without_time();
         let subscriber = tracing_subscriber::registry().with(layer.fmt_fields(on_one_line()));
-        tracing::subscriber::with_default(subscriber, || {
+        tracing::subscriber::with_default(subscriber, log);
+        String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn nobody_can_end_a_line_of_the_log_or_drive_a_terminal() {
+        let log = logged(|| {
             let said = "a\nERROR forged\r\u{1b}[2J\u{9b}\0\u{202e}é\\n";
             tracing::info!(error = %said, name = said, count = 7, "it said: {said}");
         });
-        let log = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
         let bare = r"a\nERROR forged\r\u{1b}[2J\u{9b}\u{0}\u{202e}é\n";
         let (message, rest) = log.split_once(" error=").unwrap();
         assert!(message.ends_with(&format!("it said: {bare}")), "{message}");
@@ -162,15 +166,10 @@ mod tests {
 
     #[test]
     fn a_message_of_any_length_is_a_line_of_some_length() {
-        let written = Written::default();
-        let writer = written.clone();
-        let layer = fmt::layer().with_writer(move || writer.clone()).with_ansi(false).without_time();
-        let subscriber = tracing_subscriber::registry().with(layer.fmt_fields(on_one_line()));
-        tracing::subscriber::with_default(subscriber, || {
+        let log = logged(|| {
             tracing::info!("{}{}", "é".repeat(MOST / 2), "cut");
             tracing::info!("x{}", "é".repeat(1 << 20));
         });
-        let log = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
         let lines: Vec<_> = log.lines().collect();
         assert!(lines.len() == 2 && lines.iter().all(|line| line.len() < MOST + 200), "{}", log.len());
         assert!(lines.iter().all(|line| line.ends_with("éé…")), "{log}");

@@ -30,7 +30,7 @@ use std::{ffi::OsString, time::Duration};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime;
 
-use self::cli::{Command, Invocation};
+use self::cli::Command;
 pub use self::exit::Exit;
 use crate::Settings;
 
@@ -54,7 +54,7 @@ impl Program {
     ///
     /// How to end when there is nothing to run: a text that was asked for, or one line about what cannot be understood.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Exit> {
-        let Invocation { command, settings } = cli::parse(arguments)?;
+        let (command, settings) = cli::parse(arguments)?;
         Ok(Self { command, settings })
     }
 

@@ -59,7 +59,7 @@ pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHa
         let _ = stopped.await;
     }));
     let upkeep = tokio::spawn(keep_up(exporter));
-    print(&greeting(address, has_tokens))?;
+    print(greeting(address, has_tokens))?;
     tracing::info!(%address, "listening");
     if settings.engine.kind == EngineKind::Extism && !settings.engine.trusted {
         tracing::warn!(

@@ -63,6 +63,21 @@ pub(super) struct RunOptions {
     pub(super) wasi: Option<Wasi>,
 }
 
+impl RunOptions {
+    pub(super) fn apply(self, mut spec: Spec) -> Spec {
+        if let Some(entry_point) = self.entry_point {
+            spec = spec.with_entry_point(entry_point);
+        }
+        if let Some(isolation) = self.isolation {
+            spec = spec.with_isolation(isolation);
+        }
+        if let Some(wasi) = self.wasi {
+            spec = spec.with_wasi(wasi);
+        }
+        spec
+    }
+}
+
 /// A plugin that is in the folder and not yet any evaluator's. Dropping it removes the file, if no evaluator names it.
 #[derive(Debug)]
 pub(super) struct Staged {
@@ -78,17 +93,7 @@ impl Staged {
 }
 
 fn spec(path: PathBuf, digest: Digest, options: &RunOptions) -> Spec {
-    let mut spec = Spec::new(Source::File(path)).with_digest(digest);
-    if let Some(entry_point) = &options.entry_point {
-        spec = spec.with_entry_point(entry_point);
-    }
-    if let Some(isolation) = options.isolation {
-        spec = spec.with_isolation(isolation);
-    }
-    if let Some(wasi) = options.wasi {
-        spec = spec.with_wasi(wasi);
-    }
-    spec
+    options.clone().apply(Spec::new(Source::File(path)).with_digest(digest))
 }
 
 /// The folder, used by this process alone.

@@ -52,11 +52,7 @@ pub(super) async fn act(workload: &Workload, random: &mut StdRng, rank: usize) {
             workload.closed(workload.evaluator(rank).unload().await);
         }
         18..20 => close(workload, rank).await,
-        _ => {
-            let began = Instant::now();
-            let result = workload.evaluator(rank).evaluate(workload.input.clone()).await;
-            workload.ended(result.map(drop), began.elapsed(), FINE);
-        }
+        _ => workload.evaluate(&workload.evaluator(rank), FINE).await,
     }
 }
 
@@ -87,10 +83,8 @@ async fn close(workload: &Workload, rank: usize) {
 async fn evaluate_bad(workload: &Workload, random: &mut StdRng) {
     let Bad { spec, fails_as } = bad(random.random_range(0..BAD), random.random());
     let Ok(evaluator) = workload.pool.evaluator("bad", spec) else { return };
-    let began = Instant::now();
-    let result = evaluator.evaluate(workload.input.clone()).await;
+    workload.evaluate(&evaluator, fails_as).await;
     workload.acted(Act::BadPlugin);
-    workload.ended(result.map(drop), began.elapsed(), fails_as);
 }
 
 /// A plugin that cannot succeed, and the kinds of error that say so.

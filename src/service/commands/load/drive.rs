@@ -117,9 +117,7 @@ async fn work(workload: Arc<Workload>, mut random: StdRng, zipf: Zipf<f64>, unti
         if chaos {
             chaos::act(&workload, &mut random, rank).await;
         } else {
-            let began = Instant::now();
-            let result = workload.evaluator(rank).evaluate(workload.input.clone()).await;
-            workload.ended(result.map(drop), began.elapsed(), &["ok"]);
+            workload.evaluate(&workload.evaluator(rank), &["ok"]).await;
         }
     }
 }
@@ -128,6 +126,13 @@ impl Workload {
     pub(super) fn evaluator(&self, rank: usize) -> Evaluator {
         // Ranks come from the distribution, which knows the number of evaluators.
         self.evaluators[rank].lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Evaluates once, and counts how it ended.
+    pub(super) async fn evaluate(&self, evaluator: &Evaluator, expected: &[&str]) {
+        let began = Instant::now();
+        let result = evaluator.evaluate(self.input.clone()).await;
+        self.ended(result.map(drop), began.elapsed(), expected);
     }
 
     /// Counts an evaluation that ended, and looks at the pool while others are in the middle of theirs.

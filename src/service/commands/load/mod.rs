@@ -103,7 +103,7 @@ pub(in crate::service) async fn load(
         figures: Figures::of(&metrics),
         with_chaos: arguments.chaos,
     };
-    print(&if arguments.json { report.json() } else { report.table() })?;
+    print(if arguments.json { report.json() } else { report.table() })?;
     match report.broken().as_slice() {
         [] => Ok(()),
         broken => Err(Exit::failed(broken.join("; "))),

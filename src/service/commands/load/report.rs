@@ -116,15 +116,8 @@ impl Report<'_> {
             let _ = writeln!(text, "{label:<14}{value}");
         };
         line("seed", self.seed.to_string());
-        line(
-            "evaluations",
-            format!(
-                "{} in {:.1} s, {:.0} a second",
-                self.tally.evaluations(),
-                self.took.as_secs_f64(),
-                self.per_second()
-            ),
-        );
+        let (evaluations, seconds, per_second) = (self.tally.evaluations(), self.took.as_secs_f64(), self.per_second());
+        line("evaluations", format!("{evaluations} in {seconds:.1} s, {per_second:.0} a second"));
         line("errors", listed(self.errors()));
         line(
             "latency",
@@ -133,25 +126,11 @@ impl Report<'_> {
                 .join(", "),
         );
         line("runtimes", format!("at most {live_max} of {} at once, {} after the close", self.capacity, self.left));
-        line(
-            "",
-            format!(
-                "{} built, {} evicted, {} closed",
-                self.figures.built(),
-                self.figures.evicted(),
-                self.figures.closed()
-            ),
-        );
+        let (built, evicted, closed) = (self.figures.built(), self.figures.evicted(), self.figures.closed());
+        line("", format!("{built} built, {evicted} evicted, {closed} closed"));
         line("hit ratio", self.figures.hit_ratio().map_or("none".to_owned(), |ratio| format!("{ratio:.3}")));
-        line(
-            "memory",
-            format!(
-                "{:.0} MiB before, {:.0} MiB at most, {:.0} MiB after",
-                mib(memory_start),
-                mib(memory_max),
-                mib(memory_end)
-            ),
-        );
+        let [before, most, after] = [memory_start, memory_max, memory_end].map(mib);
+        line("memory", format!("{before:.0} MiB before, {most:.0} MiB at most, {after:.0} MiB after"));
         if self.with_chaos {
             line("chaos", listed(Act::ALL.iter().map(|act| (act.as_str(), self.acts(*act))).collect()));
             let left = self.figures.left();
