@@ -1,6 +1,6 @@
 //! The standard Prometheus metrics of a process, read from `/proc`.
 //!
-//! A value that the system does not give is left out. Limits that are off are shown as 0.
+//! A value that the system does not give is left out. A limit that is off is shown as 0.
 
 use std::{fs, sync::LazyLock};
 
@@ -19,23 +19,17 @@ const METRICS: [(&str, Unit, &str); 8] = [
     ("process_threads", Unit::Count, "Number of OS threads in the process."),
 ];
 
-/// When the machine started, in seconds since the Unix epoch. Read once: it moves when the clock is set, and a process
-/// must not seem to start anew.
-static BOOTED: LazyLock<Option<u64>> = LazyLock::new(|| boot_time(&read("/proc/stat")?));
-
 /// Gives the recorder that is installed the units and help texts.
 pub fn describe() {
     for (at, (name, unit, help)) in METRICS.into_iter().enumerate() {
-        if at == 0 {
-            metrics::describe_counter!(name, unit, help);
-        } else {
-            metrics::describe_gauge!(name, unit, help);
+        match at {
+            0 => metrics::describe_counter!(name, unit, help),
+            _ => metrics::describe_gauge!(name, unit, help),
         }
     }
 }
 
-/// Reads every value and gives it to the recorder that is installed. Blocks for as long as reading a few files of
-/// `/proc` takes.
+/// Reads every value and gives it to the recorder that is installed. Blocks while it reads a few files of `/proc`.
 pub fn publish() {
     for (at, ((name, ..), value)) in METRICS.into_iter().zip(values()).enumerate() {
         match value {
@@ -46,29 +40,34 @@ pub fn publish() {
     }
 }
 
+/// Resident memory of this process, in bytes.
+pub(super) fn resident_memory() -> Option<u64> {
+    pages(&read("/proc/self/statm"), RESIDENT)
+}
+
+/// When the machine started, in seconds since the Unix epoch. Read once: it moves when the clock is set, and a process
+/// must not seem to start anew.
+static BOOTED: LazyLock<Option<u64>> = LazyLock::new(|| boot_time(&read("/proc/stat")));
+
 fn values() -> [Option<u64>; 8] {
-    let (stat, memory, limits) = (read("/proc/self/stat"), read("/proc/self/statm"), read("/proc/self/limits"));
-    let (stat, memory, limits) = (stat.as_deref(), memory.as_deref(), limits.as_deref());
+    let [stat, memory, limits] = ["/proc/self/stat", "/proc/self/statm", "/proc/self/limits"].map(read);
+    let used = || seconds(field(&stat, USER)?.checked_add(field(&stat, SYSTEM)?)?);
+    let started = || seconds(field(&stat, STARTED)?)?.checked_add((*BOOTED)?);
     [
-        stat.and_then(|stat| seconds(field(stat, USER)?.checked_add(field(stat, SYSTEM)?)?)),
+        used(),
         open_files(),
-        limits.and_then(|limits| soft_limit(limits, "Max open files")),
-        memory.and_then(|memory| pages(memory, VIRTUAL)),
-        limits.and_then(|limits| soft_limit(limits, "Max address space")),
-        memory.and_then(|memory| pages(memory, RESIDENT)),
-        stat.and_then(|stat| seconds(field(stat, STARTED)?)?.checked_add((*BOOTED)?)),
-        stat.and_then(|stat| field(stat, THREADS)),
+        soft_limit(&limits, "Max open files"),
+        pages(&memory, VIRTUAL),
+        soft_limit(&limits, "Max address space"),
+        pages(&memory, RESIDENT),
+        started(),
+        field(&stat, THREADS),
     ]
 }
 
-/// Resident memory of this process, in bytes.
-pub(super) fn resident_memory() -> Option<u64> {
-    pages(&read("/proc/self/statm")?, RESIDENT)
-}
-
-/// A file of `/proc`. The name of a program in it need not be UTF-8.
-fn read(path: &str) -> Option<String> {
-    fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+/// A file of `/proc`; nothing if it cannot be read. A program's name in it need not be UTF-8.
+fn read(path: &str) -> String {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
 /// Without the descriptor that reads the folder.
@@ -148,26 +147,15 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_counted_in_pages() {
+    fn values_are_in_their_base_units_and_a_limit_that_is_off_is_0() {
         let page = page_size() as u64;
-        assert_eq!(
-            [VIRTUAL, RESIDENT].map(|at| pages("765 432 405 5 0 123 0\n", at)),
-            [765, 432].map(|n| Some(n * page))
-        );
-    }
-
-    #[test]
-    fn a_limit_is_the_soft_one_and_0_when_it_is_off() {
+        assert_eq!(pages("765 432 405 5 0 123 0\n", VIRTUAL), Some(765 * page));
+        assert_eq!(pages("765 432 405 5 0 123 0\n", RESIDENT), Some(432 * page));
         let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
                       Max open files            1024                 1048576              files     \n\
                       Max address space         unlimited            unlimited            bytes     \n";
         assert_eq!(soft_limit(limits, "Max open files"), Some(1024));
         assert_eq!(soft_limit(limits, "Max address space"), Some(0));
-        assert_eq!(soft_limit(limits, "Max processes"), None);
-    }
-
-    #[test]
-    fn the_boot_time_is_found_among_the_machines_counters() {
         assert_eq!(boot_time("cpu  1 2 3\nctxt 9\nbtime 1700000000\nprocesses 5\n"), Some(1_700_000_000));
     }
 

@@ -1,16 +1,12 @@
 //! What a hostile world does to a pool: callers leave, plugins are bad, evaluators are closed under their callers.
 
-use std::{
-    mem,
-    sync::PoisonError,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::{RngExt, rngs::StdRng};
 use tokio::time::timeout;
 
-use super::drive::{Workload, name};
+use super::drive::Workload;
 use crate::{Error, Source, Spec, service::greet};
 
 /// Something other than evaluating and waiting for the answer.
@@ -71,29 +67,19 @@ async fn leave(workload: &Workload, patience: Duration, rank: usize) {
 }
 
 async fn close(workload: &Workload, rank: usize) {
-    let Ok(next) = workload.pool.evaluator(&name(rank), workload.spec.clone()) else { return };
-    let last = {
-        let mut evaluator = workload.evaluators[rank].lock().unwrap_or_else(PoisonError::into_inner);
-        mem::replace(&mut *evaluator, next)
-    };
+    let Some(last) = workload.replace(rank) else { return };
     workload.acted(Act::Closed);
     workload.closed(last.close().await);
 }
 
 async fn evaluate_bad(workload: &Workload, random: &mut StdRng) {
-    let Bad { spec, fails_as } = bad(random.random_range(0..BAD), random.random());
+    let (spec, fails_as) = bad(random.random_range(0..BAD), random.random());
     let Ok(evaluator) = workload.pool.evaluator("bad", spec) else { return };
     workload.evaluate(&evaluator, fails_as).await;
     workload.acted(Act::BadPlugin);
 }
 
-/// A plugin that cannot succeed, and the kinds of error that say so.
-struct Bad {
-    spec: Spec,
-    fails_as: &'static [&'static str],
-}
-
-/// How many sorts of it there are.
+/// How many sorts of bad plugins there are.
 const BAD: usize = 6;
 
 /// How long the guest that never ends may run.
@@ -108,10 +94,11 @@ const TRAPS: &[u8] = b"\x0a\x05\x01\x03\0\0\x0b";
 /// `(loop (br 0))`
 const SPINS: &[u8] = b"\x0a\x09\x01\x07\0\x03\x40\x0c\0\x0b\x0b";
 
-fn bad(sort: usize, lot: u64) -> Bad {
+/// A plugin that cannot succeed, and the kinds of error that say so.
+fn bad(sort: usize, lot: u64) -> (Spec, &'static [&'static str]) {
     let of = |bytes: Vec<u8>| Spec::new(Source::bytes(bytes));
     let greet = || Spec::new(Source::Bytes(greet::WASM));
-    let (spec, fails_as): (Spec, &[&str]) = match sort {
+    match sort {
         0 => (of(b"not a plugin".to_vec()), &["invalid_plugin"]),
         1 => {
             // In its first half: some later cut may leave a whole plugin. A cut between two sections leaves a module.
@@ -124,8 +111,7 @@ fn bad(sort: usize, lot: u64) -> Bad {
         3 => (of([HEAD, START, TRAPS].concat()), &["invalid_plugin"]),
         4 => (of([HEAD, TRAPS].concat()), &["guest_trap"]),
         _ => (of([HEAD, SPINS].concat()).with_exec_timeout(SPIN), &["exec_timeout"]),
-    };
-    Bad { spec, fails_as }
+    }
 }
 
 #[cfg(test)]
@@ -139,7 +125,7 @@ mod tests {
         let half = greet::WASM.len() as u64 / 2;
         let sorts = (0..BAD).map(|sort| (sort, 100)).chain((0..half).step_by(7).map(|cut| (1, cut)));
         for (sort, lot) in sorts {
-            let Bad { spec, fails_as } = bad(sort, lot);
+            let (spec, fails_as) = bad(sort, lot);
             let error = pool.evaluator("bad", spec).unwrap().evaluate(greet::INPUT).await.unwrap_err();
             assert!(fails_as.contains(&error.kind().as_str()), "sort {sort}, {lot}: {error}");
         }

@@ -2,10 +2,11 @@
 
 use std::{
     collections::BTreeMap,
+    mem,
     num::NonZeroUsize,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -15,28 +16,11 @@ use hdrhistogram::Histogram;
 use rand::{SeedableRng, rngs::StdRng};
 use rand_distr::{Distribution, Zipf};
 
-use super::{
-    chaos::{self, Act},
-    watch::HighWater,
+use super::chaos::{self, Act};
+use crate::{
+    CloseReport, Error, Evaluator, EvaluatorPool, Spec,
+    service::{Exit, cli::LoadArguments},
 };
-use crate::{CloseReport, Error, Evaluator, EvaluatorPool, Spec, service::Exit};
-
-/// What to do. One run of it makes one [`Tally`].
-pub(super) struct Drive<'a> {
-    pub(super) pool: &'a EvaluatorPool,
-    pub(super) spec: Spec,
-    pub(super) input: Bytes,
-    pub(super) evaluators: NonZeroUsize,
-    pub(super) concurrency: NonZeroUsize,
-    pub(super) skew: f64,
-    pub(super) seed: u64,
-    /// Counted from when all evaluators are there.
-    pub(super) duration: Duration,
-    pub(super) chaos: bool,
-    pub(super) high_water: Arc<HighWater>,
-    /// Set when it is to end before its time: each task ends with the evaluation that it is at.
-    pub(super) stop: Arc<AtomicBool>,
-}
 
 /// What the tasks counted.
 pub(super) struct Tally {
@@ -59,50 +43,17 @@ impl Tally {
 /// What the tasks share.
 pub(super) struct Workload {
     pub(super) pool: EvaluatorPool,
-    pub(super) spec: Spec,
     pub(super) input: Bytes,
+    spec: Spec,
     /// By rank: the first has the largest share. Behind locks for chaos to close and replace them.
-    pub(super) evaluators: Vec<Mutex<Evaluator>>,
+    evaluators: Vec<Mutex<Evaluator>>,
     tally: Mutex<Tally>,
-    high_water: Arc<HighWater>,
-    stop: Arc<AtomicBool>,
+    /// The most runtimes that anybody saw at once.
+    live_max: Arc<AtomicUsize>,
+    stop: AtomicBool,
 }
 
-impl Drive<'_> {
-    pub(super) async fn run(self) -> Result<Tally, Exit> {
-        let Self { pool, spec, input, evaluators, concurrency, skew, seed, duration, chaos, high_water, stop } = self;
-        let zipf = Zipf::new(evaluators.get() as f64, skew).map_err(|error| Exit::unusable(error.to_string()))?;
-        // An hour in nanoseconds, to three digits.
-        let latency = Histogram::new_with_bounds(1, 3_600_000_000_000, 3)
-            .map_err(|error| Exit::failed(format!("latencies cannot be recorded: {error}")))?;
-        let tally = Tally { outcomes: BTreeMap::new(), unexpected: BTreeMap::new(), acts: BTreeMap::new(), latency };
-        let evaluators = (0..evaluators.get())
-            .map(|rank| pool.evaluator(&name(rank), spec.clone()).map(Mutex::new))
-            .collect::<Result<_, _>>()?;
-        let workload = Arc::new(Workload {
-            pool: pool.clone(),
-            spec,
-            input,
-            evaluators,
-            tally: Mutex::new(tally),
-            high_water,
-            stop,
-        });
-        let until = Instant::now() + duration;
-        let tasks = (0..concurrency.get() as u64).map(|task| {
-            // Far apart, so that no two tasks of near seeds do the same.
-            let random = StdRng::seed_from_u64(seed.wrapping_add(task.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
-            tokio::spawn(work(workload.clone(), random, zipf, until, chaos))
-        });
-        for task in tasks.collect::<Vec<_>>() {
-            task.await.map_err(|error| Exit::failed(format!("a task broke down: {error}")))?;
-        }
-        let workload = Arc::into_inner(workload).ok_or_else(|| Exit::failed("a task is still at work"))?;
-        Ok(workload.tally.into_inner().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-pub(super) fn name(rank: usize) -> String {
+fn name(rank: usize) -> String {
     format!("evaluator-{rank}")
 }
 
@@ -111,7 +62,7 @@ async fn work(workload: Arc<Workload>, mut random: StdRng, zipf: Zipf<f64>, unti
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "a whole number, at most as many as there are"
+            reason = "a whole number, at most a million"
         )]
         let rank = zipf.sample(&mut random) as usize - 1;
         if chaos {
@@ -123,9 +74,64 @@ async fn work(workload: Arc<Workload>, mut random: StdRng, zipf: Zipf<f64>, unti
 }
 
 impl Workload {
-    pub(super) fn evaluator(&self, rank: usize) -> Evaluator {
+    pub(super) fn new(
+        pool: &EvaluatorPool,
+        spec: Spec,
+        input: Bytes,
+        evaluators: NonZeroUsize,
+        live_max: Arc<AtomicUsize>,
+    ) -> Result<Self, Exit> {
+        // An hour in nanoseconds, to three digits.
+        let latency = Histogram::new_with_bounds(1, 3_600_000_000_000, 3)
+            .map_err(|error| Exit::failed(format!("latencies cannot be recorded: {error}")))?;
+        let tally = Tally { outcomes: BTreeMap::new(), unexpected: BTreeMap::new(), acts: BTreeMap::new(), latency };
+        let evaluators = (0..evaluators.get())
+            .map(|rank| pool.evaluator(&name(rank), spec.clone()).map(Mutex::new))
+            .collect::<Result<_, _>>()?;
+        let (pool, tally, stop) = (pool.clone(), Mutex::new(tally), AtomicBool::new(false));
+        Ok(Self { pool, input, spec, evaluators, tally, live_max, stop })
+    }
+
+    /// Runs the tasks until their time is over, or [`stop`](Self::stop).
+    pub(super) async fn run(self: &Arc<Self>, arguments: &LoadArguments, seed: u64) -> Result<(), Exit> {
+        let LoadArguments { concurrency, duration, skew, chaos, .. } = *arguments;
+        let zipf = Zipf::new(self.evaluators.len() as f64, skew).map_err(|error| Exit::unusable(error.to_string()))?;
+        let until = Instant::now() + duration;
+        let tasks = (0..concurrency.get() as u64).map(|task| {
+            // Far apart, so that no two tasks of near seeds do the same.
+            let random = StdRng::seed_from_u64(seed.wrapping_add(task.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+            tokio::spawn(work(self.clone(), random, zipf, until, chaos))
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            task.await.map_err(|error| Exit::failed(format!("a task broke down: {error}")))?;
+        }
+        Ok(())
+    }
+
+    /// Ends each task with the evaluation that it is at.
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Drops the evaluators and gives what was counted.
+    pub(super) fn into_tally(self: Arc<Self>) -> Result<Tally, Exit> {
+        let workload = Arc::into_inner(self).ok_or_else(|| Exit::failed("a task is still at work"))?;
+        Ok(workload.tally.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn slot(&self, rank: usize) -> MutexGuard<'_, Evaluator> {
         // Ranks come from the distribution, which knows the number of evaluators.
-        self.evaluators[rank].lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.evaluators[rank].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn evaluator(&self, rank: usize) -> Evaluator {
+        self.slot(rank).clone()
+    }
+
+    /// Puts a new evaluator in the place of another, and gives that one.
+    pub(super) fn replace(&self, rank: usize) -> Option<Evaluator> {
+        let next = self.pool.evaluator(&name(rank), self.spec.clone()).ok()?;
+        Some(mem::replace(&mut *self.slot(rank), next))
     }
 
     /// Evaluates once, and counts how it ended.
@@ -138,7 +144,7 @@ impl Workload {
     /// Counts an evaluation that ended, and looks at the pool while others are in the middle of theirs.
     pub(super) fn ended(&self, result: Result<(), Error>, took: Duration, expected: &[&str]) {
         let outcome = result.map_or_else(|error| error.kind().as_str(), |()| "ok");
-        self.high_water.raise(self.pool.runtimes());
+        self.live_max.fetch_max(self.pool.runtimes(), Ordering::Relaxed);
         let mut tally = self.tally();
         *tally.outcomes.entry(outcome).or_default() += 1;
         if !expected.contains(&outcome) {

@@ -18,18 +18,11 @@ mod figures;
 mod report;
 mod watch;
 
-use std::{
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
-};
+use std::{pin::pin, sync::Arc, time::Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use self::{drive::Drive, figures::Figures, report::Report, watch::Watch};
+use self::{drive::Workload, figures::Figures, report::Report, watch::Watch};
 use super::{read_input, read_plugin, signals::Signals};
 use crate::{
     EvaluatorPool, Plugin, Settings, Source, Spec,
@@ -48,7 +41,6 @@ pub(in crate::service) async fn load(
         settings.engine.isolation = isolation;
     }
     let (spec, input) = subject(&arguments, &settings)?;
-    let duration = arguments.duration;
     let capacity = match arguments.capacity {
         Some(capacity) => capacity.get(),
         // The general default would hold every evaluator of this command, and show no eviction.
@@ -59,36 +51,26 @@ pub(in crate::service) async fn load(
     // 32 bits: a larger one would not survive a reader that takes every JSON number for a double.
     let seed = arguments.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
 
-    let watch = Watch::start(&pool, &exporter, duration)?;
-    let began = Instant::now();
-    let stop = Arc::new(AtomicBool::new(false));
     let mut signals = Signals::new()?;
-    let drive = Drive {
-        pool: &pool,
-        spec,
-        input,
-        evaluators: arguments.evaluators,
-        concurrency: arguments.concurrency,
-        skew: arguments.skew,
-        seed,
-        duration,
-        chaos: arguments.chaos,
-        high_water: watch.high_water(),
-        stop: stop.clone(),
-    };
-    let mut running = pin!(drive.run());
-    let tally = tokio::select! {
-        tally = &mut running => tally?,
-        () = signals.next() => {
-            // What was measured until now is reported as ever. A second signal does not wait for that.
-            stop.store(true, Ordering::Relaxed);
-            tokio::select! {
-                tally = running => tally?,
-                () = signals.next() => return Err(Exit::failed("interrupted")),
+    let watch = Watch::start(&pool, &exporter, arguments.duration)?;
+    let workload = Arc::new(Workload::new(&pool, spec, input, arguments.evaluators, watch.live_max())?);
+    let began = Instant::now();
+    {
+        let mut running = pin!(workload.run(&arguments, seed));
+        tokio::select! {
+            ended = &mut running => ended?,
+            () = signals.next() => {
+                // What was measured until now is reported as ever. A second signal does not wait for that.
+                workload.stop();
+                tokio::select! {
+                    ended = running => ended?,
+                    () = signals.next() => return Err(Exit::failed("interrupted")),
+                }
             }
         }
-    };
+    }
     let took = began.elapsed();
+    let tally = workload.into_tally()?;
     let closed = pool.close().await;
     let left = pool.runtimes();
     let metrics = exporter.render();

@@ -27,18 +27,6 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Between two looks at memory, which ask the system.
 const WEIGH: Duration = Duration::from_millis(100);
 
-/// The most runtimes that anybody saw at once.
-#[derive(Debug, Default)]
-pub(super) struct HighWater {
-    live_max: AtomicUsize,
-}
-
-impl HighWater {
-    pub(super) fn raise(&self, live: usize) {
-        self.live_max.fetch_max(live, Ordering::Relaxed);
-    }
-}
-
 /// What was seen.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Seen {
@@ -51,40 +39,40 @@ pub(super) struct Seen {
 
 /// The thread. It ends with this.
 pub(super) struct Watch {
-    high_water: Arc<HighWater>,
+    live_max: Arc<AtomicUsize>,
     stop: mpsc::Sender<()>,
     thread: JoinHandle<Seen>,
 }
 
 impl Watch {
     pub(super) fn start(pool: &EvaluatorPool, exporter: &PrometheusHandle, duration: Duration) -> Result<Self, Exit> {
-        let high_water = Arc::<HighWater>::default();
+        let live_max = Arc::<AtomicUsize>::default();
         let (stop, stopped) = mpsc::channel();
-        let (pool, exporter, seen) = (pool.clone(), exporter.clone(), high_water.clone());
+        let (pool, exporter, seen) = (pool.clone(), exporter.clone(), live_max.clone());
         let thread = thread::Builder::new()
             .name("evalpool-watch".to_owned())
             .spawn(move || watch(&pool, &exporter, &seen, &stopped, &bar(duration)))
             .map_err(|error| Exit::failed(format!("no thread can be started: {error}")))?;
-        Ok(Self { high_water, stop, thread })
+        Ok(Self { live_max, stop, thread })
     }
 
-    /// For those who look as well.
-    pub(super) fn high_water(&self) -> Arc<HighWater> {
-        self.high_water.clone()
+    /// The most runtimes seen at once, for the tasks to raise as well.
+    pub(super) fn live_max(&self) -> Arc<AtomicUsize> {
+        self.live_max.clone()
     }
 
     pub(super) fn stop(self) -> Result<Seen, Exit> {
-        let Self { high_water, stop, thread } = self;
+        let Self { live_max, stop, thread } = self;
         drop(stop);
         let seen = thread.join().map_err(|_| Exit::failed("the thread that watched broke down"))?;
-        Ok(Seen { live_max: high_water.live_max.load(Ordering::Relaxed), memory_end: memory(), ..seen })
+        Ok(Seen { live_max: live_max.load(Ordering::Relaxed), memory_end: memory(), ..seen })
     }
 }
 
 fn watch(
     pool: &EvaluatorPool,
     exporter: &PrometheusHandle,
-    high_water: &HighWater,
+    live_max: &AtomicUsize,
     stopped: &mpsc::Receiver<()>,
     bar: &ProgressBar,
 ) -> Seen {
@@ -93,7 +81,7 @@ fn watch(
     let (mut weighed, mut kept_up) = (began, began);
     while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
         let (live, now) = (pool.runtimes(), Instant::now());
-        high_water.raise(live);
+        live_max.fetch_max(live, Ordering::Relaxed);
         if now - weighed >= WEIGH {
             weighed = now;
             seen.memory_max = seen.memory_max.max(memory());
