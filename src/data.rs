@@ -1,10 +1,10 @@
-//! What an evaluation is given: static, per-call and composite data, merged into the guest's input bytes.
+//! Data for evaluations: static, per call and composite, merged into the guest's input.
 //!
 //! # The merge rule
 //!
-//! Later wins. Two JSON objects are merged key by key, and so on inside: a key that both have, with an object on both
-//! sides, is merged in turn; otherwise the later value replaces the earlier. Anything else (arrays, text, raw bytes) is
-//! never mixed: the later replaces the earlier whole. [`Data::Empty`] gives way to whatever stands beside it.
+//! Later wins. Two JSON objects are merged key by key, at every depth: where both have an object under a key, these are
+//! merged in turn; otherwise the later value replaces the earlier. Arrays, text and raw bytes are never mixed: the
+//! later replaces the earlier whole. [`Data::Empty`] changes nothing.
 
 use std::sync::Arc;
 
@@ -14,24 +14,24 @@ use serde_json::Value;
 
 use crate::error::Error;
 
-/// Data for one evaluation, or a part of it.
+/// The data of one evaluation, or a part of it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub enum Data {
-    /// None; the guest's input is empty.
+    /// No data: the guest's input is empty.
     #[default]
     Empty,
-    /// Handed to the guest as they are. Never merged, even if they hold JSON.
+    /// Passed to the guest unchanged. Never merged, even if they hold JSON.
     Bytes(Bytes),
-    /// Merged by the [rule](self) and handed to the guest as compact JSON.
+    /// Merged by the [rule](self) and passed to the guest as compact JSON.
     Json(Value),
 }
 
 impl Data {
-    /// Anything that serde can turn into JSON.
+    /// Turns any serialisable value into JSON data.
     ///
     /// # Errors
     ///
-    /// `invalid_request` if it cannot, as for a map whose keys are not strings.
+    /// [`InvalidRequest`](Error::InvalidRequest) if it cannot be JSON, such as a map whose keys are not strings.
     pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<Self, Error> {
         serde_json::to_value(value)
             .map(Data::Json)
@@ -51,12 +51,12 @@ impl Data {
         }
     }
 
-    /// The guest's input: this data merged over `base`, the evaluator's own. It is copied only where there are two JSON
-    /// objects to merge.
+    /// The guest's input: this data, merged over `base`, the evaluator's own. Data is copied only to merge two JSON
+    /// objects.
     ///
     /// # Errors
     ///
-    /// `payload_too_large` if it is over `limit` bytes.
+    /// [`PayloadTooLarge`](Error::PayloadTooLarge) if it is over `limit` bytes.
     pub(crate) fn to_input(&self, base: Data, limit: u64) -> Result<Bytes, Error> {
         let merged;
         let data = match (&base, self) {
@@ -83,7 +83,7 @@ impl Data {
     }
 }
 
-/// A loop over what is left to merge rather than recursion: a caller's nesting must not decide this thread's stack.
+/// A loop rather than recursion: a caller that nests deeply must not overflow this thread's stack.
 fn merge_json(earlier: &mut Value, later: Value) {
     let mut left = vec![(earlier, later)];
     while let Some((earlier, later)) = left.pop() {
@@ -157,15 +157,15 @@ impl From<()> for Data {
     }
 }
 
-/// Gives an evaluator data of its own, into which each call's data is merged.
+/// Gives an evaluator data of its own, over which each call's data is merged.
 ///
-/// Called once an evaluation, on the caller's task, before anything is leased; it must not block.
+/// Called once for each evaluation, on the caller's task, before a runtime is leased. It must not block.
 pub trait DataProvider: Send + Sync + 'static {
     /// The data for one evaluation.
     ///
     /// # Errors
     ///
-    /// Whatever the evaluation should fail with.
+    /// The error that the evaluation is to fail with.
     fn provide(&self) -> Result<Data, Error>;
 }
 
@@ -179,7 +179,7 @@ impl DataProvider for Static {
     }
 }
 
-/// Data made anew for every call by a closure: `PerCall(|| Ok(…))`.
+/// Data that a closure makes for each call: `PerCall(|| Ok(…))`.
 #[derive(Debug, Clone)]
 pub struct PerCall<F>(pub F);
 
@@ -189,12 +189,12 @@ impl<F: Fn() -> Result<Data, Error> + Send + Sync + 'static> DataProvider for Pe
     }
 }
 
-/// Several providers, merged in their order by the [rule](self): later wins.
+/// Several providers, whose data is merged in order by the [rule](self): later wins.
 #[derive(Clone, Default)]
 pub struct Composite(Vec<Arc<dyn DataProvider>>);
 
 impl Composite {
-    /// No providers yet: [`Data::Empty`].
+    /// A composite without providers, which provides [`Data::Empty`].
     #[must_use]
     pub fn new() -> Self {
         Self::default()

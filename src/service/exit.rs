@@ -4,16 +4,16 @@ use std::process::ExitCode;
 
 use crate::{Error, SettingsError};
 
-/// Why the program ends other than by having done what it was asked.
+/// Why the program ends without having run a command to its end.
 #[derive(Debug)]
 pub enum Exit {
-    /// A text was asked for: on standard output, exit code 0.
+    /// The help or the version was asked for: it goes to standard output, exit code 0.
     Help(String),
-    /// What was asked for was refused or failed: exit code 1.
+    /// A plugin was refused, or the command failed: exit code 1.
     Failed(String),
-    /// Bad usage, or something that cannot be read or used: exit code 2.
+    /// Bad usage, or a file, folder or address that cannot be used: exit code 2.
     Unusable(String),
-    /// Nothing was asked for: the help, on standard error, exit code 2.
+    /// No command was given: the help goes to standard error, exit code 2.
     Usage(String),
 }
 
@@ -26,7 +26,7 @@ impl Exit {
         Exit::Unusable(line.into())
     }
 
-    /// Says what there is to say, and gives the exit code.
+    /// Prints the text and returns the exit code.
     #[must_use]
     pub fn report(self) -> ExitCode {
         match self {
@@ -54,7 +54,7 @@ impl Exit {
 
 impl From<Error> for Exit {
     fn from(error: Error) -> Self {
-        // Whoever runs the program may know what a client of the server may not.
+        // The program's user may see host paths; a client of the server may not.
         let text = match error {
             Error::Internal { .. } | Error::SourceUnavailable { .. } => error.chain(),
             _ => error.to_string(),
@@ -69,7 +69,8 @@ impl From<SettingsError> for Exit {
     }
 }
 
-/// Writes an answer to standard output. Whoever closed it has read enough; anything else that hinders it is a failure.
+/// Writes an answer to standard output. A reader that closed the pipe has read enough; any other failure to write is an
+/// error.
 pub(super) fn print(answer: impl AsRef<[u8]>) -> Result<(), Exit> {
     use std::io::{ErrorKind, Write};
 
@@ -82,7 +83,7 @@ pub(super) fn print(answer: impl AsRef<[u8]>) -> Result<(), Exit> {
     }
 }
 
-/// A text as one line that a terminal only shows: names and messages in it may be a stranger's.
+/// Joins a text into one line without control characters: names and messages in it may come from a plugin.
 pub(super) fn one_line(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let mut shown = String::new();

@@ -1,4 +1,4 @@
-//! `evalpool check`: what an upload would go through, without the upload.
+//! `evalpool check`: builds and validates a plugin as an upload would, and describes it.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +27,7 @@ pub(in crate::service) async fn check(arguments: CheckArguments, settings: &Sett
     let prepared = EvaluatorPool::from_settings(settings)?.prepare_with("check", spec, Some(plugin.clone())).await?;
     let took = began.elapsed();
     let entry_point = prepared.info().and_then(|info| info.entry_point).unwrap_or_default();
-    // What was built is nobody's: the end of the process takes it along.
+    // Not published: the runtime closes in the background, or with the process.
     drop(prepared);
     print(describe(&plugin, &entry_point, took))
 }

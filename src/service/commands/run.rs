@@ -1,4 +1,4 @@
-//! `evalpool run`: one evaluation, its output as it is.
+//! `evalpool run`: one evaluation, whose output goes to standard output as it is.
 
 use super::{read_input, read_plugin};
 use crate::{

@@ -1,4 +1,4 @@
-//! Errors as clients see them: RFC 9457 problem details. The only place that knows which status an error has.
+//! Errors as clients see them: RFC 9457 problem details. Only this file knows the status of an error.
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -8,13 +8,13 @@ use serde::Serialize;
 
 use crate::{Error, ErrorKind};
 
-/// Where each kind of error is described: a type is this and the kind, under a heading of that word.
+/// A problem's type is this with the error's kind appended, which leads to the section about that kind.
 const TYPES: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/ERRORS.md#");
 
-/// How soon a client that met a full queue may try again, in seconds.
+/// After how many seconds a client may try again.
 const RETRY_AFTER: &str = "1";
 
-/// A longer detail is cut: some of it is a plugin's, such as the names of its exports.
+/// A longer detail is cut: a plugin chooses some of it, such as the names of its exports.
 const MAX_DETAIL: usize = 8 * 1024;
 
 /// An error on its way to a client.
@@ -26,7 +26,7 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    /// A problem that HTTP has a status of its own for; others come [from an error](From).
+    /// A problem with a status of its own; others are made [from an error](From).
     pub(super) fn new(status: StatusCode, kind: ErrorKind, detail: impl Into<String>) -> Self {
         Self { status, kind, detail: detail.into() }
     }
@@ -35,7 +35,7 @@ impl Problem {
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let kind = error.kind();
-        // What the client is not told must be found somewhere.
+        // The client does not see the cause: log it.
         match kind {
             ErrorKind::Internal => tracing::error!(error = %error.chain(), "a request failed"),
             ErrorKind::SourceUnavailable => tracing::warn!(error = %error.chain(), "a stored plugin cannot be read"),
@@ -73,7 +73,7 @@ impl IntoResponse for Problem {
         let extra = match status {
             StatusCode::TOO_MANY_REQUESTS => Some((header::RETRY_AFTER, RETRY_AFTER)),
             StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, "Bearer")),
-            // The rest of the request is not read, so nothing that follows it can be.
+            // The rest of the request is not read, so no further request can follow.
             StatusCode::REQUEST_TIMEOUT => Some((header::CONNECTION, "close")),
             _ => None,
         };

@@ -1,4 +1,4 @@
-//! The folder under hands that are not the store's: killed servers, edited files, a disk that refuses.
+//! The folder after others have been at it: killed servers, edited files, a disk that refuses.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -78,7 +78,7 @@ fn a_plugin_is_kept_for_as_long_as_any_evaluator_needs_it() {
     assert!(files(&folder, "plugins").contains(&blob("one")), "the pool may still read it");
     drop(claim);
     eventually(|| files(&folder, "plugins") == [blob("two")].into());
-    // Again the same: it must survive being replaced by itself.
+    // Uploaded again, it must survive being replaced by itself.
     put(&store, "a", "two");
     drop(store);
     assert_eq!(open(&folder).1, set(["a"]));

@@ -1,4 +1,4 @@
-//! What a hostile world does to a pool: callers leave, plugins are bad, evaluators are closed under their callers.
+//! Hostile conditions for a pool: callers leave, plugins are bad, evaluators are closed under their callers.
 
 use std::time::{Duration, Instant};
 
@@ -9,16 +9,16 @@ use tokio::time::timeout;
 use super::drive::Workload;
 use crate::{Error, Source, Spec, service::greet};
 
-/// Something other than evaluating and waiting for the answer.
+/// What a task may do instead of an ordinary evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Act {
     /// Left in the middle of an evaluation.
     Left,
     /// Evaluated with a plugin that cannot succeed.
     BadPlugin,
-    /// Had a runtime closed; its evaluator stayed.
+    /// Closed a runtime, but not its evaluator.
     Unloaded,
-    /// Closed an evaluator, and put another in its place.
+    /// Closed an evaluator after replacing it.
     Closed,
 }
 
@@ -35,10 +35,10 @@ impl Act {
     }
 }
 
-/// How an evaluation may end while others close its evaluator.
+/// Expected outcomes while others may close the evaluator.
 const FINE: &[&str] = &["ok", "closed"];
 
-/// One evaluation, or something worse.
+/// Does an act of chaos, or evaluates.
 pub(super) async fn act(workload: &Workload, random: &mut StdRng, rank: usize) {
     match random.random_range(0..100) {
         0..10 => leave(workload, Duration::from_micros(random.random_range(0..3000)), rank).await,
@@ -79,10 +79,10 @@ async fn evaluate_bad(workload: &Workload, random: &mut StdRng) {
     workload.acted(Act::BadPlugin);
 }
 
-/// How many sorts of bad plugins there are.
+/// How many sorts of bad plugins [`bad`] makes.
 const BAD: usize = 6;
 
-/// How long the guest that never ends may run.
+/// The time limit of the guest that never ends.
 const SPIN: Duration = Duration::from_millis(20);
 
 /// A module up to its code: a function of no parameters and no result, exported as `run`.
@@ -94,14 +94,15 @@ const TRAPS: &[u8] = b"\x0a\x05\x01\x03\0\0\x0b";
 /// `(loop (br 0))`
 const SPINS: &[u8] = b"\x0a\x09\x01\x07\0\x03\x40\x0c\0\x0b\x0b";
 
-/// A plugin that cannot succeed, and the kinds of error that say so.
+/// A plugin that cannot succeed, and the kinds of error it may fail with.
 fn bad(sort: usize, lot: u64) -> (Spec, &'static [&'static str]) {
     let of = |bytes: Vec<u8>| Spec::new(Source::bytes(bytes));
     let greet = || Spec::new(Source::Bytes(greet::WASM));
     match sort {
         0 => (of(b"not a plugin".to_vec()), &["invalid_plugin"]),
         1 => {
-            // In its first half: some later cut may leave a whole plugin. A cut between two sections leaves a module.
+            // Cut in the first half: a later cut may leave a whole plugin. A cut between two sections leaves a valid
+            // module.
             let whole: Bytes = greet::WASM;
             let cut = lot % (whole.len() as u64 / 2);
             let cut = whole.slice(..usize::try_from(cut).unwrap_or_default());

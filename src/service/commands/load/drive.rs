@@ -1,4 +1,4 @@
-//! The tasks that evaluate, each one evaluation after another, and what came of it.
+//! The tasks, each of which evaluates without pause, and what they count.
 
 use std::{
     collections::BTreeMap,
@@ -24,9 +24,9 @@ use crate::{
 
 /// What the tasks counted.
 pub(super) struct Tally {
-    /// Evaluations by how they ended: `ok`, `cancelled` or an error's kind.
+    /// Evaluations by outcome: `ok`, `cancelled` or an error's kind.
     pub(super) outcomes: BTreeMap<&'static str, u64>,
-    /// Outcomes that what the task was doing does not explain.
+    /// Outcomes that the task did not expect.
     pub(super) unexpected: BTreeMap<&'static str, u64>,
     /// How often each act of chaos was done.
     pub(super) acts: BTreeMap<Act, u64>,
@@ -45,10 +45,10 @@ pub(super) struct Workload {
     pub(super) pool: EvaluatorPool,
     pub(super) input: Bytes,
     spec: Spec,
-    /// By rank: the first has the largest share. Behind locks for chaos to close and replace them.
+    /// By rank: the first has the largest share. The locks are for chaos, which replaces them.
     evaluators: Vec<Mutex<Evaluator>>,
     tally: Mutex<Tally>,
-    /// The most runtimes that anybody saw at once.
+    /// The most runtimes seen at once.
     live_max: Arc<AtomicUsize>,
     stop: AtomicBool,
 }
@@ -92,13 +92,13 @@ impl Workload {
         Ok(Self { pool, input, spec, evaluators, tally, live_max, stop })
     }
 
-    /// Runs the tasks until their time is over, or [`stop`](Self::stop).
+    /// Runs the tasks for the duration, or until [`stop`](Self::stop).
     pub(super) async fn run(self: &Arc<Self>, arguments: &LoadArguments, seed: u64) -> Result<(), Exit> {
         let LoadArguments { concurrency, duration, skew, chaos, .. } = *arguments;
         let zipf = Zipf::new(self.evaluators.len() as f64, skew).map_err(|error| Exit::unusable(error.to_string()))?;
         let until = Instant::now() + duration;
         let tasks = (0..concurrency.get() as u64).map(|task| {
-            // Far apart, so that no two tasks of near seeds do the same.
+            // Multiplied, so that runs with neighbouring seeds share no task's choices.
             let random = StdRng::seed_from_u64(seed.wrapping_add(task.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
             tokio::spawn(work(self.clone(), random, zipf, until, chaos))
         });
@@ -108,19 +108,19 @@ impl Workload {
         Ok(())
     }
 
-    /// Ends each task with the evaluation that it is at.
+    /// Ends each task after its current evaluation.
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Drops the evaluators and gives what was counted.
+    /// Drops the evaluators and returns the counts.
     pub(super) fn into_tally(self: Arc<Self>) -> Result<Tally, Exit> {
         let workload = Arc::into_inner(self).ok_or_else(|| Exit::failed("a task is still at work"))?;
         Ok(workload.tally.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn slot(&self, rank: usize) -> MutexGuard<'_, Evaluator> {
-        // Ranks come from the distribution, which knows the number of evaluators.
+        // The distribution gives no rank beyond the number of evaluators.
         self.evaluators[rank].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -128,7 +128,7 @@ impl Workload {
         self.slot(rank).clone()
     }
 
-    /// Puts a new evaluator in the place of another, and gives that one.
+    /// Puts a new evaluator in the place of another, and returns the other.
     pub(super) fn replace(&self, rank: usize) -> Option<Evaluator> {
         let next = self.pool.evaluator(&name(rank), self.spec.clone()).ok()?;
         Some(mem::replace(&mut *self.slot(rank), next))
@@ -141,7 +141,7 @@ impl Workload {
         self.ended(result.map(drop), began.elapsed(), expected);
     }
 
-    /// Counts an evaluation that ended, and looks at the pool while others are in the middle of theirs.
+    /// Counts an evaluation that ended, and samples the pool while other evaluations run.
     pub(super) fn ended(&self, result: Result<(), Error>, took: Duration, expected: &[&str]) {
         let outcome = result.map_or_else(|error| error.kind().as_str(), |()| "ok");
         self.live_max.fetch_max(self.pool.runtimes(), Ordering::Relaxed);
@@ -160,7 +160,7 @@ impl Workload {
         *self.tally().acts.entry(act).or_default() += 1;
     }
 
-    /// Looks at how a close ended: what runs here is done long before any grace is over.
+    /// Counts a close that did not drain: evaluations here end long before any grace does.
     pub(super) fn closed(&self, report: CloseReport) {
         if report != CloseReport::Drained {
             *self.tally().unexpected.entry("close_not_drained").or_default() += 1;
@@ -168,7 +168,7 @@ impl Workload {
     }
 
     fn tally(&self) -> MutexGuard<'_, Tally> {
-        // A count more or less is all that a panic could leave behind.
+        // A panic could at worst leave one count too few.
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,15 +1,15 @@
-//! `evalpool load`: many evaluators, one bounded pool, and whether it kept its promises.
+//! `evalpool load`: drives many evaluators through one bounded pool, and checks that it kept its promises.
 //!
-//! What it reports is counted twice. Its own tasks count what they asked and what they got; the pool's metrics, read
-//! from the exporter that a server would show, count what happened. Where the two disagree, or a bound was broken, or
-//! something is left after the close, the command fails.
+//! Everything is counted twice: the tasks count what they asked for and got, and the pool's metrics, rendered as a
+//! server would, count what happened. The command fails if the two disagree, if a bound was broken, or if something is
+//! left after the close.
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | [`drive`] | the tasks that evaluate |
-//! | [`chaos`] | what they do besides, with `--chaos` |
-//! | [`watch`] | the thread that looks at the pool and at memory all the while |
-//! | [`figures`] | the metrics as numbers |
+//! | [`chaos`] | what they also do with `--chaos` |
+//! | [`watch`] | the thread that samples the pool and memory |
+//! | [`figures`] | the metrics, as numbers |
 //! | [`report`] | the outcome, for people and as JSON |
 
 mod chaos;
@@ -29,7 +29,7 @@ use crate::{
     service::{Exit, cli::LoadArguments, exit::print, greet},
 };
 
-/// The capacity when neither a flag nor a setting names one.
+/// The capacity if neither a flag nor a setting gives one.
 const CAPACITY: usize = 16;
 
 pub(in crate::service) async fn load(
@@ -43,12 +43,12 @@ pub(in crate::service) async fn load(
     let (spec, input) = subject(&arguments, &settings)?;
     let capacity = match arguments.capacity {
         Some(capacity) => capacity.get(),
-        // The general default would hold every evaluator of this command, and show no eviction.
+        // The general default has room for all of this command's evaluators, and would show no eviction.
         None if settings.pool.capacity == Settings::default().pool.capacity => CAPACITY,
         None => settings.pool.capacity,
     };
     let pool = EvaluatorPool::builder().settings(settings).capacity(capacity).build()?;
-    // 32 bits: a larger one would not survive a reader that takes every JSON number for a double.
+    // 32 bits: readers that take JSON numbers for doubles would round a larger one.
     let seed = arguments.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
 
     let mut signals = Signals::new()?;
@@ -60,7 +60,7 @@ pub(in crate::service) async fn load(
         tokio::select! {
             ended = &mut running => ended?,
             () = signals.next() => {
-                // What was measured until now is reported as ever. A second signal does not wait for that.
+                // Reports what was measured so far, unless a second signal comes.
                 workload.stop();
                 tokio::select! {
                     ended = running => ended?,
@@ -92,7 +92,7 @@ pub(in crate::service) async fn load(
     }
 }
 
-/// What every evaluator is, and what it is given. A plugin that no evaluation could run is refused here, once.
+/// The spec and the input of every evaluator. A plugin that no evaluation could run is refused here, once.
 fn subject(arguments: &LoadArguments, settings: &Settings) -> Result<(Spec, bytes::Bytes), Exit> {
     let input = arguments.input.clone().map(|input| read_input(input, settings.limits.input_size)).transpose()?;
     let Some(path) = &arguments.plugin else {

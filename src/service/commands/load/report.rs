@@ -1,4 +1,4 @@
-//! The outcome of a load, for people and as JSON, and whether the pool kept its promises.
+//! The report of a load, as a table and as JSON, and the promises that were broken.
 
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
@@ -15,13 +15,13 @@ pub(super) struct Report<'a> {
     pub(super) tally: Tally,
     pub(super) seen: Seen,
     pub(super) closed: CloseReport,
-    /// Runtimes after the close.
+    /// Runtimes that exist after the close.
     pub(super) left: usize,
     pub(super) figures: Figures<'a>,
 }
 
 impl Report<'_> {
-    /// Every promise that was broken, in words.
+    /// A line for each promise that was broken.
     pub(super) fn broken(&self) -> Vec<String> {
         let mut broken: Vec<String> =
             self.tally.unexpected.iter().map(|(outcome, times)| format!("{outcome} {times} times")).collect();
@@ -40,7 +40,7 @@ impl Report<'_> {
         broken
     }
 
-    /// Whether both counts of evaluations are the same, outcome by outcome, and all that was built was closed.
+    /// Whether tasks and metrics agree on each outcome's count, and every runtime that was built was closed.
     fn metrics_agree(&self) -> bool {
         let counted = |outcome: &str| self.tally.outcomes.get(outcome).copied().unwrap_or_default();
         OUTCOMES.iter().all(|outcome| counted(outcome) == self.figures.evaluations(outcome))
@@ -56,7 +56,7 @@ impl Report<'_> {
         self.tally.evaluations() as f64 / self.took.as_secs_f64()
     }
 
-    /// Microseconds within which that share of the successful evaluations ended.
+    /// The latency of successful evaluations at a quantile, in microseconds.
     fn latency(&self, quantile: f64) -> f64 {
         self.tally.latency.value_at_quantile(quantile) as f64 / 1000.0
     }

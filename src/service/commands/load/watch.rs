@@ -1,6 +1,6 @@
-//! The thread that looks at the pool and at memory all the while, and keeps the progress bar.
+//! The thread that samples the pool and memory, and draws the progress bar.
 //!
-//! A thread rather than a task: it must look also, and above all, when every thread of the runtime is busy.
+//! A thread rather than a task: it must sample above all when every thread of the runtime is busy.
 
 use std::{
     io::{self, IsTerminal},
@@ -21,23 +21,23 @@ use crate::{
     service::{Exit, exporter::UPKEEP, process},
 };
 
-/// Between two looks at the pool. The tasks look as well, after each evaluation.
+/// Between two samples of the pool. The tasks sample it as well, after each evaluation.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Between two looks at memory, which ask the system.
+/// Between two samples of memory, each of which is a system call.
 const WEIGH: Duration = Duration::from_millis(100);
 
-/// What was seen.
+/// What the thread saw.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Seen {
     pub(super) live_max: usize,
-    /// Bytes of resident memory: before, at most, and after.
+    /// Resident memory in bytes: before, at most, and after.
     pub(super) memory_start: u64,
     pub(super) memory_max: u64,
     pub(super) memory_end: u64,
 }
 
-/// The thread. It ends with this.
+/// The running thread. It ends when this is dropped.
 pub(super) struct Watch {
     live_max: Arc<AtomicUsize>,
     stop: mpsc::Sender<()>,
@@ -106,7 +106,7 @@ fn bar(duration: Duration) -> ProgressBar {
         .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-/// Resident memory of this process, in bytes; 0 where the system does not tell.
+/// Resident memory of this process, in bytes; 0 if it cannot be read.
 fn memory() -> u64 {
     process::resident_memory().unwrap_or_default()
 }
