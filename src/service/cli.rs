@@ -21,9 +21,12 @@ struct Cli {
     /// Settings in TOML. The environment (`EVALPOOL_POOL_CAPACITY` and so on) wins over the file, and flags over both.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// What compiles and runs plugins: extism or direct [default: extism]
-    #[arg(long, global = true, value_name = "extism|direct", value_parser = word::<EngineKind>)]
+    /// What compiles and runs plugins: direct, or extism for trusted ones [default: direct]
+    #[arg(long, global = true, value_name = "direct|extism", value_parser = word::<EngineKind>)]
     engine: Option<EngineKind>,
+    /// Trust every plugin, so that the extism engine takes it.
+    #[arg(long, global = true)]
+    trusted: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -139,9 +142,11 @@ impl FromStr for Input {
 
 /// Reads the arguments, the settings file that they name, and the environment.
 pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Command, Settings), Exit> {
-    let Cli { config, engine, command } = Cli::try_parse_from(arguments).map_err(|error| not_understood(&error))?;
+    let Cli { config, engine, trusted, command } =
+        Cli::try_parse_from(arguments).map_err(|error| not_understood(&error))?;
     let mut settings = Settings::load(config.as_deref())?;
     settings.engine.kind = engine.unwrap_or(settings.engine.kind);
+    settings.engine.trusted |= trusted;
     if let Command::Serve(ServeArguments { listen, data }) = &command {
         settings.service.listen = listen.unwrap_or(settings.service.listen);
         if let Some(data) = data {

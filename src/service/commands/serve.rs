@@ -44,6 +44,10 @@ pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHa
     let service = &settings.service;
     let tokens = read_tokens(service)?;
     let has_tokens = tokens.is_some();
+    if settings.engine.kind == EngineKind::Extism && !settings.engine.trusted {
+        let line = "the extism engine takes trusted plugins only; set engine.trusted = true, or use the direct engine";
+        return Err(Exit::unusable(line));
+    }
     let mut signals = Signals::new()?;
     // Bind first: a server that cannot listen must not touch the folder.
     let cannot_listen = |error| Exit::unusable(format!("cannot listen on {}: {error}", service.listen));
@@ -61,11 +65,6 @@ pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHa
     let upkeep = tokio::spawn(keep_up(exporter));
     print(greeting(address, has_tokens))?;
     tracing::info!(%address, "listening");
-    if settings.engine.kind == EngineKind::Extism && !settings.engine.trusted {
-        tracing::warn!(
-            "the extism engine is for plugins whose authors you could find, direct for everybody's: see SECURITY.md"
-        );
-    }
 
     signals.next().await;
     tracing::info!(grace = ?settings.pool.grace, "draining; a second signal ends that");
