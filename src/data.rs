@@ -109,39 +109,27 @@ fn merge_json(earlier: &mut Value, later: Value) {
     }
 }
 
-impl From<Bytes> for Data {
-    fn from(bytes: Bytes) -> Self {
-        Data::Bytes(bytes)
-    }
+macro_rules! from_bytes {
+    ($(|$from:ident: $type:ty| $bytes:expr;)*) => {$(
+        impl From<$type> for Data {
+            fn from($from: $type) -> Self {
+                Data::Bytes($bytes)
+            }
+        }
+    )*};
 }
 
-impl From<Vec<u8>> for Data {
-    fn from(bytes: Vec<u8>) -> Self {
-        Data::Bytes(bytes.into())
-    }
-}
-
-impl From<&[u8]> for Data {
-    fn from(bytes: &[u8]) -> Self {
-        Data::Bytes(Bytes::copy_from_slice(bytes))
-    }
+from_bytes! {
+    |bytes: Bytes| bytes;
+    |bytes: Vec<u8>| bytes.into();
+    |text: String| text.into();
+    |bytes: &[u8]| Bytes::copy_from_slice(bytes);
+    |text: &str| Bytes::copy_from_slice(text.as_bytes());
 }
 
 impl<const N: usize> From<&[u8; N]> for Data {
     fn from(bytes: &[u8; N]) -> Self {
-        Data::Bytes(Bytes::copy_from_slice(bytes))
-    }
-}
-
-impl From<String> for Data {
-    fn from(text: String) -> Self {
-        Data::Bytes(text.into())
-    }
-}
-
-impl From<&str> for Data {
-    fn from(text: &str) -> Self {
-        Data::Bytes(Bytes::copy_from_slice(text.as_bytes()))
+        Data::from(bytes.as_slice())
     }
 }
 

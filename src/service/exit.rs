@@ -29,26 +29,14 @@ impl Exit {
     /// Prints the text and returns the exit code.
     #[must_use]
     pub fn report(self) -> ExitCode {
-        match self {
-            Exit::Help(text) => {
-                if let Err(failed) = print(text) {
-                    return failed.report();
-                }
-                ExitCode::SUCCESS
-            }
-            Exit::Failed(line) => {
-                eprintln!("error: {}", one_line(&line));
-                ExitCode::from(1)
-            }
-            Exit::Unusable(line) => {
-                eprintln!("error: {}", one_line(&line));
-                ExitCode::from(2)
-            }
-            Exit::Usage(help) => {
-                eprint!("{help}");
-                ExitCode::from(2)
-            }
-        }
+        let (line, code) = match self {
+            Exit::Help(text) => return print(text).map_or_else(Exit::report, |()| ExitCode::SUCCESS),
+            Exit::Usage(help) => (help, 2),
+            Exit::Failed(line) => (format!("error: {}\n", one_line(&line)), 1),
+            Exit::Unusable(line) => (format!("error: {}\n", one_line(&line)), 2),
+        };
+        eprint!("{line}");
+        ExitCode::from(code)
     }
 }
 
