@@ -19,23 +19,19 @@ const METRICS: [(&str, Unit, &str); 8] = [
     ("process_threads", Unit::Count, "Number of OS threads in the process."),
 ];
 
-/// Gives the recorder that is installed the units and help texts.
-pub fn describe() {
-    for (at, (name, unit, help)) in METRICS.into_iter().enumerate() {
-        match at {
-            0 => metrics::describe_counter!(name, unit, help),
-            _ => metrics::describe_gauge!(name, unit, help),
-        }
-    }
-}
-
 /// Reads every value and gives it to the recorder that is installed. Blocks while it reads a few files of `/proc`.
 pub fn publish() {
-    for (at, ((name, ..), value)) in METRICS.into_iter().zip(values()).enumerate() {
+    for (at, ((name, unit, help), value)) in METRICS.into_iter().zip(values()).enumerate() {
         match value {
             None => {}
-            Some(value) if at == 0 => metrics::counter!(name).absolute(value),
-            Some(value) => metrics::gauge!(name).set(value as f64),
+            Some(value) if at == 0 => {
+                metrics::describe_counter!(name, unit, help);
+                metrics::counter!(name).absolute(value);
+            }
+            Some(value) => {
+                metrics::describe_gauge!(name, unit, help);
+                metrics::gauge!(name).set(value as f64);
+            }
         }
     }
 }
@@ -125,10 +121,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn every_metric_is_published_with_its_help_and_its_type() {
         let recorder = PrometheusBuilder::new().build_recorder();
-        metrics::with_local_recorder(&recorder, || {
-            describe();
-            publish();
-        });
+        metrics::with_local_recorder(&recorder, publish);
         let text = recorder.handle().render();
         for (name, _, help) in METRICS {
             let kind = if name.ends_with("_total") { "counter" } else { "gauge" };

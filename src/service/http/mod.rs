@@ -37,7 +37,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use self::{body::Bodies, problem::Problem};
 pub(super) use self::{tokens::Tokens, work::Work};
-use super::{process, store::Store};
+use super::store::Store;
 use crate::{Error, ErrorKind, EvaluatorPool, config::LimitSettings};
 
 /// State that all requests share.
@@ -62,7 +62,6 @@ impl App {
         tokens: Option<Tokens>,
         exporter: PrometheusHandle,
     ) -> Self {
-        process::describe();
         Self {
             pool,
             store: Arc::new(store),

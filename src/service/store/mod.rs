@@ -140,6 +140,13 @@ impl Store {
         self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Failures are only logged: the change is made, and lost only if the machine fails right now.
+    fn sync_evaluators(&self, path: &Path) {
+        if let Err(error) = files::sync_folder_of(path) {
+            tracing::warn!(folder = %self.evaluators.display(), %error, "the folder cannot be synced");
+        }
+    }
+
     /// Writes a plugin under its digest.
     ///
     /// # Errors
@@ -179,10 +186,7 @@ impl Store {
         let json = serde_json::to_vec_pretty(&record)?;
         let mut named = self.named();
         files::write(&path, &json)?;
-        // Only logged: the commit is done, and lost only if the machine fails right now.
-        if let Err(error) = files::sync_folder_of(&path) {
-            tracing::warn!(folder = %self.evaluators.display(), %error, "the folder cannot be synced");
-        }
+        self.sync_evaluators(&path);
         let replaced = named.insert(name.to_owned(), claim.keep());
         let published = publish();
         drop(named);
@@ -204,9 +208,7 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        if let Err(error) = files::sync_folder_of(&path) {
-            tracing::warn!(folder = %self.evaluators.display(), %error, "the folder cannot be synced");
-        }
+        self.sync_evaluators(&path);
         let removed = named.remove(name);
         let forgotten = forget();
         Ok((forgotten, removed.map(|digest| Claim::adopt(self.blobs.clone(), digest))))

@@ -52,8 +52,9 @@ pub(in crate::service) async fn load(
     let seed = arguments.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
 
     let mut signals = Signals::new()?;
-    let watch = Watch::start(&pool, &exporter, arguments.duration)?;
-    let workload = Arc::new(Workload::new(&pool, spec, input, arguments.evaluators, watch.live_max())?);
+    let live_max = Arc::default();
+    let watch = Watch::start(pool.clone(), exporter.clone(), arguments.duration, Arc::clone(&live_max))?;
+    let workload = Arc::new(Workload::new(&pool, spec, input, arguments.evaluators, live_max)?);
     let began = Instant::now();
     {
         let mut running = pin!(workload.run(&arguments, seed));

@@ -28,7 +28,7 @@ const LOOK: Duration = Duration::from_millis(5);
 const WEIGH: Duration = Duration::from_millis(100);
 
 /// What the thread saw.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Seen {
     pub(super) live_max: usize,
     /// Resident memory in bytes: before, at most, and after.
@@ -39,33 +39,29 @@ pub(super) struct Seen {
 
 /// The running thread. It ends when this is dropped.
 pub(super) struct Watch {
-    live_max: Arc<AtomicUsize>,
     stop: mpsc::Sender<()>,
     thread: JoinHandle<Seen>,
 }
 
 impl Watch {
-    pub(super) fn start(pool: &EvaluatorPool, exporter: &PrometheusHandle, duration: Duration) -> Result<Self, Exit> {
-        let live_max = Arc::<AtomicUsize>::default();
+    /// `live_max` is the most runtimes seen at once, which the tasks raise as well.
+    pub(super) fn start(
+        pool: EvaluatorPool,
+        exporter: PrometheusHandle,
+        duration: Duration,
+        live_max: Arc<AtomicUsize>,
+    ) -> Result<Self, Exit> {
         let (stop, stopped) = mpsc::channel();
-        let (pool, exporter, seen) = (pool.clone(), exporter.clone(), live_max.clone());
         let thread = thread::Builder::new()
             .name("evalpool-watch".to_owned())
-            .spawn(move || watch(&pool, &exporter, &seen, &stopped, &bar(duration)))
+            .spawn(move || watch(&pool, &exporter, &live_max, &stopped, &bar(duration)))
             .map_err(|error| Exit::failed(format!("no thread can be started: {error}")))?;
-        Ok(Self { live_max, stop, thread })
-    }
-
-    /// The most runtimes seen at once, for the tasks to raise as well.
-    pub(super) fn live_max(&self) -> Arc<AtomicUsize> {
-        self.live_max.clone()
+        Ok(Self { stop, thread })
     }
 
     pub(super) fn stop(self) -> Result<Seen, Exit> {
-        let Self { live_max, stop, thread } = self;
-        drop(stop);
-        let seen = thread.join().map_err(|_| Exit::failed("the thread that watched broke down"))?;
-        Ok(Seen { live_max: live_max.load(Ordering::Relaxed), memory_end: memory(), ..seen })
+        drop(self.stop);
+        self.thread.join().map_err(|_| Exit::failed("the thread that watched broke down"))
     }
 }
 
@@ -77,14 +73,14 @@ fn watch(
     bar: &ProgressBar,
 ) -> Seen {
     let began = Instant::now();
-    let mut seen = Seen { memory_start: memory(), ..Seen::default() };
+    let (memory_start, mut memory_max) = (memory(), 0);
     let (mut weighed, mut kept_up) = (began, began);
     while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
         let (live, now) = (pool.runtimes(), Instant::now());
         live_max.fetch_max(live, Ordering::Relaxed);
         if now - weighed >= WEIGH {
             weighed = now;
-            seen.memory_max = seen.memory_max.max(memory());
+            memory_max = memory_max.max(memory());
             bar.set_position(u64::try_from((now - began).as_millis()).unwrap_or(u64::MAX));
             bar.set_message(format!("{live} runtimes"));
         }
@@ -94,8 +90,9 @@ fn watch(
         }
     }
     bar.finish_and_clear();
-    seen.memory_max = seen.memory_max.max(memory());
-    seen
+    let memory_end = memory();
+    let memory_max = memory_max.max(memory_start).max(memory_end);
+    Seen { live_max: live_max.load(Ordering::Relaxed), memory_start, memory_max, memory_end }
 }
 
 fn bar(duration: Duration) -> ProgressBar {
