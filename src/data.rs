@@ -1,10 +1,10 @@
-//! What an evaluation is given: static, per-call and composite data, merged into the guest's input bytes.
+//! Data for evaluations: static, per call and composite, merged into the guest's input.
 //!
 //! # The merge rule
 //!
-//! Later wins. Two JSON objects are merged key by key, and so on inside: a key that both have, with an object on both
-//! sides, is merged in turn; otherwise the later value replaces the earlier. Anything else (arrays, text, raw bytes) is
-//! never mixed: the later replaces the earlier whole. [`Data::Empty`] gives way to whatever stands beside it.
+//! Later wins. Two JSON objects are merged key by key, at every depth: where both have an object under a key, these are
+//! merged in turn; otherwise the later value replaces the earlier. Arrays, text and raw bytes are never mixed: the
+//! later replaces the earlier whole. [`Data::Empty`] changes nothing.
 
 use std::sync::Arc;
 
@@ -14,24 +14,24 @@ use serde_json::Value;
 
 use crate::error::Error;
 
-/// Data for one evaluation, or a part of it.
+/// The data of one evaluation, or a part of it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub enum Data {
-    /// None; the guest's input is empty.
+    /// No data: the guest's input is empty.
     #[default]
     Empty,
-    /// Handed to the guest as they are. Never merged, even if they hold JSON.
+    /// Passed to the guest unchanged. Never merged, even if they hold JSON.
     Bytes(Bytes),
-    /// Merged by the [rule](self) and handed to the guest as compact JSON.
+    /// Merged by the [rule](self) and passed to the guest as compact JSON.
     Json(Value),
 }
 
 impl Data {
-    /// Anything that serde can turn into JSON.
+    /// Turns any serialisable value into JSON data.
     ///
     /// # Errors
     ///
-    /// `invalid_request` if it cannot, as for a map whose keys are not strings.
+    /// [`InvalidRequest`](Error::InvalidRequest) if it cannot be JSON, such as a map whose keys are not strings.
     pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<Self, Error> {
         serde_json::to_value(value)
             .map(Data::Json)
@@ -51,13 +51,22 @@ impl Data {
         }
     }
 
-    /// The guest's input.
+    /// The guest's input: this data, merged over `base`, the evaluator's own. Data is copied only to merge two JSON
+    /// objects.
     ///
     /// # Errors
     ///
-    /// `payload_too_large` if it is over `limit` bytes.
-    pub(crate) fn to_input(&self, limit: u64) -> Result<Bytes, Error> {
-        let input = match self {
+    /// [`PayloadTooLarge`](Error::PayloadTooLarge) if it is over `limit` bytes.
+    pub(crate) fn to_input(&self, base: Data, limit: u64) -> Result<Bytes, Error> {
+        let merged;
+        let data = match (&base, self) {
+            (_, Data::Empty) | (Data::Json(Value::Object(_)), Data::Json(Value::Object(_))) => {
+                merged = base.merge(self.clone());
+                &merged
+            }
+            _ => self,
+        };
+        let input = match data {
             Data::Empty => Bytes::new(),
             Data::Bytes(bytes) => bytes.clone(),
             Data::Json(value) => Bytes::from(value.to_string()),
@@ -67,9 +76,14 @@ impl Data {
         }
         Ok(input)
     }
+
+    /// The same for an evaluator without data of its own.
+    pub(crate) fn into_input(self, limit: u64) -> Result<Bytes, Error> {
+        self.to_input(Data::Empty, limit)
+    }
 }
 
-/// A loop over what is left to merge rather than recursion: a caller's nesting must not decide this thread's stack.
+/// A loop rather than recursion: a caller that nests deeply must not overflow this thread's stack.
 fn merge_json(earlier: &mut Value, later: Value) {
     let mut left = vec![(earlier, later)];
     while let Some((earlier, later)) = left.pop() {
@@ -95,39 +109,27 @@ fn merge_json(earlier: &mut Value, later: Value) {
     }
 }
 
-impl From<Bytes> for Data {
-    fn from(bytes: Bytes) -> Self {
-        Data::Bytes(bytes)
-    }
+macro_rules! from_bytes {
+    ($(|$from:ident: $type:ty| $bytes:expr;)*) => {$(
+        impl From<$type> for Data {
+            fn from($from: $type) -> Self {
+                Data::Bytes($bytes)
+            }
+        }
+    )*};
 }
 
-impl From<Vec<u8>> for Data {
-    fn from(bytes: Vec<u8>) -> Self {
-        Data::Bytes(bytes.into())
-    }
-}
-
-impl From<&[u8]> for Data {
-    fn from(bytes: &[u8]) -> Self {
-        Data::Bytes(Bytes::copy_from_slice(bytes))
-    }
+from_bytes! {
+    |bytes: Bytes| bytes;
+    |bytes: Vec<u8>| bytes.into();
+    |text: String| text.into();
+    |bytes: &[u8]| Bytes::copy_from_slice(bytes);
+    |text: &str| Bytes::copy_from_slice(text.as_bytes());
 }
 
 impl<const N: usize> From<&[u8; N]> for Data {
     fn from(bytes: &[u8; N]) -> Self {
-        Data::Bytes(Bytes::copy_from_slice(bytes))
-    }
-}
-
-impl From<String> for Data {
-    fn from(text: String) -> Self {
-        Data::Bytes(text.into())
-    }
-}
-
-impl From<&str> for Data {
-    fn from(text: &str) -> Self {
-        Data::Bytes(Bytes::copy_from_slice(text.as_bytes()))
+        Data::from(bytes.as_slice())
     }
 }
 
@@ -143,15 +145,15 @@ impl From<()> for Data {
     }
 }
 
-/// Gives an evaluator data of its own, into which each call's data is merged.
+/// Gives an evaluator data of its own, over which each call's data is merged.
 ///
-/// Called once an evaluation, on the caller's task, before anything is leased; it must not block.
+/// Called once for each evaluation, on the caller's task, before a runtime is leased. It must not block.
 pub trait DataProvider: Send + Sync + 'static {
     /// The data for one evaluation.
     ///
     /// # Errors
     ///
-    /// Whatever the evaluation should fail with.
+    /// The error that the evaluation is to fail with.
     fn provide(&self) -> Result<Data, Error>;
 }
 
@@ -165,7 +167,7 @@ impl DataProvider for Static {
     }
 }
 
-/// Data made anew for every call by a closure: `PerCall(|| Ok(…))`.
+/// Data that a closure makes for each call: `PerCall(|| Ok(…))`.
 #[derive(Debug, Clone)]
 pub struct PerCall<F>(pub F);
 
@@ -175,12 +177,12 @@ impl<F: Fn() -> Result<Data, Error> + Send + Sync + 'static> DataProvider for Pe
     }
 }
 
-/// Several providers, merged in their order by the [rule](self): later wins.
+/// Several providers, whose data is merged in order by the [rule](self): later wins.
 #[derive(Clone, Default)]
 pub struct Composite(Vec<Arc<dyn DataProvider>>);
 
 impl Composite {
-    /// No providers yet: [`Data::Empty`].
+    /// A composite without providers, which provides [`Data::Empty`].
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -238,8 +240,24 @@ mod tests {
     }
 
     #[test]
+    fn an_input_is_the_merged_data_as_bytes() {
+        let all = [Data::Empty, "{}".into(), json!({"a": 1, "b": 1}).into(), json!({"b": 2}).into(), json!([1]).into()];
+        for base in &all {
+            for own in &all {
+                let merged = match base.clone().merge(own.clone()) {
+                    Data::Empty => Bytes::new(),
+                    Data::Bytes(bytes) => bytes,
+                    Data::Json(value) => value.to_string().into(),
+                };
+                assert_eq!(own.to_input(base.clone(), 64).unwrap(), merged, "{base:?}, {own:?}");
+            }
+        }
+    }
+
+    #[test]
     fn input_over_its_limit_is_refused() {
-        assert_eq!(Data::from("1234").to_input(4).unwrap(), "1234");
-        assert_eq!(Data::from("12345").to_input(4).unwrap_err().kind(), "payload_too_large");
+        assert_eq!(Data::from("1234").to_input(Data::Empty, 4).unwrap(), "1234");
+        assert_eq!(Data::from("12345").to_input(Data::Empty, 4).unwrap_err().kind(), "payload_too_large");
+        assert_eq!(Data::Empty.to_input("12345".into(), 4).unwrap_err().kind(), "payload_too_large");
     }
 }

@@ -166,10 +166,8 @@ impl Evaluator {
     /// What the guest will be given: the call's own data, merged into the evaluator's.
     fn input(&self, revision: &Revision, data: &Data) -> Result<Bytes, Error> {
         let limit = self.inner.pool.limits.input_size;
-        match &revision.spec.data {
-            Some(provider) => provider.provide()?.merge(data.clone()).to_input(limit),
-            None => data.to_input(limit),
-        }
+        let base = revision.spec.data.as_ref().map(|provider| provider.provide()).transpose()?;
+        data.to_input(base.unwrap_or_default(), limit)
     }
 
     /// Runs the guest on an instance that waits for it.

@@ -1,4 +1,4 @@
-//! Plain outcome types. No I/O, no locks.
+//! The outcome of an evaluation: plain types, without I/O or locks.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -7,7 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{error::Error, source::Digest};
 
-/// Tells one evaluator from every other that this process has had, also those of the same name.
+/// Identifies an evaluator. No two evaluators of a pool share one, even if they have the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct EvaluatorId(pub(crate) u64);
 
@@ -28,15 +28,15 @@ impl FromStr for EvaluatorId {
 /// Where the time of one evaluation went.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timings {
-    /// Waiting for a place or an instance, and making the instance when none was ready.
+    /// Waiting for a place or an instance, including making the instance if none was ready.
     pub wait: Duration,
-    /// Fetching, compiling and probing the plugin, as far as this call waited for it; zero when its runtime was live.
+    /// Fetching, compiling and probing the plugin, as far as this call waited for that; zero if the runtime was live.
     pub build: Duration,
-    /// The guest's call, from handing it over to having it back.
+    /// Running the guest, from handing over its input to receiving its output.
     pub exec: Duration,
 }
 
-/// The outcome of one evaluation that succeeded.
+/// The result of an evaluation that succeeded.
 #[derive(Debug, Clone)]
 pub struct Response {
     pub(crate) evaluator: EvaluatorId,
@@ -46,13 +46,13 @@ pub struct Response {
 }
 
 impl Response {
-    /// Which evaluator answered.
+    /// The evaluator that answered.
     #[must_use]
     pub fn evaluator(&self) -> EvaluatorId {
         self.evaluator
     }
 
-    /// The digest of the plugin that answered. Differs between two responses of one evaluator that was replaced.
+    /// The digest of the plugin that answered. It changes when the evaluator's plugin is replaced.
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.digest
@@ -64,7 +64,7 @@ impl Response {
         &self.output
     }
 
-    /// The plugin's output, owned.
+    /// The plugin's output, without the rest of the response.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         self.output
@@ -74,16 +74,17 @@ impl Response {
     ///
     /// # Errors
     ///
-    /// `guest_error` if it is not JSON: a plugin whose caller wants JSON has failed when it gives something else.
+    /// [`GuestError`](Error::GuestError) if it is not JSON: the caller expects JSON, so that a plugin which gives
+    /// something else has failed.
     pub fn json(&self) -> Result<serde_json::Value, Error> {
         self.typed()
     }
 
-    /// The output as JSON of a given shape.
+    /// The output as JSON, deserialised into `T`.
     ///
     /// # Errors
     ///
-    /// `guest_error` if it is not JSON of that shape.
+    /// [`GuestError`](Error::GuestError) if it is not JSON that fits `T`.
     pub fn typed<T: DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_slice(&self.output)
             .map_err(|error| Error::GuestError { message: format!("its output is not the JSON expected: {error}") })

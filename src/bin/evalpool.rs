@@ -1,7 +1,7 @@
-//! The program: reads what it is asked, installs the log subscriber and the exporter, and runs.
+//! The program: parses the command line, installs the log subscriber and the metrics recorder, and runs.
 //!
-//! Both belong to the process and not to the library, and both come first: a pool takes its metric handles from the
-//! recorder that is installed when it is built.
+//! Both belong to the process rather than the library, and both come first: a pool takes its metric handles from the
+//! recorder that is installed when the pool is built.
 
 use std::process::ExitCode;
 

@@ -38,6 +38,7 @@ use crate::{
     registry::{CloseReason, Snapshot, SnapshotState},
     response::EvaluatorId,
     revision::{PoolInner, Revision},
+    source::Plugin,
     spec::Spec,
 };
 
@@ -109,8 +110,17 @@ impl EvaluatorPool {
     ///
     /// `invalid_name`, or why the plugin was refused; whatever is registered under the name stays as it is.
     pub async fn prepare(&self, name: &str, spec: Spec) -> Result<Prepared, Error> {
+        self.prepare_with(name, spec, None).await
+    }
+
+    /// The same for a caller that has the plugin that the spec's source holds: the first build takes it instead of reading
+    /// the source. Unless the source itself is in memory, its bytes are dropped when that build has ended.
+    pub(crate) async fn prepare_with(&self, name: &str, spec: Spec, plugin: Option<Plugin>) -> Result<Prepared, Error> {
         check_name(name)?;
         let prepared = self.prepared(name, spec);
+        if let Some(plugin) = plugin {
+            prepared.revision()?.set_plugin(plugin);
+        }
         // The lease is for the build's sake: it ends here, and the runtime stays, idle.
         prepared.revision()?.lease(&self.inner).await?;
         Ok(prepared)

@@ -34,7 +34,10 @@ async fn attempt(
 ) -> Result<Option<Runtime>, Error> {
     let spec = &revision.spec;
     let kib = |bytes: u64| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(inner.fetching_total);
-    let sources = || std::iter::once(&spec.source).chain(spec.linked.iter().map(|(_, source)| source));
+    let known = revision.take_plugin();
+    // What is in memory already costs nothing.
+    let own = known.is_none().then_some(&spec.source);
+    let sources = || own.into_iter().chain(spec.linked.iter().map(|(_, source)| source));
     let cost = kib(sources().map(|source| source.cost(inner.limits.plugin_size)).sum());
     // Held until the build ends: what is fetched is in memory for as long.
     let mut fetched =
@@ -42,8 +45,8 @@ async fn attempt(
     let started = Instant::now();
     let within = inner.limits.build_timeout;
     let load = async {
-        let plugin = match revision.read.get() {
-            Some(plugin) => plugin.clone(),
+        let plugin = match known {
+            Some(plugin) => plugin,
             None => spec.source.load(inner.limits.plugin_size, spec.digest).await?,
         };
         let mut linked = Vec::with_capacity(spec.linked.len());
@@ -61,7 +64,7 @@ async fn attempt(
     inner.metrics.build_phase("fetch", fetching);
     // What was charged above the real size is given back.
     let held = sources()
-        .zip(std::iter::once(&plugin).chain(linked.iter().map(|(_, plugin)| plugin)))
+        .zip(own.map(|_| &plugin).into_iter().chain(linked.iter().map(|(_, plugin)| plugin)))
         .filter(|(source, _)| source.cost(inner.limits.plugin_size) > 0)
         .map(|(_, plugin)| plugin.bytes().len() as u64);
     drop(fetched.split(cost.saturating_sub(kib(held.sum())) as usize));
@@ -78,7 +81,7 @@ async fn attempt(
     let plugin = matches!(spec.source, Source::Bytes(_)).then(|| blueprint.plugin.clone());
     let runtime = inner.compiler.build(blueprint, admission, inner.limits.wait_timeout).await?;
     if let Some(plugin) = plugin {
-        let _ = revision.read.set(plugin);
+        revision.set_plugin(plugin);
     }
     Ok(Some(runtime))
 }

@@ -13,7 +13,7 @@ mod resolve;
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -29,7 +29,7 @@ use crate::{
     registry::{Age, CloseReason, Leased, Refused, RevisionId},
     response::EvaluatorId,
     runtime::Runtime,
-    source::{Digest, Plugin},
+    source::{Digest, Plugin, Source},
     spec::Spec,
 };
 
@@ -41,8 +41,9 @@ pub(crate) struct Revision {
     pub(crate) spec: Spec,
     /// Known from the first successful look at the bytes.
     info: OnceLock<PluginInfo>,
-    /// Of a source whose bytes are in memory anyway, once it was built: hashing and reading them once is enough.
-    read: OnceLock<Plugin>,
+    /// The plugin, where its bytes are in memory anyway, so that they are hashed and inspected once: of
+    /// [`Source::Bytes`] from its first build on, of any other source until its first build, if it came with the spec.
+    in_memory: Mutex<Option<Plugin>>,
     /// Set before the revision is taken out of the registry, and read after a build of it was begun. So either the builder
     /// sees it or the registry sees the build.
     retired: AtomicBool,
@@ -63,13 +64,29 @@ impl Revision {
             name: name.into(),
             spec,
             info: OnceLock::new(),
-            read: OnceLock::new(),
+            in_memory: Mutex::default(),
             retired: AtomicBool::new(false),
         })
     }
 
     pub(crate) fn info(&self) -> Option<&PluginInfo> {
         self.info.get()
+    }
+
+    /// Has the first build take `plugin` instead of loading the spec's source, which must hold the same bytes.
+    pub(crate) fn set_plugin(&self, plugin: Plugin) {
+        *self.in_memory() = Some(plugin);
+    }
+
+    fn in_memory(&self) -> MutexGuard<'_, Option<Plugin>> {
+        // Nothing panics under it.
+        self.in_memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The plugin, if its bytes are in memory. A source that is read at each build keeps nothing back.
+    fn take_plugin(&self) -> Option<Plugin> {
+        let mut in_memory = self.in_memory();
+        if matches!(self.spec.source, Source::Bytes(_)) { in_memory.clone() } else { in_memory.take() }
     }
 
     /// The revision as an evaluator that was not called yet.

@@ -1,5 +1,5 @@
-//! What the program is asked: its flags, and the settings under them. Flags win over the environment, and that over
-//! the settings file.
+//! The command line, and the settings below it. Flags win over the environment, and the environment over the settings
+//! file.
 
 use std::{
     convert::Infallible, ffi::OsString, net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration,
@@ -18,7 +18,7 @@ use crate::{Isolation, Settings, Wasi, config::EngineKind};
 #[derive(Debug, Parser)]
 #[command(name = "evalpool", version, arg_required_else_help = true, disable_help_subcommand = true)]
 struct Cli {
-    /// Settings in TOML. The environment wins over them (`EVALPOOL_POOL_CAPACITY` and so on), and flags over both.
+    /// Settings in TOML. The environment (`EVALPOOL_POOL_CAPACITY` and so on) wins over the file, and flags over both.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// What compiles and runs plugins: direct, or extism for trusted ones [default: direct]
@@ -35,20 +35,20 @@ struct Cli {
 pub(super) enum Command {
     /// Serves evaluators over HTTP, among them a built-in one that is ready to call.
     Serve(ServeArguments),
-    /// Evaluates once: the plugin's output goes to standard output.
+    /// Evaluates once, and writes the plugin's output to standard output.
     Run(RunArguments),
-    /// Compiles and validates a plugin, and says what it is.
+    /// Compiles and validates a plugin, and describes it.
     Check(CheckArguments),
-    /// Drives many evaluators through one bounded pool, and says how that went.
+    /// Drives many evaluators through one bounded pool, and reports how that went.
     Load(LoadArguments),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArguments {
-    /// Where to listen; port 0 takes one that is free [default: 127.0.0.1:8080]
+    /// Where to listen; port 0 takes a free port [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
-    /// The folder that evaluators are kept in [default: ./evalpool-data]
+    /// The folder in which evaluators are stored [default: ./evalpool-data]
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
 }
@@ -60,7 +60,7 @@ pub(super) struct RunArguments {
     /// The export to call [default: `run` if it is exported, else the only one that fits]
     #[arg(long, value_name = "NAME")]
     pub(super) entry: Option<String>,
-    /// What the plugin is given: the text itself, @FILE for a file's bytes, - for standard input [default: nothing]
+    /// The plugin's input: the text itself, @FILE for a file's bytes, - for standard input [default: nothing]
     #[arg(long, value_name = "TEXT|@FILE|-", allow_hyphen_values = true)]
     pub(super) input: Option<Input>,
     /// Whether a plugin that imports WASI gets it: auto or off [default: auto]
@@ -82,13 +82,13 @@ pub(super) struct CheckArguments {
 
 #[derive(Debug, Args)]
 pub(super) struct LoadArguments {
-    /// Evaluators, at most a million.
-    #[arg(long, value_name = "N", default_value = "200", value_parser = tenants)]
-    pub(super) tenants: NonZeroUsize,
+    /// How many evaluators, at most a million.
+    #[arg(long, visible_alias = "tenants", value_name = "N", default_value = "200", value_parser = evaluators)]
+    pub(super) evaluators: NonZeroUsize,
     /// Compiled plugins that may exist at once [default: pool.capacity if that is set, else 16]
     #[arg(long, value_name = "N")]
     pub(super) capacity: Option<NonZeroUsize>,
-    /// Tasks that evaluate, each one evaluation after another.
+    /// How many tasks evaluate, each without pause.
     #[arg(long, value_name = "N", default_value = "32")]
     pub(super) concurrency: NonZeroUsize,
     /// For how long, such as 5s or 2m.
@@ -100,7 +100,7 @@ pub(super) struct LoadArguments {
     /// Whether instances are used again: fresh or reuse [default: fresh]
     #[arg(long, value_name = "fresh|reuse", value_parser = word::<Isolation>)]
     pub(super) isolation: Option<Isolation>,
-    /// What the choices at random begin with, to make them again [default: at random, and printed]
+    /// Seed of all random choices, to repeat a run [default: random, and printed]
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<u64>,
     /// The plugin that every evaluator runs [default: the built-in one]
@@ -109,18 +109,18 @@ pub(super) struct LoadArguments {
     /// The export to call [default: `run` if it is exported, else the only one that fits]
     #[arg(long, value_name = "NAME", requires = "plugin")]
     pub(super) entry: Option<String>,
-    /// What each evaluation is given: the text itself, @FILE or - [default: a name to greet, or nothing with --plugin]
+    /// The input of each evaluation: the text itself, @FILE or - [default: a name to greet, or nothing with --plugin]
     #[arg(long, value_name = "TEXT|@FILE|-", allow_hyphen_values = true)]
     pub(super) input: Option<Input>,
-    /// Leave in the middle, bring bad plugins, close and unload, all at random.
+    /// At random, drop calls, run bad plugins, close evaluators and unload runtimes.
     #[arg(long)]
     pub(super) chaos: bool,
-    /// One JSON object instead of a table.
+    /// Print one JSON object instead of a table.
     #[arg(long)]
     pub(super) json: bool,
 }
 
-/// Where the bytes for a guest come from.
+/// Where a guest's input comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Input {
     Text(String),
@@ -140,14 +140,8 @@ impl FromStr for Input {
     }
 }
 
-/// A command, and the settings that it runs with.
-pub(super) struct Asked {
-    pub(super) command: Command,
-    pub(super) settings: Settings,
-}
-
 /// Reads the arguments, the settings file that they name, and the environment.
-pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Asked, Exit> {
+pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Command, Settings), Exit> {
     let Cli { config, engine, trusted, command } =
         Cli::try_parse_from(arguments).map_err(|error| not_understood(&error))?;
     let mut settings = Settings::load(config.as_deref())?;
@@ -159,15 +153,15 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
             settings.service.data.clone_from(data);
         }
     }
-    Ok(Asked { command, settings })
+    Ok((command, settings))
 }
 
-/// clap's own report goes over several lines: a blank one ends what is wrong, then come hints and the usage.
+/// clap reports over several lines: what is wrong, a blank line, then hints and the usage.
 fn not_understood(error: &clap::Error) -> Exit {
     let text = error.render().to_string();
     match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Told(text),
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Exit::Lost(text),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Help(text),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Exit::Usage(text),
         _ => {
             let mut parts = text.split("\n\n").map(str::trim);
             let wrong = parts.next().unwrap_or_default().trim_start_matches("error: ");
@@ -192,13 +186,13 @@ fn skew(text: &str) -> Result<f64, String> {
     }
 }
 
-/// One of the words of a setting. The settings' own reader knows them, and names them when it meets another.
+/// Parses one of the words of a setting. The setting's own reader knows them, and lists them when it meets another.
 pub(super) fn word<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, value::Error> {
     T::deserialize(text.into_deserializer())
 }
 
-/// Each takes some memory before anything is measured.
-fn tenants(text: &str) -> Result<NonZeroUsize, String> {
+/// Bounded, since each evaluator takes some memory.
+fn evaluators(text: &str) -> Result<NonZeroUsize, String> {
     let most = 1_000_000;
     let number = text.parse::<NonZeroUsize>().ok().filter(|number| number.get() <= most);
     number.ok_or_else(|| format!("expected a number from 1 to {most}"))
@@ -225,8 +219,8 @@ mod tests {
     #[test]
     fn a_refusal_says_what_is_wrong_and_what_was_meant() {
         assert_eq!(
-            refusal(&["evalpool", "load", "--tenant", "3"]),
-            "unexpected argument '--tenant' found; tip: a similar argument exists: '--tenants'"
+            refusal(&["evalpool", "load", "--evaluator", "3"]),
+            "unexpected argument '--evaluator' found; tip: a similar argument exists: '--evaluators'"
         );
         assert_eq!(refusal(&["evalpool", "run"]), "the following required arguments were not provided: <PLUGIN>");
         let line = refusal(&["evalpool", "load", "--isolation", "used"]);

@@ -4,17 +4,17 @@ use std::process::ExitCode;
 
 use crate::{Error, SettingsError};
 
-/// Why the program ends other than by having done what it was asked.
+/// Why the program ends without having run a command to its end.
 #[derive(Debug)]
 pub enum Exit {
-    /// A text was asked for: on standard output, exit code 0.
-    Told(String),
-    /// What was asked for was refused or failed: exit code 1.
+    /// The help or the version was asked for: it goes to standard output, exit code 0.
+    Help(String),
+    /// A plugin was refused, or the command failed: exit code 1.
     Failed(String),
-    /// Bad usage, or something that cannot be read or used: exit code 2.
+    /// Bad usage, or a file, folder or address that cannot be used: exit code 2.
     Unusable(String),
-    /// Nothing was asked for: the help, on standard error, exit code 2.
-    Lost(String),
+    /// No command was given: the help goes to standard error, exit code 2.
+    Usage(String),
 }
 
 impl Exit {
@@ -26,35 +26,23 @@ impl Exit {
         Exit::Unusable(line.into())
     }
 
-    /// Says what there is to say, and gives the exit code.
+    /// Prints the text and returns the exit code.
     #[must_use]
     pub fn report(self) -> ExitCode {
-        match self {
-            Exit::Told(text) => {
-                if let Err(failed) = print(&text) {
-                    return failed.report();
-                }
-                ExitCode::SUCCESS
-            }
-            Exit::Failed(line) => {
-                eprintln!("error: {}", one_line(&line));
-                ExitCode::from(1)
-            }
-            Exit::Unusable(line) => {
-                eprintln!("error: {}", one_line(&line));
-                ExitCode::from(2)
-            }
-            Exit::Lost(help) => {
-                eprint!("{help}");
-                ExitCode::from(2)
-            }
-        }
+        let (line, code) = match self {
+            Exit::Help(text) => return print(text).map_or_else(Exit::report, |()| ExitCode::SUCCESS),
+            Exit::Usage(help) => (help, 2),
+            Exit::Failed(line) => (format!("error: {}\n", one_line(&line)), 1),
+            Exit::Unusable(line) => (format!("error: {}\n", one_line(&line)), 2),
+        };
+        eprint!("{line}");
+        ExitCode::from(code)
     }
 }
 
 impl From<Error> for Exit {
     fn from(error: Error) -> Self {
-        // Whoever runs the program may know what a client of the server may not.
+        // The program's user may see host paths; a client of the server may not.
         let text = match error {
             Error::Internal { .. } | Error::SourceUnavailable { .. } => error.chain(),
             _ => error.to_string(),
@@ -69,12 +57,13 @@ impl From<SettingsError> for Exit {
     }
 }
 
-/// Writes an answer to standard output. Whoever closed it has read enough; anything else that hinders it is a failure.
-pub(super) fn print(text: &str) -> Result<(), Exit> {
+/// Writes an answer to standard output. A reader that closed the pipe has read enough; any other failure to write is an
+/// error.
+pub(super) fn print(answer: impl AsRef<[u8]>) -> Result<(), Exit> {
     use std::io::{ErrorKind, Write};
 
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(answer.as_ref()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Exit::failed(format!("cannot write the output: {error}")))
         }
@@ -82,7 +71,7 @@ pub(super) fn print(text: &str) -> Result<(), Exit> {
     }
 }
 
-/// A text as one line that a terminal only shows: names and messages in it may be a stranger's.
+/// Joins a text into one line without control characters: names and messages in it may come from a plugin.
 pub(super) fn one_line(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let mut shown = String::new();

@@ -1,4 +1,4 @@
-//! The recorder that the program installs for its metrics, and how long its memory may go without being tidied.
+//! The Prometheus recorder of the program, and how often it needs upkeep.
 
 use std::time::Duration;
 
@@ -7,21 +7,21 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use super::Exit;
 use crate::metrics::{AGE_BUCKETS, BUCKETS, CATALOGUE, MetricType};
 
-/// How often [`PrometheusHandle::run_upkeep`] must be called: what histograms record piles up until then.
+/// How often to call [`PrometheusHandle::run_upkeep`]: samples of histograms pile up in between.
 pub(super) const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Installs a Prometheus recorder for the process. Opens no port.
 ///
 /// # Errors
 ///
-/// When there is one already.
+/// A recorder is installed already.
 pub fn install() -> Result<PrometheusHandle, Exit> {
     builder()
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|error| Exit::failed(format!("the metrics cannot be recorded: {error}")))
 }
 
-/// Without buckets, a histogram would be exported as a summary, which cannot be added up over servers.
+/// Without buckets the exporter makes summaries of histograms, and those cannot be added up over servers.
 fn builder() -> Result<PrometheusBuilder, BuildError> {
     CATALOGUE.iter().filter(|metric| metric.kind == MetricType::Histogram).try_fold(
         PrometheusBuilder::new(),

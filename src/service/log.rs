@@ -1,7 +1,8 @@
-//! The program's log: to standard error, so that standard output is left to answers.
+//! The program's log. It goes to standard error; standard output is for answers.
 //!
-//! Much of it is in words of strangers: what plugins log, their errors, the names of their imports. None of them can end
-//! a line, and so begin one that looks like the program's own, or reach the terminal of who reads it.
+//! Plugins choose much of its text: what they log, their errors, the names of their imports. Control characters are
+//! written as their numbers, so that no plugin can begin a line that looks like the program's own, or drive the
+//! reader's terminal.
 
 use std::{
     fmt::Write as _,
@@ -23,11 +24,11 @@ use tracing_subscriber::{
 
 use crate::config::{LogFormat, LogLevel, LogSettings};
 
-/// Where the engines write what plugins log.
+/// The target under which both engines log for plugins.
 const PLUGINS: &str = "evalpool::plugin";
-/// Where extism writes of each call that fails.
+/// extism logs each failed call under this target.
 const ENGINE: &str = "extism";
-/// It warns whenever a guest calls what it does not have.
+/// It warns of each call of a WASI function that it does not have.
 const WASI: &str = "wasmtime_wasi";
 
 /// How to log.
@@ -35,7 +36,7 @@ const WASI: &str = "wasmtime_wasi";
 pub struct Log<'a> {
     /// Level and format.
     pub settings: &'a LogSettings,
-    /// Whether what plugins log is shown at every level. Otherwise it is at `debug` and `trace` alone, as are the
+    /// Whether to show what plugins log at every level. Otherwise it is shown at `debug` and `trace` only, as are the
     /// engine's lines about guests that fail: a customer's plugin must not be able to fill the server's log.
     pub with_plugins: bool,
 }
@@ -48,12 +49,12 @@ pub fn install(log: Log<'_>) {
         LogFormat::Text => Box::new(lines.fmt_fields(on_one_line()).with_filter(targets(log))),
         LogFormat::Json => Box::new(lines.json().flatten_event(true).with_filter(targets(log))),
     };
-    // Fails only when somebody was faster, whose choice then stands.
+    // Fails only if a subscriber is installed already; then that one stays.
     let _ = tracing_subscriber::registry().with(lines).try_init();
 }
 
-/// Fields as `tracing_subscriber` writes them, the message bare and others with their names, but for control characters.
-/// (JSON has its own way to write those.)
+/// Writes fields as `tracing_subscriber` does, the message bare and others with their names, but control characters as
+/// their numbers. (JSON escapes them by itself.)
 fn on_one_line() -> impl for<'writer> FormatFields<'writer> + 'static {
     debug_fn(|writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
         let mut writer = OneLine { writer, left: MOST, is_cut: false };
@@ -65,10 +66,11 @@ fn on_one_line() -> impl for<'writer> FormatFields<'writer> + 'static {
     .delimited(" ")
 }
 
-/// Of one field that is written, in bytes. An engine may hand on an error that a plugin made as long as its memory.
+/// The most bytes written of one field. An error may be as long as a plugin's memory allows.
 const MOST: usize = 16 * 1024;
 
-/// Writes what would end a line, drive a terminal or turn the direction of text as its number, and no more than so much.
+/// Writes characters that would end a line, drive a terminal or turn the direction of text as their numbers, and cuts
+/// the text at [`MOST`] bytes.
 struct OneLine<'a, 'writer> {
     writer: &'a mut Writer<'writer>,
     left: usize,
@@ -97,13 +99,13 @@ impl std::fmt::Write for OneLine<'_, '_> {
     }
 }
 
-/// Control characters, line and paragraph separators, and what embeds, overrides or isolates a direction.
+/// Control characters, line and paragraph separators, and marks that embed, override or isolate a direction of text.
 fn drives(character: char) -> bool {
     character.is_control()
         || matches!(character, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// This crate at the level that is set; what it is built on only from warnings up.
+/// This crate logs at the level that is set; the crates below it only warnings and errors.
 fn targets(log: Log<'_>) -> Targets {
     let level = match log.settings.level {
         LogLevel::Error => LevelFilter::ERROR,
@@ -142,17 +144,21 @@ mod tests {
         }
     }
 
-    #[test]
-    fn nobody_can_end_a_line_of_the_log_or_drive_a_terminal() {
+    fn logged(log: impl FnOnce()) -> String {
         let written = Written::default();
         let writer = written.clone();
         let layer = fmt::layer().with_writer(move || writer.clone()).with_ansi(false).without_time();
         let subscriber = tracing_subscriber::registry().with(layer.fmt_fields(on_one_line()));
-        tracing::subscriber::with_default(subscriber, || {
+        tracing::subscriber::with_default(subscriber, log);
+        String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn nobody_can_end_a_line_of_the_log_or_drive_a_terminal() {
+        let log = logged(|| {
             let said = "a\nERROR forged\r\u{1b}[2J\u{9b}\0\u{202e}é\\n";
             tracing::info!(error = %said, name = said, count = 7, "it said: {said}");
         });
-        let log = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
         let bare = r"a\nERROR forged\r\u{1b}[2J\u{9b}\u{0}\u{202e}é\n";
         let (message, rest) = log.split_once(" error=").unwrap();
         assert!(message.ends_with(&format!("it said: {bare}")), "{message}");
@@ -162,15 +168,10 @@ mod tests {
 
     #[test]
     fn a_message_of_any_length_is_a_line_of_some_length() {
-        let written = Written::default();
-        let writer = written.clone();
-        let layer = fmt::layer().with_writer(move || writer.clone()).with_ansi(false).without_time();
-        let subscriber = tracing_subscriber::registry().with(layer.fmt_fields(on_one_line()));
-        tracing::subscriber::with_default(subscriber, || {
+        let log = logged(|| {
             tracing::info!("{}{}", "é".repeat(MOST / 2), "cut");
             tracing::info!("x{}", "é".repeat(1 << 20));
         });
-        let log = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
         let lines: Vec<_> = log.lines().collect();
         assert!(lines.len() == 2 && lines.iter().all(|line| line.len() < MOST + 200), "{}", log.len());
         assert!(lines.iter().all(|line| line.ends_with("éé…")), "{log}");

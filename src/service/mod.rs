@@ -2,16 +2,16 @@
 //!
 //! | room | what it does |
 //! |---|---|
-//! | `cli` | what the program is asked: flags, and the settings under them |
+//! | `cli` | flags, and the settings below them |
 //! | `commands` | `serve`, `run`, `check` and `load` |
-//! | `http` | routes, and what goes over them |
-//! | `listen` | connections: how many, how long, and how they end |
-//! | `store` | the folder that evaluators are kept in |
-//! | `exporter`, `log` | what the process installs for its metrics and its log |
+//! | `http` | routes and their handlers |
+//! | `listen` | connections: how many there may be, how long they may stall, how they end |
+//! | `store` | the folder in which evaluators are stored |
+//! | `exporter`, `log` | the recorder of metrics and the log, both of the process |
+//! | `process` | metrics of the process: memory, CPU, threads, open files |
 //! | `exit` | how the program ends |
 //!
-//! Requests reach the pool through its public interface and nothing else; errors become HTTP in `http` alone, and
-//! exit codes in `exit` alone.
+//! Only `http` turns errors into HTTP, and only `exit` into exit codes.
 
 mod cli;
 mod commands;
@@ -21,6 +21,7 @@ mod greet;
 mod http;
 mod listen;
 pub mod log;
+pub mod process;
 mod store;
 
 use std::{ffi::OsString, time::Duration};
@@ -28,18 +29,17 @@ use std::{ffi::OsString, time::Duration};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime;
 
-use self::cli::{Asked, Command};
+use self::cli::Command;
 pub use self::exit::Exit;
 use crate::Settings;
 
-/// Blocking threads beyond one for each guest and each compilation: for reading, storing and dropping.
+/// Blocking threads for reading, storing and dropping, beside one for each guest and each compilation.
 const SPARE_THREADS: usize = 64;
 
-/// How long the end of the program waits for threads that are still at work, such as a guest's initialiser that
-/// nothing can interrupt.
+/// How long the program waits at its end for threads that are still busy, such as one whose host function blocks.
 const LAST_THREADS: Duration = Duration::from_secs(1);
 
-/// What the program was asked to do, and the settings that it does it with.
+/// A command, and the settings that it runs with.
 pub struct Program {
     command: Command,
     settings: Settings,
@@ -50,26 +50,27 @@ impl Program {
     ///
     /// # Errors
     ///
-    /// How to end when there is nothing to run: a text that was asked for, or one line about what cannot be understood.
+    /// How to end when there is nothing to run: with the help or version that was asked for, or with one line that says
+    /// what cannot be understood.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Exit> {
-        let Asked { command, settings } = cli::parse(arguments)?;
+        let (command, settings) = cli::parse(arguments)?;
         Ok(Self { command, settings })
     }
 
-    /// How to log. The lines of plugins are shown to those who try one, and to those who look for trouble.
+    /// How to log. `run` shows what its plugin logs; the other commands do so from level `debug`.
     #[must_use]
     pub fn log(&self) -> log::Log<'_> {
         log::Log { settings: &self.settings.log, with_plugins: matches!(self.command, Command::Run(_)) }
     }
 
-    /// Runs to the end. `exporter` renders the recorder that is installed.
+    /// Runs the command to its end. `exporter` renders the installed recorder.
     ///
     /// # Errors
     ///
-    /// How to end, if not well.
+    /// How to end when the command failed.
     pub fn run(self, exporter: PrometheusHandle) -> Result<(), Exit> {
         let Self { command, settings } = self;
-        // Each guest blocks a thread; the default of 512 would be a second, hidden bound on instances.
+        // On `extism` each guest blocks a thread; tokio's default of 512 would be a second, hidden bound on instances.
         let threads = settings.pool.max_instances.saturating_add(settings.pool.build_concurrency);
         let runtime = runtime::Builder::new_multi_thread()
             .enable_all()

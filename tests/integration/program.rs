@@ -193,7 +193,7 @@ fn usage_that_cannot_be_understood_is_one_line_and_2() {
         (&["check", "a", "--input", "x"], "--input"),
         (&["serve", "--listen", "here"], "--listen"),
         (&["serve", "--port", "1"], "--port"),
-        (&["load", "--tenants", "0"], "--tenants"),
+        (&["load", "--tenants", "0"], "--evaluators"),
         (&["load", "--capacity", "-1"], "-1"),
         (&["load", "--skew", "nan"], "from 0 to 100"),
         (&["load", "--duration", "soon"], "250ms"),

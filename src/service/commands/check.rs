@@ -1,4 +1,4 @@
-//! `evalpool check`: what an upload would go through, without the upload.
+//! `evalpool check`: builds and validates a plugin as an upload would, and describes it.
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +13,7 @@ use crate::{
         Exit,
         cli::CheckArguments,
         exit::{one_line, print},
+        store::RunOptions,
     },
 };
 
@@ -21,17 +22,14 @@ pub(in crate::service) async fn check(arguments: CheckArguments, settings: &Sett
     let bytes = read_plugin(&plugin, settings.limits.plugin_size)?;
     let began = Instant::now();
     let plugin = Plugin::new(bytes.clone(), None)?;
-    let mut spec = Spec::new(Source::Bytes(bytes)).with_digest(plugin.digest());
-    if let Some(entry) = entry {
-        spec = spec.with_entry_point(entry);
-    }
-    let prepared = EvaluatorPool::from_settings(settings)?.prepare("check", spec).await?;
+    let options = RunOptions { entry_point: entry, ..RunOptions::default() };
+    let spec = options.apply(Spec::new(Source::Bytes(bytes)));
+    let prepared = EvaluatorPool::from_settings(settings)?.prepare_with("check", spec, Some(plugin.clone())).await?;
     let took = began.elapsed();
     let entry_point = prepared.info().and_then(|info| info.entry_point).unwrap_or_default();
-    // What was built is nobody's: the end of the process takes it along.
+    // Not published: the runtime closes in the background, or with the process.
     drop(prepared);
-    print(&describe(&plugin, &entry_point, took))?;
-    Ok(())
+    print(describe(&plugin, &entry_point, took))
 }
 
 fn describe(plugin: &Plugin, entry_point: &str, took: Duration) -> String {

@@ -1,4 +1,4 @@
-//! The commands of the program. What they have in common is reading what the command line names.
+//! The commands of the program, and how they read the files that the command line names.
 
 mod check;
 mod load;
@@ -18,12 +18,12 @@ pub(super) use self::{check::check, load::load, run::run, serve::serve};
 use super::{Exit, cli::Input};
 use crate::Error;
 
-/// A plugin's bytes. A file that cannot be read is the caller's mistake; one that is too large is a refused plugin.
+/// Reads a plugin. A file that cannot be read is bad usage; one that is too large is a refused plugin.
 fn read_plugin(path: &Path, limit: u64) -> Result<Bytes, Exit> {
     read_file(path, "plugin", limit)
 }
 
-/// The bytes for a guest.
+/// Reads the input for a guest.
 fn read_input(input: Input, limit: u64) -> Result<Bytes, Exit> {
     match input {
         Input::Text(text) => Ok(text.into()),
@@ -39,7 +39,7 @@ fn read_file(path: &Path, what: &'static str, limit: u64) -> Result<Bytes, Exit>
         .map_err(|error| Exit::unusable(format!("cannot read {}: {error}", path.display())))?
 }
 
-/// At most one byte more than allowed: what is longer is refused, not held.
+/// Reads at most one byte more than allowed, so that a longer file is refused without being held.
 fn read(from: impl Read, what: &'static str, limit: u64) -> io::Result<Result<Bytes, Exit>> {
     let mut bytes = Vec::new();
     from.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;

@@ -1,16 +1,16 @@
-//! `evalpool serve`: opens what a server needs, serves, and ends in an orderly way.
+//! `evalpool serve`: opens the folder and the listener, serves, and drains at the end.
 //!
 //! # The built-in evaluator
 //!
-//! `greet` is registered at each start unless the folder has an evaluator of that name. Uploading one replaces it for
-//! good; deleting it, or what replaced it, lasts until the next start.
+//! `greet` is registered at each start unless the folder has an evaluator of that name. An upload replaces it for good.
+//! If you delete it, or its replacement, `greet` returns at the next start.
 //!
 //! # The end
 //!
-//! On the first SIGTERM or SIGINT the server takes no more work: `/readyz` and every `/v1` request answer 503. It goes
-//! on listening meanwhile, since a balancer that is refused the connection learns less than one that reads 503. Calls
-//! in flight have `pool.grace` to end, or until a second signal; what is left is interrupted and answered
-//! `shutting_down`. Then the listener closes, answers are sent, and the program ends with 0.
+//! On the first SIGTERM or SIGINT the server takes no more work: `/readyz` and every `/v1` request answer 503. It keeps
+//! listening meanwhile: a load balancer learns more from a 503 than from a refused connection. Calls in flight may run
+//! for `pool.grace`, or until a second signal; the server then interrupts them and answers `shutting_down`. At last it
+//! closes the listener, sends the answers that are ready, and exits with 0.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -44,8 +44,12 @@ pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHa
     let service = &settings.service;
     let tokens = read_tokens(service)?;
     let has_tokens = tokens.is_some();
+    if settings.engine.kind == EngineKind::Extism && !settings.engine.trusted {
+        let line = "the extism engine takes trusted plugins only; set engine.trusted = true, or use the direct engine";
+        return Err(Exit::unusable(line));
+    }
     let mut signals = Signals::new()?;
-    // Before the folder is touched: a server that cannot listen leaves no trace.
+    // Bind first: a server that cannot listen must not touch the folder.
     let cannot_listen = |error| Exit::unusable(format!("cannot listen on {}: {error}", service.listen));
     let listener = TcpListener::bind(service.listen).await.map_err(cannot_listen)?;
     let address = listener.local_addr().map_err(cannot_listen)?;
@@ -55,17 +59,12 @@ pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHa
 
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(listen::serve(listener, http::router(app.clone()), service.max_connections, async {
-        // Also when the sender is gone.
+        // Ends also if the sender is gone.
         let _ = stopped.await;
     }));
     let upkeep = tokio::spawn(keep_up(exporter));
-    print(&greeting(address, has_tokens))?;
+    print(greeting(address, has_tokens))?;
     tracing::info!(%address, "listening");
-    if settings.engine.kind == EngineKind::Extism && !settings.engine.trusted {
-        tracing::warn!(
-            "the extism engine is for plugins whose authors you could find, direct for everybody's: see SECURITY.md"
-        );
-    }
 
     signals.next().await;
     tracing::info!(grace = ?settings.pool.grace, "draining; a second signal ends that");
@@ -98,7 +97,7 @@ fn read_tokens(service: &ServiceSettings) -> Result<Option<Tokens>, Exit> {
     tokens.transpose()
 }
 
-/// Opens the folder and registers what is in it, cold, and the built-in evaluator unless it was replaced.
+/// Opens the folder and registers the evaluators in it, cold, and the built-in one unless it was replaced.
 fn open_store(service: &ServiceSettings, pool: &EvaluatorPool) -> Result<Store, Exit> {
     let folder = &service.data;
     if folder.to_string_lossy().contains("://") {
@@ -116,9 +115,9 @@ fn open_store(service: &ServiceSettings, pool: &EvaluatorPool) -> Result<Store, 
     Ok(store)
 }
 
-/// Where the server listens, and something to try.
+/// Says where the server listens, and a command to try.
 fn greeting(address: SocketAddr, has_tokens: bool) -> String {
-    // "Any address" is none to send a request to.
+    // A request cannot be sent to the unspecified address.
     let reached = match address.ip() {
         ip if ip.is_unspecified() => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port()),
         _ => address,

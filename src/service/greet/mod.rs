@@ -1,13 +1,13 @@
-//! The built-in plugin: small, so that `load` measures the pool, and ready to call when nothing is stored yet.
+//! The built-in plugin. It is there to call before anything is stored, and small, so that `load` measures the pool.
 
 use bytes::Bytes;
 
 use crate::{Source, Spec};
 
-/// What it is registered as, and its entry point.
+/// The name it is registered under, and its entry point.
 pub(super) const NAME: &str = "greet";
 
-/// An input that it answers.
+/// A valid input.
 pub(super) const INPUT: &str = r#"{"name":"Ada"}"#;
 
 /// Made from `greet.c` beside it by `tests/plugins/build.sh`.

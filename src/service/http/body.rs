@@ -1,4 +1,4 @@
-//! Request bodies: bounded in size, in time, and in sum.
+//! Request bodies, bounded in size, in time and in sum.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,25 +16,31 @@ use tokio::{
 use super::problem::Problem;
 use crate::{Error, ErrorKind};
 
-/// How long a client may be silent in the middle of a body.
+/// How long a client may pause within a body.
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// How long a body may take, however busily it is sent.
+/// How long a whole body may take, even if it never pauses.
 const WHOLE: Duration = Duration::from_mins(2);
 
-/// How many bodies of the largest size may be in memory at once. Smaller ones fit in greater number.
+/// How many bodies of the largest size may be in memory at once; of smaller ones there may be more.
 const AT_ONCE: u64 = 8;
 
-/// The bytes of all request bodies in memory, bounded in sum: `limits.input_size` times `service.max_connections`
-/// would be more than any machine has.
+/// The budget for bytes of request bodies in memory. Without it there could be `service.max_connections` bodies of the
+/// largest size, more than a machine has memory for.
 pub(super) struct Bodies {
     free: Arc<Semaphore>,
 }
 
-/// A body that was read. Counted until it is dropped.
-pub(super) struct Held {
-    pub(super) bytes: Bytes,
-    _charge: Option<OwnedSemaphorePermit>,
+/// Owns the bytes of a body and their charge, which ends when the last clone of the bytes is dropped.
+struct BufferedBody {
+    bytes: Bytes,
+    _charge: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for BufferedBody {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl Bodies {
@@ -43,17 +49,18 @@ impl Bodies {
         Self { free: Arc::new(Semaphore::new(total.min(Semaphore::MAX_PERMITS))) }
     }
 
-    /// Reads a body to its end. `what` it is called in errors.
+    /// Reads a body to its end; `what` names it in errors. The body is charged until the last clone of its bytes is
+    /// dropped.
     ///
-    /// A byte is charged when it has come, so that a client that announces much and sends little keeps nobody out.
+    /// Bytes are charged as they arrive, so that a client that announces much and sends little keeps out no other.
     ///
     /// # Errors
     ///
-    /// `payload_too_large` once it is known that it is over `limit`; `saturated` when there is too much of other bodies
-    /// in memory; 408 when the client is too slow; `invalid_request` when the body breaks off.
-    pub(super) async fn read(&self, mut body: Body, what: &'static str, limit: u64) -> Result<Held, Problem> {
+    /// `payload_too_large` as soon as the body is known to be over `limit`; `saturated` when the budget is used up; 408
+    /// when the client is too slow; `invalid_request` when the body breaks off.
+    pub(super) async fn read(&self, mut body: Body, what: &'static str, limit: u64) -> Result<Bytes, Problem> {
         let too_large = || Error::PayloadTooLarge { what, limit };
-        // What the client announces, if it does.
+        // The length that the client announces, if it does.
         if body.size_hint().lower() > limit {
             return Err(too_large().into());
         }
@@ -66,14 +73,15 @@ impl Bodies {
             let frame = timeout_at(end.min(Instant::now() + SILENCE), body.frame()).await.map_err(|_| too_slow())?;
             let Some(frame) = frame else { break };
             let broke_off = |error| Error::invalid_request(format!("the request's body breaks off: {error}"));
-            // Trailers say nothing here.
+            // Trailers have no meaning here.
             let Ok(data) = frame.map_err(broke_off)?.into_data() else { continue };
             length += data.len() as u64;
             if length > limit {
                 return Err(too_large().into());
             }
             self.charge(&mut charge, data.len())?;
-            // Most bodies come in one piece, which need not be copied. More are: each keeps a whole buffer of hyper's.
+            // Most bodies arrive in one piece, which is not copied. Several pieces are, since each keeps a whole buffer
+            // of hyper's.
             match only.take() {
                 None if whole.is_empty() => only = Some(data),
                 before => {
@@ -83,11 +91,14 @@ impl Bodies {
             }
         }
         let bytes = only.unwrap_or_else(|| whole.freeze());
-        Ok(Held { bytes, _charge: charge })
+        Ok(match charge {
+            Some(charge) => Bytes::from_owner(BufferedBody { bytes, _charge: charge }),
+            None => bytes,
+        })
     }
 
     fn charge(&self, so_far: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Error> {
-        // Waiting instead would have bodies that are half read wait for each other.
+        // Refused rather than queued: half-read bodies would wait for each other.
         let full = Error::Saturated { reason: "too many bytes of requests are in memory" };
         let bytes = u32::try_from(bytes).map_err(|_| full.clone())?;
         let more = self.free.clone().try_acquire_many_owned(bytes).map_err(|_| full)?;
@@ -118,7 +129,7 @@ mod tests {
         Body::from_stream(stream::iter(of.chunks(length).map(|piece| Piece::Ok(Bytes::from_static(piece)))))
     }
 
-    fn status(read: Result<Held, Problem>) -> u16 {
+    fn status(read: Result<Bytes, Problem>) -> u16 {
         use axum::response::IntoResponse;
 
         read.map_or_else(|problem| problem.into_response().status().as_u16(), |_| 200)
@@ -128,10 +139,10 @@ mod tests {
     async fn a_body_is_whole_however_it_is_cut() {
         let bodies = Bodies::new(64);
         for length in [1, 2, 7, 26] {
-            let held = bodies.read(pieces(b"abcdefghijklmnopqrstuvwxyz", length), "input", 26).await;
-            assert_eq!(held.ok().map(|held| held.bytes).unwrap(), "abcdefghijklmnopqrstuvwxyz");
+            let bytes = bodies.read(pieces(b"abcdefghijklmnopqrstuvwxyz", length), "input", 26).await;
+            assert_eq!(bytes.ok().unwrap(), "abcdefghijklmnopqrstuvwxyz");
         }
-        assert_eq!(bodies.read(Body::empty(), "input", 0).await.ok().unwrap().bytes, "");
+        assert_eq!(bodies.read(Body::empty(), "input", 0).await.ok().unwrap(), "");
     }
 
     #[tokio::test]
@@ -167,7 +178,9 @@ mod tests {
             held.push(bodies.read(Body::from("1234"), "input", 4).await.ok().unwrap());
         }
         assert_eq!(status(bodies.read(Body::from("1"), "input", 4).await), 429);
-        drop(held.pop());
+        let clone = held.pop().unwrap().slice(1..);
+        assert_eq!(status(bodies.read(Body::from("1"), "input", 4).await), 429, "part of one is left");
+        drop(clone);
         assert_eq!(status(bodies.read(Body::from("1234"), "input", 4).await), 200);
     }
 }

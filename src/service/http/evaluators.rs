@@ -1,4 +1,4 @@
-//! The requests on evaluators.
+//! The requests about evaluators.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -18,10 +18,10 @@ use super::{
 };
 use crate::{CloseReport, Error, Evaluator, EvaluatorInfo, Plugin, Timings};
 
-/// Outputs up to this size are looked at on the thread that has them; a larger one takes milliseconds.
+/// Outputs up to this size are parsed on the async thread; a larger one takes milliseconds.
 const QUICK: usize = 64 * 1024;
 
-/// Uploads a plugin: validated under the guard, stored, published. In place of the one of that name, if there is one.
+/// Uploads a plugin: validates, stores and publishes it. It replaces the evaluator of that name, if there is one.
 pub(super) async fn put(
     State(app): State<Arc<App>>,
     Name(name): Name,
@@ -29,26 +29,27 @@ pub(super) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let Upload { manner, digest } = Upload::of(&uri)?;
+    let Upload { options, digest } = Upload::of(&uri)?;
     check_is_wasm(&headers)?;
-    let held = app.bodies.read(body, "plugin", app.plugin_size).await?;
-    let (store, wanted) = (app.store.clone(), manner.entry_point.clone());
-    let staged = blocking(move || {
-        // Most bad uploads end here, before anything is written. The body's bytes end here as well.
-        let plugin = Plugin::new(held.bytes.clone(), digest)?;
+    let wasm = app.uploads.read(body, "plugin", app.plugin_size).await?;
+    let (store, wanted) = (app.store.clone(), options.entry_point.clone());
+    let (plugin, staged) = blocking(move || {
+        // Most bad uploads end here, before anything is written.
+        let plugin = Plugin::new(wasm, digest)?;
         plugin.interface().resolve(wanted.as_deref())?;
-        store.stage(&plugin).map_err(not_stored)
+        let staged = store.stage(&plugin).map_err(not_stored)?;
+        Ok((plugin, staged))
     })
     .await?;
-    let prepared = app.pool.prepare(&name, staged.spec(&manner)).await?;
+    let prepared = app.pool.prepare_with(&name, staged.spec(&options), Some(plugin)).await?;
     let nameless = Error::Internal { reason: "a plugin was prepared without being read", cause: None };
     let info = prepared.info().ok_or(nameless)?;
     let (store, location) = (app.store.clone(), format!("/v1/evaluators/{}", name.replace('/', "%2F")));
     let (info, replaced) = blocking(move || {
         let entry_point = info.entry_point.clone().unwrap_or_default();
-        // A store that fails drops `prepared`, which closes what was built.
+        // If the store fails, `prepared` is dropped, which closes the new runtime.
         let publish = || prepared.publish().1;
-        let replaced = store.commit(&name, &entry_point, &manner, staged, publish).map_err(not_stored)?;
+        let replaced = store.commit(&name, &entry_point, &options, staged, publish).map_err(not_stored)?;
         let digest = info.digest.map(|digest| digest.to_string());
         tracing::info!(name, digest, entry_point, replaced, "an evaluator was registered");
         Ok((info, replaced))
@@ -58,7 +59,7 @@ pub(super) async fn put(
     Ok((status, [(header::LOCATION, location)], json(&info)?).into_response())
 }
 
-/// Evaluates once: the request's body is the plugin's input, and the plugin's output the answer's body.
+/// Evaluates once: the request's body is the plugin's input, and its output is the answer's body.
 pub(super) async fn evaluate(
     State(app): State<Arc<App>>,
     Name(name): Name,
@@ -69,9 +70,8 @@ pub(super) async fn evaluate(
     no_parameters(&uri)?;
     let evaluator = find(&app, &name)?;
     check_not_coded(&headers)?;
-    let held = app.bodies.read(body, "input", app.input_size).await?;
-    let response = evaluator.evaluate(held.bytes.clone()).await?;
-    drop(held);
+    let input = app.inputs.read(body, "input", app.input_size).await?;
+    let response = evaluator.evaluate(input).await?;
     let timing = server_timing(response.timings());
     let output = response.into_bytes();
     let kind = if is_json(&output).await? { "application/json" } else { "application/octet-stream" };
@@ -79,37 +79,37 @@ pub(super) async fn evaluate(
     Ok((headers, output).into_response())
 }
 
-/// One evaluator.
+/// Shows one evaluator.
 pub(super) async fn show(State(app): State<Arc<App>>, Name(name): Name, uri: Uri) -> Result<Response, Problem> {
     no_parameters(&uri)?;
     let info = app.pool.info(&name).ok_or(Error::NotFound { name })?;
     json(&info)
 }
 
-/// Registered evaluators, in the order of their names.
+/// Lists registered evaluators in the order of their names.
 pub(super) async fn list(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
     #[derive(Serialize)]
     struct List<'a> {
         evaluators: &'a [EvaluatorInfo],
-        /// What to give as `after` for those that follow; `null` when there are none.
+        /// The `after` of the next page; `null` on the last.
         next: Option<&'a str>,
     }
 
     let Page { limit, after } = Page::of(&uri)?;
-    // One more than asked for tells whether there are more.
+    // One more than `limit` tells whether there is a next page.
     let found = app.pool.list(after.as_deref(), limit + 1);
     let evaluators = found.get(..limit).unwrap_or(&found);
     let next = (found.len() > limit).then(|| evaluators.last().map(|last| last.name.as_str())).flatten();
     json(&List { evaluators, next })
 }
 
-/// Drains and closes the runtime. The evaluator stays.
+/// Drains and closes an evaluator's runtime. The evaluator stays registered.
 pub(super) async fn unload(State(app): State<Arc<App>>, Name(name): Name, uri: Uri) -> Result<StatusCode, Problem> {
     no_parameters(&uri)?;
     gone(find(&app, &name)?.unload().await)
 }
 
-/// Closes and forgets an evaluator.
+/// Removes an evaluator and closes it.
 pub(super) async fn remove(State(app): State<Arc<App>>, Name(name): Name, uri: Uri) -> Result<StatusCode, Problem> {
     no_parameters(&uri)?;
     find(&app, &name)?;
@@ -117,12 +117,12 @@ pub(super) async fn remove(State(app): State<Arc<App>>, Name(name): Name, uri: U
     let shared = app.clone();
     let (evaluator, claim) = blocking(move || {
         let (taken, claim) = shared.store.forget(&name, || shared.pool.take(&name)).map_err(not_stored)?;
-        // Somebody else may have been faster.
+        // Another request may have removed it meanwhile.
         Ok((taken.ok_or(Error::NotFound { name })?, claim))
     })
     .await?;
     let closed = evaluator.close().await;
-    // Now nobody reads the plugin's file any more.
+    // No build reads the plugin's file any more.
     drop(claim);
     gone(closed)
 }
@@ -149,7 +149,7 @@ fn json(value: &impl Serialize) -> Result<Response, Problem> {
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
-/// Where the time went, in milliseconds.
+/// The header `server-timing`, in milliseconds.
 fn server_timing(timings: Timings) -> String {
     let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
     let Timings { wait, build, exec } = timings;
@@ -162,7 +162,7 @@ fn server_timing(timings: Timings) -> String {
 }
 
 async fn is_json(output: &Bytes) -> Result<bool, Error> {
-    // As text first: serde_json does not look into strings that it skips.
+    // Check UTF-8 first: serde_json does not check strings that it skips.
     let parses =
         |bytes: &[u8]| str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
     if output.len() <= QUICK {
@@ -172,7 +172,7 @@ async fn is_json(output: &Bytes) -> Result<bool, Error> {
     blocking(move || Ok(parses(&output))).await
 }
 
-/// Runs what blocks where it may. It runs to its end, whether or not anybody waits for it.
+/// Runs `work` on a blocking thread. It runs to its end even if the returned future is dropped.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {

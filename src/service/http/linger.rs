@@ -1,8 +1,8 @@
-//! What becomes of a request's body that its handler does not read.
+//! The rest of a request's body that its handler did not read.
 //!
-//! Whoever is refused early (too large, no such evaluator, no token) is still sending. Were the connection closed at
-//! once, the system would answer the rest with a reset, and many clients would report that and never see the refusal.
-//! So the rest is read for a while and thrown away.
+//! A client that is refused early (too large, no such evaluator, no token) is still sending. If the connection were
+//! closed at once, the system would answer the rest with a reset, and many clients would report that instead of the
+//! refusal. So the server reads the rest for a while and discards it.
 
 use std::{
     pin::Pin,
@@ -19,13 +19,13 @@ use http_body_util::BodyExt;
 use hyper::body::{Frame, SizeHint};
 use tokio::{runtime::Handle, time::timeout};
 
-/// How long the rest of a body is read, and how much of it.
+/// For how long the rest of a body is read, and how many bytes of it.
 const LINGER: Duration = Duration::from_secs(5);
 const MOST: u64 = 256 * 1024 * 1024;
 
-/// Sees to the rest of a request's body, if there is one.
+/// Has the rest of a request's body read when its handler drops it.
 pub(super) fn wrap(request: Request) -> Request {
-    // Who asks whether to send waits for the answer, and a refusal is one.
+    // A client that asks before it sends (`expect: 100-continue`) takes the refusal for its answer.
     if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
         return request;
     }
@@ -64,7 +64,7 @@ impl Drop for Lingering {
             runtime.spawn(async move {
                 let mut left = MOST;
                 let reading = async {
-                    // Ends with the body, with the connection, or when it has been enough.
+                    // Ends with the body, with the connection, or after `MOST` bytes.
                     while let Some(Ok(frame)) = rest.frame().await {
                         let length = frame.data_ref().map_or(0, Bytes::len) as u64;
                         let Some(still) = left.checked_sub(length) else { return };

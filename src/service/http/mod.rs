@@ -1,18 +1,17 @@
-//! The service over HTTP: which request goes where, and what every request goes through.
+//! The service over HTTP: the routes, and what happens to every request.
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | [`evaluators`] | the requests on evaluators |
+//! | [`evaluators`] | the requests about evaluators |
 //! | [`operations`] | health, readiness, metrics |
-//! | [`request`] | names and parameters, as clients write them |
-//! | [`body`], [`linger`] | request bodies: bounded in size, in time and in sum |
-//! | [`problem`] | errors as clients see them. The only place that knows which status an error has |
+//! | [`request`] | names and parameters, parsed |
+//! | [`body`], [`linger`] | request bodies, bounded in size, time and sum, and the rest of one that is not read |
+//! | [`problem`] | errors as clients see them. Only this file knows the status of an error |
 //! | [`tokens`] | who may use the service |
-//! | [`work`] | what is in flight, for a shutdown to wait for |
+//! | [`work`] | requests in flight, which a shutdown waits for |
 //!
-//! A handler is one future. When its client leaves, hyper drops it, and with it whatever it was waiting for: a place in
-//! a queue, a running guest, a build. What must not be half-done, the store's commits, runs on a blocking thread to its
-//! end.
+//! A handler is one future. When its client leaves, hyper drops that future, which gives up a place in a queue, stops a
+//! guest or leaves a build. Commits of the store must not stop half-way: they run on a blocking thread, to their end.
 
 mod body;
 mod evaluators;
@@ -41,13 +40,15 @@ pub(super) use self::{tokens::Tokens, work::Work};
 use super::store::Store;
 use crate::{Error, ErrorKind, EvaluatorPool, config::LimitSettings};
 
-/// What the requests share.
+/// State that all requests share.
 pub(super) struct App {
     pool: EvaluatorPool,
     store: Arc<Store>,
     plugin_size: u64,
     input_size: u64,
-    bodies: Bodies,
+    /// Separate budgets: an upload is held until it is built, and must not keep out evaluations meanwhile.
+    uploads: Bodies,
+    inputs: Bodies,
     tokens: Option<Tokens>,
     work: Work,
     exporter: PrometheusHandle,
@@ -66,7 +67,8 @@ impl App {
             store: Arc::new(store),
             plugin_size: limits.plugin_size,
             input_size: limits.input_size,
-            bodies: Bodies::new(limits.plugin_size.max(limits.input_size)),
+            uploads: Bodies::new(limits.plugin_size),
+            inputs: Bodies::new(limits.input_size),
             tokens,
             work: Work::default(),
             exporter,
@@ -97,19 +99,19 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/readyz", get(operations::readyz))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        .layer(middleware::from_fn_with_state(app.clone(), conduct))
+        .layer(middleware::from_fn_with_state(app.clone(), handle))
         .with_state(app)
 }
 
-/// What every request goes through, whatever it is for.
-async fn conduct(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+/// Handles every request, whatever its route.
+async fn handle(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let (method, path, began) = (request.method().clone(), request.uri().path().to_owned(), Instant::now());
-    // A bug in the handling of one request must not take its connection, and the answer, with it.
+    // A panic in a handler must not lose the answer and the connection.
     let answered = AssertUnwindSafe(next.run(linger::wrap(request))).catch_unwind().await;
     let panicked = Error::Internal { reason: "the request's handler panicked", cause: None };
     let mut response = answered.unwrap_or_else(|_| Problem::from(panicked).into_response());
     let headers = response.headers_mut();
-    // Outputs are strangers': a browser must not take one for a page.
+    // A plugin chooses its output: a browser must not take it for a page.
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if app.work.is_draining() {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -118,7 +120,7 @@ async fn conduct(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     response
 }
 
-/// Refuses new work while the server drains, and counts what it lets through.
+/// Refuses new work while the server drains, and counts the requests that it admits.
 async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     match app.work.begin() {
         Some(_in_flight) => next.run(request).await,

@@ -1,4 +1,4 @@
-//! What those who run the server ask it: health, readiness, metrics.
+//! The requests of operators: health, readiness, metrics.
 
 use std::sync::Arc;
 
@@ -9,22 +9,23 @@ use axum::{
 };
 
 use super::{App, evaluators::blocking, problem::Problem};
-use crate::Error;
+use crate::{Error, service::process};
 
-/// 200 while the process answers at all.
+/// 200 while the process is alive.
 pub(super) async fn healthz() -> &'static str {
     "alive\n"
 }
 
-/// 200 while it takes work.
+/// 200 while the server takes work, 503 while it drains.
 pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, Problem> {
     if app.work.is_draining() { Err(Error::ShuttingDown.into()) } else { Ok("ready\n") }
 }
 
-/// Every metric, as Prometheus reads them.
+/// Every metric, in Prometheus's text format.
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Problem> {
-    // Reads the system's files about this process, then writes some hundred lines.
+    // Reads files of `/proc` and renders some hundred lines.
     let text = blocking(move || {
+        process::publish();
         let _ = app.pool.slots();
         Ok(app.exporter.render())
     })

@@ -1,4 +1,4 @@
-//! Errors as clients see them: RFC 9457 problem details. The only place that knows which status an error has.
+//! Errors as clients see them: RFC 9457 problem details. Only this file knows the status of an error.
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -8,13 +8,13 @@ use serde::Serialize;
 
 use crate::{Error, ErrorKind};
 
-/// Before this, the `kind` is the type's address: each kind is a type of problem.
-const TYPES: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "#");
+/// A problem's type is this with the error's kind appended, which leads to the section about that kind.
+const TYPES: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/ERRORS.md#");
 
-/// How soon a client that met a full queue may try again, in seconds.
+/// After how many seconds a client may try again.
 const RETRY_AFTER: &str = "1";
 
-/// A longer detail is cut: some of it is a plugin's, such as the names of its exports.
+/// A longer detail is cut: a plugin chooses some of it, such as the names of its exports.
 const MAX_DETAIL: usize = 8 * 1024;
 
 /// An error on its way to a client.
@@ -26,7 +26,7 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    /// A problem that HTTP has a status of its own for; others come [from an error](From).
+    /// A problem with a status of its own; others are made [from an error](From).
     pub(super) fn new(status: StatusCode, kind: ErrorKind, detail: impl Into<String>) -> Self {
         Self { status, kind, detail: detail.into() }
     }
@@ -35,13 +35,13 @@ impl Problem {
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let kind = error.kind();
-        // What the client is not told must be found somewhere.
+        // The client does not see the cause: log it.
         match kind {
             ErrorKind::Internal => tracing::error!(error = %error.chain(), "a request failed"),
             ErrorKind::SourceUnavailable => tracing::warn!(error = %error.chain(), "a stored plugin cannot be read"),
             _ => {}
         }
-        Self { status: status(kind), kind, detail: error.to_string() }
+        Self { status: status_and_title(kind).0, kind, detail: error.to_string() }
     }
 }
 
@@ -63,7 +63,7 @@ impl IntoResponse for Problem {
         }
         let body = Body {
             r#type: format!("{TYPES}{kind}"),
-            title: title(kind),
+            title: status_and_title(kind).1,
             status: status.as_u16(),
             detail: &detail,
             kind: kind.as_str(),
@@ -73,7 +73,7 @@ impl IntoResponse for Problem {
         let extra = match status {
             StatusCode::TOO_MANY_REQUESTS => Some((header::RETRY_AFTER, RETRY_AFTER)),
             StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, "Bearer")),
-            // The rest of the request is not read, so nothing that follows it can be.
+            // The rest of the request is not read, so no further request can follow.
             StatusCode::REQUEST_TIMEOUT => Some((header::CONNECTION, "close")),
             _ => None,
         };
@@ -84,57 +84,35 @@ impl IntoResponse for Problem {
     }
 }
 
-fn status(kind: ErrorKind) -> StatusCode {
-    match kind {
-        ErrorKind::NotFound => StatusCode::NOT_FOUND,
-        ErrorKind::InvalidName | ErrorKind::InvalidRequest => StatusCode::BAD_REQUEST,
-        ErrorKind::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        ErrorKind::InvalidPlugin
-        | ErrorKind::EntryPointMissing
-        | ErrorKind::DigestMismatch
-        | ErrorKind::BuildTimeout
-        | ErrorKind::GuestTrap
-        | ErrorKind::GuestError
-        | ErrorKind::GuestExit
-        | ErrorKind::OutOfMemory
-        | ErrorKind::OutOfFuel
-        | ErrorKind::OutputTooLarge => StatusCode::UNPROCESSABLE_ENTITY,
-        ErrorKind::Saturated | ErrorKind::WaitTimeout => StatusCode::TOO_MANY_REQUESTS,
-        ErrorKind::ExecTimeout => StatusCode::GATEWAY_TIMEOUT,
-        ErrorKind::Closed => StatusCode::CONFLICT,
-        ErrorKind::ShuttingDown | ErrorKind::SourceUnavailable => StatusCode::SERVICE_UNAVAILABLE,
-        ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
-        // Nobody is left to hear of `cancelled`.
-        ErrorKind::Cancelled | ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-    }
-}
-
-fn title(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::NotFound => "Not found",
-        ErrorKind::InvalidName => "Not an evaluator name",
-        ErrorKind::InvalidRequest => "The request cannot be understood",
-        ErrorKind::SourceUnavailable => "The plugin cannot be read",
-        ErrorKind::InvalidPlugin => "Not a valid plugin",
-        ErrorKind::EntryPointMissing => "No such entry point",
-        ErrorKind::DigestMismatch => "Not the promised plugin",
-        ErrorKind::PayloadTooLarge => "Too large",
-        ErrorKind::BuildTimeout => "The plugin took too long to build",
-        ErrorKind::Saturated => "Nothing is free and the queue is full",
-        ErrorKind::WaitTimeout => "Nothing came free in time",
-        ErrorKind::ExecTimeout => "The plugin ran too long",
-        ErrorKind::GuestTrap => "The plugin trapped",
-        ErrorKind::GuestError => "The plugin reported an error",
-        ErrorKind::GuestExit => "The plugin exited",
-        ErrorKind::OutOfMemory => "The plugin ran out of memory",
-        ErrorKind::OutOfFuel => "The plugin ran out of fuel",
-        ErrorKind::OutputTooLarge => "The plugin's output is too large",
-        ErrorKind::Closed => "The evaluator is closed",
-        ErrorKind::ShuttingDown => "The server is shutting down",
-        ErrorKind::Cancelled => "Cancelled",
-        ErrorKind::Unauthorized => "A valid token is required",
-        ErrorKind::Internal => "Internal error",
-    }
+/// The status and the title of each kind. `ERRORS.md` has the same, with what to do.
+fn status_and_title(kind: ErrorKind) -> (StatusCode, &'static str) {
+    let (status, title) = match kind {
+        ErrorKind::NotFound => (404, "Not found"),
+        ErrorKind::InvalidName => (400, "Not an evaluator name"),
+        ErrorKind::InvalidRequest => (400, "The request cannot be understood"),
+        ErrorKind::SourceUnavailable => (503, "The plugin cannot be read"),
+        ErrorKind::InvalidPlugin => (422, "Not a valid plugin"),
+        ErrorKind::EntryPointMissing => (422, "No such entry point"),
+        ErrorKind::DigestMismatch => (422, "Not the promised plugin"),
+        ErrorKind::PayloadTooLarge => (413, "Too large"),
+        ErrorKind::BuildTimeout => (422, "The plugin took too long to build"),
+        ErrorKind::Saturated => (429, "Nothing is free and the queue is full"),
+        ErrorKind::WaitTimeout => (429, "Nothing came free in time"),
+        ErrorKind::ExecTimeout => (504, "The plugin ran too long"),
+        ErrorKind::GuestTrap => (422, "The plugin trapped"),
+        ErrorKind::GuestError => (422, "The plugin reported an error"),
+        ErrorKind::GuestExit => (422, "The plugin exited"),
+        ErrorKind::OutOfMemory => (422, "The plugin ran out of memory"),
+        ErrorKind::OutOfFuel => (422, "The plugin ran out of fuel"),
+        ErrorKind::OutputTooLarge => (422, "The plugin's output is too large"),
+        ErrorKind::Closed => (409, "The evaluator is closed"),
+        ErrorKind::ShuttingDown => (503, "The server is shutting down"),
+        // The caller is gone: no client sees this status.
+        ErrorKind::Cancelled => (500, "Cancelled"),
+        ErrorKind::Unauthorized => (401, "A valid token is required"),
+        ErrorKind::Internal => (500, "Internal error"),
+    };
+    (StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), title)
 }
 
 #[cfg(test)]
@@ -150,8 +128,21 @@ mod tests {
                 kind.as_str(),
                 "exec_timeout" | "shutting_down" | "source_unavailable" | "cancelled" | "internal"
             );
-            assert_eq!(status(*kind).is_server_error(), ours, "{kind}");
+            assert_eq!(status_and_title(*kind).0.is_server_error(), ours, "{kind}");
         }
+    }
+
+    #[test]
+    fn every_kind_is_described_where_its_type_leads_to() {
+        let described = include_str!("../../../ERRORS.md");
+        for kind in ErrorKind::ALL {
+            let (status, title) = status_and_title(*kind);
+            let status = if *kind == ErrorKind::Cancelled { String::new() } else { format!("{} ", status.as_u16()) };
+            let section = format!("\n### `{kind}`\n\n**{status}{title}.** ");
+            assert_eq!(described.matches(&section).count(), 1, "{section}");
+        }
+        assert_eq!(described.matches("\n### ").count(), ErrorKind::ALL.len());
+        assert!(described.contains(&format!("\"{TYPES}not_found\"")));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Names and parameters, as clients write them.
+//! Names and parameters of requests, parsed.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use super::problem::Problem;
 use crate::{
     Digest, Error, ErrorKind,
     pool::check_name,
-    service::{cli::word, store::Manner},
+    service::{cli::word, store::RunOptions},
 };
 
-/// The evaluator's name in a path, decoded and held to its rule.
+/// The evaluator's name in a path, decoded and checked.
 pub(super) struct Name(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Name {
@@ -30,10 +30,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     }
 }
 
-/// What an upload says beside its bytes.
+/// The parameters of an upload.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Upload {
-    pub(super) manner: Manner,
+    pub(super) options: RunOptions,
     pub(super) digest: Option<Digest>,
 }
 
@@ -45,7 +45,7 @@ impl Upload {
             return Err(Error::invalid_request("entry_point is empty; leave it out to have one chosen"));
         }
         Ok(Self {
-            manner: Manner {
+            options: RunOptions {
                 entry_point,
                 isolation: value(&mut said, "isolation", word)?,
                 wasi: value(&mut said, "wasi", word)?,
@@ -55,7 +55,7 @@ impl Upload {
     }
 }
 
-/// Which part of the list is asked for.
+/// The parameters of a listing.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Page {
     pub(super) limit: usize,
@@ -76,7 +76,7 @@ impl Page {
     }
 }
 
-/// Refuses parameters where there are none to give: one that is ignored would be believed.
+/// Refuses parameters where a request takes none: a client would believe that an ignored one had worked.
 pub(super) fn no_parameters(uri: &Uri) -> Result<(), Error> {
     parameters(uri, &[]).map(drop)
 }
@@ -108,7 +108,7 @@ fn value<T, E: std::fmt::Display>(
         .transpose()
 }
 
-/// Bodies are taken as they are: one that is coded would reach the engine, or the guest, undecoded.
+/// Refuses compressed bodies: nothing here decodes them, so that the engine or the guest would get the wrong bytes.
 pub(super) fn check_not_coded(headers: &HeaderMap) -> Result<(), Problem> {
     match header_text(headers, &header::CONTENT_ENCODING) {
         None | Some("identity") => Ok(()),
@@ -116,7 +116,8 @@ pub(super) fn check_not_coded(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-/// Whether the body of an upload can be a WebAssembly binary. Tools that send a file as it is often name no type.
+/// Refuses uploads whose type is not WebAssembly. Many tools that send a file name no type, or
+/// `application/octet-stream`.
 pub(super) fn check_is_wasm(headers: &HeaderMap) -> Result<(), Problem> {
     let named = header_text(headers, &header::CONTENT_TYPE);
     let essence = named.map(|text| text.split(';').next().unwrap_or(text).trim().to_ascii_lowercase());
@@ -149,9 +150,9 @@ mod tests {
     fn an_upload_says_how_it_is_run() {
         let digest = Digest::of(b"plugin");
         let uri = format!("/x?entry_point=a%20b&isolation=reuse&wasi=off&digest=sha256%3A{}", digest.hex());
-        let manner =
-            Manner { entry_point: Some("a b".into()), isolation: Some(Isolation::Reuse), wasi: Some(Wasi::Off) };
-        assert_eq!(Upload::of(&uri.parse().unwrap()).unwrap(), Upload { manner, digest: Some(digest) });
+        let options =
+            RunOptions { entry_point: Some("a b".into()), isolation: Some(Isolation::Reuse), wasi: Some(Wasi::Off) };
+        assert_eq!(Upload::of(&uri.parse().unwrap()).unwrap(), Upload { options, digest: Some(digest) });
         assert_eq!(Upload::of(&"/x".parse().unwrap()).unwrap(), Upload::default());
     }
 

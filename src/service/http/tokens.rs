@@ -1,19 +1,19 @@
-//! Who may use the service: whoever shows one of the tokens in `service.token_file`, one a line.
+//! Access to the service: clients show one of the tokens in `service.token_file`, which has one a line.
 
 use std::{fs, io, path::Path};
 
 use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
 
-/// The tokens' hashes. Comparing those, all of them and to their ends, tells a client nothing by the time it takes.
+/// The tokens' hashes. Every hash is compared, to its end, so that the time it takes tells a client nothing.
 pub(in crate::service) struct Tokens(Vec<[u8; 32]>);
 
 impl Tokens {
-    /// Reads the file. Space around a token, empty lines and those that begin with `#` mean nothing.
+    /// Reads the file. Space around a token, empty lines and lines that begin with `#` are ignored.
     ///
     /// # Errors
     ///
-    /// It cannot be read, or holds no token.
+    /// The file cannot be read, or holds no token.
     pub(in crate::service) fn read(path: &Path) -> io::Result<Self> {
         let text = fs::read_to_string(path)?;
         let tokens: Vec<_> = text
@@ -25,13 +25,13 @@ impl Tokens {
         if tokens.is_empty() { Err(io::Error::other("it holds no token")) } else { Ok(Self(tokens)) }
     }
 
-    /// Whether a request shows one of them, as `authorization: Bearer TOKEN`.
+    /// Whether a request shows one of the tokens, as `authorization: Bearer TOKEN`.
     pub(super) fn admit(&self, headers: &HeaderMap) -> bool {
         let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let Some((scheme, token)) = shown.and_then(|value| value.split_once(' ')) else { return false };
         let shown = hash(token.trim());
         let equal = |token: &&[u8; 32]| token.iter().zip(shown).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0;
-        // Counted, not searched for.
+        // Counts instead of stopping at the first match, for the same reason.
         self.0.iter().filter(equal).count() > 0 && scheme.eq_ignore_ascii_case("bearer")
     }
 }

@@ -1,29 +1,29 @@
-//! What is in flight, for a shutdown to wait for.
+//! Requests in flight, which a shutdown waits for.
 
 use tokio::sync::watch;
 
 #[derive(Debug, Clone, Copy, Default)]
-struct State {
+struct WorkState {
     in_flight: usize,
     draining: bool,
 }
 
-/// Counts requests, and stops letting more in.
+/// Counts requests in flight, and refuses new ones while the server drains.
 #[derive(Debug, Default)]
 pub(in crate::service) struct Work {
-    /// Both in one place: a request is either counted or refused, never neither.
-    state: watch::Sender<State>,
+    /// One value holds both, so that each request is either counted or refused.
+    state: watch::Sender<WorkState>,
 }
 
 impl Work {
-    /// Counts a request until the guard is dropped; `None` while draining.
+    /// Counts a request until the guard is dropped. `None` while the server drains.
     pub(super) fn begin(&self) -> Option<InFlight<'_>> {
         let begun = self.state.send_if_modified(|state| {
             let admitted = !state.draining;
             state.in_flight += usize::from(admitted);
             admitted
         });
-        // Not `then_some`: a guard that is made and dropped would count what was never begun.
+        // Not `then_some`: that would make and drop a guard for a refused request, and count it down.
         begun.then(|| InFlight(self))
     }
 
@@ -31,14 +31,14 @@ impl Work {
         self.state.borrow().draining
     }
 
-    /// Lets nothing in any more.
+    /// Refuses new requests from now on.
     pub(in crate::service) fn drain(&self) {
         self.state.send_modify(|state| state.draining = true);
     }
 
-    /// Waits until nothing is in flight.
+    /// Waits until no request is in flight.
     pub(in crate::service) async fn idle(&self) {
-        // The sender is here, so this ends for no other reason.
+        // Cannot fail: `self` holds the sender.
         let _ = self.state.subscribe().wait_for(|state| state.in_flight == 0).await;
     }
 }

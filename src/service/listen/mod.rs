@@ -1,16 +1,15 @@
 //! Connections: how many, how long a client may stall, and how they end.
 //!
-//! axum's own `serve` has no bound on connections and no limit on the time to read a request's head. Here each
-//! connection holds one of `service.max_connections` slots, and everything that a client can make the server wait for
-//! has an end:
+//! axum's own `serve` bounds neither the number of connections nor the time to read a request's head. Here each
+//! connection holds one of `service.max_connections` slots, and the server waits for nothing without a bound:
 //!
 //! | the client | bound |
 //! |---|---|
 //! | is silent, or slow with a request's head | [`HEAD`], then the connection ends |
-//! | is slow with a request's body | by [`http`](super::http), which answers 408 |
+//! | is slow with a request's body | [`http`](super::http) answers 408 |
 //! | does not read the answer | [`WRITE`], then the connection ends |
-//! | leaves while its request is handled | noticed at once: hyper drops the handler's future |
-//! | leaves with a further request sent ahead | not noticed before the first is answered, which has bounds of its own |
+//! | leaves while its request is handled | hyper notices at once and drops the handler's future |
+//! | leaves after sending a second request ahead | noticed once the first is answered, which has bounds of its own |
 
 mod writes;
 
@@ -32,22 +31,22 @@ use tokio::{
 
 use self::writes::BoundedWrites;
 
-/// How long a connection may be without a whole request head: when it is new, and between two requests.
+/// How long a connection may wait for a whole request head, when it is new and between requests.
 const HEAD: Duration = Duration::from_secs(30);
 
 /// How long a client may leave an answer unread.
 const WRITE: Duration = Duration::from_secs(30);
 
-/// How long answers that are ready may take to be sent once the server ends.
+/// How long a server that ends keeps sending the answers that are ready.
 const FLUSH: Duration = Duration::from_secs(2);
 
-/// What one connection may buffer of requests, in bytes; also the largest head.
+/// Bytes of requests that one connection may buffer; also the largest head.
 const BUFFER: usize = 64 * 1024;
 
-/// Pause after a failure to accept, which is a lack of something (file descriptors) that takes a while to pass.
+/// Pause after a failure to accept: a lack of file descriptors takes a while to pass.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// Accepts connections and serves `router` on them until `stop`; then lets the answers in progress be sent.
+/// Accepts connections and serves `router` on them until `stop`; then sends the answers in progress.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
@@ -58,7 +57,7 @@ pub(super) async fn serve(
     let graceful = GracefulShutdown::new();
     let accepting = async {
         let slots = Arc::new(Semaphore::new(max_connections));
-        // The slot first: a connection that is over the bound waits in the system's queue.
+        // Take the slot first: connections beyond the bound wait in the system's queue.
         while let Ok(slot) = slots.clone().acquire_owned().await {
             let stream = accept(&listener).await;
             let service = TowerToHyperService::new(router.clone());
@@ -83,14 +82,14 @@ pub(super) async fn serve(
     }
     drop(listener);
     let _ = timeout(FLUSH, graceful.shutdown()).await;
-    // Whatever is left is dropped with the set, and with it what its requests were doing.
+    // Dropping the set drops the connections that are left, and with them their requests.
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                // Answers are written whole; waiting for more to send would only delay them.
+                // Answers are written whole: Nagle's algorithm would only delay them.
                 let _ = stream.set_nodelay(true);
                 return stream;
             }
@@ -149,7 +148,7 @@ mod tests {
         }
     }
 
-    /// What comes until `enough`, or until the server closes.
+    /// Receives until `enough`, or until the server closes.
     async fn receive(stream: &TcpStream, enough: impl Fn(&[u8]) -> bool) -> Vec<u8> {
         let mut all = Vec::new();
         while !enough(&all) {
@@ -208,7 +207,7 @@ mod tests {
         let served = served(1).await;
         let deaf = served.connect().await;
         send(&deaf, b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n").await;
-        // The one slot comes free although the first client stays.
+        // The only slot comes free although the first client stays connected.
         let next = served.connect().await;
         send(&next, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
         assert!(is_answered(&receive(&next, is_answered).await));

@@ -1,4 +1,4 @@
-//! A connection whose writes have an end: a client that stops reading must not hold its slot for ever.
+//! A connection whose writes time out: a client that stops reading must not hold its slot for ever.
 
 use std::{
     io::{self, IoSlice},
@@ -13,11 +13,11 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// Fails with `TimedOut` when nothing at all could be written for a while. Reads are as they are.
+/// A write fails with `TimedOut` if not one byte could be written for `patience`. Reads are unchanged.
 pub(super) struct BoundedWrites {
     stream: TcpStream,
     patience: Duration,
-    /// Set while a write waits.
+    /// The timer of a write that waits.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 

@@ -1,4 +1,4 @@
-//! Plugins under their digests, and who needs each: a file that nobody needs is removed.
+//! The stored plugins, each under its digest, with a count of its uses. A file that is no longer used is removed.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -14,13 +14,13 @@ use crate::{Digest, background};
 #[derive(Debug)]
 pub(super) struct Blobs {
     folder: PathBuf,
-    /// How many need each: evaluators, and claims. A file is removed under this lock, when its last claim goes; whoever
-    /// claims it before writing it is thus never robbed of it.
+    /// How many evaluators and claims use each plugin. A file is removed under this lock when its count reaches 0. A
+    /// writer claims it first, so that its file is never removed under it.
     needed: Mutex<HashMap<Digest, usize>>,
 }
 
 impl Blobs {
-    /// `needed`: the plugin of each evaluator.
+    /// `needed`: the plugin of each stored evaluator.
     pub(super) fn new(folder: PathBuf, needed: impl Iterator<Item = Digest>) -> Self {
         let mut counts = HashMap::new();
         needed.for_each(|digest| *counts.entry(digest).or_default() += 1);
@@ -31,7 +31,7 @@ impl Blobs {
         self.folder.join(format!("sha256-{}.wasm", digest.hex()))
     }
 
-    /// Removes what was not written to its end, and plugins that nobody needs if `may_remove` says so.
+    /// Removes temporary files and, if `may_remove`, plugins that no evaluator uses.
     pub(super) fn tidy(&self, may_remove: bool) -> io::Result<()> {
         for path in files::tidied(&self.folder)? {
             match digest_of(&path) {
@@ -44,18 +44,19 @@ impl Blobs {
     }
 
     fn needed(&self) -> MutexGuard<'_, HashMap<Digest, usize>> {
-        // Counts are changed in one step each.
+        // Each change is one step: a panic leaves no count half-changed.
         self.needed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn digest_of(path: &Path) -> Option<Digest> {
     let hex = path.file_name()?.to_str()?.strip_prefix("sha256-")?.strip_suffix(".wasm")?;
-    // Only the way that it is written here: another spelling of a digest would not be found again.
+    // Only the spelling that `path` makes: a file with another would never be found again.
     format!("sha256:{hex}").parse().ok().filter(|digest: &Digest| digest.hex() == hex)
 }
 
-/// A need for a plugin's file. When the last one for it is dropped, the file is removed, on a thread that may block.
+/// Keeps a plugin's file. When the last claim on it is dropped and no evaluator uses it, a background thread removes
+/// the file.
 #[derive(Debug)]
 pub(in crate::service) struct Claim {
     blobs: Arc<Blobs>,
@@ -69,12 +70,12 @@ impl Claim {
         Self::adopt(blobs, digest)
     }
 
-    /// Takes over a need that is counted already.
+    /// Takes over a use that is counted already.
     pub(super) fn adopt(blobs: Arc<Blobs>, digest: Digest) -> Self {
         Self { blobs, digest, kept: false }
     }
 
-    /// The need stays counted, without the claim.
+    /// Leaves the use counted, for the evaluator that now has it.
     pub(super) fn keep(mut self) -> Digest {
         self.kept = true;
         self.digest
@@ -97,7 +98,7 @@ impl Drop for Claim {
     }
 }
 
-/// The end of a claim, where it may block.
+/// Ends a claim when dropped. Blocks, so it is dropped on another thread.
 struct Release {
     blobs: Arc<Blobs>,
     digest: Digest,

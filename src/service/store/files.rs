@@ -6,10 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Ends the names of files that are being written.
+/// Suffix of files that are being written.
 const PART: &str = ".part";
 
-/// Writes a file in one step: beside it first, then synced, then renamed over whatever had its name.
+/// Writes a temporary file beside `path`, syncs it, and renames it to `path`: readers see the old content or the new.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut part = tempfile::Builder::new().prefix(".evalpool-").suffix(PART).tempfile_in(folder_of(path))?;
     part.write_all(bytes)?;
@@ -18,17 +18,16 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes what was renamed in a file's folder, or removed from it, survive a failure of the machine.
+/// Syncs a file's folder, so that renames and removals in it survive a failure of the machine.
 pub(super) fn sync_folder_of(path: &Path) -> io::Result<()> {
-    // Elsewhere a folder cannot be opened as a file.
-    if cfg!(unix) { File::open(folder_of(path))?.sync_all() } else { Ok(()) }
+    File::open(folder_of(path))?.sync_all()
 }
 
 fn folder_of(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("."))
 }
 
-/// What is in a folder, without what a server that was killed had not written to its end: that is removed.
+/// Removes the temporary files that a killed server left in a folder, and returns the paths of the rest.
 pub(super) fn tidied(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut whole = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -43,7 +42,7 @@ pub(super) fn tidied(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(whole)
 }
 
-/// Removes a file that nobody needs, if it is there. A failure costs its space, until the next start.
+/// Removes a file that is no longer needed, if it exists. A failure is logged; the next start tries again.
 pub(super) fn remove(path: &Path) {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

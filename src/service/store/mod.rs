@@ -1,4 +1,4 @@
-//! The folder that evaluators are kept in.
+//! The folder in which evaluators are stored.
 //!
 //! ```text
 //! lock                          held by the one server that uses the folder
@@ -9,18 +9,17 @@
 //!
 //! # The order of an upload
 //!
-//! 1. [`stage`](Store::stage) writes the plugin under its digest. That commits to nothing: a file that no evaluator
-//!    names is removed when its [`Claim`] goes, or at the next start.
-//! 2. The pool builds and validates it *from that file*, so that the bytes are not held for as long as the evaluator
-//!    lives, and what is validated is what a later build reads.
-//! 3. [`commit`](Store::commit) writes the evaluator's file, whose renaming is the commit, and publishes to the pool
-//!    under the same lock: of two uploads of one name, the one that is later in the folder is later in the pool.
+//! 1. [`stage`](Store::stage) writes the plugin under its digest. Nothing is committed yet: a file that no evaluator
+//!    names is removed when its last [`Claim`] is dropped, or at the next start.
+//! 2. The pool builds and validates the plugin from the bytes of the upload, and then drops them: an evaluator that is
+//!    cold for weeks holds no memory. Later builds read the file and compare its digest.
+//! 3. [`commit`](Store::commit) writes the evaluator's file and publishes to the pool, under one lock: when two uploads
+//!    of one name race, folder and pool agree on which came last. The file's renaming is the commit.
 //!
-//! Considered and not taken: building from the bytes and storing afterwards (the spec would hold them, 32 MiB for an
-//! evaluator that may be cold for weeks), and one lock around all three steps (one slow build would hold up every
-//! upload).
+//! Considered and rejected: staging after the build (a full disk would be noticed only after a compile), and one lock
+//! around all three steps (one slow build would hold up every upload).
 //!
-//! Everything here blocks: callers on an async runtime use its blocking threads.
+//! Everything here blocks: call it from a blocking thread.
 
 mod blobs;
 mod files;
@@ -39,10 +38,10 @@ use self::blobs::Blobs;
 pub(super) use self::blobs::Claim;
 use crate::{Digest, Isolation, Plugin, Source, Spec, Wasi};
 
-/// A larger file is not one of ours.
+/// A larger file was not written by this program.
 const MAX_RECORD: u64 = 64 * 1024;
 
-/// An evaluator as it is kept. A field that is not known is refused: a later version's restriction must not be lost.
+/// An evaluator's file. Unknown fields are refused: this version must not ignore a restriction that a later one wrote.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Record {
@@ -56,15 +55,30 @@ pub(super) struct Record {
     wasi: Option<Wasi>,
 }
 
-/// How an evaluator is to be run. What is left open is as the settings say, also after those have changed.
+/// How to run an evaluator. Where a field is `None` the settings decide, also after they have changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Manner {
+pub(super) struct RunOptions {
     pub(super) entry_point: Option<String>,
     pub(super) isolation: Option<Isolation>,
     pub(super) wasi: Option<Wasi>,
 }
 
-/// A plugin that is in the folder and not yet any evaluator's. Dropping it removes the file, if no evaluator names it.
+impl RunOptions {
+    pub(super) fn apply(self, mut spec: Spec) -> Spec {
+        if let Some(entry_point) = self.entry_point {
+            spec = spec.with_entry_point(entry_point);
+        }
+        if let Some(isolation) = self.isolation {
+            spec = spec.with_isolation(isolation);
+        }
+        if let Some(wasi) = self.wasi {
+            spec = spec.with_wasi(wasi);
+        }
+        spec
+    }
+}
+
+/// A plugin that is in the folder, but not committed. Dropping it removes the file unless an evaluator names it.
 #[derive(Debug)]
 pub(super) struct Staged {
     claim: Claim,
@@ -73,41 +87,31 @@ pub(super) struct Staged {
 
 impl Staged {
     /// The spec that builds it from the folder.
-    pub(super) fn spec(&self, manner: &Manner) -> Spec {
-        spec(self.claim.path(), self.claim.digest(), manner)
+    pub(super) fn spec(&self, options: &RunOptions) -> Spec {
+        spec(self.claim.path(), self.claim.digest(), options)
     }
 }
 
-fn spec(path: PathBuf, digest: Digest, manner: &Manner) -> Spec {
-    let mut spec = Spec::new(Source::File(path)).with_digest(digest);
-    if let Some(entry_point) = &manner.entry_point {
-        spec = spec.with_entry_point(entry_point);
-    }
-    if let Some(isolation) = manner.isolation {
-        spec = spec.with_isolation(isolation);
-    }
-    if let Some(wasi) = manner.wasi {
-        spec = spec.with_wasi(wasi);
-    }
-    spec
+fn spec(path: PathBuf, digest: Digest, options: &RunOptions) -> Spec {
+    options.clone().apply(Spec::new(Source::File(path)).with_digest(digest))
 }
 
-/// The folder, used by this process alone.
+/// The folder, locked by this process.
 #[derive(Debug)]
 pub(super) struct Store {
     evaluators: PathBuf,
     blobs: Arc<Blobs>,
-    /// Which plugin each evaluator's file names. Held while such a file is written or removed and the pool is told, so
-    /// that folder and pool agree; never while a plugin is written or built.
+    /// Which plugin each evaluator's file names. The lock is held while such a file is written or removed and the pool
+    /// is told, so that folder and pool agree; never while a plugin is written or built.
     named: Mutex<BTreeMap<String, Digest>>,
-    /// Holds the lock until it is dropped, or the process is gone.
+    /// Keeps the folder locked until it is dropped or the process ends.
     _lock: File,
 }
 
 impl Store {
-    /// Makes the folder if need be, locks it, tidies it, and gives what is in it.
+    /// Creates the folder if it is missing, locks and tidies it, and returns the evaluators in it.
     ///
-    /// What cannot be read is logged, left where it is, and left out.
+    /// Files that cannot be read are logged and left alone.
     ///
     /// # Errors
     ///
@@ -125,15 +129,22 @@ impl Store {
         let (records, all_read) = read_records(&evaluators)?;
         let named: BTreeMap<_, _> = records.iter().map(|(record, digest)| (record.name.clone(), *digest)).collect();
         let blobs = Blobs::new(plugins, named.values().copied());
-        // A file that cannot be read may name any of the plugins, and may be mended.
+        // A file that cannot be read may name any of the plugins, and may be repaired later.
         blobs.tidy(all_read)?;
         let specs = records.into_iter().filter_map(|(record, digest)| found(&blobs, record, digest)).collect();
         Ok((Self { evaluators, blobs: Arc::new(blobs), named: Mutex::new(named), _lock: lock }, specs))
     }
 
     fn named(&self) -> MutexGuard<'_, BTreeMap<String, Digest>> {
-        // The map follows the files, one insertion or removal after each: nothing is half-done in it.
+        // Each change is one insertion or removal: a panic leaves nothing half-done.
         self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Failures are only logged: the change is made, and lost only if the machine fails right now.
+    fn sync_evaluators(&self, path: &Path) {
+        if let Err(error) = files::sync_folder_of(path) {
+            tracing::warn!(folder = %self.evaluators.display(), %error, "the folder cannot be synced");
+        }
     }
 
     /// Writes a plugin under its digest.
@@ -143,22 +154,22 @@ impl Store {
     /// It cannot be written.
     pub(super) fn stage(&self, plugin: &Plugin) -> io::Result<Staged> {
         let claim = Claim::new(self.blobs.clone(), plugin.digest());
-        // Also when there is one already: what a damaged disk has made of it is mended by uploading it again.
+        // Also if the file exists: a new upload repairs one that a bad disk has damaged.
         files::write(&claim.path(), plugin.bytes())?;
         files::sync_folder_of(&claim.path())?;
         Ok(Staged { claim, size: plugin.bytes().len() as u64 })
     }
 
-    /// Makes a staged plugin the evaluator `name`, and calls `publish` before anybody else can change the folder.
+    /// Writes the evaluator's file for a staged plugin, and calls `publish` before anyone else can change the folder.
     ///
     /// # Errors
     ///
-    /// It cannot be written. Then nothing has changed and `publish` was not called.
+    /// The file cannot be written. Then nothing has changed and `publish` was not called.
     pub(super) fn commit<T>(
         &self,
         name: &str,
         entry_point: &str,
-        manner: &Manner,
+        options: &RunOptions,
         staged: Staged,
         publish: impl FnOnce() -> T,
     ) -> io::Result<T> {
@@ -168,31 +179,28 @@ impl Store {
             digest: claim.digest().to_string(),
             entry_point: entry_point.to_owned(),
             size_bytes: size,
-            isolation: manner.isolation,
-            wasi: manner.wasi,
+            isolation: options.isolation,
+            wasi: options.wasi,
         };
         let path = self.evaluators.join(file_name(name));
         let json = serde_json::to_vec_pretty(&record)?;
         let mut named = self.named();
         files::write(&path, &json)?;
-        // Past the commit: a folder that cannot be synced has the file all the same, unless the machine fails now.
-        if let Err(error) = files::sync_folder_of(&path) {
-            tracing::warn!(folder = %self.evaluators.display(), %error, "the folder cannot be synced");
-        }
+        self.sync_evaluators(&path);
         let replaced = named.insert(name.to_owned(), claim.keep());
         let published = publish();
         drop(named);
-        // After the pool has let go of it: a build of the old plugin must not miss its file.
+        // Only now that the pool no longer builds the old plugin may its file go.
         drop(replaced.map(|digest| Claim::adopt(self.blobs.clone(), digest)));
         Ok(published)
     }
 
-    /// Removes the evaluator's file, if there is one, and calls `forget` before anybody else can change the folder. The
-    /// claim is on its plugin: drop it when the pool has let go of it.
+    /// Removes the evaluator's file, if there is one, and calls `forget` before anyone else can change the folder.
+    /// Returns a claim on its plugin, to be dropped once the pool no longer needs the file.
     ///
     /// # Errors
     ///
-    /// It cannot be removed. Then nothing has changed and `forget` was not called.
+    /// The file cannot be removed. Then nothing has changed and `forget` was not called.
     pub(super) fn forget<T>(&self, name: &str, forget: impl FnOnce() -> T) -> io::Result<(T, Option<Claim>)> {
         let path = self.evaluators.join(file_name(name));
         let mut named = self.named();
@@ -200,21 +208,19 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        if let Err(error) = files::sync_folder_of(&path) {
-            tracing::warn!(folder = %self.evaluators.display(), %error, "the folder cannot be synced");
-        }
+        self.sync_evaluators(&path);
         let removed = named.remove(name);
         let forgotten = forget();
         Ok((forgotten, removed.map(|digest| Claim::adopt(self.blobs.clone(), digest))))
     }
 }
 
-/// The names of files hold no folder: `+` stands for `/`, and is in no evaluator's name.
+/// `+` stands for `/`: no evaluator's name has one.
 fn file_name(name: &str) -> String {
     format!("{}.json", name.replace('/', "+"))
 }
 
-/// Every evaluator's file that can be read, and whether that is all of them.
+/// Every evaluator's file that can be read, and whether all of them could.
 fn read_records(folder: &Path) -> io::Result<(Vec<(Record, Digest)>, bool)> {
     let mut records = Vec::new();
     let mut all_read = true;
@@ -245,7 +251,7 @@ fn read_record(path: &Path) -> Result<(Record, Digest), String> {
     Ok((record, digest))
 }
 
-/// The spec of an evaluator whose plugin is there.
+/// The evaluator's spec, if its plugin is there and whole.
 fn found(blobs: &Blobs, record: Record, digest: Digest) -> Option<(String, Spec)> {
     let path = blobs.path(digest);
     let size = fs::metadata(&path).ok().filter(fs::Metadata::is_file).map(|metadata| metadata.len());
@@ -253,8 +259,8 @@ fn found(blobs: &Blobs, record: Record, digest: Digest) -> Option<(String, Spec)
         tracing::warn!(evaluator = record.name, file = %path.display(), "its plugin is missing or cut; it is left out");
         return None;
     }
-    let manner = Manner { entry_point: Some(record.entry_point), isolation: record.isolation, wasi: record.wasi };
-    Some((record.name, spec(path, digest, &manner)))
+    let options = RunOptions { entry_point: Some(record.entry_point), isolation: record.isolation, wasi: record.wasi };
+    Some((record.name, spec(path, digest, &options)))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The folder under hands that are not the store's: killed servers, edited files, a disk that refuses.
+//! The folder after others have been at it: killed servers, edited files, a disk that refuses.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -12,13 +12,13 @@ fn plugin(export: &str) -> Plugin {
     Plugin::new(Bytes::from(bytes), None).unwrap()
 }
 
-fn manner(entry_point: &str) -> Manner {
-    Manner { entry_point: Some(entry_point.into()), isolation: Some(Isolation::Reuse), wasi: Some(Wasi::Off) }
+fn options(entry_point: &str) -> RunOptions {
+    RunOptions { entry_point: Some(entry_point.into()), isolation: Some(Isolation::Reuse), wasi: Some(Wasi::Off) }
 }
 
 fn put(store: &Store, name: &str, export: &str) {
     let staged = store.stage(&plugin(export)).unwrap();
-    store.commit(name, export, &manner(export), staged, || ()).unwrap();
+    store.commit(name, export, &options(export), staged, || ()).unwrap();
 }
 
 fn open(folder: &TempDir) -> (Store, BTreeSet<String>) {
@@ -78,7 +78,7 @@ fn a_plugin_is_kept_for_as_long_as_any_evaluator_needs_it() {
     assert!(files(&folder, "plugins").contains(&blob("one")), "the pool may still read it");
     drop(claim);
     eventually(|| files(&folder, "plugins") == [blob("two")].into());
-    // Again the same: it must survive being replaced by itself.
+    // Uploaded again, it must survive being replaced by itself.
     put(&store, "a", "two");
     drop(store);
     assert_eq!(open(&folder).1, set(["a"]));
@@ -103,7 +103,7 @@ fn a_commit_that_cannot_be_written_publishes_nothing() {
     let staged = store.stage(&plugin("one")).unwrap();
     fs::remove_dir(folder.path().join("evaluators")).unwrap();
     let mut published = false;
-    assert!(store.commit("a", "one", &manner("one"), staged, || published = true).is_err());
+    assert!(store.commit("a", "one", &options("one"), staged, || published = true).is_err());
     assert!(!published);
     eventually(|| files(&folder, "plugins").is_empty());
 }

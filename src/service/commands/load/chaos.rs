@@ -1,28 +1,24 @@
-//! What a hostile world does to a pool: callers leave, plugins are bad, evaluators are closed under their callers.
+//! Hostile conditions for a pool: callers leave, plugins are bad, evaluators are closed under their callers.
 
-use std::{
-    mem,
-    sync::PoisonError,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::{RngExt, rngs::StdRng};
 use tokio::time::timeout;
 
-use super::drive::{Shared, tenant};
+use super::drive::Workload;
 use crate::{Error, Source, Spec, service::greet};
 
-/// Something other than evaluating and waiting for the answer.
+/// What a task may do instead of an ordinary evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Act {
     /// Left in the middle of an evaluation.
     Left,
     /// Evaluated with a plugin that cannot succeed.
     BadPlugin,
-    /// Had a runtime closed; its evaluator stayed.
+    /// Closed a runtime, but not its evaluator.
     Unloaded,
-    /// Closed an evaluator, and put another in its place.
+    /// Closed an evaluator after replacing it.
     Closed,
 }
 
@@ -39,70 +35,54 @@ impl Act {
     }
 }
 
-/// How an evaluation may end while others close its evaluator.
+/// Expected outcomes while others may close the evaluator.
 const FINE: &[&str] = &["ok", "closed"];
 
-/// One evaluation of a tenant, or something worse.
-pub(super) async fn act(shared: &Shared, random: &mut StdRng, rank: usize) {
+/// Does an act of chaos, or evaluates.
+pub(super) async fn act(workload: &Workload, random: &mut StdRng, rank: usize) {
     match random.random_range(0..100) {
-        0..10 => leave(shared, Duration::from_micros(random.random_range(0..3000)), rank).await,
-        10..15 => evaluate_bad(shared, random).await,
+        0..10 => leave(workload, Duration::from_micros(random.random_range(0..3000)), rank).await,
+        10..15 => evaluate_bad(workload, random).await,
         15..18 => {
-            shared.acted(Act::Unloaded);
-            shared.closed(shared.evaluator(rank).unload().await);
+            workload.acted(Act::Unloaded);
+            workload.closed(workload.evaluator(rank).unload().await);
         }
-        18..20 => close(shared, rank).await,
-        _ => {
-            let began = Instant::now();
-            let result = shared.evaluator(rank).evaluate(shared.input.clone()).await;
-            shared.ended(result.map(drop), began.elapsed(), FINE);
-        }
+        18..20 => close(workload, rank).await,
+        _ => workload.evaluate(&workload.evaluator(rank), FINE).await,
     }
 }
 
-async fn leave(shared: &Shared, patience: Duration, rank: usize) {
+async fn leave(workload: &Workload, patience: Duration, rank: usize) {
     let began = Instant::now();
-    let evaluator = shared.evaluator(rank);
-    let result = timeout(patience, evaluator.evaluate(shared.input.clone())).await;
+    let evaluator = workload.evaluator(rank);
+    let result = timeout(patience, evaluator.evaluate(workload.input.clone())).await;
     let (result, expected) = result.map_or_else(
         |_| {
-            shared.acted(Act::Left);
+            workload.acted(Act::Left);
             (Err(Error::Cancelled), &["cancelled"][..])
         },
         |result| (result.map(drop), FINE),
     );
-    shared.ended(result, began.elapsed(), expected);
+    workload.ended(result, began.elapsed(), expected);
 }
 
-async fn close(shared: &Shared, rank: usize) {
-    let Ok(next) = shared.pool.evaluator(&tenant(rank), shared.spec.clone()) else { return };
-    let last = {
-        let mut tenant = shared.tenants[rank].lock().unwrap_or_else(PoisonError::into_inner);
-        mem::replace(&mut *tenant, next)
-    };
-    shared.acted(Act::Closed);
-    shared.closed(last.close().await);
+async fn close(workload: &Workload, rank: usize) {
+    let Some(last) = workload.replace(rank) else { return };
+    workload.acted(Act::Closed);
+    workload.closed(last.close().await);
 }
 
-async fn evaluate_bad(shared: &Shared, random: &mut StdRng) {
-    let Bad { spec, fails_as } = bad(random.random_range(0..BAD), random.random());
-    let Ok(evaluator) = shared.pool.evaluator("bad", spec) else { return };
-    let began = Instant::now();
-    let result = evaluator.evaluate(shared.input.clone()).await;
-    shared.acted(Act::BadPlugin);
-    shared.ended(result.map(drop), began.elapsed(), fails_as);
+async fn evaluate_bad(workload: &Workload, random: &mut StdRng) {
+    let (spec, fails_as) = bad(random.random_range(0..BAD), random.random());
+    let Ok(evaluator) = workload.pool.evaluator("bad", spec) else { return };
+    workload.evaluate(&evaluator, fails_as).await;
+    workload.acted(Act::BadPlugin);
 }
 
-/// A plugin that cannot succeed, and the kinds of error that say so.
-struct Bad {
-    spec: Spec,
-    fails_as: &'static [&'static str],
-}
-
-/// How many sorts of it there are.
+/// How many sorts of bad plugins [`bad`] makes.
 const BAD: usize = 6;
 
-/// How long the guest that never ends may run.
+/// The time limit of the guest that never ends.
 const SPIN: Duration = Duration::from_millis(20);
 
 /// A module up to its code: a function of no parameters and no result, exported as `run`.
@@ -114,13 +94,15 @@ const TRAPS: &[u8] = b"\x0a\x05\x01\x03\0\0\x0b";
 /// `(loop (br 0))`
 const SPINS: &[u8] = b"\x0a\x09\x01\x07\0\x03\x40\x0c\0\x0b\x0b";
 
-fn bad(sort: usize, lot: u64) -> Bad {
+/// A plugin that cannot succeed, and the kinds of error it may fail with.
+fn bad(sort: usize, lot: u64) -> (Spec, &'static [&'static str]) {
     let of = |bytes: Vec<u8>| Spec::new(Source::bytes(bytes));
     let greet = || Spec::new(Source::Bytes(greet::WASM));
-    let (spec, fails_as): (Spec, &[&str]) = match sort {
+    match sort {
         0 => (of(b"not a plugin".to_vec()), &["invalid_plugin"]),
         1 => {
-            // In its first half: some later cut may leave a whole plugin. A cut between two sections leaves a module.
+            // Cut in the first half: a later cut may leave a whole plugin. A cut between two sections leaves a valid
+            // module.
             let whole: Bytes = greet::WASM;
             let cut = lot % (whole.len() as u64 / 2);
             let cut = whole.slice(..usize::try_from(cut).unwrap_or_default());
@@ -130,8 +112,7 @@ fn bad(sort: usize, lot: u64) -> Bad {
         3 => (of([HEAD, START, TRAPS].concat()), &["invalid_plugin"]),
         4 => (of([HEAD, TRAPS].concat()), &["guest_trap"]),
         _ => (of([HEAD, SPINS].concat()).with_exec_timeout(SPIN), &["exec_timeout"]),
-    };
-    Bad { spec, fails_as }
+    }
 }
 
 #[cfg(test)]
@@ -145,7 +126,7 @@ mod tests {
         let half = greet::WASM.len() as u64 / 2;
         let sorts = (0..BAD).map(|sort| (sort, 100)).chain((0..half).step_by(7).map(|cut| (1, cut)));
         for (sort, lot) in sorts {
-            let Bad { spec, fails_as } = bad(sort, lot);
+            let (spec, fails_as) = bad(sort, lot);
             let error = pool.evaluator("bad", spec).unwrap().evaluate(greet::INPUT).await.unwrap_err();
             assert!(fails_as.contains(&error.kind().as_str()), "sort {sort}, {lot}: {error}");
         }

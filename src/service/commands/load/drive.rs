@@ -1,11 +1,12 @@
-//! The tasks that evaluate, each one evaluation after another, and what came of it.
+//! The tasks, each of which evaluates without pause, and what they count.
 
 use std::{
     collections::BTreeMap,
+    mem,
     num::NonZeroUsize,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -15,34 +16,17 @@ use hdrhistogram::Histogram;
 use rand::{SeedableRng, rngs::StdRng};
 use rand_distr::{Distribution, Zipf};
 
-use super::{
-    chaos::{self, Act},
-    watch::Watched,
+use super::chaos::{self, Act};
+use crate::{
+    CloseReport, Error, Evaluator, EvaluatorPool, Spec,
+    service::{Exit, cli::LoadArguments},
 };
-use crate::{CloseReport, Error, Evaluator, EvaluatorPool, Spec, service::Exit};
-
-/// What to do. One run of it makes one [`Tally`].
-pub(super) struct Drive<'a> {
-    pub(super) pool: &'a EvaluatorPool,
-    pub(super) spec: Spec,
-    pub(super) input: Bytes,
-    pub(super) tenants: NonZeroUsize,
-    pub(super) concurrency: NonZeroUsize,
-    pub(super) skew: f64,
-    pub(super) seed: u64,
-    /// Counted from when all evaluators are there.
-    pub(super) duration: Duration,
-    pub(super) chaos: bool,
-    pub(super) watch: Arc<Watched>,
-    /// Set when it is to end before its time: each task ends with the evaluation that it is at.
-    pub(super) stop: Arc<AtomicBool>,
-}
 
 /// What the tasks counted.
 pub(super) struct Tally {
-    /// Evaluations by how they ended: `ok`, `cancelled` or an error's kind.
+    /// Evaluations by outcome: `ok`, `cancelled` or an error's kind.
     pub(super) outcomes: BTreeMap<&'static str, u64>,
-    /// Outcomes that what the task was doing does not explain.
+    /// Outcomes that the task did not expect.
     pub(super) unexpected: BTreeMap<&'static str, u64>,
     /// How often each act of chaos was done.
     pub(super) acts: BTreeMap<Act, u64>,
@@ -57,72 +41,110 @@ impl Tally {
 }
 
 /// What the tasks share.
-pub(super) struct Shared {
+pub(super) struct Workload {
     pub(super) pool: EvaluatorPool,
-    pub(super) spec: Spec,
     pub(super) input: Bytes,
-    /// By rank: the first has the largest share. Behind locks for chaos to close and replace them.
-    pub(super) tenants: Vec<Mutex<Evaluator>>,
+    spec: Spec,
+    /// By rank: the first has the largest share. The locks are for chaos, which replaces them.
+    evaluators: Vec<Mutex<Evaluator>>,
     tally: Mutex<Tally>,
-    watch: Arc<Watched>,
-    stop: Arc<AtomicBool>,
+    /// The most runtimes seen at once.
+    live_max: Arc<AtomicUsize>,
+    stop: AtomicBool,
 }
 
-impl Drive<'_> {
-    pub(super) async fn run(self) -> Result<Tally, Exit> {
-        let Self { pool, spec, input, tenants, concurrency, skew, seed, duration, chaos, watch, stop } = self;
-        let zipf = Zipf::new(tenants.get() as f64, skew).map_err(|error| Exit::unusable(error.to_string()))?;
+fn name(rank: usize) -> String {
+    format!("evaluator-{rank}")
+}
+
+async fn work(workload: Arc<Workload>, mut random: StdRng, zipf: Zipf<f64>, until: Instant, chaos: bool) {
+    while Instant::now() < until && !workload.stop.load(Ordering::Relaxed) {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a whole number, at most a million"
+        )]
+        let rank = zipf.sample(&mut random) as usize - 1;
+        if chaos {
+            chaos::act(&workload, &mut random, rank).await;
+        } else {
+            workload.evaluate(&workload.evaluator(rank), &["ok"]).await;
+        }
+    }
+}
+
+impl Workload {
+    pub(super) fn new(
+        pool: &EvaluatorPool,
+        spec: Spec,
+        input: Bytes,
+        evaluators: NonZeroUsize,
+        live_max: Arc<AtomicUsize>,
+    ) -> Result<Self, Exit> {
         // An hour in nanoseconds, to three digits.
         let latency = Histogram::new_with_bounds(1, 3_600_000_000_000, 3)
             .map_err(|error| Exit::failed(format!("latencies cannot be recorded: {error}")))?;
         let tally = Tally { outcomes: BTreeMap::new(), unexpected: BTreeMap::new(), acts: BTreeMap::new(), latency };
-        let tenants = (0..tenants.get())
-            .map(|rank| pool.evaluator(&tenant(rank), spec.clone()).map(Mutex::new))
+        let evaluators = (0..evaluators.get())
+            .map(|rank| pool.evaluator(&name(rank), spec.clone()).map(Mutex::new))
             .collect::<Result<_, _>>()?;
-        let shared =
-            Arc::new(Shared { pool: pool.clone(), spec, input, tenants, tally: Mutex::new(tally), watch, stop });
+        let (pool, tally, stop) = (pool.clone(), Mutex::new(tally), AtomicBool::new(false));
+        Ok(Self { pool, input, spec, evaluators, tally, live_max, stop })
+    }
+
+    /// Runs the tasks for the duration, or until [`stop`](Self::stop).
+    pub(super) async fn run(self: &Arc<Self>, arguments: &LoadArguments, seed: u64) -> Result<(), Exit> {
+        let LoadArguments { concurrency, duration, skew, chaos, .. } = *arguments;
+        let zipf = Zipf::new(self.evaluators.len() as f64, skew).map_err(|error| Exit::unusable(error.to_string()))?;
         let until = Instant::now() + duration;
         let tasks = (0..concurrency.get() as u64).map(|task| {
-            // Far apart, so that no two tasks of near seeds do the same.
+            // Multiplied, so that runs with neighbouring seeds share no task's choices.
             let random = StdRng::seed_from_u64(seed.wrapping_add(task.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
-            tokio::spawn(work(shared.clone(), random, zipf, until, chaos))
+            tokio::spawn(work(self.clone(), random, zipf, until, chaos))
         });
         for task in tasks.collect::<Vec<_>>() {
             task.await.map_err(|error| Exit::failed(format!("a task broke down: {error}")))?;
         }
-        let shared = Arc::into_inner(shared).ok_or_else(|| Exit::failed("a task is still at work"))?;
-        Ok(shared.tally.into_inner().unwrap_or_else(PoisonError::into_inner))
+        Ok(())
     }
-}
 
-pub(super) fn tenant(rank: usize) -> String {
-    format!("tenant-{rank}")
-}
-
-async fn work(shared: Arc<Shared>, mut random: StdRng, zipf: Zipf<f64>, until: Instant, chaos: bool) {
-    while Instant::now() < until && !shared.stop.load(Ordering::Relaxed) {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number from 1 to tenants")]
-        let rank = zipf.sample(&mut random) as usize - 1;
-        if chaos {
-            chaos::act(&shared, &mut random, rank).await;
-        } else {
-            let began = Instant::now();
-            let result = shared.evaluator(rank).evaluate(shared.input.clone()).await;
-            shared.ended(result.map(drop), began.elapsed(), &["ok"]);
-        }
+    /// Ends each task after its current evaluation.
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
-}
 
-impl Shared {
+    /// Drops the evaluators and returns the counts.
+    pub(super) fn into_tally(self: Arc<Self>) -> Result<Tally, Exit> {
+        let workload = Arc::into_inner(self).ok_or_else(|| Exit::failed("a task is still at work"))?;
+        Ok(workload.tally.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn slot(&self, rank: usize) -> MutexGuard<'_, Evaluator> {
+        // The distribution gives no rank beyond the number of evaluators.
+        self.evaluators[rank].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn evaluator(&self, rank: usize) -> Evaluator {
-        // Ranks come from the distribution, which knows the number of tenants.
-        self.tenants[rank].lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.slot(rank).clone()
     }
 
-    /// Counts an evaluation that ended, and looks at the pool while others are in the middle of theirs.
+    /// Puts a new evaluator in the place of another, and returns the other.
+    pub(super) fn replace(&self, rank: usize) -> Option<Evaluator> {
+        let next = self.pool.evaluator(&name(rank), self.spec.clone()).ok()?;
+        Some(mem::replace(&mut *self.slot(rank), next))
+    }
+
+    /// Evaluates once, and counts how it ended.
+    pub(super) async fn evaluate(&self, evaluator: &Evaluator, expected: &[&str]) {
+        let began = Instant::now();
+        let result = evaluator.evaluate(self.input.clone()).await;
+        self.ended(result.map(drop), began.elapsed(), expected);
+    }
+
+    /// Counts an evaluation that ended, and samples the pool while other evaluations run.
     pub(super) fn ended(&self, result: Result<(), Error>, took: Duration, expected: &[&str]) {
         let outcome = result.map_or_else(|error| error.kind().as_str(), |()| "ok");
-        self.watch.look(self.pool.runtimes());
+        self.live_max.fetch_max(self.pool.runtimes(), Ordering::Relaxed);
         let mut tally = self.tally();
         *tally.outcomes.entry(outcome).or_default() += 1;
         if !expected.contains(&outcome) {
@@ -138,7 +160,7 @@ impl Shared {
         *self.tally().acts.entry(act).or_default() += 1;
     }
 
-    /// Looks at how a close ended: what runs here is done long before any grace is over.
+    /// Counts a close that did not drain: evaluations here end long before any grace does.
     pub(super) fn closed(&self, report: CloseReport) {
         if report != CloseReport::Drained {
             *self.tally().unexpected.entry("close_not_drained").or_default() += 1;
@@ -146,7 +168,7 @@ impl Shared {
     }
 
     fn tally(&self) -> MutexGuard<'_, Tally> {
-        // A count more or less is all that a panic could leave behind.
+        // A panic could at worst leave one count too few.
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,11 +1,11 @@
-//! The metrics as numbers: read from the text that a server would show, so that the text is what is trusted.
+//! The metrics as numbers, parsed from the text that a server would serve, so that the text itself is checked.
 
 /// The samples of one rendering.
 pub(super) struct Figures<'a>(Vec<Sample<'a>>);
 
 struct Sample<'a> {
     name: &'a str,
-    /// As written: `a="b",c="d"`. Neither has a space or a quote in it, for the catalogue's labels are closed sets.
+    /// As written: `a="b",c="d"`. The catalogue's labels are closed sets: no name or value has a space or a quote.
     labels: &'a str,
     value: f64,
 }
@@ -15,7 +15,7 @@ impl<'a> Figures<'a> {
         Self(text.lines().filter_map(sample).collect())
     }
 
-    /// The sum over every series of a metric that has `label`, written `name="value"`; over all, if it is empty.
+    /// Sums a metric over its series that have `label`, written `name="value"`; over all of them if `label` is empty.
     pub(super) fn sum(&self, name: &str, label: &str) -> u64 {
         let has = |labels: &str| label.is_empty() || labels.split(',').any(|each| each == label);
         let sum: f64 = self.0.iter().filter(|it| it.name == name && has(it.labels)).map(|it| it.value).sum();
@@ -36,7 +36,7 @@ impl<'a> Figures<'a> {
         self.sum("evalpool_evictions_total", "")
     }
 
-    /// Without those that the guard closed, which were never built.
+    /// Without runtimes that the guard closed: their builds failed.
     pub(super) fn closed(&self) -> u64 {
         let name = "evalpool_closes_total";
         self.sum(name, "").saturating_sub(self.sum(name, r#"reason="invalid""#))
@@ -49,7 +49,7 @@ impl<'a> Figures<'a> {
         (all > 0).then(|| self.sum(name, r#"result="hit""#) as f64 / all as f64)
     }
 
-    /// Runtimes, instances and callers that the gauges show: nothing, once all is closed.
+    /// Runtimes, instances and callers that the gauges show; 0 once everything is closed.
     pub(super) fn left(&self) -> u64 {
         ["evalpool_runtimes_live", "evalpool_instances_live", "evalpool_waiting"]
             .iter()

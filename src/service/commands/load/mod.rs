@@ -1,15 +1,15 @@
-//! `evalpool load`: many evaluators, one bounded pool, and whether it kept its promises.
+//! `evalpool load`: drives many evaluators through one bounded pool, and checks that it kept its promises.
 //!
-//! What it reports is counted twice. Its own tasks count what they asked and what they got; the pool's metrics, read
-//! from the exporter that a server would show, count what happened. Where the two disagree, or a bound was broken, or
-//! something is left after the close, the command fails.
+//! Everything is counted twice: the tasks count what they asked for and got, and the pool's metrics, rendered as a
+//! server would, count what happened. The command fails if the two disagree, if a bound was broken, or if something is
+//! left after the close.
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | [`drive`] | the tasks that evaluate |
-//! | [`chaos`] | what they do besides, with `--chaos` |
-//! | [`watch`] | the thread that looks at the pool and at memory all the while |
-//! | [`figures`] | the metrics as numbers |
+//! | [`chaos`] | what they also do with `--chaos` |
+//! | [`watch`] | the thread that samples the pool and memory |
+//! | [`figures`] | the metrics, as numbers |
 //! | [`report`] | the outcome, for people and as JSON |
 
 mod chaos;
@@ -18,25 +18,18 @@ mod figures;
 mod report;
 mod watch;
 
-use std::{
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
-};
+use std::{pin::pin, sync::Arc, time::Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use self::{drive::Drive, figures::Figures, report::Report, watch::Watch};
+use self::{drive::Workload, figures::Figures, report::Report, watch::Watch};
 use super::{read_input, read_plugin, signals::Signals};
 use crate::{
     EvaluatorPool, Plugin, Settings, Source, Spec,
     service::{Exit, cli::LoadArguments, exit::print, greet},
 };
 
-/// The capacity when neither a flag nor a setting names one.
+/// The capacity if neither a flag nor a setting gives one.
 const CAPACITY: usize = 16;
 
 pub(in crate::service) async fn load(
@@ -48,47 +41,37 @@ pub(in crate::service) async fn load(
         settings.engine.isolation = isolation;
     }
     let (spec, input) = subject(&arguments, &settings)?;
-    let duration = arguments.duration;
     let capacity = match arguments.capacity {
         Some(capacity) => capacity.get(),
-        // The general default would hold every tenant of this command's, and show no eviction.
+        // The general default has room for all of this command's evaluators, and would show no eviction.
         None if settings.pool.capacity == Settings::default().pool.capacity => CAPACITY,
         None => settings.pool.capacity,
     };
     let pool = EvaluatorPool::builder().settings(settings).capacity(capacity).build()?;
-    // 32 bits: a larger one would not survive a reader that takes every JSON number for a double.
+    // 32 bits: readers that take JSON numbers for doubles would round a larger one.
     let seed = arguments.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
 
-    let watch = Watch::start(&pool, &exporter, duration)?;
-    let began = Instant::now();
-    let stop = Arc::new(AtomicBool::new(false));
     let mut signals = Signals::new()?;
-    let drive = Drive {
-        pool: &pool,
-        spec,
-        input,
-        tenants: arguments.tenants,
-        concurrency: arguments.concurrency,
-        skew: arguments.skew,
-        seed,
-        duration,
-        chaos: arguments.chaos,
-        watch: watch.watched(),
-        stop: stop.clone(),
-    };
-    let mut running = pin!(drive.run());
-    let tally = tokio::select! {
-        tally = &mut running => tally?,
-        () = signals.next() => {
-            // What was measured until now is reported as ever. A second signal does not wait for that.
-            stop.store(true, Ordering::Relaxed);
-            tokio::select! {
-                tally = running => tally?,
-                () = signals.next() => return Err(Exit::failed("interrupted")),
+    let live_max = Arc::default();
+    let watch = Watch::start(pool.clone(), exporter.clone(), arguments.duration, Arc::clone(&live_max))?;
+    let workload = Arc::new(Workload::new(&pool, spec, input, arguments.evaluators, live_max)?);
+    let began = Instant::now();
+    {
+        let mut running = pin!(workload.run(&arguments, seed));
+        tokio::select! {
+            ended = &mut running => ended?,
+            () = signals.next() => {
+                // Reports what was measured so far, unless a second signal comes.
+                workload.stop();
+                tokio::select! {
+                    ended = running => ended?,
+                    () = signals.next() => return Err(Exit::failed("interrupted")),
+                }
             }
         }
-    };
+    }
     let took = began.elapsed();
+    let tally = workload.into_tally()?;
     let closed = pool.close().await;
     let left = pool.runtimes();
     let metrics = exporter.render();
@@ -103,14 +86,14 @@ pub(in crate::service) async fn load(
         figures: Figures::of(&metrics),
         with_chaos: arguments.chaos,
     };
-    print(&if arguments.json { report.json() } else { report.table() })?;
+    print(if arguments.json { report.json() } else { report.table() })?;
     match report.broken().as_slice() {
         [] => Ok(()),
         broken => Err(Exit::failed(broken.join("; "))),
     }
 }
 
-/// What every evaluator is, and what it is given. A plugin that no evaluation could run is refused here, once.
+/// The spec and the input of every evaluator. A plugin that no evaluation could run is refused here, once.
 fn subject(arguments: &LoadArguments, settings: &Settings) -> Result<(Spec, bytes::Bytes), Exit> {
     let input = arguments.input.clone().map(|input| read_input(input, settings.limits.input_size)).transpose()?;
     let Some(path) = &arguments.plugin else {

@@ -1,4 +1,4 @@
-//! The outcome of a load, for people and as JSON, and whether the pool kept its promises.
+//! The report of a load, as a table and as JSON, and the promises that were broken.
 
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
@@ -15,13 +15,13 @@ pub(super) struct Report<'a> {
     pub(super) tally: Tally,
     pub(super) seen: Seen,
     pub(super) closed: CloseReport,
-    /// Runtimes after the close.
+    /// Runtimes that exist after the close.
     pub(super) left: usize,
     pub(super) figures: Figures<'a>,
 }
 
 impl Report<'_> {
-    /// Every promise that was broken, in words.
+    /// A line for each promise that was broken.
     pub(super) fn broken(&self) -> Vec<String> {
         let mut broken: Vec<String> =
             self.tally.unexpected.iter().map(|(outcome, times)| format!("{outcome} {times} times")).collect();
@@ -40,7 +40,7 @@ impl Report<'_> {
         broken
     }
 
-    /// Whether both counts of evaluations are the same, outcome by outcome, and all that was built was closed.
+    /// Whether tasks and metrics agree on each outcome's count, and every runtime that was built was closed.
     fn metrics_agree(&self) -> bool {
         let counted = |outcome: &str| self.tally.outcomes.get(outcome).copied().unwrap_or_default();
         OUTCOMES.iter().all(|outcome| counted(outcome) == self.figures.evaluations(outcome))
@@ -56,7 +56,7 @@ impl Report<'_> {
         self.tally.evaluations() as f64 / self.took.as_secs_f64()
     }
 
-    /// Microseconds within which that share of the successful evaluations ended.
+    /// The latency of successful evaluations at a quantile, in microseconds.
     fn latency(&self, quantile: f64) -> f64 {
         self.tally.latency.value_at_quantile(quantile) as f64 / 1000.0
     }
@@ -116,15 +116,8 @@ impl Report<'_> {
             let _ = writeln!(text, "{label:<14}{value}");
         };
         line("seed", self.seed.to_string());
-        line(
-            "evaluations",
-            format!(
-                "{} in {:.1} s, {:.0} a second",
-                self.tally.evaluations(),
-                self.took.as_secs_f64(),
-                self.per_second()
-            ),
-        );
+        let (evaluations, seconds, per_second) = (self.tally.evaluations(), self.took.as_secs_f64(), self.per_second());
+        line("evaluations", format!("{evaluations} in {seconds:.1} s, {per_second:.0} a second"));
         line("errors", listed(self.errors()));
         line(
             "latency",
@@ -133,25 +126,11 @@ impl Report<'_> {
                 .join(", "),
         );
         line("runtimes", format!("at most {live_max} of {} at once, {} after the close", self.capacity, self.left));
-        line(
-            "",
-            format!(
-                "{} built, {} evicted, {} closed",
-                self.figures.built(),
-                self.figures.evicted(),
-                self.figures.closed()
-            ),
-        );
+        let (built, evicted, closed) = (self.figures.built(), self.figures.evicted(), self.figures.closed());
+        line("", format!("{built} built, {evicted} evicted, {closed} closed"));
         line("hit ratio", self.figures.hit_ratio().map_or("none".to_owned(), |ratio| format!("{ratio:.3}")));
-        line(
-            "memory",
-            format!(
-                "{:.0} MiB before, {:.0} MiB at most, {:.0} MiB after",
-                mib(memory_start),
-                mib(memory_max),
-                mib(memory_end)
-            ),
-        );
+        let [before, most, after] = [memory_start, memory_max, memory_end].map(mib);
+        line("memory", format!("{before:.0} MiB before, {most:.0} MiB at most, {after:.0} MiB after"));
         if self.with_chaos {
             line("chaos", listed(Act::ALL.iter().map(|act| (act.as_str(), self.acts(*act))).collect()));
             let left = self.figures.left();
@@ -163,7 +142,7 @@ impl Report<'_> {
     }
 }
 
-fn mib(bytes: usize) -> f64 {
+fn mib(bytes: u64) -> f64 {
     bytes as f64 / (1024.0 * 1024.0)
 }
 

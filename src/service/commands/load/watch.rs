@@ -1,6 +1,6 @@
-//! The thread that looks at the pool and at memory all the while, and keeps the progress bar.
+//! The thread that samples the pool and memory, and draws the progress bar.
 //!
-//! A thread rather than a task: it must look also, and above all, when every thread of the runtime is busy.
+//! A thread rather than a task: it must sample above all when every thread of the runtime is busy.
 
 use std::{
     io::{self, IsTerminal},
@@ -18,85 +18,69 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::{
     EvaluatorPool,
-    service::{Exit, exporter::UPKEEP},
+    service::{Exit, exporter::UPKEEP, process},
 };
 
-/// Between two looks at the pool.
-const LOOK: Duration = Duration::from_millis(1);
+/// Between two samples of the pool. The tasks sample it as well, after each evaluation.
+const LOOK: Duration = Duration::from_millis(5);
 
-/// Between two looks at memory, which ask the system.
-const WEIGH: Duration = Duration::from_millis(20);
+/// Between two samples of memory, each of which is a system call.
+const WEIGH: Duration = Duration::from_millis(100);
 
-/// The most runtimes that anybody saw at once.
-#[derive(Debug, Default)]
-pub(super) struct Watched {
-    live_max: AtomicUsize,
-}
-
-impl Watched {
-    pub(super) fn look(&self, live: usize) {
-        self.live_max.fetch_max(live, Ordering::Relaxed);
-    }
-}
-
-/// What was seen.
-#[derive(Debug, Clone, Copy, Default)]
+/// What the thread saw.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Seen {
     pub(super) live_max: usize,
-    /// Bytes of resident memory: before, at most, and after.
-    pub(super) memory_start: usize,
-    pub(super) memory_max: usize,
-    pub(super) memory_end: usize,
+    /// Resident memory in bytes: before, at most, and after.
+    pub(super) memory_start: u64,
+    pub(super) memory_max: u64,
+    pub(super) memory_end: u64,
 }
 
-/// The thread. It ends with this.
+/// The running thread. It ends when this is dropped.
 pub(super) struct Watch {
-    watched: Arc<Watched>,
     stop: mpsc::Sender<()>,
     thread: JoinHandle<Seen>,
 }
 
 impl Watch {
-    pub(super) fn start(pool: &EvaluatorPool, exporter: &PrometheusHandle, duration: Duration) -> Result<Self, Exit> {
-        let watched = Arc::<Watched>::default();
+    /// `live_max` is the most runtimes seen at once, which the tasks raise as well.
+    pub(super) fn start(
+        pool: EvaluatorPool,
+        exporter: PrometheusHandle,
+        duration: Duration,
+        live_max: Arc<AtomicUsize>,
+    ) -> Result<Self, Exit> {
         let (stop, stopped) = mpsc::channel();
-        let (pool, exporter, shared) = (pool.clone(), exporter.clone(), watched.clone());
         let thread = thread::Builder::new()
             .name("evalpool-watch".to_owned())
-            .spawn(move || watch(&pool, &exporter, &shared, &stopped, &bar(duration)))
+            .spawn(move || watch(&pool, &exporter, &live_max, &stopped, &bar(duration)))
             .map_err(|error| Exit::failed(format!("no thread can be started: {error}")))?;
-        Ok(Self { watched, stop, thread })
-    }
-
-    /// For those who look as well.
-    pub(super) fn watched(&self) -> Arc<Watched> {
-        self.watched.clone()
+        Ok(Self { stop, thread })
     }
 
     pub(super) fn stop(self) -> Result<Seen, Exit> {
-        let Self { watched, stop, thread } = self;
-        drop(stop);
-        let seen = thread.join().map_err(|_| Exit::failed("the thread that watched broke down"))?;
-        Ok(Seen { live_max: watched.live_max.load(Ordering::Relaxed), memory_end: memory(), ..seen })
+        drop(self.stop);
+        self.thread.join().map_err(|_| Exit::failed("the thread that watched broke down"))
     }
 }
 
 fn watch(
     pool: &EvaluatorPool,
     exporter: &PrometheusHandle,
-    watched: &Watched,
+    live_max: &AtomicUsize,
     stopped: &mpsc::Receiver<()>,
     bar: &ProgressBar,
 ) -> Seen {
     let began = Instant::now();
-    let mut seen = Seen { memory_start: memory(), ..Seen::default() };
+    let (memory_start, mut memory_max) = (memory(), 0);
     let (mut weighed, mut kept_up) = (began, began);
     while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
         let (live, now) = (pool.runtimes(), Instant::now());
-        watched.look(live);
+        live_max.fetch_max(live, Ordering::Relaxed);
         if now - weighed >= WEIGH {
             weighed = now;
-            seen.memory_max = seen.memory_max.max(memory());
+            memory_max = memory_max.max(memory());
             bar.set_position(u64::try_from((now - began).as_millis()).unwrap_or(u64::MAX));
             bar.set_message(format!("{live} runtimes"));
         }
@@ -106,8 +90,9 @@ fn watch(
         }
     }
     bar.finish_and_clear();
-    seen.memory_max = seen.memory_max.max(memory());
-    seen
+    let memory_end = memory();
+    let memory_max = memory_max.max(memory_start).max(memory_end);
+    Seen { live_max: live_max.load(Ordering::Relaxed), memory_start, memory_max, memory_end }
 }
 
 fn bar(duration: Duration) -> ProgressBar {
@@ -118,7 +103,7 @@ fn bar(duration: Duration) -> ProgressBar {
         .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-/// Resident memory of this process, in bytes; 0 where the system does not tell.
-fn memory() -> usize {
-    0
+/// Resident memory of this process, in bytes; 0 if it cannot be read.
+fn memory() -> u64 {
+    process::resident_memory().unwrap_or_default()
 }
