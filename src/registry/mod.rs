@@ -19,7 +19,7 @@
 //! exists, whoever has stopped waiting for it.
 
 mod guards;
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(all(test, evalpool_shuttle))]
 mod interleavings;
 mod lending;
 mod state;
@@ -137,12 +137,12 @@ struct Inner<R: Resident> {
 
 /// Whether the order of what is published is given up, which the interleaving tests must notice. Never in a build for
 /// use.
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(all(test, evalpool_shuttle))]
 fn broken() -> bool {
     interleavings::BREAK_ORDER.load(std::sync::atomic::Ordering::SeqCst)
 }
 
-#[cfg(not(all(test, feature = "shuttle")))]
+#[cfg(not(all(test, evalpool_shuttle)))]
 const fn broken() -> bool {
     false
 }
