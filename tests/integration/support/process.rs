@@ -76,7 +76,7 @@ pub(crate) fn alone(test: &str) -> bool {
     }
     let this = env::current_exe().expect("a test knows its own binary");
     let mut again = Command::new(this);
-    again.args(["--exact", test, "--nocapture"]).env(MARK, "1");
+    again.args(["--exact", test, "--include-ignored", "--nocapture"]).env(MARK, "1");
     again.envs(FRUGAL);
     let status = again.status();
     assert!(status.expect("the test binary can be started again").success(), "{test} failed in its own process");
