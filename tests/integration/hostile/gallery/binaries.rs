@@ -2,7 +2,7 @@
 //! byte, since their text would be larger still, or cannot be said in text at all.
 
 use super::{
-    Comes::{Ends, Nothing, Refused, Somehow},
+    Comes::{Ends, Nothing, Refused},
     Hostile, IMPORTS, module, numbered, upload,
 };
 
