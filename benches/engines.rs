@@ -26,15 +26,8 @@ use tokio::{runtime::Runtime, task::JoinHandle};
 
 // The hostile plugins of the tests.
 #[allow(dead_code, reason = "what must come of each, the tests look at")]
-#[path = "../tests/integration/hostile/bombs.rs"]
-mod bombs;
-#[allow(dead_code, reason = "what must come of each, the tests look at")]
-#[path = "../tests/integration/hostile/gallery.rs"]
+#[path = "../tests/integration/hostile/gallery/mod.rs"]
 mod gallery;
-#[path = "../tests/integration/hostile/headers.rs"]
-mod headers;
-#[path = "../tests/integration/hostile/tricks.rs"]
-mod tricks;
 
 const TOTALS: (&str, &str, &[u8]) =
     ("tests/plugins/rust/totals.wasm", "transform", br#"{"items":[{"price":2.5,"qty":4},{"price":1.25,"qty":8}]}"#);
@@ -371,8 +364,7 @@ fn neighbour(length: Duration) {
 /// on the same workers, a neighbour.
 fn beside_the_gallery(length: Duration) {
     const CALLERS: usize = 3;
-    let hostile: Vec<gallery::Hostile> =
-        [gallery::all(), headers::all(), bombs::all(), tricks::all()].into_iter().flatten().collect();
+    let hostile = gallery::all();
     let hostile = Arc::new(hostile);
     for engine in [EngineKind::Extism, EngineKind::Direct] {
         let runtime = runtime(2);

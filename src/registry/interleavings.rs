@@ -1,8 +1,9 @@
 //! The registry, its leases and its close protocol under a scheduler that picks, at random, who goes on at every lock:
 //! thousands of schedules of a few callers, builders, closers and a sweeper, with cancels and deadlines at random.
 //!
-//! `cargo test --release --lib --no-default-features --features shuttle interleavings`; `EVALPOOL_SCHEDULES` sets how
-//! many. A schedule that fails is printed by shuttle and can be replayed.
+//! `RUSTFLAGS='--cfg evalpool_shuttle' cargo test --release --lib --no-default-features --target-dir target/shuttle
+//! interleavings` runs them; `EVALPOOL_SCHEDULES` sets how many schedules. Shuttle prints a schedule that fails, and can
+//! replay it. The target directory is one of its own because other flags build every dependency anew.
 
 use std::{
     collections::HashMap,

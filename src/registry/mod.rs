@@ -21,7 +21,7 @@
 
 mod counts;
 mod guards;
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(all(test, evalpool_shuttle))]
 mod interleavings;
 mod state;
 mod sync;
@@ -136,12 +136,12 @@ struct Shell<R: Resident> {
 
 /// Whether the order of what is published is given up, which the interleaving tests must notice. Never in a build for
 /// use.
-#[cfg(all(test, feature = "shuttle"))]
+#[cfg(all(test, evalpool_shuttle))]
 fn broken() -> bool {
     interleavings::BREAK_ORDER.load(std::sync::atomic::Ordering::SeqCst)
 }
 
-#[cfg(not(all(test, feature = "shuttle")))]
+#[cfg(not(all(test, evalpool_shuttle)))]
 const fn broken() -> bool {
     false
 }

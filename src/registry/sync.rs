@@ -1,10 +1,10 @@
 //! The primitives that the registry stands on, in one place, so that a scheduler that tries out interleavings can put
-//! its own in their stead (feature `shuttle`, for this crate's tests alone).
+//! its own in their stead (`--cfg evalpool_shuttle`, for this crate's tests alone).
 //!
 //! Channels and watches are tokio's in both: they never block a thread, so the scheduler sees all that matters of them
 //! at the locks around them.
 
-#[cfg(not(feature = "shuttle"))]
+#[cfg(not(all(test, evalpool_shuttle)))]
 mod primitives {
     pub(in crate::registry) use std::sync::{Mutex, MutexGuard, PoisonError};
     use std::{
@@ -35,7 +35,7 @@ mod primitives {
     }
 }
 
-#[cfg(feature = "shuttle")]
+#[cfg(all(test, evalpool_shuttle))]
 mod primitives {
     use std::{
         future::{Future, poll_fn},

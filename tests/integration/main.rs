@@ -7,7 +7,6 @@ mod cancellation;
 mod collateral;
 mod config;
 mod conformance;
-#[cfg(any())]
 mod dashboards;
 mod engine;
 mod extism;

@@ -13,8 +13,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    service::{Server, program},
-    support::{GREET, NO_ABORT, TEXT, TOTALS, wasm},
+    service::{Server, eventually, program},
+    support::{GREET, NO_ABORT, TEXT, TOTALS, process::catches, wasm},
 };
 
 /// A plugin that imports `proc_exit`, and calls it with 3.
@@ -332,15 +332,17 @@ fn a_load_keeps_the_bound_makes_no_errors_and_leaves_nothing() {
 
 #[test]
 fn a_load_that_is_told_to_end_reports_what_it_did_and_leaves_nothing() {
-    for (signal, engine) in [("TERM", "extism"), ("INT", "direct")] {
+    for (signal, number, engine) in [("TERM", 15, &["extism", "--trusted"][..]), ("INT", 2, &["direct"])] {
         let child = program()
-            .args(["load", "--json", "--engine", engine, "--tenants", "50", "--capacity", "4", "--duration", "10m"])
+            .args(["load", "--json", "--tenants", "50", "--capacity", "4", "--duration", "10m", "--engine"])
+            .args(engine)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // Whenever it comes, it is in the middle of a load, or of its beginning.
-        std::thread::sleep(Duration::from_millis(700));
+        eventually("it listens for the signal", || catches(child.id(), number));
+        // Whenever the signal comes, it is in the middle of a load, or of its beginning.
+        std::thread::sleep(Duration::from_millis(500));
         let status = Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status().unwrap();
         assert!(status.success());
         let output = child.wait_with_output().unwrap();
@@ -370,6 +372,7 @@ fn a_load_of_few_evaluators_finds_them_live() {
     ]);
     assert_eq!((&report["errors"], &report["seed"]), (&serde_json::json!({}), &serde_json::json!(7)));
     assert_eq!(report["runtimes"]["built"], 2);
+    // Five evaluations would do, of the thousands that there are in a second.
     assert!(report["hit_ratio"].as_f64().unwrap() > 0.5, "{report}");
 }
 
@@ -402,6 +405,7 @@ fn a_load_runs_whatever_plugin_it_is_given() {
 }
 
 #[test]
+#[ignore = "slow lane: chaos, which takes its time"]
 fn chaos_leaves_nothing_and_breaks_nothing() {
     let report = load(&["--chaos", "--tenants", "20", "--capacity", "4", "--concurrency", "16", "--duration", "3s"]);
     let acts = ["left", "bad_plugins", "unloaded", "closed"].map(|act| report["chaos"][act].as_u64().unwrap());

@@ -9,8 +9,7 @@
 //! - `return N`, `trap`: the end.
 //!
 //! The plugin is one, compiled once, that reads the steps from its input. It runs them in an instance of their own,
-//! twice, which must come to the same; and in one that ran others before. With the feature `service` it does so on the
-//! `extism` engine too, where the kernel is Extism's own.
+//! twice, which must come to the same; and in one that ran others before.
 
 #![cfg_attr(fuzzing, no_main)]
 
@@ -19,7 +18,6 @@ use std::{fmt::Write, sync::LazyLock, time::Duration};
 use evalpool::{
     ErrorKind::{self, GuestError, GuestTrap, OutOfMemory, OutputTooLarge},
     Evaluator, Isolation, Source, Spec,
-    config::EngineKind,
 };
 use evalpool_fuzz::{Stage, assert_plugins_fault, fuzz, settings};
 
@@ -92,16 +90,8 @@ struct Plugins {
     reused: Evaluator,
 }
 
-static PLUGINS: LazyLock<Vec<Plugins>> = LazyLock::new(|| {
-    let mut engines = vec![EngineKind::Direct];
-    #[cfg(feature = "service")]
-    engines.push(EngineKind::Extism);
-    engines.into_iter().map(plugins).collect()
-});
-
-fn plugins(engine: EngineKind) -> Plugins {
+static PLUGINS: LazyLock<Plugins> = LazyLock::new(|| {
     let mut settings = settings();
-    settings.engine.kind = engine;
     settings.limits.output_size = OUTPUT;
     settings.limits.memory = 1 << 20;
     // The plugin is ours and every script ends by itself, however busy the machine is.
@@ -116,20 +106,19 @@ fn plugins(engine: EngineKind) -> Plugins {
     };
     let (fresh, reused) = (evaluator(Isolation::Fresh), evaluator(Isolation::Reuse));
     Plugins { stage, fresh, reused }
-}
+});
 
 fn kernel(input: &[u8]) {
     let script = script(input);
-    for Plugins { stage, fresh, reused } in PLUGINS.iter() {
-        let first = answer(stage, fresh, script.clone());
-        let _ = answer(stage, reused, script.clone());
-        let second = answer(stage, fresh, script.clone());
-        assert_eq!(first, second, "an instance that nobody has used knows something of another");
-        let (runtimes, slots) = (stage.pool.runtimes(), stage.pool.slots());
-        // One of `fresh` and one of `reuse` at rest, one more while it is made or given back: each of kernel and plugin.
-        assert!(runtimes <= 2, "{runtimes} runtimes");
-        assert!(slots.is_none_or(|slots| slots.live.instances <= 8), "{slots:?}");
-    }
+    let Plugins { stage, fresh, reused } = &*PLUGINS;
+    let first = answer(stage, fresh, script.clone());
+    let _ = answer(stage, reused, script.clone());
+    let second = answer(stage, fresh, script);
+    assert_eq!(first, second, "an instance that nobody has used knows something of another");
+    let (runtimes, slots) = (stage.pool.runtimes(), stage.pool.slots());
+    // One of `fresh` and one of `reuse` at rest, one more while it is made or given back: each of kernel and plugin.
+    assert!(runtimes <= 2, "{runtimes} runtimes");
+    assert!(slots.is_none_or(|slots| slots.live.instances <= 8), "{slots:?}");
 }
 
 type Answer = Result<Vec<u8>, (ErrorKind, String)>;

@@ -2,13 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use evalpool::{
-    Error, Evaluator, HostFunction, Isolation, Source, Spec,
-    config::EngineKind,
-    engine::{GuestMemory, Val, ValType},
-};
+use evalpool::{Error, Evaluator, HostFunction, Isolation, Source, Spec};
 
-use super::{gallery::IMPORTS, settings, tells_of_the_host};
+use super::{LONG, gallery::IMPORTS, settings, tells_of_the_host};
 use crate::support::wasm;
 
 /// Calls `upper` with what its input says, as eight bytes, or with the beginning of a block, or its middle, and gives
@@ -42,8 +38,9 @@ async fn call(evaluator: &Evaluator, input: [u8; 8]) -> Result<Vec<u8>, Error> {
     evaluator.evaluate(input.to_vec()).await.map(|response| response.bytes().to_vec())
 }
 
-async fn a_host_function_is_given_blocks_and_nothing_else(engine: EngineKind) {
-    let pool = evalpool::EvaluatorPool::from_settings(&settings(engine, Isolation::Reuse)).unwrap();
+#[tokio::test]
+async fn a_host_function_is_given_blocks_and_nothing_else() {
+    let pool = evalpool::EvaluatorPool::from_settings(&settings(Isolation::Reuse, LONG)).unwrap();
     let (function, given) = upper();
     let spec = Spec::new(Source::bytes(caller())).with_host_function(function);
     let evaluator = pool.evaluator("caller", spec).unwrap();
@@ -63,67 +60,14 @@ async fn a_host_function_is_given_blocks_and_nothing_else(engine: EngineKind) {
     pool.close().await;
 }
 
-async fn what_a_host_function_gives_is_held_to_the_guests_memory(engine: EngineKind) {
-    let pool = evalpool::EvaluatorPool::from_settings(&settings(engine, Isolation::Reuse)).unwrap();
+#[tokio::test]
+async fn what_a_host_function_gives_is_held_to_the_guests_memory() {
+    let pool = evalpool::EvaluatorPool::from_settings(&settings(Isolation::Reuse, LONG)).unwrap();
     let much = HostFunction::bytes("upper", |_| Ok(vec![7; 16 << 20]));
     let evaluator = pool.evaluator("caller", Spec::new(Source::bytes(caller())).with_host_function(much)).unwrap();
     for _ in 0..2 {
         let error = call(&evaluator, *b"orebegin").await.unwrap_err();
-        // extism's error names neither memory nor a limit.
-        let kind = if engine == EngineKind::Direct { "out_of_memory" } else { "guest_error" };
-        assert_eq!(error.kind(), kind, "{error}");
+        assert_eq!(error.kind(), "out_of_memory", "{error}");
     }
     pool.close().await;
 }
-
-/// The plugin stores all ones over what extism's kernel has in front of the blocks that it was given, and asks how long
-/// they are.
-async fn the_headers_of_blocks_that_a_host_function_made_cannot_be_forged(engine: EngineKind) {
-    let pool = evalpool::EvaluatorPool::from_settings(&settings(engine, Isolation::Reuse)).unwrap();
-    let two = |memory: &mut dyn GuestMemory, _: &[Val]| {
-        memory.write(&[1; 100])?;
-        memory.write(&[])?;
-        Ok(vec![Val::I64(memory.write(&[2; 200])?.cast_signed())])
-    };
-    let text = format!(
-        r#"(module (import "extism:host/user" "two" (func $two (param i64) (result i64))) {IMPORTS}
-            (func $forge (param $p i64) (result i64)
-                (call $store64 (i64.sub (local.get $p) (i64.const 8)) (i64.const -1))
-                (call $store64 (i64.sub (local.get $p) (i64.const 12)) (i64.const -1))
-                (call $length (local.get $p)))
-            (func (export "run") (result i32) (local $p i64)
-                (local.set $p (call $two (i64.const 0)))
-                (i32.or
-                    (i64.ne (call $forge (local.get $p)) (i64.const 200))
-                    (i64.ne (call $forge (i64.sub (local.get $p) (i64.const 112))) (i64.const 100)))))"#
-    );
-    let spec = Spec::new(Source::bytes(wasm(&text)));
-    let ours = HostFunction::new("two", [ValType::I64], [ValType::I64], two);
-    let evaluator = pool.evaluator("ours", spec.clone().with_host_function(ours)).unwrap();
-    for _ in 0..3 {
-        evaluator.evaluate("x").await.unwrap();
-    }
-    if engine == EngineKind::Extism {
-        let theirs = extism::Function::new(
-            "two",
-            [extism::PTR],
-            [extism::PTR],
-            extism::UserData::new(()),
-            |plugin, _, outputs, _| {
-                plugin.memory_new(&[1_u8; 100][..])?;
-                plugin.memory_set_val(&mut outputs[0], &[2_u8; 200][..])
-            },
-        );
-        let evaluator = pool.evaluator("theirs", spec.with_host_function(theirs)).unwrap();
-        for _ in 0..3 {
-            evaluator.evaluate("x").await.unwrap();
-        }
-    }
-    pool.close().await;
-}
-
-on_each_engine!(
-    the_headers_of_blocks_that_a_host_function_made_cannot_be_forged,
-    a_host_function_is_given_blocks_and_nothing_else,
-    what_a_host_function_gives_is_held_to_the_guests_memory,
-);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use evalpool::{Digest, EvaluatorPool, HostFunction, Isolation, Source, Spec, config::EngineKind};
+use evalpool::{Digest, EvaluatorPool, HostFunction, Isolation, Source, Spec};
 use tokio::task::JoinSet;
 
 use super::settings;
@@ -13,14 +13,15 @@ fn wants(name: &str) -> Vec<u8> {
     wasm(&format!(r#"(module (import "env" "{name}" (func)) (func (export "run")))"#))
 }
 
-fn pool(engine: EngineKind) -> EvaluatorPool {
-    let mut settings = settings(engine, Isolation::Fresh);
+fn pool() -> EvaluatorPool {
+    let mut settings = settings(Isolation::Fresh);
     settings.pool.negative_ttl = Duration::from_mins(10);
     EvaluatorPool::from_settings(&settings).unwrap()
 }
 
-async fn a_failed_build_is_told_to_the_callers_of_its_own_evaluator_only(engine: EngineKind) {
-    let pool = pool(engine);
+#[tokio::test]
+async fn a_failed_build_is_told_to_the_callers_of_its_own_evaluator_only() {
+    let pool = pool();
     let evaluators = ["alpha", "beta"].map(|name| {
         let evaluator = pool.evaluator(name, Spec::new(Source::bytes(wants(name)))).unwrap();
         (name, evaluator)
@@ -46,8 +47,9 @@ async fn a_failed_build_is_told_to_the_callers_of_its_own_evaluator_only(engine:
     pool.close().await;
 }
 
-async fn a_failure_that_is_remembered_is_nobody_elses(engine: EngineKind) {
-    let pool = pool(engine);
+#[tokio::test]
+async fn a_failure_that_is_remembered_is_nobody_elses() {
+    let pool = pool();
     let bad = Spec::new(Source::bytes(wants("mystery")));
     let first = pool.register("one", bad.clone()).unwrap();
     for _ in 0..2 {
@@ -63,8 +65,9 @@ async fn a_failure_that_is_remembered_is_nobody_elses(engine: EngineKind) {
     pool.close().await;
 }
 
-async fn each_response_is_of_its_own_evaluator_plugin_and_time(engine: EngineKind) {
-    let pool = pool(engine);
+#[tokio::test]
+async fn each_response_is_of_its_own_evaluator_plugin_and_time() {
+    let pool = pool();
     let numbered =
         |number: usize| wasm(&format!(r#"(module (global i32 (i32.const {number})) (func (export "run")))"#));
     let mut calls = JoinSet::new();
@@ -91,9 +94,3 @@ async fn each_response_is_of_its_own_evaluator_plugin_and_time(engine: EngineKin
     assert!(cold.unwrap().timings().build > Duration::ZERO);
     pool.close().await;
 }
-
-on_each_engine!(
-    a_failed_build_is_told_to_the_callers_of_its_own_evaluator_only,
-    a_failure_that_is_remembered_is_nobody_elses,
-    each_response_is_of_its_own_evaluator_plugin_and_time,
-);

@@ -57,9 +57,9 @@ impl Reached {
     }
 }
 
-fn settings(engine: EngineKind, isolation: Isolation) -> Settings {
+fn settings(isolation: Isolation) -> Settings {
     let mut settings = Settings::default();
-    settings.engine.kind = engine;
+    settings.engine.kind = EngineKind::Direct;
     settings.engine.isolation = isolation;
     settings.pool.capacity = 2;
     settings.pool.max_instances = 2;
@@ -70,8 +70,8 @@ fn settings(engine: EngineKind, isolation: Isolation) -> Settings {
     settings
 }
 
-fn pool(engine: EngineKind, isolation: Isolation) -> EvaluatorPool {
-    EvaluatorPool::from_settings(&settings(engine, isolation)).unwrap()
+fn pool(isolation: Isolation) -> EvaluatorPool {
+    EvaluatorPool::from_settings(&settings(isolation)).unwrap()
 }
 
 /// A command with the mark of this number, many times over.
@@ -135,18 +135,21 @@ async fn ask_at_random(
     }
 }
 
-async fn in_fresh_no_evaluation_finds_anything_of_another(engine: EngineKind) {
+#[tokio::test]
+async fn in_fresh_no_evaluation_finds_anything_of_another() {
     // Each evaluation has a mark of its own, so that those of its own evaluator are found as well.
-    many_ask(pool(engine, Isolation::Fresh), 'n', |count, _| count + 1, 0).await;
+    many_ask(pool(Isolation::Fresh), 'n', |count, _| count + 1, 0).await;
 }
 
-async fn in_reuse_no_evaluator_finds_anything_of_another(engine: EngineKind) {
+#[tokio::test]
+async fn in_reuse_no_evaluator_finds_anything_of_another() {
     // That its memory and tables have grown, an instance may find: it was its evaluator's before.
-    many_ask(pool(engine, Isolation::Reuse), 'o', |_, index| index + 1, 1 | TABLES).await;
+    many_ask(pool(Isolation::Reuse), 'o', |_, index| index + 1, 1 | TABLES).await;
 }
 
-async fn what_an_instance_leaves_in_reuse_its_own_evaluator_finds_and_nothing_of_a_call(engine: EngineKind) {
-    let pool = pool(engine, Isolation::Reuse);
+#[tokio::test]
+async fn what_an_instance_leaves_in_reuse_its_own_evaluator_finds_and_nothing_of_a_call() {
+    let pool = pool(Isolation::Reuse);
     let evaluator = pool.evaluator("one", Reached::default().spec()).unwrap();
     assert_eq!(ask(&evaluator, 'n', 1).await, Ok(0));
     // The input, output, error and blocks of a call are gone with it, in either isolation.
@@ -159,8 +162,9 @@ async fn what_an_instance_leaves_in_reuse_its_own_evaluator_finds_and_nothing_of
     pool.close().await;
 }
 
-async fn in_reuse_nothing_is_left_of_an_instance_that_did_not_end_well(engine: EngineKind) {
-    let pool = pool(engine, Isolation::Reuse);
+#[tokio::test]
+async fn in_reuse_nothing_is_left_of_an_instance_that_did_not_end_well() {
+    let pool = pool(Isolation::Reuse);
     let reached = Reached::default();
     let evaluator = pool.evaluator("one", reached.spec().with_exec_timeout(Duration::from_mins(1))).unwrap();
     for (command, ending) in [('t', "guest_trap"), ('x', "guest_exit")] {
@@ -184,8 +188,9 @@ async fn in_reuse_nothing_is_left_of_an_instance_that_did_not_end_well(engine: E
     pool.close().await;
 }
 
-async fn in_reuse_nothing_is_left_once_an_instance_has_served_its_uses(engine: EngineKind) {
-    let mut settings = settings(engine, Isolation::Reuse);
+#[tokio::test]
+async fn in_reuse_nothing_is_left_once_an_instance_has_served_its_uses() {
+    let mut settings = settings(Isolation::Reuse);
     settings.pool.max_uses = 2;
     let pool = EvaluatorPool::from_settings(&settings).unwrap();
     let evaluator = pool.evaluator("one", Reached::default().spec()).unwrap();
@@ -196,8 +201,9 @@ async fn in_reuse_nothing_is_left_once_an_instance_has_served_its_uses(engine: E
     pool.close().await;
 }
 
-async fn in_reuse_a_plugin_that_was_replaced_or_evicted_leaves_nothing(engine: EngineKind) {
-    let pool = pool(engine, Isolation::Reuse);
+#[tokio::test]
+async fn in_reuse_a_plugin_that_was_replaced_or_evicted_leaves_nothing() {
+    let pool = pool(Isolation::Reuse);
     let reached = Reached::default();
     for round in 0..3 {
         let evaluator = pool.register("one", reached.spec()).unwrap();
@@ -210,9 +216,10 @@ async fn in_reuse_a_plugin_that_was_replaced_or_evicted_leaves_nothing(engine: E
     pool.close().await;
 }
 
-async fn each_evaluator_has_its_own_settings_and_answers(engine: EngineKind) {
+#[tokio::test]
+async fn each_evaluator_has_its_own_settings_and_answers() {
     let port = http_server(|_| "HTTP/1.1 204 No Content\r\nx-whose: one\r\nconnection: close\r\n\r\n".to_owned());
-    let pool = pool(engine, Isolation::Fresh);
+    let pool = pool(Isolation::Fresh);
     let reached = Reached::default();
     let [one, other] = ["one", "other"].map(|name| {
         let spec = reached.spec().with_config("shape", name).with_allowed_hosts(["127.0.0.1"]);
@@ -230,13 +237,3 @@ async fn each_evaluator_has_its_own_settings_and_answers(engine: EngineKind) {
     }
     pool.close().await;
 }
-
-on_each_engine!(
-    in_fresh_no_evaluation_finds_anything_of_another,
-    in_reuse_no_evaluator_finds_anything_of_another,
-    what_an_instance_leaves_in_reuse_its_own_evaluator_finds_and_nothing_of_a_call,
-    in_reuse_nothing_is_left_of_an_instance_that_did_not_end_well,
-    in_reuse_nothing_is_left_once_an_instance_has_served_its_uses,
-    in_reuse_a_plugin_that_was_replaced_or_evicted_leaves_nothing,
-    each_evaluator_has_its_own_settings_and_answers,
-);

@@ -56,6 +56,14 @@ pub(crate) fn resident_mib() -> usize {
     Held::by_this_process().resident_mib
 }
 
+/// Whether the process of this number has a handler of its own for the signal of this number.
+pub(crate) fn catches(process: u32, signal: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("Linux has /proc");
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).expect("a mask of signals");
+    caught >> (signal - 1) & 1 == 1
+}
+
 /// What the allocator keeps back for later is not held by anybody: with these in its environment, it keeps little.
 pub(crate) const FRUGAL: [(&str, &str); 2] = [("MALLOC_ARENA_MAX", "1"), ("MALLOC_TRIM_THRESHOLD_", "65536")];
 
@@ -68,7 +76,7 @@ pub(crate) fn alone(test: &str) -> bool {
     }
     let this = env::current_exe().expect("a test knows its own binary");
     let mut again = Command::new(this);
-    again.args(["--exact", test, "--nocapture"]).env(MARK, "1");
+    again.args(["--exact", test, "--include-ignored", "--nocapture"]).env(MARK, "1");
     again.envs(FRUGAL);
     let status = again.status();
     assert!(status.expect("the test binary can be started again").success(), "{test} failed in its own process");

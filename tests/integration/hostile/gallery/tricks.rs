@@ -1,19 +1,12 @@
 //! More of the gallery: what plugins do once they run.
 
-use super::gallery::{
+use super::{
     Comes::{Ends, Nothing, Refused, Somehow},
-    Hostile,
-    OnExtism::{Other, Same},
-    module, numbered, parts, run, wasi,
+    Hostile, module, numbered, parts, run, wasi,
 };
 
 pub(super) fn all() -> Vec<Hostile> {
     [bulk(), tables(), limits(), claims(), names_and_logs(), endings(), system()].into_iter().flatten().collect()
-}
-
-/// The same on `extism`, whatever it comes to there.
-fn somehow(hostile: Hostile) -> Hostile {
-    Hostile { on_extism: Other(Somehow), ..hostile }
 }
 
 /// Instructions that work on much at once.
@@ -26,45 +19,39 @@ fn bulk() -> Vec<Hostile> {
             data,
             "(data.drop $d) (memory.init $d (i32.const 0) (i32.const 0) (i32.const 1)) i32.const 0",
             trap,
-            Same,
         ),
         parts(
             "nothing of data that was dropped",
             data,
             "(data.drop $d) (memory.init $d (i32.const 0) (i32.const 0) (i32.const 0)) i32.const 0",
             Nothing,
-            Same,
         ),
-        parts("data that is dropped without end", data, "(loop (data.drop $d) (br 0)) i32.const 0", late, Same),
+        parts("data that is dropped without end", data, "(loop (data.drop $d) (br 0)) i32.const 0", late),
         parts(
             "data that is copied without end",
             data,
             "(loop (memory.init $d (i32.const 0) (i32.const 0) (i32.const 10)) (br 0)) i32.const 0",
             late,
-            Same,
         ),
         parts(
             "more of data than there is",
             data,
             "(memory.init $d (i32.const 0) (i32.const 5) (i32.const -1)) i32.const 0",
             trap,
-            Same,
         ),
-        run("a fill of −1 bytes", "(memory.fill (i32.const 0) (i32.const 1) (i32.const -1)) i32.const 0", trap, Same),
+        run("a fill of −1 bytes", "(memory.fill (i32.const 0) (i32.const 1) (i32.const -1)) i32.const 0", trap),
         run(
             "a copy from the last byte on",
             "(memory.copy (i32.const 0) (i32.const 65535) (i32.const 2)) i32.const 0",
             trap,
-            Same,
         ),
         run(
             "a copy of nothing just behind the memory",
             "(memory.copy (i32.const 65536) (i32.const 65536) (i32.const 0)) i32.const 0",
             Nothing,
-            Same,
         ),
-        run("a word that ends behind the memory", "(drop (i64.load (i32.const 65529)))  i32.const 0", trap, Same),
-        run("an offset that wraps around", "(drop (i64.load offset=4294967295 (i32.const 8))) i32.const 0", trap, Same),
+        run("a word that ends behind the memory", "(drop (i64.load (i32.const 65529)))  i32.const 0", trap),
+        run("an offset that wraps around", "(drop (i64.load offset=4294967295 (i32.const 8))) i32.const 0", trap),
     ]
 }
 
@@ -74,23 +61,23 @@ fn tables() -> Vec<Hostile> {
     let table = "(table $t 10000 funcref) (elem declare func $other) (func $other (param i64) (result i64) (local.get 0)) (type $run (func (result i32)))";
     let one = "(table $t 1 funcref) (elem $e func $other) (func $other (param i64) (result i64) (local.get 0)) (type $run (func (result i32)))";
     vec![
-        parts("a table that is filled without end", table, "(loop (table.fill $t (i32.const 0) (ref.func $other) (i32.const 10000)) (br 0)) i32.const 0", late, Same),
-        parts("a table that is copied without end", table, "(loop (table.copy $t $t (i32.const 1) (i32.const 0) (i32.const 9999)) (br 0)) i32.const 0", late, Same),
-        parts("a table that is filled beyond its end", table, "(table.fill $t (i32.const 1) (ref.null func) (i32.const 10000)) i32.const 0", trap, Same),
-        parts("a table that grows by nothing without end", table, "(loop (drop (table.grow $t (ref.null func) (i32.const 0))) (br 0)) i32.const 0", late, Same),
+        parts("a table that is filled without end", table, "(loop (table.fill $t (i32.const 0) (ref.func $other) (i32.const 10000)) (br 0)) i32.const 0", late),
+        parts("a table that is copied without end", table, "(loop (table.copy $t $t (i32.const 1) (i32.const 0) (i32.const 9999)) (br 0)) i32.const 0", late),
+        parts("a table that is filled beyond its end", table, "(table.fill $t (i32.const 1) (ref.null func) (i32.const 10000)) i32.const 0", trap),
+        parts("a table that grows by nothing without end", table, "(loop (drop (table.grow $t (ref.null func) (i32.const 0))) (br 0)) i32.const 0", late),
         parts("four tables that all grow", "(table $a 1 funcref) (table $b 1 funcref) (table $c 1 funcref) (table $d 1 funcref)",
             "(drop (table.grow $a (ref.null func) (i32.const 9999))) (drop (table.grow $b (ref.null func) (i32.const 9999)))
              (drop (table.grow $c (ref.null func) (i32.const 9999)))
-             (i32.ne (table.grow $d (ref.null func) (i32.const 10000)) (i32.const -1))", Nothing, Other(Somehow)),
-        parts("a function that is called as another", one, "(table.set $t (i32.const 0) (ref.func $other)) (call_indirect $t (type $run) (i32.const 0))", trap, Same),
-        parts("a call beyond the table", one, "(call_indirect $t (type $run) (i32.const -1))", trap, Same),
-        parts("a look beyond the table", one, "(drop (table.get $t (i32.const 1))) i32.const 0", trap, Same),
-        parts("elements that are used after they were dropped", one, "(elem.drop $e) (table.init $t $e (i32.const 0) (i32.const 0) (i32.const 1)) i32.const 0", trap, Same),
+             (i32.ne (table.grow $d (ref.null func) (i32.const 10000)) (i32.const -1))", Nothing),
+        parts("a function that is called as another", one, "(table.set $t (i32.const 0) (ref.func $other)) (call_indirect $t (type $run) (i32.const 0))", trap),
+        parts("a call beyond the table", one, "(call_indirect $t (type $run) (i32.const -1))", trap),
+        parts("a look beyond the table", one, "(drop (table.get $t (i32.const 1))) i32.const 0", trap),
+        parts("elements that are used after they were dropped", one, "(elem.drop $e) (table.init $t $e (i32.const 0) (i32.const 0) (i32.const 1)) i32.const 0", trap),
         parts("a recursion of a thousand parameters",
             &format!("(func $deep (param {}) {} (call $deep))", "i64 ".repeat(900), numbered(900, |at| format!("(local.get {at})"))),
-            &format!("{} (call $deep) i32.const 0", "(i64.const 1) ".repeat(900)), trap, Same),
+            &format!("{} (call $deep) i32.const 0", "(i64.const 1) ".repeat(900)), trap),
         parts("a recursion through a table", "(table $t 1 funcref) (type $run (func (result i32))) (func $f (result i32) (i32.add (call_indirect $t (type $run) (i32.const 0)) (i32.const 1))) (elem (i32.const 0) $f)",
-            "(call_indirect $t (type $run) (i32.const 0))", trap, Same),
+            "(call_indirect $t (type $run) (i32.const 0))", trap),
     ]
 }
 
@@ -107,47 +94,45 @@ fn limits() -> Vec<Hostile> {
     // What each variable costs beside its name and value.
     let most = (1 << 20) - 48 - 4;
     vec![
-        run("output of exactly its limit", "(call $output_set (call $alloc (i64.const 1048576)) (i64.const 1048576)) i32.const 0", Nothing, Same),
-        run("output of one byte over its limit", "(call $output_set (call $alloc (i64.const 1048577)) (i64.const 1048577)) i32.const 0", Ends("output_too_large"), Same),
-        run("one variable of all that there may be", &variable(most), Nothing, Same),
-        run("one variable of a byte more", &variable(most + 1), full, Same),
+        run("output of exactly its limit", "(call $output_set (call $alloc (i64.const 1048576)) (i64.const 1048576)) i32.const 0", Nothing),
+        run("output of one byte over its limit", "(call $output_set (call $alloc (i64.const 1048577)) (i64.const 1048577)) i32.const 0", Ends("output_too_large")),
+        run("one variable of all that there may be", &variable(most), Nothing),
+        run("one variable of a byte more", &variable(most + 1), full),
         parts("variables of ever new names", "(global $n (mut i64) (i64.const 0))",
             "(local $p i64) (loop $l (local.set $p (call $alloc (i64.const 60))) (call $store64 (local.get $p) (global.get $n))
              (global.set $n (i64.and (i64.add (i64.or (global.get $n) (i64.const 0xc0c0c0c0c0c0c0c0)) (i64.const 1)) (i64.const 0x3f3f3f3f3f3f3f3f)))
-             (call $var_set (local.get $p) (call $digits)) (br $l)) i32.const 0", Somehow, Same),
-        module("a memory that cannot grow beyond what it says itself", "(module (memory 1 2) (func (export \"run\") (result i32) (drop (memory.grow (i32.const 1))) (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))", Nothing, Other(Ends("out_of_memory"))),
-        run("growth by nothing without end", "(loop (drop (memory.grow (i32.const 0))) (br 0)) i32.const 0", Ends("exec_timeout"), Same),
-        run("growth by more than there are pages", "(drop (memory.grow (i32.const -1))) i32.const 0", Nothing, Other(Somehow)),
-        run("a block that is freed twice, and then is output", "(local $p i64) (local.set $p (call $digits)) (call $free (local.get $p)) (call $free (local.get $p)) (call $output_set (local.get $p) (i64.const 10)) i32.const 0", Nothing, Same),
-        run("output of what a reset took away", "(local $p i64) (local.set $p (call $digits)) (call $reset) (call $output_set (local.get $p) (i64.const 10)) i32.const 0", Nothing, Same),
-        run("an error of what a reset took away", "(local $p i64) (local.set $p (call $message)) (call $reset) (call $error_set (local.get $p)) i32.const 0", Nothing, Same),
+             (call $var_set (local.get $p) (call $digits)) (br $l)) i32.const 0", Somehow),
+        module("a memory that cannot grow beyond what it says itself", "(module (memory 1 2) (func (export \"run\") (result i32) (drop (memory.grow (i32.const 1))) (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))", Nothing),
+        run("growth by nothing without end", "(loop (drop (memory.grow (i32.const 0))) (br 0)) i32.const 0", Ends("exec_timeout")),
+        run("growth by more than there are pages", "(drop (memory.grow (i32.const -1))) i32.const 0", Nothing),
+        run("a block that is freed twice, and then is output", "(local $p i64) (local.set $p (call $digits)) (call $free (local.get $p)) (call $free (local.get $p)) (call $output_set (local.get $p) (i64.const 10)) i32.const 0", Nothing),
+        run("output of what a reset took away", "(local $p i64) (local.set $p (call $digits)) (call $reset) (call $output_set (local.get $p) (i64.const 10)) i32.const 0", Nothing),
+        run("an error of what a reset took away", "(local $p i64) (local.set $p (call $message)) (call $reset) (call $error_set (local.get $p)) i32.const 0", Nothing),
     ]
 }
 
 /// Errors that claim to be the host's.
 fn claims() -> Vec<Hostile> {
     let said = Ends("guest_error");
-    let claim = |trick, text: &str, rest: &str, comes, on_extism| {
+    let claim = |trick, text: &str, rest: &str, comes| {
         parts(
             trick,
             &format!("(data (i32.const 1000) \"{text}\")"),
             &format!("(call $error_set (call $text (i32.const 1000) (i32.const {}))) {rest}", text.len()),
             comes,
-            on_extism,
         )
     };
     vec![
-        // extism's errors are strings. There a guest is believed, about itself.
-        claim("an error that says timeout", "timeout", "i32.const 1", said, Other(Somehow)),
-        claim("an error that says oom", "oom", "i32.const 1", said, Other(Somehow)),
-        claim("an error that says out of fuel", "plugin ran out of fuel", "i32.const 1", said, Other(Somehow)),
-        claim("an error that says out of memory", "out of memory", "i32.const 1", said, Other(Somehow)),
-        claim("an error that says exit", "Exited with i32 exit status 5", "i32.const 1", said, Other(Somehow)),
-        claim("an error that says another code", "Returned non-zero exit code: 0", "i32.const 1", said, Same),
-        claim("an error that says trap, and a trap", "wasm trap: interrupt", "unreachable", said, Same),
-        claim("an error that says internal", "internal error: the engine panicked", "i32.const 1", said, Same),
-        claim("an error that is a problem of its own", "{'status':200,'kind':'internal'}", "i32.const 1", said, Same),
-        claim("an error, and no code", "cancelled", "i32.const 0", said, Same),
+        claim("an error that says timeout", "timeout", "i32.const 1", said),
+        claim("an error that says oom", "oom", "i32.const 1", said),
+        claim("an error that says out of fuel", "plugin ran out of fuel", "i32.const 1", said),
+        claim("an error that says out of memory", "out of memory", "i32.const 1", said),
+        claim("an error that says exit", "Exited with i32 exit status 5", "i32.const 1", said),
+        claim("an error that says another code", "Returned non-zero exit code: 0", "i32.const 1", said),
+        claim("an error that says trap, and a trap", "wasm trap: interrupt", "unreachable", said),
+        claim("an error that says internal", "internal error: the engine panicked", "i32.const 1", said),
+        claim("an error that is a problem of its own", "{'status':200,'kind':'internal'}", "i32.const 1", said),
+        claim("an error, and no code", "cancelled", "i32.const 0", said),
     ]
 }
 
@@ -164,7 +149,6 @@ fn names_and_logs() -> Vec<Hostile> {
             ),
             &format!("{body} i32.const 0"),
             comes,
-            Same,
         )
     };
     let control = "\\00\\1b[2J\\0d\\0a\\e2\\80\\ae";
@@ -209,7 +193,7 @@ fn names_and_logs() -> Vec<Hostile> {
             Nothing,
         ),
         with("a line of the log that looks like the operator's", line, "(call $log_error (call $given))", Nothing),
-        somehow(with("a log of a megabyte", "", "(call $log_error (call $alloc (i64.const 1000000)))", Nothing)),
+        with("a log of a megabyte", "", "(call $log_error (call $alloc (i64.const 1000000)))", Nothing),
         with("a log of a wild message", "", "(call $log_error (i64.const 987654321))", Somehow),
         with(
             "a log at every level without end",
@@ -237,47 +221,39 @@ fn endings() -> Vec<Hostile> {
     let exit = |trick, code: i32, comes| {
         wasi(trick, "proc_exit", "(param i32)", &format!("(call $f (i32.const {code})) i32.const 0"), comes)
     };
-    let start = |trick, body: &str, comes, on_extism| {
-        parts(trick, &format!("(func $s {body}) (start $s)"), "i32.const 0", comes, on_extism)
-    };
+    let start = |trick, body: &str, comes| parts(trick, &format!("(func $s {body}) (start $s)"), "i32.const 0", comes);
     vec![
         exit("an exit with the greatest code", 125, Ends("guest_exit")),
         exit("an exit with −1", -1, Ends("guest_error")),
         exit("an exit with a code that no system has", 70_000, Ends("guest_error")),
-        run("the least of all codes", "i32.const -2147483648", Ends("guest_error"), Same),
-        run("output, then a trap", "(call $echo) unreachable", Ends("guest_trap"), Same),
-        run("a number too large for its type", "(i32.trunc_f64_s (f64.const 1e300))", Ends("guest_trap"), Same),
+        run("the least of all codes", "i32.const -2147483648", Ends("guest_error")),
+        run("output, then a trap", "(call $echo) unreachable", Ends("guest_trap")),
+        run("a number too large for its type", "(i32.trunc_f64_s (f64.const 1e300))", Ends("guest_trap")),
         run(
             "a quotient too large for its type",
             "(drop (i64.div_s (i64.const -9223372036854775808) (i64.const -1))) i32.const 0",
             Ends("guest_trap"),
-            Same,
         ),
         start(
             "a start that leaves output and a variable",
             "(call $output_set (call $digits) (i64.const 10)) (call $var_set (call $colour) (call $digits))",
             Nothing,
-            Other(Refused("invalid_plugin")),
         ),
-        start("a start that leaves an error", "(call $error_set (call $message))", Nothing, Other(Somehow)),
+        start("a start that leaves an error", "(call $error_set (call $message))", Nothing),
         start(
             "a start that logs without end",
             "(loop (call $log_error (call $message)) (br 0))",
             Refused("build_timeout"),
-            Same,
         ),
         start(
             "a start that asks for a host that is not allowed",
             "(drop (call $http (call $digits) (i64.const 0)))",
             Refused("invalid_plugin"),
-            Same,
         ),
         start(
             "a start that takes the kernel's memory",
             "(loop (drop (call $alloc (i64.const 60000))) (br 0))",
             Refused("invalid_plugin"),
-            // While extism links, there is no limit yet: what does not fit is nowhere, and the loop goes on.
-            Other(Refused("build_timeout")),
         ),
     ]
 }
@@ -299,9 +275,9 @@ fn system() -> Vec<Hostile> {
         wasi("a page to standard error", "fd_write", "(param i32 i32 i32 i32) (result i32)",
             "(i32.store (i32.const 1000) (i32.const 0)) (i32.store (i32.const 1004) (i32.const 4096))
              (drop (call $f (i32.const 2) (i32.const 1000) (i32.const 1) (i32.const 1008))) i32.const 0", Nothing),
-        somehow(wasi("a write of more than there is memory", "fd_write", "(param i32 i32 i32 i32) (result i32)",
+        wasi("a write of more than there is memory", "fd_write", "(param i32 i32 i32 i32) (result i32)",
             "(i32.store (i32.const 1000) (i32.const 60000)) (i32.store (i32.const 1004) (i32.const -1))
-             (drop (call $f (i32.const 1) (i32.const 1000) (i32.const 1) (i32.const 1008))) i32.const 0", Somehow)),
+             (drop (call $f (i32.const 1) (i32.const 1000) (i32.const 1) (i32.const 1008))) i32.const 0", Somehow),
         wasi("a write of all memory ten thousand times over", "fd_write", "(param i32 i32 i32 i32) (result i32)",
             "(local $at i32) (local.set $at (i32.const 65536))
              (if (i32.lt_u (memory.size) (i32.const 100)) (then (drop (memory.grow (i32.const 99)))))

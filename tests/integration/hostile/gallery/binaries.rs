@@ -1,11 +1,9 @@
 //! More of the gallery: binaries that are large, odd or false in one of their sections. Most are put together byte by
 //! byte, since their text would be larger still, or cannot be said in text at all.
 
-use super::gallery::{
-    Comes::{Ends, Nothing, Refused, Somehow},
-    Hostile, IMPORTS,
-    OnExtism::{Other, Same},
-    module, numbered, upload,
+use super::{
+    Comes::{Ends, Nothing, Refused},
+    Hostile, IMPORTS, module, numbered, upload,
 };
 
 pub(super) fn all() -> Vec<Hostile> {
@@ -79,7 +77,7 @@ fn custom(name: &[u8], contents: &[u8]) -> (u8, Vec<u8>) {
     (CUSTOM, [leb(length), name.to_vec(), contents.to_vec()].concat())
 }
 
-fn bytes(trick: &'static str, bytes: Vec<u8>, comes: super::gallery::Comes) -> Hostile {
+fn bytes(trick: &'static str, bytes: Vec<u8>, comes: super::Comes) -> Hostile {
     Hostile { comes, ..upload(trick, bytes) }
 }
 
@@ -124,13 +122,13 @@ fn counts() -> Vec<Hostile> {
             with(&[(IMPORT, vector(1_001, import)), (EXPORT, [&b"\x01\x03run\0"[..], &leb(1_001)].concat())]),
             bad,
         ),
-        module("four tables as large as may be", &tables(4, 10_000), Nothing, Other(Somehow)),
-        module("a table of one element too many", &tables(1, 10_001), bad, Other(Somehow)),
-        module("five tables of nothing", &tables(5, 0), bad, Other(Somehow)),
-        module("fifty types of a thousand parameters", &types(50), Nothing, Same),
-        module("fifty-one types of a thousand parameters", &types(51), bad, Same),
-        module("a function of a thousand results", &results(1_000), Nothing, Same),
-        module("a function of a thousand results and one", &results(1_001), bad, Same),
+        module("four tables as large as may be", &tables(4, 10_000), Nothing),
+        module("a table of one element too many", &tables(1, 10_001), bad),
+        module("five tables of nothing", &tables(5, 0), bad),
+        module("fifty types of a thousand parameters", &types(50), Nothing),
+        module("fifty-one types of a thousand parameters", &types(51), bad),
+        module("a function of a thousand results", &results(1_000), Nothing),
+        module("a function of a thousand results and one", &results(1_001), bad),
     ]
 }
 
@@ -216,7 +214,6 @@ fn weights() -> Vec<Hostile> {
             "a memory that may grow to all there is, and does",
             "(module (memory 1 65536) (func (export \"run\") (drop (memory.grow (i32.const 65535)))))",
             Ends("out_of_memory"),
-            Same,
         ),
     ]
 }
@@ -244,37 +241,27 @@ fn names() -> Vec<Hostile> {
             "exports whose names move the cursor",
             "(module (func (export \"\\1b[2J\\1b]0;owned\\07\\0d\\0a\\00\")) (func (export \"run\")))",
             Nothing,
-            Same,
         ),
         module(
             "an import whose name is a line of the log",
             "(module (import \"env\\0a2026-01-01T00:00:00Z ERROR evalpool: all is lost\" \"\\1b[31m\" (func)) (func (export \"run\")))",
             bad,
-            Same,
         ),
         module(
             "two thousand entry points, and none is named",
             &format!("(module {many})"),
             Refused("entry_point_missing"),
-            Same,
         ),
-        module(
-            "a memory as the entry point",
-            "(module (memory (export \"run\") 1))",
-            Refused("entry_point_missing"),
-            Same,
-        ),
+        module("a memory as the entry point", "(module (memory (export \"run\") 1))", Refused("entry_point_missing")),
         module(
             "an entry point of another result",
             "(module (func (export \"run\") (result i64) i64.const 0))",
             Refused("entry_point_missing"),
-            Same,
         ),
         module(
             "nothing but an initialiser",
             "(module (func (export \"_initialize\")))",
             Refused("entry_point_missing"),
-            Same,
         ),
     ]
 }
@@ -308,12 +295,7 @@ fn lies() -> Vec<Hostile> {
             )]),
             bad,
         ),
-        module(
-            "a start with parameters",
-            "(module (func $s (param i32)) (start $s) (func (export \"run\")))",
-            bad,
-            Same,
-        ),
+        module("a start with parameters", "(module (func $s (param i32)) (start $s) (func (export \"run\")))", bad),
     ]
 }
 
@@ -326,28 +308,20 @@ fn features() -> Vec<Hostile> {
             "vectors, which are allowed",
             &body("(drop (i8x16.swizzle (v128.const i32x4 1 2 3 4) (v128.load (i32.const 16))))"),
             Nothing,
-            Same,
         ),
-        module("a vector beyond the memory", &body("(drop (v128.load (i32.const 65521)))"), Ends("guest_trap"), Same),
+        module("a vector beyond the memory", &body("(drop (v128.load (i32.const 65521)))"), Ends("guest_trap")),
         module(
             "vectors that differ from machine to machine",
             &body("(drop (i8x16.relaxed_swizzle (v128.const i32x4 1 2 3 4) (v128.const i32x4 1 2 3 4)))"),
             bad,
-            Other(Somehow),
         ),
-        module("an atomic access", &body("(drop (i32.atomic.load (i32.const 0)))"), bad, Other(Somehow)),
-        module("an object of the collector's", &body("(drop (ref.i31 (i32.const 7)))"), bad, Other(Somehow)),
-        module(
-            "an exception that is caught",
-            &body("(block (try_table (catch_all 0) (unreachable)))"),
-            bad,
-            Other(Somehow),
-        ),
+        module("an atomic access", &body("(drop (i32.atomic.load (i32.const 0)))"), bad),
+        module("an object of the collector's", &body("(drop (ref.i31 (i32.const 7)))"), bad),
+        module("an exception that is caught", &body("(block (try_table (catch_all 0) (unreachable)))"), bad),
         module(
             "all of Extism's functions and none used",
             &format!("(module {IMPORTS} (func (export \"run\")))"),
             Nothing,
-            Same,
         ),
     ]
 }
