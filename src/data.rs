@@ -76,11 +76,6 @@ impl Data {
         }
         Ok(input)
     }
-
-    /// The same for an evaluator without data of its own.
-    pub(crate) fn into_input(self, limit: u64) -> Result<Bytes, Error> {
-        self.to_input(Data::Empty, limit)
-    }
 }
 
 /// A loop rather than recursion: a caller that nests deeply must not overflow this thread's stack.

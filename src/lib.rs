@@ -52,15 +52,15 @@
 //!
 //! # Rooms
 //!
-//! Imports point down this list only; `background`, `clock`, `config`, `error` and `metrics` are leaves. A test keeps
-//! that true.
+//! Imports point down this list only; a test keeps that true. `background` and `clock` are leaves beside it.
 //!
 //! | room | what it does, and what it must not |
 //! |---|---|
 //! | `service` | (feature `service`) HTTP, the stored plugins, the commands of the program |
-//! | [`EvaluatorPool`] | what evaluators share, registration, replacement, builds. Runs no guest |
-//! | [`Evaluator`] | conducts one call, deadline to outcome. Caches nothing |
-//! | [`Executable`] | a handle on one compiled plugin. Keeps nothing alive |
+//! | [`EvaluatorPool`] | registration, replacement, the close of all. Runs no guest |
+//! | [`Evaluator`] | takes one call from its data to its response. Decides nothing about capacity |
+//! | [`Executable`] | a handle on one compiled plugin. Holds no runtime |
+//! | `revision` | one version of an evaluator, the settings it runs under, its build. What the three above share |
 //! | [`Spec`] | a plugin's source and how to run it. No I/O |
 //! | [`data`] | static, per-call and composite input data → bytes |
 //! | `info` | what is shown of evaluators and runtimes. Plain data |
@@ -72,8 +72,9 @@
 //! | `source` | bytes, base64, file → plugin. The only place that fetches. No engine types |
 //! | `registry` | what lives: LRU order, hard bound, single-flight builds, negative cache. Knows no plugins |
 //! | [`config`] | every setting. The only reader of files and environment |
-//! | [`metrics`] | the catalogue. Installs no exporter |
+//! | [`metrics`] | the catalogue. Installs no exporter, knows no room |
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
+//! | `words` | closed sets of words |
 
 mod background;
 mod clock;

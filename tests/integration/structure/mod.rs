@@ -11,9 +11,6 @@ use std::{
 
 use self::rust::{code_of, crate_names, words};
 
-/// Rooms that count as one, because they name each other.
-const PEERS: &[&str] = &["pool", "evaluator", "executable"];
-
 /// One file of Rust.
 struct File {
     /// Below the folder that was looked through, with slashes.
@@ -117,10 +114,7 @@ fn imports_point_down() {
     let mut wrong = Vec::new();
     for file in files() {
         let Some(room) = file.room() else { continue };
-        let rank = |room: &str| {
-            let room = PEERS.first().filter(|_| PEERS.contains(&room)).copied().unwrap_or(room);
-            rooms.iter().position(|listed| listed == room)
-        };
+        let rank = |room: &str| rooms.iter().position(|listed| listed == room);
         for name in crate_names(&file.code) {
             let target = reexports.get(&name).unwrap_or(&name);
             let down = rank(target).zip(rank(room)).is_some_and(|(target, own)| target >= own);
