@@ -86,7 +86,7 @@ async fn a_spec_that_is_not_trusted_is_refused_where_all_others_are() {
 async fn without_its_http_client_allowed_hosts_are_refused_and_the_feature_is_named() {
     let pool = builder(EXTISM).build().unwrap();
     let spec = greet().with_allowed_hosts(["example.org"]);
-    let error = pool.evaluator("reaches out", spec).unwrap().evaluate("x").await.unwrap_err();
+    let error = pool.evaluator("reaches-out", spec).unwrap().evaluate("x").await.unwrap_err();
     assert_eq!(error.kind(), "invalid_request");
     assert!(error.to_string().contains("extism-http"), "{error}");
     pool.close().await;
