@@ -21,9 +21,6 @@ use crate::{
     error::Error,
 };
 
-/// Bytes of variables that one instance may keep (extism's own default).
-const MAX_VAR_BYTES: u64 = 1024 * 1024;
-
 /// The engine's compiled plugin; reach it through [`CompiledPlugin::as_any`].
 pub struct Compiled {
     shared: Arc<Shared>,
@@ -43,7 +40,6 @@ impl Compiled {
         // Rounded up: one that ends early would not be known for a timeout.
         manifest.timeout_ms =
             Some(u64::try_from(limits.exec_timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
-        manifest.memory.max_var_bytes = Some(MAX_VAR_BYTES);
         manifest.memory.max_http_response_bytes = Some(limits.output_size);
         let shared = Shared {
             free: Mutex::default(),
@@ -76,8 +72,8 @@ impl CompiledPlugin for Compiled {
         Box::pin(blocking("initialising did not finish", move || {
             let limits = shared.limits;
             let exclusive = Exclusive::take(shared)?;
-            let guest = Guest::new(exclusive, limits, permit)?;
-            Ok(Box::new(ExtismInstance::new(guest)) as Box<dyn Instance>)
+            let guest = Some(Guest::new(exclusive, limits, permit)?);
+            Ok(Box::new(ExtismInstance { guest }) as Box<dyn Instance>)
         }))
     }
 

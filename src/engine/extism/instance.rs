@@ -84,13 +84,7 @@ impl Guest {
 
 pub(super) struct ExtismInstance {
     /// `None` while a call has it, and for good after a call that left it unsound.
-    guest: Option<Box<Guest>>,
-}
-
-impl ExtismInstance {
-    pub(super) fn new(guest: Box<Guest>) -> Self {
-        Self { guest: Some(guest) }
-    }
+    pub(super) guest: Option<Box<Guest>>,
 }
 
 impl Instance for ExtismInstance {
