@@ -294,6 +294,15 @@ fn a_second_server_on_a_folder_is_refused() {
     assert_eq!(line, format!("cannot use the data folder {data}: another evalpool is using it"));
 }
 
+#[test]
+fn a_server_on_extism_that_trusts_no_plugin_is_refused() {
+    let folder = Folder::new();
+    let data = folder.path("data");
+    let output = run(&["serve", "--engine", "extism", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()]);
+    assert!(refusal(&output, 2).contains("set engine.trusted = true"));
+    assert!(!data.exists());
+}
+
 // ---- load ------------------------------------------------------------------------------------------------------------
 
 /// A short load's report, and whatever holds of every one.
@@ -324,7 +333,7 @@ fn load(arguments: &[&str]) -> Value {
 
 #[test]
 fn a_load_keeps_the_bound_makes_no_errors_and_leaves_nothing() {
-    let report = load(&["--tenants", "100", "--capacity", "4", "--concurrency", "16", "--duration", "1s"]);
+    let report = load(&["--evaluators", "100", "--capacity", "4", "--concurrency", "16", "--duration", "1s"]);
     assert_eq!(report["errors"], serde_json::json!({}), "{report}");
     assert_eq!(report["runtimes"]["capacity"], 4);
     assert!(report["runtimes"]["evicted"].as_u64().unwrap() > 0, "{report}");
