@@ -1,4 +1,4 @@
-//! Just enough of PromQL to tell what a query asks for. What is beyond it is an error: teach it. The slow lane has
+//! Just enough of `PromQL` to tell what a query asks for. What is beyond it is an error: teach it. The slow lane has
 //! `promtool` read the same queries.
 
 /// What follows names and numbers in a query, longest first.

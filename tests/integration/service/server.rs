@@ -19,7 +19,7 @@ use super::answer::Answer;
 use crate::support::process::{FRUGAL, Held};
 
 /// Far longer than anything here takes, however busy the machine is.
-pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_mins(2);
 
 /// The program as a process of its own, on a port that was free.
 pub(crate) struct Server {
