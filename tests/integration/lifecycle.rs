@@ -238,30 +238,40 @@ fn corner_13_instances_that_exist_never_exceed_their_bound() {
 
 #[test]
 fn corner_15_a_host_function_that_blocks_is_reported_by_close_and_its_place_stays_counted() {
-    on_threads(async {
-        let (unblock, blocked) = mpsc::channel::<()>();
-        let (began, begins) = mpsc::channel();
-        let blocked = Mutex::new(blocked);
-        let function = HostFunction::bytes("host_upper", move |input| {
-            let _ = began.send(());
-            let _ = blocked.lock().unwrap().recv();
-            Ok(input.to_vec())
-        });
-        let pool = EvaluatorPool::builder().capacity(2).build().unwrap();
-        let spec = Spec::new(Source::bytes(CALL_HOST)).with_entry_point("call_host").with_host_function(function);
-        let evaluator = pool.evaluator("blocks", spec).unwrap();
-        let running = tokio::spawn({
-            let evaluator = evaluator.clone();
-            async move { evaluator.evaluate("x").await }
-        });
-        tokio::task::spawn_blocking(move || begins.recv()).await.unwrap().unwrap();
-        let report = evaluator.close_with(Duration::from_millis(10)).await;
-        assert_eq!(report, CloseReport::Unfinished { remaining: 1 });
-        assert_eq!(pool.runtimes(), 1);
-        assert_eq!(running.await.unwrap().unwrap_err().kind(), "closed", "the caller does not wait for it");
-        drop(unblock);
-        eventually("the place comes back when the function returns", || pool.runtimes() == 0).await;
+    for engine in ENGINES {
+        on_threads(a_host_function_that_blocks_keeps_its_place(engine));
+    }
+}
+
+async fn a_host_function_that_blocks_keeps_its_place(engine: EngineKind) {
+    let (unblock, blocked) = mpsc::channel::<()>();
+    let (began, begins) = mpsc::channel();
+    let blocked = Mutex::new(blocked);
+    let function = HostFunction::bytes("host_upper", move |input| {
+        let _ = began.send(());
+        let _ = blocked.lock().unwrap().recv();
+        Ok(input.to_vec())
     });
+    let pool = builder(engine).capacity(2).build().unwrap();
+    let spec = Spec::new(Source::bytes(CALL_HOST)).with_entry_point("call_host").with_host_function(function);
+    let evaluator = pool.evaluator("blocks", spec).unwrap();
+    let running = tokio::spawn({
+        let evaluator = evaluator.clone();
+        async move { evaluator.evaluate("x").await }
+    });
+    tokio::task::spawn_blocking(move || begins.recv()).await.unwrap().unwrap();
+    let report = evaluator.close_with(Duration::from_millis(10)).await;
+    assert_eq!(report, CloseReport::Unfinished { remaining: 1 });
+    assert_eq!(pool.runtimes(), 1);
+    // On extism the guest has a thread of its own, and its caller is told at once. On direct the function blocks the
+    // thread that polls the caller, who learns of the close once it returns.
+    let mut unblock = Some(unblock);
+    if engine == EngineKind::Direct {
+        unblock = None;
+    }
+    assert_eq!(running.await.unwrap().unwrap_err().kind(), "closed");
+    drop(unblock);
+    eventually("the place comes back when the function returns", || pool.runtimes() == 0).await;
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn an_upload_is_new_and_then_a_replacement() {
     let info = server.info("text");
     assert_eq!(info["evaluations"], 2);
     assert_eq!(info["state"], "live");
-    assert!(info["instances"].as_u64().is_some_and(|instances| instances >= 1), "{info}");
+    eventually("an instance is ready for the next call", || server.info("text")["instances"] == 1);
     assert!(info["last_used"].as_u64().is_some_and(|milliseconds| milliseconds > 1_600_000_000_000), "{info}");
     // The same plugin twice: one file.
     assert_eq!(server.put("more?entry_point=upper", TEXT).status, 201);
