@@ -253,7 +253,10 @@ async fn a_host_function_that_blocks_keeps_its_place(engine: EngineKind) {
         Ok(input.to_vec())
     });
     let pool = builder(engine).capacity(2).build().unwrap();
-    let spec = Spec::new(Source::bytes(CALL_HOST)).with_entry_point("call_host").with_host_function(function);
+    let spec = Spec::new(Source::bytes(CALL_HOST))
+        .with_entry_point("call_host")
+        .with_host_function(function)
+        .with_exec_timeout(Duration::from_mins(10));
     let evaluator = pool.evaluator("blocks", spec).unwrap();
     let running = tokio::spawn({
         let evaluator = evaluator.clone();
