@@ -1,0 +1,140 @@
+//! Builds: from the fetched plugin to its place, and how they end.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{
+    super::{Refused, Resident, RevisionId},
+    AdmissionSender, Age, BuildId, Effects, PlaceId, RegistryState,
+    entries::{Failure, Live, Phase},
+};
+use crate::{clock, error::Error};
+
+/// How many failed builds are remembered at most.
+const MAX_FAILURES: usize = 4096;
+
+impl<R: Resident> RegistryState<R> {
+    /// Whether all builds that have no place yet, and `more`, would get one without waiting for a lease to end.
+    pub(super) fn places_in_sight(&self, more: usize) -> bool {
+        let unplaced = self.builds.values().filter(|build| !matches!(build.phase, Phase::Placed { .. })).count();
+        let evictable = self.live.iter().filter(|(_, live)| live.evictable(None)).count();
+        self.limits.capacity - self.places.len() + self.closing + evictable >= unplaced + more
+    }
+
+    pub(super) fn eldest_build(&self) -> Option<Age> {
+        self.build_queue.first_key_value().map(|(age, _)| *age)
+    }
+
+    pub(super) fn remembered(&mut self, revision: RevisionId, now: Instant) -> Option<Error> {
+        let failure = self.failures.get(&revision)?;
+        if now < failure.until {
+            return Some(failure.error.clone());
+        }
+        self.failures.pop(&revision);
+        None
+    }
+
+    /// Whether a caller's build has its place, so that it ends by itself within its own budget.
+    pub(in crate::registry) fn is_placed(&self, revision: RevisionId) -> bool {
+        self.builds.get(&revision).is_some_and(|build| matches!(build.phase, Phase::Placed { .. }))
+    }
+
+    /// A build's plugin is fetched, which took `fetched`, and now needs a place and a permit. False when nobody wants it any more.
+    pub(in crate::registry) fn enqueue(
+        &mut self,
+        revision: RevisionId,
+        id: BuildId,
+        fetched: Duration,
+        to: AdmissionSender<R>,
+        now: Instant,
+        effects: &mut Effects<R>,
+    ) -> bool {
+        let Some(build) = self.builds.get_mut(&revision).filter(|build| build.id == id) else { return false };
+        let Some(eldest) = build.waiters.front().map(|waiter| waiter.age) else {
+            self.builds.remove(&revision);
+            return false;
+        };
+        build.fetched = fetched;
+        build.phase = Phase::Queued { age: eldest, to };
+        self.waiting_fetch -= build.waiters.len();
+        self.waiting_capacity += build.waiters.len();
+        self.build_queue.insert(eldest, revision);
+        self.dispatch(now, effects);
+        true
+    }
+
+    /// A build succeeded: its runtime, with one idle instance, joins the registry and serves those who wait for it.
+    ///
+    /// # Errors
+    ///
+    /// Gives the runtime back when it was retired meanwhile.
+    pub(in crate::registry) fn publish(
+        &mut self,
+        revision: RevisionId,
+        place: PlaceId,
+        resident: R,
+        now: Instant,
+        effects: &mut Effects<R>,
+    ) -> Result<(), R> {
+        let build = match self.builds.remove(&revision) {
+            Some(build) if matches!(build.phase, Phase::Placed { place: held, .. } if held == place) => build,
+            other => {
+                if let Some(build) = other {
+                    self.builds.insert(revision, build);
+                }
+                return Err(resident);
+            }
+        };
+        let Phase::Placed { since, .. } = build.phase else { return Err(resident) };
+        self.waiting_build -= build.waiters.len();
+        self.waiting_instance += build.waiters.len();
+        self.idle += 1;
+        let live = Live {
+            resident,
+            place,
+            leases: 0,
+            instances: 1,
+            idle: 1,
+            reaping: 0,
+            sparing: false,
+            waiters: build.waiters,
+            streak: 0,
+            reserved: false,
+            awaits_permit: None,
+            opened: now,
+            last_used: now,
+            uses: 0,
+        };
+        self.live.push(revision, live);
+        self.serve(revision, Some(build.fetched + (now - since)), effects);
+        self.dispatch(now, effects);
+        Ok(())
+    }
+
+    /// A build failed. All who waited learn why; a failure that would come again is remembered.
+    pub(in crate::registry) fn build_failed(
+        &mut self,
+        revision: RevisionId,
+        id: BuildId,
+        error: &Error,
+        now: Instant,
+        effects: &mut Effects<R>,
+    ) {
+        if self.builds.get(&revision).is_none_or(|build| build.id != id) {
+            return;
+        }
+        let Some(build) = self.builds.remove(&revision) else { return };
+        self.drop_build(revision, build, &Refused::Error(error.clone()), effects);
+        if matches!(error, Error::InvalidPlugin { .. } | Error::EntryPointMissing { .. })
+            && !self.limits.negative_ttl.is_zero()
+        {
+            self.failures
+                .push(revision, Failure { error: error.clone(), until: clock::later(now, self.limits.negative_ttl) });
+            if self.failures.len() > MAX_FAILURES {
+                self.failures.pop_lru();
+            }
+        }
+        self.dispatch(now, effects);
+    }
+}

@@ -1,0 +1,188 @@
+//! Callers: how a lease is asked for, how a caller leaves, and how leases end.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{
+    super::{Resident, RevisionId},
+    Age, BuildId, Effect, Effects, Grant, RegistryState, Requested, Returned,
+    entries::{Build, Phase, Waiter, insert_by_age},
+};
+use crate::error::Error;
+
+impl<R: Resident> RegistryState<R> {
+    /// A caller wants a lease on `revision`. One that may not wait is refused instead.
+    pub(in crate::registry) fn request(
+        &mut self,
+        revision: RevisionId,
+        age: Age,
+        now: Instant,
+        may_wait: bool,
+        effects: &mut Effects<R>,
+    ) -> Requested<R> {
+        if self.shut_down {
+            return Requested::Refused(Error::ShuttingDown);
+        }
+        // Whoever waits for a fetch waits for a place next, unless one is in sight.
+        let waiting = self.waiting_capacity + self.waiting_instance + self.waiting_fetch;
+        let full = waiting >= self.limits.max_waiting;
+        let refused = |reason| Requested::Refused(Error::Saturated { reason });
+        let eldest = self.eldest_build();
+        // The caller's own thread had nothing parked; another thread's instance may be unused.
+        if self.parking.contains(&revision) && self.live.peek(&revision).is_some_and(|live| live.idle == 0) {
+            self.reclaim(revision, effects);
+            return Requested::Again;
+        }
+        if let Some(live) = self.live.get_mut(&revision) {
+            let hot = live.called(now, self.limits.park_after);
+            if !live.holds_back(age, eldest) && live.waiters.is_empty() {
+                if live.idle > 0 {
+                    live.idle -= 1;
+                    self.idle -= 1;
+                    return Requested::Granted(Grant { hot, ..live.grant(revision, true, None) });
+                }
+                let free = self.instances < self.limits.max_instances;
+                // Permits go by age: while anyone contends for one, this caller queues behind.
+                if free && self.permit_waiters.is_empty() && live.instances < self.limits.max_instances_per_runtime {
+                    live.instances += 1;
+                    self.instances += 1;
+                    return Requested::Granted(Grant { hot, ..live.grant(revision, false, None) });
+                }
+            }
+            if !may_wait {
+                return refused("a call from inside a host function does not wait, and no instance is free");
+            }
+            if full {
+                return refused("no instance is free and as many callers wait as may");
+            }
+            let (to, answer) = oneshot::channel();
+            insert_by_age(&mut live.waiters, Waiter { age, to });
+            self.waiting_instance += 1;
+            self.await_permit(revision);
+            self.dispatch(now, effects);
+            return Requested::Queued(answer);
+        }
+        if !may_wait {
+            return refused("a call from inside a host function does not wait, and its evaluator is cold");
+        }
+        if full && !self.parking.is_empty() {
+            // A runtime whose leases are all parked could be evicted.
+            self.reclaim_all(effects);
+            return Requested::Again;
+        }
+        let in_sight = !full || self.places_in_sight(0);
+        if let Some(build) = self.builds.get_mut(&revision) {
+            let waiting = match build.phase {
+                Phase::Queued { .. } if full => None,
+                Phase::Queued { .. } => Some(&mut self.waiting_capacity),
+                Phase::Fetching => in_sight.then_some(&mut self.waiting_fetch),
+                Phase::Placed { .. } => Some(&mut self.waiting_build),
+            };
+            let Some(waiting) = waiting else {
+                return refused("no runtime is free and as many callers wait as may");
+            };
+            *waiting += 1;
+            let (to, answer) = oneshot::channel();
+            insert_by_age(&mut build.waiters, Waiter { age, to });
+            // An elder that comes back makes the build as old as itself.
+            if let Phase::Queued { age: queued, .. } = &mut build.phase
+                && age < *queued
+            {
+                self.build_queue.remove(queued);
+                *queued = age;
+                self.build_queue.insert(age, revision);
+                self.dispatch(now, effects);
+            }
+            return Requested::Joined(answer);
+        }
+        if let Some(error) = self.remembered(revision, now) {
+            return Requested::Refused(error);
+        }
+        if full && !self.places_in_sight(1) {
+            return refused("no runtime is free and as many callers wait as may");
+        }
+        let id = BuildId(self.unique());
+        let (to, answer) = oneshot::channel();
+        let waiters = VecDeque::from([Waiter { age, to }]);
+        self.builds.insert(revision, Build { id, fetched: Duration::ZERO, phase: Phase::Fetching, waiters });
+        self.waiting_fetch += 1;
+        Requested::Start(id, answer)
+    }
+
+    /// A caller that waited has left, or was answered just now.
+    pub(in crate::registry) fn leave(
+        &mut self,
+        revision: RevisionId,
+        age: Age,
+        now: Instant,
+        effects: &mut Effects<R>,
+    ) {
+        if let Some(build) = self.builds.get_mut(&revision) {
+            let before = build.waiters.len();
+            build.waiters.retain(|waiter| waiter.age != age);
+            let left = before - build.waiters.len();
+            match (&mut build.phase, build.waiters.front()) {
+                (Phase::Queued { age, .. }, Some(eldest)) => {
+                    self.waiting_capacity -= left;
+                    // A build is as old as its eldest caller that is still there.
+                    self.build_queue.remove(age);
+                    *age = eldest.age;
+                    self.build_queue.insert(*age, revision);
+                    self.dispatch(now, effects);
+                }
+                // Nobody wants it and it has cost nothing yet: its builder sees its channel close, and ends.
+                (Phase::Queued { age, .. }, None) => {
+                    self.waiting_capacity -= left;
+                    self.build_queue.remove(age);
+                    self.builds.remove(&revision);
+                    self.dispatch(now, effects);
+                }
+                (Phase::Fetching, _) => self.waiting_fetch -= left,
+                (Phase::Placed { .. }, _) => self.waiting_build -= left,
+            }
+        } else if let Some(live) = self.live.peek_mut(&revision) {
+            let before = live.waiters.len();
+            live.waiters.retain(|waiter| waiter.age != age);
+            self.waiting_instance -= before - live.waiters.len();
+            self.await_permit(revision);
+            self.dispatch(now, effects);
+        }
+    }
+
+    /// Leases ended.
+    pub(in crate::registry) fn leases_returned(&mut self, leases: &[Returned], now: Instant, effects: &mut Effects<R>) {
+        for lease in leases {
+            self.lease_returned(lease, now, effects);
+        }
+        for lease in leases {
+            self.serve(lease.revision, None, effects);
+        }
+        self.dispatch(now, effects);
+        // The dispatch may have reaped elsewhere what was held back here for an elder.
+        for lease in leases {
+            self.serve(lease.revision, None, effects);
+        }
+    }
+
+    fn lease_returned(&mut self, lease: &Returned, now: Instant, effects: &mut Effects<R>) {
+        let Returned { revision, place, back, used_again, last_used } = *lease;
+        // Peeked at first: a lease on a runtime that drains must not freshen its successor.
+        if let Some(live) = self.live.peek_mut(&revision).filter(|live| live.place == place) {
+            live.leases -= 1;
+            live.uses += used_again;
+            if back {
+                live.idle += 1;
+                self.idle += 1;
+            }
+            self.used(revision, last_used.unwrap_or(now));
+        } else if let Some(draining) = self.draining.get_mut(&place) {
+            draining.leases -= 1;
+            draining.idle += usize::from(back);
+            if draining.leases == 0 {
+                self.closing += usize::from(draining.ends_soon());
+                effects.extend(draining.resident.take().map(|resident| Effect::Drained { resident }));
+            }
+        }
+    }
+}
