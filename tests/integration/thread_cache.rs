@@ -1,8 +1,8 @@
-//! Instances that stay with the threads that use them are the registry's all the same: they count, they are evicted in
-//! order, drained and closed, and the gauges tell of them.
+//! Instances that threads keep stay the registry's: they count, they are evicted in the order of use, drained and closed, and
+//! the gauges show them.
 //!
-//! The spy's pools lend from the second call on. What a loan looks like from the middle of its one poll is shown by a
-//! host function that blocks.
+//! The spy's pools park from the second call on. A host function that blocks shows a parked instance in the middle of its
+//! use.
 
 use std::{
     sync::{
@@ -44,7 +44,7 @@ fn states(evaluators: &[&Evaluator], pool: &EvaluatorPool) -> Vec<RuntimeState> 
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_used_last_is_evicted_last_although_the_registry_did_not_see_the_use() {
+async fn a_use_that_the_registry_did_not_see_counts_for_the_order_of_eviction() {
     let (_spy, pool) = spied(2);
     let [one, two, three] = ["one", "two", "three"].map(|name| pool.register(name, Spy::spec()).unwrap());
     for evaluator in [&one, &two, &one] {
@@ -106,7 +106,7 @@ fn an_evaluators_own_data_is_asked_for_once_a_call() {
 }
 
 #[tokio::test]
-async fn the_number_of_uses_and_a_trap_end_a_lent_instance() {
+async fn max_uses_and_a_trap_end_a_parked_instance() {
     let mut settings = Settings::default();
     settings.pool.max_uses = 10;
     settings.engine.isolation = Isolation::Reuse;
@@ -124,7 +124,7 @@ async fn the_number_of_uses_and_a_trap_end_a_lent_instance() {
 
 /// `direct` drops a guest that trapped while it is being called, and its permit with it.
 #[tokio::test]
-async fn a_guest_that_is_gone_before_its_loan_ends_is_counted_once() {
+async fn a_guest_that_is_gone_before_its_lease_ends_is_counted_once() {
     let text = r#"(module (import "extism:host/env" "input_length" (func $length (result i64)))
         (func (export "run") (if (i64.ne (call $length) (i64.const 0)) (then unreachable))))"#;
     let builder = EvaluatorPool::builder().engine_kind(EngineKind::Direct).isolation(Isolation::Reuse);
@@ -175,9 +175,9 @@ async fn the_next_call_after_a_replacement_has_the_new_plugin_and_after_a_close_
     spy.assert_nothing_left();
 }
 
-/// While a plugin is replaced, both of its versions are called: neither is given the other's instances.
+/// While a plugin is replaced, both of its revisions are called: neither is given the other's instances.
 #[test]
-fn two_versions_that_are_called_at_once_keep_their_instances_apart() {
+fn two_revisions_that_are_called_at_once_keep_their_instances_apart() {
     let spy = Spy::default();
     let pool = spy.pool(|builder| builder.isolation(Isolation::Reuse).capacity(8));
     on_threads(async {
@@ -210,7 +210,7 @@ fn two_versions_that_are_called_at_once_keep_their_instances_apart() {
 }
 
 #[tokio::test]
-async fn a_place_and_a_permit_are_had_back_for_who_needs_them() {
+async fn a_place_and_a_permit_are_reclaimed_for_callers_that_need_them() {
     let spy = Spy::default();
     let mut settings = Settings::default();
     settings.pool.capacity = 2;
@@ -243,7 +243,7 @@ fn without_tokio_a_guest_that_waits_is_an_error_and_no_panic() {
         spy.on_call([Act::Never]);
         evaluator.evaluate("").now_or_never().expect("it does not wait").map(drop)
     });
-    // On the shelf of another thread, or of this one, by chance: an error either way.
+    // Parked on another thread, or on this one, by chance: an error either way.
     assert_eq!(calls.join().unwrap().unwrap_err().kind(), "invalid_request");
     on_threads(async { pool.close().await });
 }
@@ -300,7 +300,7 @@ impl Within {
         Self { pool, evaluator, metrics, inside, go_on }
     }
 
-    /// Calls until the instance is lent, then once more, which stays.
+    /// Calls until the instance is parked, then once more, which stays.
     async fn begin(&self) -> tokio::task::JoinHandle<Result<(), evalpool::Error>> {
         let evaluator = self.evaluator.clone();
         // On one thread from the first to the last, and not on the test's own.
@@ -322,7 +322,7 @@ impl Within {
 }
 
 #[test]
-fn a_loan_in_use_is_seen_by_the_gauges_and_no_longer_once_it_is_over() {
+fn an_instance_in_use_is_seen_by_the_gauges_and_no_longer_once_it_is_idle() {
     let within = Within::new();
     on_threads(async {
         let task = within.begin().await;
@@ -339,7 +339,7 @@ fn a_loan_in_use_is_seen_by_the_gauges_and_no_longer_once_it_is_over() {
 }
 
 #[test]
-fn a_runtime_is_not_closed_under_a_loan() {
+fn a_runtime_is_not_closed_under_a_parked_lease() {
     let within = Within::new();
     on_threads(async {
         let task = within.begin().await;
@@ -358,7 +358,7 @@ fn a_runtime_is_not_closed_under_a_loan() {
 }
 
 #[test]
-fn a_loan_in_use_is_neither_evicted_nor_given_to_another() {
+fn an_instance_in_use_is_neither_evicted_nor_given_to_another() {
     let within = Within::new();
     on_threads(async {
         let task = within.begin().await;
