@@ -1,7 +1,7 @@
 //! Work that outlives the call that caused it: builds, closes, spare instances, heavy drops.
 //!
-//! It runs on the tokio runtime of whoever causes it. Where there is none, or none any more, it runs on a runtime of
-//! this crate's own, started when first needed and shared by all pools of the process.
+//! It runs on the caller's tokio runtime. Where there is none, it runs on a runtime of this crate's own, which starts when
+//! first needed and serves all pools of the process.
 
 use std::{
     future::Future,
@@ -31,19 +31,19 @@ pub(crate) fn own() -> Option<&'static Runtime> {
     .as_ref()
 }
 
-/// Starts a task. Should its runtime go before the task has ended, the future is dropped: whatever must happen all
-/// the same belongs into its drop.
+/// Starts a task. If its runtime ends before the task does, the future is dropped: work that must happen all the same
+/// belongs into its drop.
 pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
     if let Some(handle) = handle() {
         handle.spawn(future);
     }
 }
 
-/// Drops a value that may take long where it may take long, never on this thread if any other can be had.
+/// Drops a value that may take long to drop on a thread that may block, never on this one if another can be had.
 pub(crate) fn drop_elsewhere<T: Send + 'static>(value: T) {
     let heavy = Heavy(Some(value));
     match Handle::try_current() {
-        // A runtime that is shutting down drops the closure instead of running it, and `Heavy` sees to the rest.
+        // A runtime that is shutting down drops the closure instead of running it; then `Heavy` hands the value on.
         Ok(handle) => drop(handle.spawn_blocking(move || heavy.done())),
         Err(_) => drop(heavy),
     }

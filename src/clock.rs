@@ -22,8 +22,8 @@ pub(crate) fn deadline(duration: Duration) -> Instant {
     later(Instant::now(), duration)
 }
 
-/// tokio's `timeout_at`, which makes its timer only when the future is not ready at once: what is ready is neither late
-/// nor in need of a timer, and a timer touches what all threads share.
+/// tokio's `timeout_at`, but it makes its timer only if the future is not ready at once: a timer touches words that all
+/// threads share.
 pub(crate) async fn timeout_at<F: Future>(deadline: Instant, future: F) -> Result<F::Output, Elapsed> {
     let mut future = pin!(future);
     match poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await {

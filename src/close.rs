@@ -1,4 +1,4 @@
-//! One word for letting go, and how a close ends.
+//! One trait for everything that can be closed, and how a close ends.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use crate::{engine::BoxFuture, registry::Gone};
 
-/// Something that holds runtimes and can let go of them: an [`Executable`](crate::Executable), an
+/// Something that holds runtimes and can close them: an [`Executable`](crate::Executable), an
 /// [`Evaluator`](crate::Evaluator), an [`EvaluatorPool`](crate::EvaluatorPool).
 ///
 /// Closing refuses new work at once, lets calls in flight finish, interrupts their guests after a grace, and ends when
@@ -34,13 +34,14 @@ pub trait Close: Send + Sync {
 
 /// How a close ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CloseReport {
     /// All calls in flight had ended by themselves.
     Drained,
     /// Some were interrupted after their grace.
     Forced,
-    /// Some runtimes are still there five seconds after the grace: a host function blocks, an initialiser does not
-    /// end, or a caller neither polls nor drops its evaluation. They close, and give their places back, when that ends.
+    /// Some runtimes still exist five seconds after the grace: a host function blocks, an initialiser does not end, or a
+    /// caller neither polls nor drops its evaluation. They close, and give their places back, when that ends.
     Unfinished {
         /// How many.
         remaining: usize,

@@ -79,13 +79,13 @@ impl Evaluator {
         &self.inner.name
     }
 
-    /// What tells it from other evaluators of that name.
+    /// Distinguishes it from other evaluators of that name.
     #[must_use]
     pub fn id(&self) -> EvaluatorId {
         self.inner.id
     }
 
-    /// Runs the plugin once: merges the data, leases the runtime (building it if it is cold), runs the guest.
+    /// Runs the plugin once: merges the data, leases the runtime (and builds it if it is cold), runs the guest.
     ///
     /// Waits in three places, each bounded: for a place or an instance (`limits.wait_timeout`), for the build
     /// (`limits.build_timeout`), for the guest (`limits.exec_timeout`). Must be polled on a tokio runtime with its
@@ -96,9 +96,12 @@ impl Evaluator {
     ///
     /// # Errors
     ///
-    /// Before the guest runs: `closed`, `shutting_down`, `saturated`, `wait_timeout`, `payload_too_large`,
-    /// `invalid_request`, and whatever a build fails with. From the guest: `guest_trap`, `guest_error`, `guest_exit`,
-    /// `out_of_memory`, `out_of_fuel`, `output_too_large`, `exec_timeout`. `internal` for a panic in a host function.
+    /// Before the guest runs: [`Closed`](Error::Closed), [`ShuttingDown`](Error::ShuttingDown),
+    /// [`Saturated`](Error::Saturated), [`WaitTimeout`](Error::WaitTimeout), [`PayloadTooLarge`](Error::PayloadTooLarge),
+    /// [`InvalidRequest`](Error::InvalidRequest), and all that a build fails with. From the guest:
+    /// [`GuestTrap`](Error::GuestTrap), [`GuestError`](Error::GuestError), [`GuestExit`](Error::GuestExit),
+    /// [`OutOfMemory`](Error::OutOfMemory), [`OutOfFuel`](Error::OutOfFuel), [`OutputTooLarge`](Error::OutputTooLarge),
+    /// [`ExecTimeout`](Error::ExecTimeout). [`Internal`](Error::Internal) for a panic in a host function.
     pub async fn evaluate(&self, data: impl Into<Data>) -> Result<Response, Error> {
         self.evaluate_from(data.into(), inside_host_function()).await
     }
@@ -113,7 +116,7 @@ impl Evaluator {
     }
 
     async fn evaluate_inner(&self, data: Data, inside: bool) -> Result<Response, Error> {
-        // An evaluation may end without having waited for anything: a caller in a loop must leave its thread now and then.
+        // An evaluation may end without having waited for anything. A caller in a loop must yield its thread now and then.
         tokio::task::consume_budget().await;
         let EvaluatorInner { pool, parked, .. } = &*self.inner;
         let began = Instant::now();
@@ -149,7 +152,7 @@ impl Evaluator {
                 Err(Error::Closed { .. }) if self.is_replaced(&revision) => continue,
                 Err(error) => return Err(error),
             };
-            // Whoever joins a build late waits for the rest of it only.
+            // A caller that joins a build late waits for the rest of it only.
             let build = leased.build.min(began.elapsed());
             let checkout = Checkout::new(leased.lease, parked).await?;
             return self.run(checkout, input, build, began).await;

@@ -1,8 +1,8 @@
 //! The catalogue: every metric's name, help, unit and closed label set. Installs no exporter.
 //!
 //! A pool takes its handles from the recorder that is installed (or local) when the pool is built, so install yours
-//! first. Gauges are `set` from counted truth, never incremented. Two pools under one recorder share its series:
-//! counters add up, gauges show whichever pool changed last, so give each pool a recorder with a label of its own.
+//! first. Gauges are set from counts, never incremented. Two pools under one recorder share its series: counters add up,
+//! gauges show the pool that changed last. Give each pool a recorder with a label of its own.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The pool: what its evaluators share, the evaluators registered by name, and their replacement.
+//! The pool: the evaluators registered by name, their replacement, and the close of all.
 //!
 //! # Registered is not live
 //!
@@ -9,10 +9,10 @@
 //!
 //! # Replacing
 //!
-//! [`prepare`](EvaluatorPool::prepare) builds a plugin without publishing it; [`Prepared::publish`] swaps it in. What
-//! stores plugins does so in between: should storing fail, dropping the [`Prepared`] closes what was built and the old
-//! plugin stays. Considered and not taken: a `replace` that takes a closure for the storing (a user callback in the
-//! middle of the swap), and building under the old name (a failed upload would cost the evaluator its good plugin).
+//! [`prepare`](EvaluatorPool::prepare) builds a plugin without publishing it; [`Prepared::publish`] swaps it in. A server
+//! stores the plugin in between: if that fails, dropping the [`Prepared`] closes what was built, and the old plugin stays.
+//! Considered and not taken: a `replace` that takes a closure for the storing (a user callback in the middle of the swap),
+//! and building under the old name (a failed upload would cost the evaluator its good plugin).
 
 mod builder;
 
@@ -53,12 +53,12 @@ pub struct EvaluatorPool {
 }
 
 impl EvaluatorPool {
-    /// A pool whose settings are the defaults until said otherwise.
+    /// A builder with the default settings.
     pub fn builder() -> PoolBuilder {
         PoolBuilder::new(Settings::default())
     }
 
-    /// A pool as the settings say.
+    /// A pool with these settings.
     ///
     /// # Errors
     ///
@@ -82,7 +82,7 @@ impl EvaluatorPool {
     ///
     /// # Errors
     ///
-    /// `invalid_name`.
+    /// [`Error::InvalidName`].
     pub fn evaluator(&self, name: &str, spec: Spec) -> Result<Evaluator, Error> {
         check_name(name)?;
         let id = self.inner.unique();
@@ -91,12 +91,12 @@ impl EvaluatorPool {
 
     /// An evaluator that belongs to the pool until it is removed, in place of any other of that name.
     ///
-    /// Nothing is fetched or compiled before the first call: to have the plugin validated first, and an old one kept
-    /// if the new one is bad, use [`prepare`](Self::prepare).
+    /// Nothing is fetched or compiled before the first call. To validate the plugin first, and keep the old one if the new
+    /// one is bad, use [`prepare`](Self::prepare).
     ///
     /// # Errors
     ///
-    /// `invalid_name`.
+    /// [`Error::InvalidName`].
     pub fn register(&self, name: &str, spec: Spec) -> Result<Evaluator, Error> {
         check_name(name)?;
         Ok(self.prepared(name, spec).publish().0)
@@ -108,7 +108,7 @@ impl EvaluatorPool {
     ///
     /// # Errors
     ///
-    /// `invalid_name`, or why the plugin was refused; whatever is registered under the name stays as it is.
+    /// [`Error::InvalidName`], or why the plugin was refused. What is registered under the name stays as it is.
     pub async fn prepare(&self, name: &str, spec: Spec) -> Result<Prepared, Error> {
         self.prepare_with(name, spec, None).await
     }
@@ -139,7 +139,7 @@ impl EvaluatorPool {
         self.names().get(name).cloned()
     }
 
-    /// Forgets the evaluator registered under a name and closes it. False when there is none.
+    /// Unregisters the evaluator of a name and closes it. False when there is none.
     ///
     /// Dropping the future does not stop the closing.
     pub async fn remove(&self, name: &str) -> bool {
@@ -152,7 +152,7 @@ impl EvaluatorPool {
         }
     }
 
-    /// Forgets the evaluator registered under a name and hands it over, open: from now on it belongs to its handles.
+    /// Unregisters the evaluator of a name and returns it, open: from now on it belongs to its handles.
     /// Use this to unregister now and await the close later.
     #[must_use]
     pub fn take(&self, name: &str) -> Option<Evaluator> {
@@ -235,8 +235,8 @@ impl EvaluatorPool {
         self.inner.slots()
     }
 
-    /// Builds the runtimes of registered evaluators ahead of their first calls, `build_concurrency` at a time, and
-    /// says how each went, in the order of `names`. More names than fit evict one another.
+    /// Builds the runtimes of registered evaluators ahead of their first calls, `build_concurrency` at a time. Returns how
+    /// each build went, in the order of `names`. More names than fit evict one another.
     ///
     /// Cancel safe: builds that have begun go on.
     pub async fn warm<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Vec<(&'a str, Result<(), Error>)> {
@@ -252,8 +252,8 @@ impl EvaluatorPool {
         stream::iter(names).map(warm).buffered(width).collect().await
     }
 
-    /// Refuses new work, lets what is in flight finish for `pool.grace`, interrupts the rest, and returns when every
-    /// runtime is gone: see [`Close`]. Evaluations afterwards are `shutting_down`.
+    /// Refuses new work, lets calls in flight finish for `pool.grace`, interrupts the rest, and returns when every runtime is
+    /// gone: see [`Close`]. Evaluations afterwards fail with [`Error::ShuttingDown`].
     pub fn close(&self) -> impl Future<Output = CloseReport> + Send + 'static {
         self.close_with(self.inner.pool.grace)
     }

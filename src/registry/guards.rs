@@ -1,4 +1,4 @@
-//! The guards: each stands for one step of the accounting, and undoes it in its drop.
+//! The guards: each stands for one step of the accounting and undoes it when dropped.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::error::Error;
 
-/// A caller's position in a queue. Dropping it leaves the queue; an answer that was on its way is passed on.
+/// A caller's position in a queue. Dropping it leaves the queue, and passes on an answer that was on its way.
 pub(super) struct Waiter<R: Resident> {
     pub(super) registry: Arc<Shell<R>>,
     pub(super) revision: RevisionId,
@@ -47,17 +47,17 @@ pub(crate) struct Lease<R: Resident> {
     last_used: Option<Instant>,
 }
 
-/// What a lease has of its one instance.
+/// What a lease holds of its one instance.
 enum Holds<R: Resident> {
-    /// It is in the runtime's pool, set aside.
+    /// The instance is in the runtime's pool, set aside.
     Idle,
-    /// It is still to be made.
+    /// The instance is still to be made.
     Permit(InstancePermit<R>),
-    /// The holder has taken either.
+    /// The holder has taken one or the other.
     Taken,
 }
 
-/// What a lease gives its holder to work with.
+/// Where the lease's holder gets its instance.
 pub(crate) enum Claim<R: Resident> {
     /// Take an instance out of the runtime's pool.
     Idle,
@@ -76,7 +76,7 @@ impl<R: Resident> Lease<R> {
         self.resident.as_ref()
     }
 
-    /// What to work with; `None` the second time.
+    /// Where to get the instance; `None` the second time.
     pub(crate) fn claim(&mut self) -> Option<Claim<R>> {
         match std::mem::replace(&mut self.holds, Holds::Taken) {
             Holds::Idle => Some(Claim::Idle),
@@ -133,15 +133,15 @@ impl<R: Resident> fmt::Debug for Lease<R> {
     }
 }
 
-/// What a builder gets when its turn comes: both at once, for a builder that held one and waited for the other could
-/// deadlock with its like.
+/// What a builder gets when its turn comes. Both at once: two builders that each held one and waited for the other would
+/// deadlock.
 pub(crate) struct Admission<R: Resident> {
     pub(crate) place: Place<R>,
     pub(crate) permit: InstancePermit<R>,
 }
 
-/// One runtime's right to exist, from before its compile until after its last engine object. Shared by everything
-/// that keeps the runtime alive; the last clone to go gives the place back.
+/// One runtime's right to exist, from before its compile until after its last engine object is dropped. Everything that
+/// keeps the runtime alive holds a clone; dropping the last clone gives the place back.
 pub(crate) struct Place<R: Resident> {
     inner: Arc<PlaceInner<R>>,
 }
@@ -157,7 +157,7 @@ pub(super) struct PlaceInner<R: Resident> {
     revision: RevisionId,
     id: PlaceId,
     record: Mutex<Record>,
-    /// Says whether the close was forced; its end says that all is gone.
+    /// Holds whether the close was forced. Its end means that all is gone.
     gone: watch::Sender<bool>,
 }
 
@@ -175,17 +175,17 @@ impl<R: Resident> Place<R> {
         Self { inner: Arc::new(PlaceInner { registry, revision, id, record: Mutex::default(), gone }) }
     }
 
-    /// The engine has made a compiled plugin: from here on there is something to close.
+    /// The engine has made a compiled plugin: from now on there is something to close.
     pub(crate) fn opened(&self) {
         self.inner.record().opened = true;
     }
 
-    /// The decision to close, and why. The first one counts.
+    /// Notes the decision to close, and why. The first call counts.
     pub(crate) fn closing(&self, reason: CloseReason) {
         self.inner.record().closing.get_or_insert((reason, Instant::now()));
     }
 
-    /// Guests had to be interrupted.
+    /// Notes that guests had to be interrupted.
     pub(crate) fn forced(&self) {
         self.inner.record().forced = true;
     }
@@ -195,7 +195,7 @@ impl<R: Resident> Place<R> {
         self.inner.registry.lock().is_at_rest(self.inner.revision, self.inner.id)
     }
 
-    /// Takes a permit for a spare instance, if nobody else wants it. [`spare_ended`](Self::spare_ended) must follow.
+    /// Takes a permit for a spare instance, if nobody else wants one. [`spare_ended`](Self::spare_ended) must follow.
     pub(crate) fn reserve_spare(&self) -> Option<InstancePermit<R>> {
         let PlaceInner { registry, revision, id, .. } = &*self.inner;
         let reserved = registry.apply(|state, _| state.reserve_spare(*revision, *id));
@@ -223,14 +223,14 @@ impl<R: Resident> Drop for PlaceInner<R> {
             self.registry.metrics.closed(reason.as_str(), record.forced, since.elapsed());
         }
         self.gone.send_replace(record.forced);
-        // Counted first, given on second; `gone` ends last, when this has returned and the fields are dropped. Until then
-        // it can be waited for, so that nobody who does sees a gauge that is behind.
+        // The order: count, hand the place on, then end `gone`, which happens when the fields are dropped after this. So
+        // whoever waits for `gone` never sees a gauge that lags behind.
         self.registry.apply(|state, effects| state.place_released(self.id, Instant::now(), effects));
         self.registry.lock().forget(self.id);
     }
 }
 
-/// One instance's right to exist, from before it is made until after it is dropped. Keeps its runtime's place.
+/// One instance's right to exist, from before it is made until after it is dropped. Holds its runtime's place.
 pub(crate) struct InstancePermit<R: Resident> {
     pub(super) place: Place<R>,
 }
@@ -252,7 +252,7 @@ impl Gone {
         self.0.iter().filter(|gone| gone.has_changed().is_ok()).count()
     }
 
-    /// Waits until all are released; tells whether any close was forced. Cancel safe.
+    /// Waits until all are released, and returns whether any close was forced. Cancel safe.
     pub(crate) async fn wait(&mut self) -> bool {
         let mut forced = false;
         for gone in &mut self.0 {
@@ -263,8 +263,8 @@ impl Gone {
     }
 }
 
-/// The one build of a revision. Dropping it without an outcome, as when its task panics or its tokio goes, reports
-/// that to those who wait; the next caller tries again.
+/// The one build of a revision. Dropping it without an outcome (its task panicked, or its tokio runtime ended) fails those
+/// who wait; the next caller tries again.
 pub(crate) struct BuildTicket<R: Resident> {
     pub(super) registry: Arc<Shell<R>>,
     pub(super) revision: RevisionId,
@@ -273,7 +273,8 @@ pub(crate) struct BuildTicket<R: Resident> {
 }
 
 impl<R: Resident> BuildTicket<R> {
-    /// The plugin is fetched, which took `fetched`: waits for a place and a permit. `None` when nobody wants the build any more.
+    /// The plugin is fetched, which took `fetched`. Waits for a place and a permit; `None` when nobody wants the build any
+    /// more.
     pub(crate) async fn admit(&self, fetched: Duration) -> Option<Admission<R>> {
         let (to, admission) = oneshot::channel();
         let wanted = self
@@ -285,7 +286,7 @@ impl<R: Resident> BuildTicket<R> {
         admission.await.ok()
     }
 
-    /// The build succeeded, with one idle instance in its pool.
+    /// The build succeeded. Its runtime has one idle instance.
     ///
     /// # Errors
     ///
@@ -303,13 +304,13 @@ impl<R: Resident> BuildTicket<R> {
         published
     }
 
-    /// The build failed; call it once what it had made is closed.
+    /// The build failed. Call this once all that it had made is closed.
     pub(crate) fn fail(mut self, error: &Error) {
         self.done = true;
         self.report(error);
     }
 
-    /// The build ended before it had begun, because nobody wants it any more.
+    /// The build ended before it began, because nobody wants it any more.
     pub(crate) fn abandon(mut self) {
         self.done = true;
     }

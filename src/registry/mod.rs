@@ -1,8 +1,8 @@
 //! The capacity-bounded LRU that owns every runtime: hard bound, single-flight builds, admission, negative cache.
 //!
-//! The rules are in [`state`], a plain state machine. This is its shell: one lock around it, the guards that make
-//! every accounting step happen exactly once, and the effects, which are executed after the lock is released. What
-//! the registry keeps is any [`Resident`]; it knows neither plugins nor engines.
+//! The rules are in [`state`], a plain state machine. Around it stands a shell: one lock, the guards that make every
+//! step of the accounting happen exactly once, and the effects, which the shell executes after it has released the lock.
+//! The registry keeps anything that is a [`Resident`]; it knows neither plugins nor engines.
 //!
 //! # The guards
 //!
@@ -16,8 +16,8 @@
 //! Where nobody waits for anything, instances and their leases stay with the threads that use them: see
 //! [`thread_cache`].
 //!
-//! A permit holds its place. Whoever makes engine objects keeps the guards beside them, so that the counts are of what
-//! exists, whoever has stopped waiting for it.
+//! A permit holds its place. Engines keep the guards beside the objects that they make, so the registry counts what exists,
+//! even if nobody waits for it any more.
 
 mod counts;
 mod guards;
@@ -42,7 +42,7 @@ pub(crate) use self::{
 };
 use crate::{clock, error::Error, metrics::Metrics};
 
-/// One version of an evaluator: what is built, kept, evicted and closed. Never used again for another.
+/// Names one version of an evaluator: what is built, kept, evicted and closed. Never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct RevisionId {
     pub(crate) evaluator: u64,
@@ -66,13 +66,13 @@ pub(crate) trait Resident: Clone + Send + Sync + 'static {
     /// Its place, which it keeps for as long as it exists.
     fn place(&self) -> &Place<Self>;
 
-    /// It is out of the registry: drop what is idle, let what is leased drain, then close. `idle` instances are
-    /// nobody's; what else is in its pool is set aside for leases that have not taken it yet. `leased` says whether
-    /// there is anything to wait for; if so, [`drained`](Self::drained) follows. `grace` is how long that may take
-    /// before guests are interrupted; `None` leaves it to the runtime.
+    /// It has left the registry: drop what is idle, let what is leased drain, then close. `idle` instances in its pool are
+    /// free; the others are set aside for leases that have not taken them yet. `leased` says whether there is anything to
+    /// wait for; if so, [`drained`](Self::drained) follows. After `grace`, guests are interrupted; `None` leaves the grace
+    /// to the runtime.
     fn retire(&self, idle: usize, leased: bool, grace: Option<Duration>);
 
-    /// It drains already: interrupt its guests after this grace, if that is sooner than was said before.
+    /// It is draining: interrupt its guests after this grace, if that is sooner than it would have been.
     fn shorten_grace(&self, grace: Duration);
 
     /// The last lease came back.
@@ -130,12 +130,11 @@ struct Shell<R: Resident> {
     /// Held for map and queue operations only: never across an await, and effects are executed after it.
     state: Mutex<RegistryState<R>>,
     metrics: Metrics,
-    /// The version of the state that the gauges show. Orders what would else be a race between two setters.
+    /// The version of the state that the gauges show. Keeps two threads that publish from overtaking each other.
     published: Mutex<u64>,
 }
 
-/// Whether the order of what is published is given up, which the interleaving tests must notice. Never in a build for
-/// use.
+/// Whether gauges are published in any order: a fault that the interleaving tests must notice. False outside of tests.
 #[cfg(all(test, evalpool_shuttle))]
 fn broken() -> bool {
     interleavings::BREAK_ORDER.load(std::sync::atomic::Ordering::SeqCst)
@@ -163,11 +162,10 @@ impl<R: Resident> Registry<R> {
         }
     }
 
-    /// A lease on a revision's runtime, with an instance or the permit to make one. `start` is called if nobody is
-    /// building the runtime; it must see to it that the ticket is worked on, and not block.
+    /// A lease on a revision's runtime, with an instance or the permit to make one. If the runtime does not exist and nobody
+    /// is building it, `start` is called. It must have somebody work on the ticket, and must not block.
     ///
-    /// `age` is the caller's position in whatever queue it will be in, set when it first asks; it keeps it when it has
-    /// to ask again.
+    /// `age` is the caller's position in every queue. It is set at the first call; pass it in again to keep the position.
     ///
     /// Cancel safe: dropping the future gives up the caller's place in whatever queue it is in.
     ///
@@ -249,15 +247,15 @@ impl<R: Resident> Registry<R> {
         }
     }
 
-    /// Takes a revision out, whatever it is doing. Those who wait for it are refused with `refused`.
+    /// Takes a revision out, whatever it is doing. Callers that wait for it get `refused`.
     pub(crate) fn retire(&self, revision: RevisionId, reason: CloseReason, grace: Option<Duration>, refused: &Refused) {
         self.inner.apply(|state, effects| {
             state.retire(revision, reason, grace, refused, Instant::now(), effects);
         });
     }
 
-    /// Retires a revision that stays in use: those who wait for it ask again. Gives what ends when its places, as of
-    /// now, are released.
+    /// Retires a revision that stays registered: callers that wait for it ask again. The result ends when the places that
+    /// it has now are released.
     pub(crate) fn unload(&self, revision: RevisionId, grace: Duration) -> Gone {
         self.inner.apply(|state, effects| {
             let gone = Gone(state.gone(|held| held == revision));
@@ -275,12 +273,12 @@ impl<R: Resident> Registry<R> {
         self.inner.apply(|state, effects| state.shut_down(grace, Instant::now(), effects));
     }
 
-    /// What ends when the places that such revisions hold now are released.
+    /// Ends when the places that these revisions hold now are released.
     pub(crate) fn gone(&self, which: impl Fn(RevisionId) -> bool) -> Gone {
         Gone(self.inner.lock().gone(which))
     }
 
-    /// Evicts what has not been used for longer than `ttl(revision)`.
+    /// Evicts runtimes that were not used for `ttl(revision)`.
     pub(crate) fn sweep(&self, ttl: impl Fn(RevisionId) -> Duration) {
         self.inner.apply(|state, effects| state.sweep(Instant::now(), ttl, effects));
     }
@@ -307,11 +305,11 @@ impl<R: Resident> Registry<R> {
 
 impl<R: Resident> Shell<R> {
     fn lock(&self) -> MutexGuard<'_, RegistryState<R>> {
-        // The state's methods do not panic half-way; if one had, going on beats refusing every customer for ever.
+        // The state's methods do not panic halfway. If one did, going on is better than refusing every caller for ever.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The one way to change the state: under the lock, then the gauges, then the effects.
+    /// The one way to change the state: change it under the lock, then publish the gauges, then execute the effects.
     fn apply<T>(self: &Arc<Self>, change: impl FnOnce(&mut RegistryState<R>, &mut Effects<R>) -> T) -> T {
         let mut effects = Effects::new();
         let (result, version, counts) = {

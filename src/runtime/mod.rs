@@ -8,18 +8,18 @@
 //!                          └─ leases ───────┘   until the last lease is back
 //! ```
 //!
-//! Nothing closes a runtime but the end of its last owner: leases, spare tasks and the closing task hold it, and each
-//! instance holds its place. The closing task is the one to hold on longest, so that what is heavy is dropped where it
-//! may take long; should the task itself be dropped, a thread does it.
+//! A runtime closes when its last owner drops it. Leases, spare tasks and the closing task own it, and each instance holds
+//! its place. The closing task holds on longest, so that heavy objects are dropped where that may take long. If the task
+//! itself is dropped, because its tokio runtime ended, a thread finishes the work.
 //!
 //! # Why deadpool's unmanaged pool
 //!
 //! An instance is made under a permit that the registry has granted, with its own time limit, on a task of its own.
 //! deadpool's managed pool would make it inside `get`, where no permit can be handed in, a cancelled `get` gives its
 //! slot away while the work goes on, and failures of `recycle` vanish. The unmanaged pool keeps what is idle, last in
-//! first out, which is what is left to do. The alternative of a plain `Vec` was not taken for the sake of its status
-//! and of what its users know about it. Idle instances are taken out with `try_remove` rather than by `close`, which
-//! would drop them under the pool's own lock.
+//! first out: nothing else is left to do. A `Vec` under a lock would do as well; deadpool's pool was taken because it bounds
+//! its size by itself and is known in the field. Idle instances are taken out with `try_remove` rather than by `close`,
+//! which would drop them under the pool's own lock.
 
 mod checkout;
 
@@ -65,7 +65,7 @@ words! {
     }
 }
 
-/// How long a runtime whose spares wait is left alone first.
+/// How long a runtime must be left alone before a spare is made for it, where spares wait.
 const SPARE_DELAY: Duration = Duration::from_millis(1);
 
 /// A compiled plugin together with the entry point that is known to exist in it.
@@ -93,7 +93,7 @@ pub(crate) struct Policy {
     pub(crate) build_timeout: Duration,
 }
 
-/// A live compiled plugin. Cheap to clone; the last clone closes it.
+/// A live compiled plugin. Cheap to clone; dropping the last clone closes it.
 #[derive(Clone)]
 pub(crate) struct Runtime {
     inner: Arc<RuntimeInner>,
@@ -107,12 +107,12 @@ struct RuntimeInner {
     metrics: Metrics,
     /// True once guests are to be interrupted.
     stop: watch::Sender<bool>,
-    /// When a close interrupts guests; only ever moved forward.
+    /// When the close interrupts guests. It only ever moves forward.
     deadline: watch::Sender<Option<Instant>>,
     drained: Notify,
     /// Where threads have parked instances of this runtime, once any has.
     parking: OnceLock<Arc<ThreadCache<Parked>>>,
-    /// A spare is to be made when the runtime is at rest; somebody is waiting for that.
+    /// A task waits for the runtime to come to rest, to make a spare.
     spare_awaited: AtomicBool,
     place: Place<Runtime>,
 }
@@ -134,7 +134,7 @@ impl RuntimeInner {
         });
     }
 
-    /// Ends at the deadline of the close, wherever that is moved meanwhile.
+    /// Ends at the deadline of the close, also if that moves meanwhile.
     async fn grace_over(&self) {
         let mut moved = self.deadline.subscribe();
         loop {
@@ -201,18 +201,18 @@ impl Runtime {
         }
     }
 
-    /// Makes the instance for the next evaluation, off everybody's path, if nobody else wants its permit.
+    /// Makes the instance for the next evaluation, on no caller's time, if nobody else wants its permit.
     fn prepare_spare(self) {
         if !self.inner.program.spares_wait {
             return self.make_spare();
         }
-        // For a caller that asks again at once, waking another thread would cost more than the spare saves: there is one
-        // attempt a while, and it ends where the runtime is in use again.
+        // If the caller asks again at once, waking another thread costs more than the spare saves. So one task tries after
+        // a while, and gives up if the runtime is in use again.
         let awaited = &self.inner.spare_awaited;
         if awaited.load(Ordering::Relaxed) || awaited.swap(true, Ordering::Relaxed) {
             return;
         }
-        // Weak: a close must not wait for it.
+        // Weak: a close must not wait for this task.
         let inner = Arc::downgrade(&self.inner);
         background::spawn(async move {
             tokio::time::sleep(SPARE_DELAY).await;
@@ -228,7 +228,7 @@ impl Runtime {
         });
     }
 
-    /// Drops this hold, elsewhere if it is the last one.
+    /// Drops this clone, on another thread if it is the last one.
     fn let_go(self) {
         if Arc::strong_count(&self.inner) == 1 {
             background::drop_elsewhere(self);
@@ -252,7 +252,7 @@ impl Runtime {
     }
 }
 
-/// The making of a spare instance, ended by its drop wherever that happens.
+/// A spare instance in the making. Its drop accounts for the end, wherever that happens.
 struct Spare {
     /// `None` only inside `drop`.
     runtime: Option<Runtime>,
@@ -302,8 +302,8 @@ impl Resident for Runtime {
     }
 }
 
-/// The close of one runtime. Owns it, so that whoever asked for the close may leave. If its task is dropped because the
-/// tokio under it goes, it goes on elsewhere.
+/// The close of one runtime. Owns it, so that the caller that asked for the close may leave. If its task is dropped because
+/// the tokio runtime under it ends, the close goes on elsewhere.
 struct Closing {
     /// `None` once there is nothing left to do.
     runtime: Option<Runtime>,
@@ -317,8 +317,8 @@ impl Closing {
             && let Some(runtime) = &self.runtime
         {
             let inner = &runtime.inner;
-            // What is idle serves nobody any more: its memory need not wait for those in flight. No more than that:
-            // the rest is set aside for leases that are just beginning.
+            // Idle instances serve nobody any more, so their memory need not wait for the calls in flight. Only these: the
+            // others are set aside for leases that are just beginning.
             for _ in 0..idle {
                 drop(inner.idle.try_remove());
             }

@@ -1,4 +1,4 @@
-//! Handing out what is free, and seeing to it that what is missing comes free.
+//! Hands out what is free, and makes room where something is missing.
 
 use std::time::Duration;
 
@@ -34,8 +34,8 @@ impl<R: Resident> RegistryState<R> {
         self.await_permit(revision);
     }
 
-    /// Puts a runtime among the permit_waiters if its eldest waiter can only be served with one more permit, and takes it
-    /// out otherwise.
+    /// Queues a runtime for a permit if its oldest waiter can only be served with one more, and takes it out of the queue
+    /// otherwise.
     pub(super) fn await_permit(&mut self, revision: RevisionId) {
         let build = self.eldest_build();
         let Some(live) = self.live.peek_mut(&revision) else { return };
@@ -54,7 +54,7 @@ impl<R: Resident> RegistryState<R> {
         }
     }
 
-    /// Hands out what is free, eldest first, then sees to it that what is missing comes free.
+    /// Hands out what is free, oldest caller first, then makes room for those that are left.
     pub(super) fn dispatch(&mut self, now: Instant, effects: &mut Effects<R>) {
         loop {
             while self.instances < self.limits.max_instances {
@@ -74,7 +74,7 @@ impl<R: Resident> RegistryState<R> {
                 return self.reclaim_all(effects);
             }
             self.reap(effects);
-            // Whoever a claim held back until now may want one of the permits that are still free.
+            // A caller that a reservation held back until now may want a permit that is still free.
             if !self.evict(now, effects) {
                 return;
             }
@@ -137,8 +137,8 @@ impl<R: Resident> RegistryState<R> {
         }
     }
 
-    /// Serves those behind a claim that are older than every build, since the builds that were older have gone. True
-    /// when any of them now contends for a permit that is free.
+    /// Serves callers behind a reservation that are older than every build that is left. True when one of them now waits
+    /// for a permit that is free.
     pub(super) fn release_elders(&mut self, effects: &mut Effects<R>) -> bool {
         let before = self.permit_waiters.len();
         for at in 0..self.reserved.len() {
@@ -147,8 +147,8 @@ impl<R: Resident> RegistryState<R> {
         self.permit_waiters.len() > before && self.instances < self.limits.max_instances
     }
 
-    /// Evicts unleased runtimes, least recently used first, for builds that wait for a place. When there are not
-    /// enough of them, claims leased ones. True when a claim was given up.
+    /// Evicts unleased runtimes, least recently used first, for builds that wait for a place. Where those are not enough,
+    /// reserves leased ones. True when a reservation was given up.
     pub(super) fn evict(&mut self, now: Instant, effects: &mut Effects<R>) -> bool {
         let mut short = self.places_short();
         while short > 0 {

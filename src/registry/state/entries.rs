@@ -34,9 +34,9 @@ pub(super) struct Live<R: Resident> {
     pub(super) waiters: VecDeque<Waiter<R>>,
     /// Calls that came one after the other, without a pause.
     pub(super) streak: u32,
-    /// A newcomer will have its place: new leases queue until it has been evicted or is needed no more.
+    /// A newcomer is to get its place. New leases queue until the runtime is evicted, or no longer needed.
     pub(super) reserved: bool,
-    /// Its key among the permit_waiters.
+    /// Its key in `permit_waiters`.
     pub(super) awaits_permit: Option<Age>,
     pub(super) opened: Instant,
     pub(super) last_used: Instant,
@@ -70,7 +70,7 @@ pub(super) struct Draining<R> {
     /// Of these, instances in its pool.
     pub(super) idle: usize,
     pub(super) reaping: usize,
-    /// Nothing is left that could hold its place for long, and it counts as `closing`.
+    /// It will give its place back soon, and counts as `closing`.
     pub(super) soon: bool,
 }
 
@@ -80,13 +80,13 @@ pub(super) struct Failure {
 }
 
 impl<R: Resident> Live<R> {
-    /// Whether a caller of this age has to wait until the claim is settled: a claim holds back whoever is younger than
-    /// the eldest build that waits for a place.
+    /// Whether a caller of this age waits until the reservation is settled. A reservation holds back every caller that is
+    /// younger than the oldest build that waits for a place.
     pub(super) fn holds_back(&self, age: Age, eldest_build: Option<Age>) -> bool {
         self.reserved && eldest_build.is_some_and(|build| build < age)
     }
 
-    /// Unleased, and nobody waits for it but those whom a claim holds back.
+    /// Unleased, and nobody waits for it but callers that a reservation holds back.
     pub(super) fn evictable(&self, eldest_build: Option<Age>) -> bool {
         let waits = |waiter: &Waiter<R>| !self.holds_back(waiter.age, eldest_build);
         self.leases == 0 && !self.waiters.front().is_some_and(waits)
@@ -107,7 +107,8 @@ impl<R: Resident> Live<R> {
     }
 }
 
-/// Callers come in order, but for those whose runtime was evicted under them: they come again, at their old age.
+/// Callers come in order of age, except those whose runtime was evicted while they waited: they come again with their old
+/// age.
 pub(super) fn insert_by_age<R: Resident>(waiters: &mut VecDeque<Waiter<R>>, waiter: Waiter<R>) {
     let at = waiters.partition_point(|other| other.age < waiter.age);
     waiters.insert(at, waiter);
@@ -120,7 +121,7 @@ pub(super) fn refuse<R: Resident>(waiters: VecDeque<Waiter<R>>, refused: &Refuse
 }
 
 impl<R> Draining<R> {
-    /// Looked at after each change: true the first time that nothing is left which could hold the place for long.
+    /// Call after each change. True the first time that no lease is out and no guest runs.
     pub(super) fn ends_soon(&mut self) -> bool {
         let first = !self.soon && self.leases == 0 && self.instances <= self.idle;
         self.soon |= first;
