@@ -4,21 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::{response::EvaluatorId, source::Digest};
-
-/// What an evaluator's runtime is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RuntimeState {
-    /// There is none: the next call builds it.
-    Cold,
-    /// It is being built, or about to be.
-    Building,
-    /// It serves.
-    Live,
-    /// It lets its last calls finish.
-    Draining,
-}
+use crate::{registry::RuntimeState, response::EvaluatorId, source::Digest};
 
 /// An evaluator at one moment, as the pool lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -34,8 +34,8 @@ use crate::{
     engine::{BoxFuture, Slots},
     error::Error,
     evaluator::Evaluator,
-    info::{EvaluatorInfo, RuntimeInfo, RuntimeState},
-    registry::{CloseReason, Snapshot, SnapshotState},
+    info::{EvaluatorInfo, RuntimeInfo},
+    registry::{CloseReason, RuntimeState, Snapshot},
     response::EvaluatorId,
     revision::{PoolInner, Revision},
     source::Plugin,
@@ -187,16 +187,16 @@ impl EvaluatorPool {
         let mut all = self.inner.registry.snapshot();
         // An evaluator that was unloaded and built anew has two: the later in this order is shown.
         all.sort_by_key(|runtime| match runtime.state {
-            SnapshotState::Draining => 0,
-            SnapshotState::Building => 1,
-            SnapshotState::Live => 2,
+            RuntimeState::Draining => 0,
+            RuntimeState::Building => 1,
+            _ => 2,
         });
         let runtimes: BTreeMap<_, _> = all.into_iter().map(|runtime| (runtime.revision, runtime)).collect();
         evaluators
             .iter()
             .map(|evaluator| {
                 let runtime = evaluator.revision_id().and_then(|revision| runtimes.get(&revision));
-                let state = state_of(runtime.map(|runtime| runtime.state));
+                let state = runtime.map_or(RuntimeState::Cold, |runtime| runtime.state);
                 evaluator.info(state, runtime.map_or(0, |runtime| runtime.instances))
             })
             .collect()
@@ -216,7 +216,7 @@ impl EvaluatorPool {
         let now = Instant::now();
         let info = |runtime: Snapshot| RuntimeInfo {
             evaluator: EvaluatorId(runtime.revision.evaluator),
-            state: state_of(Some(runtime.state)),
+            state: runtime.state,
             instances: runtime.instances,
             busy: runtime.leases,
             uses: runtime.uses,
@@ -263,15 +263,6 @@ impl EvaluatorPool {
         let registry = &self.inner.registry;
         registry.shut_down(Some(grace));
         CloseReport::after(registry.gone(|_| true), grace)
-    }
-}
-
-fn state_of(runtime: Option<SnapshotState>) -> RuntimeState {
-    match runtime {
-        None => RuntimeState::Cold,
-        Some(SnapshotState::Building) => RuntimeState::Building,
-        Some(SnapshotState::Live) => RuntimeState::Live,
-        Some(SnapshotState::Draining) => RuntimeState::Draining,
     }
 }
 

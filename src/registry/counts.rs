@@ -1,4 +1,6 @@
-//! What the registry counts, and the words that it counts under.
+//! What the registry counts and shows, and the words that it counts under.
+
+use serde::Serialize;
 
 use crate::{metrics::Metrics, words::words};
 
@@ -29,6 +31,20 @@ impl CloseReason {
     pub(crate) fn is_eviction(self) -> bool {
         matches!(self, CloseReason::Capacity | CloseReason::Idle)
     }
+}
+
+/// What an evaluator's runtime is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuntimeState {
+    /// There is none: the next call builds it.
+    Cold,
+    /// It is being built, or about to be.
+    Building,
+    /// It serves.
+    Live,
+    /// It lets its last calls finish.
+    Draining,
 }
 
 /// Runtimes, instances and callers at one moment.

@@ -31,6 +31,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
+pub use self::counts::RuntimeState;
 use self::guards::Waiter;
 use self::state::{Effect, Effects, RegistryState, Requested, Returned};
 use self::sync::{Mutex, MutexGuard, PoisonError, timeout_at};
@@ -94,19 +95,11 @@ pub(crate) enum Refused {
     Retry,
 }
 
-/// What a runtime is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SnapshotState {
-    Building,
-    Live,
-    Draining,
-}
-
 /// One runtime at one moment.
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshot {
     pub(crate) revision: RevisionId,
-    pub(crate) state: SnapshotState,
+    pub(crate) state: RuntimeState,
     pub(crate) instances: usize,
     pub(crate) leases: usize,
     pub(crate) uses: u64,

@@ -25,8 +25,8 @@ pub(crate) use self::pool_inner::PoolInner;
 use crate::{
     background, clock,
     error::Error,
-    info::{EvaluatorInfo, RuntimeState},
-    registry::{Age, CloseReason, Leased, Refused, RevisionId},
+    info::EvaluatorInfo,
+    registry::{Age, CloseReason, Leased, Refused, RevisionId, RuntimeState},
     response::EvaluatorId,
     runtime::Runtime,
     source::{Digest, Plugin, Source},

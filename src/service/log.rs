@@ -24,8 +24,9 @@ use tracing_subscriber::{
 
 use crate::config::{LogFormat, LogLevel, LogSettings};
 
-/// The target under which both engines log for plugins.
+/// The target under which `direct` logs for plugins, and that under which extism does.
 const PLUGINS: &str = "evalpool::plugin";
+const EXTISM_PLUGINS: &str = "extism::pdk";
 /// extism logs each failed call under this target.
 const ENGINE: &str = "extism";
 /// It warns of each call of a WASI function that it does not have.
@@ -122,6 +123,7 @@ fn targets(log: Log<'_>) -> Targets {
         .with_target(ENGINE, strangers)
         .with_target(WASI, strangers)
         .with_target(PLUGINS, plugins)
+        .with_target(EXTISM_PLUGINS, plugins)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use tokio::sync::watch;
 
 use super::{
-    super::{Counts, Resident, RevisionId, Snapshot, SnapshotState},
+    super::{Counts, Resident, RevisionId, RuntimeState, Snapshot},
     PlaceId, RegistryState,
     entries::Live,
 };
@@ -49,9 +49,9 @@ impl<R: Resident> RegistryState<R> {
             opened: None,
             last_used: None,
         };
-        let builds = self.builds.keys().map(|revision| bare(*revision, SnapshotState::Building, 0));
+        let builds = self.builds.keys().map(|revision| bare(*revision, RuntimeState::Building, 0));
         let draining =
-            self.draining.values().map(|draining| bare(draining.revision, SnapshotState::Draining, draining.leases));
+            self.draining.values().map(|draining| bare(draining.revision, RuntimeState::Draining, draining.leases));
         all.extend(builds.chain(draining));
         all
     }
@@ -60,7 +60,7 @@ impl<R: Resident> RegistryState<R> {
 fn of_live<R: Resident>(revision: RevisionId, live: &Live<R>) -> Snapshot {
     Snapshot {
         revision,
-        state: SnapshotState::Live,
+        state: RuntimeState::Live,
         instances: live.instances,
         leases: live.leases,
         uses: live.uses,
