@@ -3,7 +3,7 @@
 //!
 //! A service lets its customers bring code, as WebAssembly plugins. It holds thousands of them, needs a few hundred at
 //! any moment, and must never grow without bound, never hang on one of them, and never let one hurt another. An
-//! [`EvaluatorPool`] owns the compiled plugins, evicts and closes the least recently used, and answers.
+//! [`EvaluatorPool`] owns the compiled plugins, evicts and closes the least recently used, and answers calls.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,6 +26,7 @@
 //! | [source](Source) | where plugin bytes come from: memory, base64, file |
 //! | plugin | the bytes, with their SHA-256 [digest](Digest), size-capped and known to be WebAssembly |
 //! | [spec](Spec) | a plugin's source plus how to run it |
+//! | revision | one version of an evaluator: a spec with the plugin it names. Replaced as a whole |
 //! | [`engine`] | what compiles and runs plugins, behind a trait |
 //! | runtime | one live compiled plugin with its instances: what costs memory, is counted, evicted and closed |
 //! | instance | one sandboxed guest: memory, globals, variables. Serves one call at a time |
@@ -34,25 +35,10 @@
 //! | [evaluator](Evaluator) | the handle that users hold: evaluate, close |
 //! | [response](Response) | the outcome of one evaluation |
 //!
-//! # The way of one evaluation
-//!
-//! ```text
-//! evaluator.evaluate(input)
-//!   → data       static and per-call data merged into the input bytes
-//!   → registry   hit: lease at once, or past the registry for what is called without pause
-//!                miss: one build for all that wait on the name
-//!       → source     bytes, size-capped, digest checked, read as WebAssembly
-//!       → place      one of `capacity`; when none is free, the least recently used idle runtime is evicted
-//!       → compiler   guard → engine.compile → probe instance → entry point exists → disarm guard
-//!   → runtime    an instance from its deadpool pool
-//!   → engine     runs the guest; dropping this future stops it
-//!   → response   output bytes, timings; the instance goes back, or is discarded
-//!   → lease      dropped
-//! ```
-//!
 //! # Rooms
 //!
 //! Imports point down this list only; a test keeps that true. `background` and `clock` are leaves beside it.
+//! [`architecture`] draws the roads of a call, an upload and an eviction through them.
 //!
 //! | room | what it does, and what it must not |
 //! |---|---|
@@ -71,7 +57,7 @@
 //! | [`engine`] | the trait and the engines. The only place that names their types |
 //! | `source` | bytes, base64, file → plugin. The only place that fetches. No engine types |
 //! | `registry` | what lives: LRU order, hard bound, single-flight builds, negative cache. Knows no plugins |
-//! | [`config`] | every setting. The only reader of files and environment |
+//! | [`config`] | every setting. The only reader of the settings file and of its variables |
 //! | [`metrics`] | the catalogue. Installs no exporter, knows no room |
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
 //! | `words` | closed sets of words |
@@ -115,6 +101,10 @@ pub use crate::{
     source::{Digest, Import, Interface, ParseDigestError, Plugin, Source},
     spec::Spec,
 };
+
+#[cfg(doc)]
+#[doc = include_str!("../ARCHITECTURE.md")]
+pub mod architecture {}
 
 /// The README's example, compiled and run with the documentation's tests.
 #[cfg(all(doctest, feature = "direct"))]

@@ -1,4 +1,4 @@
-//! Closing: on every path, once, and never under a lease. Hard corners carry their number in DESIGN's list.
+//! Closing: on every path, once, and never under a lease. Hard corners carry their number in `registry::corners`.
 
 use std::{
     sync::{
