@@ -1,6 +1,6 @@
-//! What the pool adds to what it is made of. In each group, the same work is done through the pool on its default engine,
-//! `direct`, and without it, so that one run gives the ratio. `engine` is `direct` without the pool; `extism` is the `extism`
-//! crate without it, for comparison.
+//! What the pool adds to what it is made of. In each group, the same work is done through the pool on its default
+//! engine, `direct`, and without it, so that one run gives the ratio. `engine` is `direct` without the pool; `extism`
+//! is the `extism` crate without it, for comparison.
 //!
 //! ```text
 //! cargo bench --bench evaluation            # all groups

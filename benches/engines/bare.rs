@@ -1,5 +1,5 @@
-//! The least that wasmtime takes for the same work: one engine with slots, and for each fresh evaluation a store, a kernel
-//! of its own, the plugin's instance, and a call. No limits, deadlines, permits or metrics.
+//! The least that wasmtime takes for the same work: one engine with slots, and for each fresh evaluation a store, a
+//! kernel of its own, the plugin's instance, and a call. No limits, deadlines, permits or metrics.
 
 use std::{hint::black_box, sync::Arc};
 

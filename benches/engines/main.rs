@@ -1,5 +1,5 @@
-//! Everything that can run the same plugins, and what the pool promises of its times: a table of what was measured and what
-//! is wanted. Percentiles and ratios, which is why it is not one of criterion's.
+//! Everything that can run the same plugins, and what the pool promises of its times: a table of what was measured and
+//! what is wanted. Percentiles and ratios, which is why it is not one of criterion's.
 //!
 //! ```text
 //! cargo bench --bench engines              # all
@@ -10,7 +10,7 @@
 //!
 //! | part | what it measures |
 //! |---|---|
-//! | `runners` | bare wasmtime, `direct`, the `extism` crate, its pool, and the `extism` engine: fresh and warm, 1 and 64 tasks |
+//! | `runners` | bare wasmtime, `direct`, the `extism` crate, its pool, the `extism` engine; fresh and warm |
 //! | `workers` | warm calls on one and on two workers |
 //! | `endless`, `gallery` | a short evaluation beside hostile guests |
 //! | `back` | the return of an evicted plugin |

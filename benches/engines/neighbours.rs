@@ -1,4 +1,5 @@
-//! How long a short evaluation takes beside guests that mean harm, on the same workers. On `direct`, which runs such guests.
+//! How long a short evaluation takes beside guests that mean harm, on the same workers. On `direct`, which runs such
+//! guests.
 
 use std::{
     sync::{

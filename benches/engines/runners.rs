@@ -1,5 +1,5 @@
-//! All that can run the same plugins, side by side: bare wasmtime, `direct` through the pool, the `extism` crate, its own
-//! pool, and the `extism` engine through ours. Fresh instances and kept ones, for one task and for many.
+//! All that can run the same plugins, side by side: bare wasmtime, `direct` through the pool, the `extism` crate, its
+//! own pool, and the `extism` engine through ours. Fresh instances and kept ones, for one task and for many.
 
 use std::time::Duration;
 

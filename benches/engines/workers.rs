@@ -24,10 +24,10 @@ use crate::{
 const CALLERS: usize = 8;
 
 /// One and two workers, in short rounds that take turns. Beside the pool: the engine without it, and arithmetic that
-/// touches no memory, which is what two workers of this machine are worth at that moment. A machine whose second processor
-/// comes and goes says nothing about the pool while it is away: so there is a rest after each round, and the figures are
-/// medians of those rounds in which one thread did its best and two did at least 1.8 times as much, before and after.
-/// Where there are none such, they are medians of all rounds, and nothing is judged.
+/// touches no memory, which is what two workers of this machine are worth at that moment. A machine whose second
+/// processor comes and goes says nothing about the pool while it is away: so there is a rest after each round, and the
+/// figures are medians of those rounds in which one thread did its best and two did at least 1.8 times as much, before
+/// and after. Where there are none such, they are medians of all rounds, and nothing is judged.
 pub(crate) fn one_and_two(report: &mut Report, length: Duration) {
     const ROUNDS: usize = 40;
     let each = length / 75;
