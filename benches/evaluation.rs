@@ -1,10 +1,13 @@
-//! What the pool adds to what it is made of. In each group, the same work is done through the pool and without it, so
-//! that one run gives the ratio:
+//! What the pool adds to what it is made of. In each group, the same work is done through the pool on its default
+//! engine, `direct`, and without it, so that one run gives the ratio. `engine` is `direct` without the pool; `extism`
+//! is the `extism` crate without it, for comparison.
 //!
 //! ```text
 //! cargo bench --bench evaluation            # all groups
 //! cargo bench --bench evaluation -- warm    # one of them
 //! ```
+
+mod support;
 
 use std::{
     future::{Future, ready},
@@ -25,6 +28,8 @@ use evalpool::{
 use extism::{Manifest, Plugin, PluginBuilder, Wasm};
 use lru::LruCache;
 use tokio::{runtime::Runtime, task::spawn_blocking};
+
+use self::support::{direct_without_pool, limits};
 
 /// A real plugin and a call of it.
 struct Sample {
@@ -59,7 +64,7 @@ impl Sample {
         Spec::new(Source::bytes(self.wasm())).with_entry_point(self.entry_point)
     }
 
-    /// What the pool hands to extism, under the same limits: what differs is the pool.
+    /// Under the limits that the pool sets.
     fn compile(&self) -> extism::CompiledPlugin {
         let limits = LimitSettings::default();
         let manifest = Manifest::new([Wasm::data(self.wasm())])
@@ -102,6 +107,30 @@ fn evaluations(runtime: &Runtime, sample: &'static Sample, evaluator: &Evaluator
     })
 }
 
+/// How long `times` calls of the engine take, one after another: each of an instance of its own, or all of one.
+fn engine_calls(
+    runtime: &Runtime,
+    sample: &'static Sample,
+    compiled: &Arc<dyn CompiledPlugin>,
+    isolation: Isolation,
+    times: u64,
+) -> Duration {
+    let compiled = compiled.clone();
+    on_worker(runtime, async move {
+        let mut kept = compiled.instantiate(Permit::new(())).await.unwrap();
+        let started = Instant::now();
+        for _ in 0..times {
+            if isolation == Isolation::Fresh {
+                kept = compiled.instantiate(Permit::new(())).await.unwrap();
+            }
+            let deadline = tokio::time::Instant::now() + limits().exec_timeout;
+            let input = Bytes::from_static(sample.input);
+            let _ = black_box(kept.call(sample.entry_point, input, deadline).await.unwrap());
+        }
+        started.elapsed()
+    })
+}
+
 /// An instance that is there already: what a call costs. `extism` is the call on the caller's own thread, where nothing
 /// could stop it; `extism_spawn_blocking` is the least that lets a caller go on.
 fn warm(c: &mut Criterion) {
@@ -116,6 +145,11 @@ fn warm(c: &mut Criterion) {
         });
         group.bench_function(format!("{}/evalpool", sample.name), |b| {
             b.iter_custom(|times| evaluations(&runtime, sample, &evaluator, times));
+        });
+
+        let direct = direct_without_pool(&runtime, sample.wasm());
+        group.bench_function(format!("{}/engine", sample.name), |b| {
+            b.iter_custom(|times| engine_calls(&runtime, sample, &direct, Isolation::Reuse, times));
         });
 
         let compiled = sample.compile();
@@ -148,8 +182,7 @@ fn warm(c: &mut Criterion) {
     group.finish();
 }
 
-/// An instance for every call. The pool makes the next one while the caller looks at its answer; this caller asks again
-/// at once, and so waits for most of it.
+/// An instance for every call. The caller asks again at once, so its own calls make the instances.
 fn fresh(c: &mut Criterion) {
     let runtime = runtime();
     let mut group = c.benchmark_group("fresh");
@@ -162,6 +195,11 @@ fn fresh(c: &mut Criterion) {
         });
         group.bench_function(format!("{}/evalpool", sample.name), |b| {
             b.iter_custom(|times| evaluations(&runtime, sample, &evaluator, times));
+        });
+
+        let direct = direct_without_pool(&runtime, sample.wasm());
+        group.bench_function(format!("{}/engine", sample.name), |b| {
+            b.iter_custom(|times| engine_calls(&runtime, sample, &direct, Isolation::Fresh, times));
         });
 
         let compiled = Arc::new(sample.compile());

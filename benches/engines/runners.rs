@@ -1,0 +1,159 @@
+//! All that can run the same plugins, side by side: bare wasmtime, `direct` through the pool, the `extism` crate, its
+//! own pool, and the `extism` engine through ours. Fresh instances and kept ones, for one task and for many.
+
+use std::time::Duration;
+
+use evalpool::{EvaluatorPool, Isolation};
+use tokio::runtime::Runtime;
+
+use crate::{
+    TASKS,
+    bare::{Bare, BareCaller},
+    measure::{self, Caller, runtime},
+    plugins::{Sample, TOTALS, TRIVIAL},
+    pooled::{self, PoolCaller},
+    raw_extism::{self, ExtismPoolCaller, PluginCaller},
+    report::{Report, figure, median, micros, quantile},
+};
+
+/// What runs a plugin, ready to be measured.
+trait Runner {
+    fn latencies(&self, length: Duration) -> Vec<Duration>;
+    fn per_second(&self, length: Duration) -> f64;
+}
+
+/// A runner by what each of its tasks does.
+struct By<'a, F> {
+    runtime: &'a Runtime,
+    caller: F,
+}
+
+impl<C: Caller, F: Fn() -> C> Runner for By<'_, F> {
+    fn latencies(&self, length: Duration) -> Vec<Duration> {
+        measure::latencies(self.runtime, (self.caller)(), length)
+    }
+
+    fn per_second(&self, length: Duration) -> f64 {
+        let callers = (0..TASKS).map(|_| (self.caller)()).collect();
+        measure::per_second(self.runtime, callers, length)
+    }
+}
+
+fn by<'a, C: Caller>(runtime: &'a Runtime, caller: impl Fn() -> C + 'a) -> Box<dyn Runner + 'a> {
+    Box::new(By { runtime, caller })
+}
+
+/// The runners in the order in which they take turns. extism's own pool keeps its instances, so it has no fresh ones.
+const NAMES: [&str; 6] = [
+    "bare wasmtime",
+    "direct through the pool",
+    "extism",
+    "extism, blocking the worker",
+    "extism engine through the pool",
+    "extism::Pool",
+];
+const BARE: usize = 0;
+const DIRECT: usize = 1;
+/// A `Plugin` for each task, called by `spawn_blocking`: the least with which a service's other tasks go on.
+const EXTISM: usize = 2;
+
+pub(crate) fn compare(report: &mut Report, length: Duration) {
+    println!("2 x extism: twice as fast as the extism crate, whose calls a service makes by spawn_blocking");
+    for isolation in [Isolation::Fresh, Isolation::Reuse] {
+        for sample in [&TOTALS, &TRIVIAL] {
+            compare_on(report, sample, isolation, length);
+        }
+    }
+}
+
+fn compare_on(report: &mut Report, sample: &'static Sample, isolation: Isolation, length: Duration) {
+    let runtime = &runtime(2);
+    let bare = Bare::new(sample);
+    let compiled = raw_extism::compile(sample);
+    let pools = [pooled::direct(isolation, |_| {}), pooled::adapter(isolation, |_| {})];
+    let through = |pool: &EvaluatorPool| {
+        let evaluator = pool.evaluator("sample", sample.spec()).unwrap();
+        by(runtime, move || PoolCaller { evaluator: evaluator.clone(), input: sample.input })
+    };
+    let extism = |spawns| {
+        let compiled = compiled.clone();
+        by(runtime, move || PluginCaller { compiled: compiled.clone(), sample, isolation, spawns, kept: None })
+    };
+    let mut runners = vec![
+        by(runtime, move || BareCaller::new(bare.clone(), isolation)),
+        through(&pools[0]),
+        extism(true),
+        extism(false),
+        through(&pools[1]),
+    ];
+    if isolation == Isolation::Reuse {
+        let pool = raw_extism::pool(sample);
+        runners.push(by(runtime, move || ExtismPoolCaller { pool: pool.clone(), sample }));
+    }
+
+    let kind = if isolation == Isolation::Fresh { "fresh" } else { "warm" };
+    let (rounds, each) = (if report.judges { 3 } else { 1 }, length / 4);
+    println!("{kind}, {}, 1 task", sample.name);
+    one_task(report, sample, isolation, &in_turns(rounds, &runners, |runner| runner.latencies(each)));
+    println!("{kind}, {}, {TASKS} tasks, 2 workers", sample.name);
+    many_tasks(report, sample, isolation, &in_turns(rounds, &runners, |runner| runner.per_second(each)));
+    for pool in pools {
+        runtime.block_on(pool.close());
+    }
+}
+
+/// What each runner showed in each round. They take turns, so that a machine that slows down slows all of them.
+fn in_turns<T>(rounds: usize, runners: &[Box<dyn Runner + '_>], measure: impl Fn(&dyn Runner) -> T) -> Vec<Vec<T>> {
+    (0..rounds).map(|_| runners.iter().map(|runner| measure(&**runner)).collect()).collect()
+}
+
+/// Medians of the rounds. Ratios are taken within a round first.
+fn one_task(report: &mut Report, sample: &Sample, isolation: Isolation, rounds: &[Vec<Vec<Duration>>]) {
+    let of =
+        |runner: usize, thousandths| median(rounds.iter().map(|round| micros(quantile(&round[runner], thousandths))));
+    let p50s = |runner: usize, other: usize| {
+        median(rounds.iter().map(|round| micros(quantile(&round[runner], 500)) / micros(quantile(&round[other], 500))))
+    };
+    for (runner, name) in NAMES.iter().enumerate() {
+        let what = format!("  {name}");
+        if runner >= rounds[0].len() {
+            figure(&what, "has no fresh instances");
+            continue;
+        }
+        let (p50, p99) = (of(runner, 500), of(runner, 990));
+        let (faster, bare) = (p50s(EXTISM, runner), p50s(runner, BARE));
+        let given = format!("p50 {p50:.1} µs, p99 {p99:.1} µs, {faster:.2} x extism, p50 {bare:.2} x bare");
+        if runner == DIRECT && isolation == Isolation::Fresh && sample.name == TOTALS.name {
+            let met = p50 <= 25.0 || bare <= 1.3;
+            report.judged(&what, &given, "p50 at most 25 µs or 1.3 x bare", met);
+            let times = p99 / p50;
+            report.judged("    its p99", &format!("{times:.1} x its p50"), "at most 3 x", times <= 3.0);
+        } else {
+            figure(&what, &given);
+        }
+    }
+}
+
+fn many_tasks(report: &mut Report, sample: &Sample, isolation: Isolation, rounds: &[Vec<f64>]) {
+    let wanted = match isolation {
+        Isolation::Fresh if sample.name == TOTALS.name => Some(10),
+        Isolation::Reuse if sample.name == TRIVIAL.name => Some(5),
+        _ => None,
+    };
+    for (runner, name) in NAMES.iter().enumerate() {
+        let what = format!("  {name}");
+        if runner >= rounds[0].len() {
+            figure(&what, "has no fresh instances");
+            continue;
+        }
+        let rate = median(rounds.iter().map(|round| round[runner]));
+        let times = median(rounds.iter().map(|round| round[runner] / round[EXTISM]));
+        let given = format!("{rate:.0} calls a second, {times:.2} x extism");
+        match wanted {
+            Some(least) if runner == DIRECT => {
+                report.judged(&what, &given, &format!("at least {least} x extism"), times >= f64::from(least));
+            }
+            _ => figure(&what, &given),
+        }
+    }
+}
