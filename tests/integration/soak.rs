@@ -1,7 +1,7 @@
 //! The soak: random evaluations, cancels, traps, timeouts, evictions, closes and replacements on the real engine, after
 //! which the process holds what it held when it was warm.
 //!
-//! `EVALPOOL_SOAK_OPERATIONS` sets its length: short by default, 200000 for a real one, which
+//! `EVALPOOL_SOAK_OPERATIONS` sets its length: a minute or two by default, 200000 for a real one, which
 //! `cargo test --release soak -- --ignored --nocapture` runs.
 
 use std::{sync::Arc, time::Duration};
@@ -138,8 +138,9 @@ fn after_a_soak_on_direct_the_process_holds_what_it_held_when_it_was_warm() {
 }
 
 fn soak(engine: EngineKind) {
+    let by_default = if engine == EngineKind::Direct { 20_000 } else { 2_000 };
     let operations: usize =
-        std::env::var("EVALPOOL_SOAK_OPERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(2_000);
+        std::env::var("EVALPOOL_SOAK_OPERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(by_default);
     let seed: u64 =
         std::env::var("EVALPOOL_SOAK_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
     // Of one round. A slot of the direct engine is warm once many instances were in it.
