@@ -24,7 +24,7 @@ use crate::{
     service::program,
     support::{
         CALL_HOST, GREET, TEXT, builder, eventually, on_threads,
-        process::{alone, executable_mappings, forgetful_threads, threads},
+        process::{alone, forgetful_threads, settled},
         settings, wasm,
     },
 };
@@ -255,8 +255,7 @@ fn after_a_burst_and_a_close_everything_is_given_back() {
             }
             pool.close().await;
             assert_eq!(pool.runtimes(), 0);
-            sleep(Duration::from_millis(200)).await;
-            (executable_mappings(), threads())
+            settled().await
         };
         burst().await;
         let warm = burst().await;

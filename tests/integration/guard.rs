@@ -7,7 +7,7 @@ use evalpool::{EvaluatorPool, Source, Spec, config::EngineKind};
 
 use crate::support::{
     ENGINES, GREET, eventually,
-    process::{alone, executable_mappings, forgetful_threads, threads},
+    process::{alone, forgetful_threads, settled},
     settings,
     spy::{Act, Spy},
     wasm,
@@ -147,16 +147,15 @@ async fn traceless(engine: EngineKind, spec: Spec, kind: &str) {
     for _ in 0..5 {
         build().await;
     }
-    let settled = async || {
+    let at_rest = async || {
         eventually("the builds are closed", || pool.runtimes() == 0).await;
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        (executable_mappings(), threads())
+        settled().await
     };
-    let before = settled().await;
+    let before = at_rest().await;
     for _ in 0..200 {
         build().await;
     }
-    let after = settled().await;
+    let after = at_rest().await;
     println!("{engine:?}: (executable mappings, threads): {before:?} before, {after:?} after");
     assert_eq!(before, after);
 }

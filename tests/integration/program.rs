@@ -342,14 +342,17 @@ fn a_load_keeps_the_bound_makes_no_errors_and_leaves_nothing() {
 #[test]
 fn a_load_that_is_told_to_end_reports_what_it_did_and_leaves_nothing() {
     for (signal, number, engine) in [("TERM", 15, &["extism", "--trusted"][..]), ("INT", 2, &["direct"])] {
-        let child = program()
+        let mut child = program()
             .args(["load", "--json", "--tenants", "50", "--capacity", "4", "--duration", "10m", "--engine"])
             .args(engine)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        eventually("it listens for the signal", || catches(child.id(), number));
+        eventually("it listens for the signal", || {
+            assert_eq!(child.try_wait().unwrap(), None, "it has ended");
+            catches(child.id(), number)
+        });
         // Whenever the signal comes, it is in the middle of a load, or of its beginning.
         std::thread::sleep(Duration::from_millis(500));
         let status = Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status().unwrap();

@@ -1,7 +1,7 @@
 //! The soak: random evaluations, cancels, traps, timeouts, evictions, closes and replacements on the real engine, after
 //! which the process holds what it held when it was warm.
 //!
-//! `EVALPOOL_SOAK_OPERATIONS` sets its length: what takes a minute by default, 200000 for a real one, which
+//! `EVALPOOL_SOAK_OPERATIONS` sets its length: a minute or two by default, 200000 for a real one, which
 //! `cargo test --release soak -- --ignored --nocapture` runs.
 
 use std::{sync::Arc, time::Duration};

@@ -78,7 +78,7 @@ async fn every_use_is_counted_and_shown() {
     assert_eq!((info.evaluations, info.instances), (100, 1));
     let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let since = unix.as_millis() - u128::from(info.last_used.unwrap());
-    assert!(since < 10_000, "{since} ms");
+    assert!(since < 60_000, "{since} ms");
     let runtime = &pool.snapshot()[0];
     assert_eq!((runtime.uses, runtime.busy, runtime.instances), (100, 0, 1));
 }

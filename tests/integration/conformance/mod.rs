@@ -20,8 +20,9 @@ type Answer = Result<Vec<u8>, (String, String)>;
 fn pool(engine: EngineKind) -> EvaluatorPool {
     let limits = LimitSettings {
         // Long, for a machine that is busy; what is to end by it says so itself.
-        exec_timeout: Duration::from_secs(20),
-        build_timeout: Duration::from_secs(20),
+        exec_timeout: Duration::from_mins(1),
+        build_timeout: Duration::from_mins(1),
+        wait_timeout: Duration::from_mins(1),
         memory: 48 << 20,
         ..LimitSettings::default()
     };

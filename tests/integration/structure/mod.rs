@@ -11,6 +11,12 @@ use std::{
 
 use self::rust::{code_of, crate_names, words};
 
+/// Lines that a file may have. Past 400, it is worth asking whether it holds two ideas.
+const MOST_LINES: usize = 450;
+
+/// Lines that all of `src` may have.
+const MOST_LINES_OF_SOURCE: usize = 15_900;
+
 /// One file of Rust.
 struct File {
     /// Below the folder that was looked through, with slashes.
@@ -176,4 +182,24 @@ fn every_file_says_what_it_is() {
     for file in files() {
         assert!(file.text.starts_with("//! "), "{} does not begin with its docs", file.path);
     }
+}
+
+#[test]
+fn no_file_is_too_long() {
+    let mut long = Vec::new();
+    for top in ["src", "tests"] {
+        for file in files_below(top) {
+            let lines = file.text.lines().count();
+            if lines > MOST_LINES {
+                long.push(format!("{top}/{}: {lines}", file.path));
+            }
+        }
+    }
+    assert!(long.is_empty(), "over {MOST_LINES} lines:\n{}", long.join("\n"));
+}
+
+#[test]
+fn the_source_stays_small() {
+    let lines: usize = files().iter().map(|file| file.text.lines().count()).sum();
+    assert!(lines <= MOST_LINES_OF_SOURCE, "{lines} lines, more than {MOST_LINES_OF_SOURCE}");
 }

@@ -1,6 +1,6 @@
 //! What a process holds of its system, read from `/proc`: this one, or the program when it runs as one of its own.
 
-use std::{env, fs, process::Command};
+use std::{env, fs, process::Command, time::Duration};
 
 /// What a process holds. Two of these are compared once everything is closed and idle threads have gone.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -42,12 +42,12 @@ impl Held {
 }
 
 /// Of this process.
-pub(crate) fn executable_mappings() -> usize {
+fn executable_mappings() -> usize {
     Held::by_this_process().executable_mappings
 }
 
 /// Of this process.
-pub(crate) fn threads() -> usize {
+fn threads() -> usize {
     Held::by_this_process().threads
 }
 
@@ -62,6 +62,19 @@ pub(crate) fn catches(process: u32, signal: u32) -> bool {
     let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
     let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).expect("a mask of signals");
     caught >> (signal - 1) & 1 == 1
+}
+
+/// The executable mappings and threads of this process, once neither has changed for half a second: idle threads end when
+/// the machine comes to it.
+pub(crate) async fn settled() -> (usize, usize) {
+    let now = || (executable_mappings(), threads());
+    let (mut held, mut same) = (now(), 0);
+    while same < 10 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let before = std::mem::replace(&mut held, now());
+        same = if held == before { same + 1 } else { 0 };
+    }
+    held
 }
 
 /// What the allocator keeps back for later is not held by anybody: with these in its environment, it keeps little.
@@ -87,7 +100,7 @@ pub(crate) fn alone(test: &str) -> bool {
 pub(crate) fn forgetful_threads() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .thread_keep_alive(std::time::Duration::from_millis(20))
+        .thread_keep_alive(Duration::from_millis(20))
         .enable_all()
         .build()
         .expect("the system gives a test its threads")
