@@ -227,7 +227,7 @@ impl EvaluatorPool {
     }
 
     /// Brings the gauges up to date: those of the engine's slots, and those of instances that are idle but still kept by
-    /// the threads that used them. Both happens by itself, within a fifth of a second and with each idle sweep. Call this
+    /// the threads that used them. Both happen by themselves, within a fifth of a second and with each idle sweep. Call this
     /// before you show the metrics. Returns the engine's slots, if it is one that has them: `direct`.
     #[expect(clippy::must_use_candidate, reason = "called for what it does")]
     pub fn slots(&self) -> Option<Slots> {

@@ -284,7 +284,7 @@ impl<R: Resident> Registry<R> {
 
     /// Ends the leases of all parked instances: the gauges are exact from here on until the next call.
     pub(crate) fn settle(&self) {
-        self.inner.apply(|state, effects| state.reclaim_all(effects));
+        self.inner.apply(RegistryState::reclaim_all);
     }
 
     pub(crate) fn counts(&self) -> Counts {

@@ -1,5 +1,5 @@
-//! The primitives that the registry stands on, in one place, so that a scheduler that tries out interleavings can put
-//! its own in their stead (`--cfg evalpool_shuttle`, for this crate's tests alone).
+//! The primitives that the registry stands on, in one place, so that a scheduler that tries out interleavings can
+//! replace them by its own (`--cfg evalpool_shuttle`, for this crate's tests alone).
 //!
 //! Channels and watches are tokio's in both: they never block a thread, so the scheduler sees all that matters of them
 //! at the locks around them.

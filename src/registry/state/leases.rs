@@ -54,7 +54,7 @@ impl<R: Resident> RegistryState<R> {
                 return refused("a call from inside a host function does not wait, and no instance is free");
             }
             if full {
-                return refused("no instance is free and as many callers wait as may");
+                return refused("no instance is free and the queue is full (pool.max_waiting)");
             }
             let (to, answer) = oneshot::channel();
             insert_by_age(&mut live.waiters, Waiter { age, to });
@@ -80,7 +80,7 @@ impl<R: Resident> RegistryState<R> {
                 Phase::Placed { .. } => Some(&mut self.waiting_build),
             };
             let Some(waiting) = waiting else {
-                return refused("no runtime is free and as many callers wait as may");
+                return refused("no runtime is free and the queue is full (pool.max_waiting)");
             };
             *waiting += 1;
             let (to, answer) = oneshot::channel();
@@ -100,7 +100,7 @@ impl<R: Resident> RegistryState<R> {
             return Requested::Refused(error);
         }
         if full && !self.places_in_sight(1) {
-            return refused("no runtime is free and as many callers wait as may");
+            return refused("no runtime is free and the queue is full (pool.max_waiting)");
         }
         let id = BuildId(self.unique());
         let (to, answer) = oneshot::channel();
