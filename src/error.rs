@@ -8,7 +8,7 @@ use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use crate::words::words;
 
-/// The error below an [`Error`], for the operator only. Shared, because a failed build reaches every caller that waited.
+/// The error below an [`Error`], for the operator. Shared, because a failed build reaches every caller that waited.
 pub type Cause = Arc<dyn StdError + Send + Sync + 'static>;
 
 /// Why an evaluation, a build or a request did not succeed.

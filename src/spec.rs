@@ -78,8 +78,8 @@ impl Spec {
         /// The digest that the bytes must have. A build of other bytes fails with
         /// [`DigestMismatch`](crate::Error::DigestMismatch).
         fn with_digest(digest: Digest) => digest = Some(digest);
-        /// The export to call. Default: `run` if the plugin exports it, else the only export that fits. A build fails with
-        /// [`EntryPointMissing`](crate::Error::EntryPointMissing) if there is no such export.
+        /// The export to call. Default: `run` if the plugin exports it, else the only export that fits. If there is no
+        /// such export, a build fails with [`EntryPointMissing`](crate::Error::EntryPointMissing).
         fn with_entry_point(name: impl Into<String>) => entry_point = Some(name.into());
         /// Whether an instance serves one evaluation or many.
         fn with_isolation(isolation: Isolation) => isolation = Some(isolation);
@@ -94,15 +94,15 @@ impl Spec {
         /// How long the guest may run in one evaluation. Then the engine stops it, and the evaluation fails with
         /// [`ExecTimeout`](crate::Error::ExecTimeout).
         fn with_exec_timeout(timeout: Duration) => exec_timeout = Some(timeout);
-        /// About how many instructions the guest may run in one evaluation; `None` for no limit. A guest that needs more
+        /// About how many instructions the guest may run in an evaluation; `None` for no limit. A guest that needs more
         /// fails with [`OutOfFuel`](crate::Error::OutOfFuel).
         fn with_fuel(fuel: Option<u64>) => fuel = Some(fuel);
         /// The evaluator's own data, into which each call's data is merged: see [`data`](crate::data).
         fn with_data(provider: impl DataProvider) => data = Some(Arc::new(provider));
     }
 
-    /// Adds a module from which the plugin, or another such module, imports by this name. Each instance of the plugin has
-    /// its own instance of it. The names `main`, `extism:host/env`, `extism:host/user` and `wasi_snapshot_preview1` are
+    /// Adds a module from which the plugin, or another such module, imports by this name. Each instance of the plugin
+    /// has its own instance of it. The names `main`, `extism:host/env`, `extism:host/user` and `wasi_snapshot_preview1` are
     /// taken.
     pub fn with_module(mut self, name: impl Into<String>, source: Source) -> Self {
         self.linked.push((name.into(), source));
@@ -121,8 +121,8 @@ impl Spec {
         self
     }
 
-    /// Adds a host function that the plugin may import. What its closure captured is dropped once the evaluator is closed
-    /// and its runtime is gone.
+    /// Adds a host function that the plugin may import. What its closure captured is dropped once the evaluator is
+    /// closed and its runtime is gone.
     pub fn with_host_function(mut self, function: impl Into<HostFunction>) -> Self {
         self.host_functions = self.host_functions.iter().cloned().chain([function.into()]).collect();
         self

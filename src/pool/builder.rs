@@ -11,8 +11,8 @@ use crate::{
     spec::setters,
 };
 
-/// After how many calls without a pause instances stay with the threads that use them. Enough that it is no coincidence,
-/// and few enough that any load which gains from it gets there at once.
+/// After how many calls without a pause instances stay with the threads that use them. Enough that it is no
+/// coincidence, and few enough that any load which gains from it gets there at once.
 const PARK_AFTER: u32 = 32;
 
 /// Sets up an [`EvaluatorPool`]. Every setting has a default: see [`Settings`].
@@ -69,8 +69,8 @@ impl PoolBuilder {
         self
     }
 
-    /// Makes the pool. The `direct` engine reserves the address space of all instances now and starts its ticker thread;
-    /// `extism` compiles nothing before the first build. The pool's metrics go to the recorder that is installed now.
+    /// Makes the pool. The `direct` engine reserves the address space of all instances now and starts its ticker
+    /// thread; `extism` compiles nothing before the first build. The pool's metrics go to the recorder that is installed now.
     ///
     /// # Errors
     ///
