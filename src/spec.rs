@@ -102,8 +102,8 @@ impl Spec {
     }
 
     /// Adds a module from which the plugin, or another such module, imports by this name. Each instance of the plugin
-    /// has its own instance of it. The names `main`, `extism:host/env`, `extism:host/user` and `wasi_snapshot_preview1` are
-    /// taken.
+    /// has its own instance of it. The names `main`, `extism:host/env`, `extism:host/user` and `wasi_snapshot_preview1`
+    /// are taken.
     pub fn with_module(mut self, name: impl Into<String>, source: Source) -> Self {
         self.linked.push((name.into(), source));
         self

@@ -70,7 +70,8 @@ impl PoolBuilder {
     }
 
     /// Makes the pool. The `direct` engine reserves the address space of all instances now and starts its ticker
-    /// thread; `extism` compiles nothing before the first build. The pool's metrics go to the recorder that is installed now.
+    /// thread; `extism` compiles nothing before the first build. The pool's metrics go to the recorder that is installed
+    /// now.
     ///
     /// # Errors
     ///

@@ -121,7 +121,7 @@ pub(super) struct LoadArguments {
 }
 
 /// Where a guest's input comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) enum Input {
     Text(String),
     File(PathBuf),
@@ -202,40 +202,10 @@ fn evaluators(text: &str) -> Result<NonZeroUsize, String> {
 mod tests {
     use super::*;
 
-    fn refusal(arguments: &[&str]) -> String {
-        match Cli::try_parse_from(arguments.iter().map(OsString::from)).map_err(|error| not_understood(&error)) {
-            Err(Exit::Unusable(line)) => crate::service::exit::one_line(&line),
-            other => panic!("{arguments:?} gave {other:?}"),
-        }
-    }
-
     #[test]
     fn the_flags_are_consistent() {
         use clap::CommandFactory;
 
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_refusal_says_what_is_wrong_and_what_was_meant() {
-        assert_eq!(
-            refusal(&["evalpool", "load", "--evaluator", "3"]),
-            "unexpected argument '--evaluator' found; tip: a similar argument exists: '--evaluators'"
-        );
-        assert_eq!(refusal(&["evalpool", "run"]), "the following required arguments were not provided: <PLUGIN>");
-        let line = refusal(&["evalpool", "load", "--isolation", "used"]);
-        assert!(line.ends_with("unknown variant `used`, expected `fresh` or `reuse`"), "{line}");
-    }
-
-    #[test]
-    fn an_input_is_a_text_a_file_or_standard_input() {
-        for (text, input) in [
-            ("", Input::Text(String::new())),
-            ("-5", Input::Text("-5".into())),
-            ("-", Input::Stdin),
-            ("@a b", Input::File("a b".into())),
-        ] {
-            assert_eq!(text.parse(), Ok(input));
-        }
     }
 }
