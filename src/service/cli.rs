@@ -5,7 +5,7 @@ use std::{
     convert::Infallible, ffi::OsString, net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, Parser, Subcommand, error::ErrorKind, value_parser};
 use serde::{
     Deserialize,
     de::{IntoDeserializer, value},
@@ -82,9 +82,11 @@ pub(super) struct CheckArguments {
 
 #[derive(Debug, Args)]
 pub(super) struct LoadArguments {
+    // Bounded, since each evaluator takes some memory.
     /// How many evaluators, at most a million.
-    #[arg(long, visible_alias = "tenants", value_name = "N", default_value = "200", value_parser = evaluators)]
-    pub(super) evaluators: NonZeroUsize,
+    #[arg(long, visible_alias = "tenants", value_name = "N", default_value = "200")]
+    #[arg(value_parser = value_parser!(u32).range(1..=1_000_000))]
+    pub(super) evaluators: u32,
     /// Compiled plugins that may exist at once [default: pool.capacity if that is set, else 16]
     #[arg(long, value_name = "N")]
     pub(super) capacity: Option<NonZeroUsize>,
@@ -189,13 +191,6 @@ fn skew(text: &str) -> Result<f64, String> {
 /// Parses one of the words of a setting. The setting's own reader knows them, and lists them when it meets another.
 pub(super) fn word<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, value::Error> {
     T::deserialize(text.into_deserializer())
-}
-
-/// Bounded, since each evaluator takes some memory.
-fn evaluators(text: &str) -> Result<NonZeroUsize, String> {
-    let most = 1_000_000;
-    let number = text.parse::<NonZeroUsize>().ok().filter(|number| number.get() <= most);
-    number.ok_or_else(|| format!("expected a number from 1 to {most}"))
 }
 
 #[cfg(test)]
