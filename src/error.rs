@@ -139,7 +139,7 @@ pub enum Error {
         /// Whether the guest was running and was interrupted.
         interrupted: bool,
     },
-    /// The pool is shutting down.
+    /// The pool was closed before the call, or during the call and the grace ran out.
     #[error("the pool is shutting down")]
     ShuttingDown,
     /// The caller dropped the call's future. Appears in metrics and logs only.

@@ -45,8 +45,9 @@ pub struct PoolSettings {
     /// How long the pool keeps an unused runtime. Default `10m`.
     #[serde(with = "humantime_serde")]
     pub idle_ttl: Duration,
-    /// How long calls in flight may continue after a close. Then the pool interrupts them with
-    /// [`Closed`](crate::Error::Closed). Default `10s`.
+    /// How long calls in flight may continue after a close. Then they are interrupted, and fail with
+    /// [`Closed`](crate::Error::Closed), or with [`ShuttingDown`](crate::Error::ShuttingDown) if the pool was closed.
+    /// Default `10s`.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
     /// How many evaluations one reused instance serves before it is replaced. At least 1. Default 10000.

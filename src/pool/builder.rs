@@ -46,8 +46,9 @@ impl PoolBuilder {
         fn max_waiting(callers: usize) => settings.pool.max_waiting = callers;
         /// How long the pool keeps an unused runtime. Default 10 minutes.
         fn idle_ttl(ttl: Duration) => settings.pool.idle_ttl = ttl;
-        /// How long calls in flight may continue after a close. Then the pool interrupts them with
-        /// [`Closed`](crate::Error::Closed). Default 10 seconds.
+        /// How long calls in flight may continue after a close. Then they are interrupted, and fail with
+        /// [`Closed`](crate::Error::Closed), or with [`ShuttingDown`](crate::Error::ShuttingDown) if the pool was closed.
+        /// Default 10 seconds.
         fn grace(grace: Duration) => settings.pool.grace = grace;
         /// Whether an instance serves one evaluation or many, unless a spec says otherwise. Default
         /// [`Isolation::Fresh`].
