@@ -1,21 +1,22 @@
-//! Data for evaluations: static, per call and composite, merged into the guest's input.
+//! The data of evaluations, and the rule by which it is merged into the guest's input.
 //!
 //! # The merge rule
 //!
 //! Later wins. Two JSON objects are merged key by key, at every depth: where both have an object under a key, these are
-//! merged in turn; otherwise the later value replaces the earlier. Arrays, text and raw bytes are never mixed: the
-//! later replaces the earlier whole. [`Data::Empty`] changes nothing.
+//! merged in turn; otherwise the later value replaces the earlier. Arrays, text and raw bytes are never merged: the
+//! later replaces the earlier as a whole. [`Data::Empty`] changes nothing.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::Error;
 
 /// The data of one evaluation, or a part of it.
 #[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
 pub enum Data {
     /// No data: the guest's input is empty.
     #[default]
@@ -84,20 +85,10 @@ fn merge_json(earlier: &mut Value, later: Value) {
     while let Some((earlier, later)) = left.pop() {
         match (earlier, later) {
             (Value::Object(earlier), Value::Object(later)) => {
-                let mut shared = Vec::new();
-                for (key, value) in later {
-                    if earlier.contains_key(&key) {
-                        shared.push((key, value));
-                    } else {
-                        earlier.insert(key, value);
-                    }
-                }
-                let mut shared: serde_json::Map<String, Value> = shared.into_iter().collect();
-                for (key, slot) in earlier.iter_mut() {
-                    if let Some(value) = shared.remove(key) {
-                        left.push((slot, value));
-                    }
-                }
+                let (mut shared, new): (Map<_, _>, Map<_, _>) =
+                    later.into_iter().partition(|(key, _)| earlier.contains_key(key));
+                earlier.extend(new);
+                left.extend(earlier.iter_mut().filter_map(|(key, slot)| Some((slot, shared.remove(key)?))));
             }
             (slot, later) => *slot = later,
         }
@@ -148,7 +139,7 @@ pub trait DataProvider: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// The error that the evaluation is to fail with.
+    /// The evaluation fails with this error.
     fn provide(&self) -> Result<Data, Error>;
 }
 

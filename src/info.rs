@@ -1,4 +1,4 @@
-//! What the pool shows of its evaluators and runtimes. Plain data.
+//! What the pool tells about its evaluators and runtimes. Plain data.
 
 use std::time::Duration;
 
@@ -8,29 +8,30 @@ use crate::{registry::RuntimeState, response::EvaluatorId, source::Digest};
 
 /// An evaluator at one moment, as the pool lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct EvaluatorInfo {
     /// Its name.
     pub name: String,
-    /// Which evaluator of that name.
+    /// Tells it from other evaluators, also from earlier ones of the same name.
     pub id: EvaluatorId,
-    /// The digest of its plugin; `None` while nobody has read the bytes.
+    /// The digest of its plugin; `None` until the plugin has been read.
     pub digest: Option<Digest>,
-    /// The export that is called; `None` while it is to be chosen from bytes that nobody has read.
+    /// The export that calls run; `None` if the spec names none and the plugin has not been read yet.
     pub entry_point: Option<String>,
-    /// The plugin's bytes; `None` while nobody has read them.
+    /// The size of its plugin, in bytes; `None` until the plugin has been read.
     pub size_bytes: Option<u64>,
     /// What its runtime is doing.
     pub state: RuntimeState,
-    /// Instances of its runtime.
+    /// How many instances its runtime has.
     pub instances: usize,
-    /// Evaluations that it was asked for.
+    /// How many evaluations were requested of it.
     pub evaluations: u64,
-    /// When it was last asked, in milliseconds since the Unix epoch.
+    /// When an evaluation was last requested, in milliseconds since the Unix epoch.
     pub last_used: Option<u64>,
 }
 
 impl EvaluatorInfo {
-    /// Of one whose plugin is not known any more.
+    /// An evaluator whose plugin is no longer known.
     pub(crate) fn closed(name: String, id: EvaluatorId, state: RuntimeState, instances: usize) -> Self {
         Self {
             name,
@@ -48,19 +49,20 @@ impl EvaluatorInfo {
 
 /// A runtime at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RuntimeInfo {
     /// The evaluator that it belongs to.
     pub evaluator: EvaluatorId,
     /// Building, live or draining; never cold.
     pub state: RuntimeState,
-    /// Instances that exist.
+    /// How many instances it has.
     pub instances: usize,
-    /// Instances that serve an evaluation right now.
+    /// How many of them serve an evaluation now.
     pub busy: usize,
-    /// Leases that it has granted.
+    /// How many leases it has granted.
     pub uses: u64,
-    /// Since it went live; `None` for one that is not live.
+    /// How long it has been live; `None` if it is not live.
     pub age: Option<Duration>,
-    /// Since a lease of it last began or ended; `None` for one that is not live.
+    /// Time since a lease on it last began or ended; `None` if it is not live.
     pub unused: Option<Duration>,
 }

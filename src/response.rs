@@ -27,12 +27,13 @@ impl FromStr for EvaluatorId {
 
 /// Where the time of one evaluation went.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Timings {
-    /// Waiting for a place or an instance, including making the instance if none was ready.
+    /// The wait for a place or an instance, and for a new instance to be made if none was ready.
     pub wait: Duration,
-    /// Fetching, compiling and probing the plugin, as far as this call waited for that; zero if the runtime was live.
+    /// How long this call waited until the plugin was read, compiled and probed; zero if the runtime was live.
     pub build: Duration,
-    /// Running the guest, from handing over its input to receiving its output.
+    /// How long the guest ran, from receiving its input to returning its output.
     pub exec: Duration,
 }
 
@@ -74,8 +75,7 @@ impl Response {
     ///
     /// # Errors
     ///
-    /// [`GuestError`](Error::GuestError) if it is not JSON: the caller expects JSON, so that a plugin which gives
-    /// something else has failed.
+    /// [`GuestError`](Error::GuestError) if it is not JSON: for a caller that expects JSON, the plugin has failed.
     pub fn json(&self) -> Result<serde_json::Value, Error> {
         self.typed()
     }

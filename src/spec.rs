@@ -9,7 +9,20 @@ use crate::{
     source::{Digest, Source},
 };
 
-/// What an evaluator is made of. What a spec leaves open is as the pool's settings say.
+/// Declares methods of a builder that set one field each: `fn name(argument: Type) => field = value;`.
+macro_rules! setters {
+    ($($(#[$doc:meta])* fn $name:ident($argument:ident: $type:ty) => $($field:ident).+ = $value:expr;)*) => {$(
+        $(#[$doc])*
+        pub fn $name(mut self, $argument: $type) -> Self {
+            self.$($field).+ = $value;
+            self
+        }
+    )*};
+}
+
+pub(crate) use setters;
+
+/// What an evaluator is made of. The pool's settings decide what a spec leaves open.
 ///
 /// ```
 /// use std::time::Duration;
@@ -32,7 +45,7 @@ pub struct Spec {
     pub(crate) trusted: Option<bool>,
     pub(crate) memory: Option<u64>,
     pub(crate) exec_timeout: Option<Duration>,
-    #[expect(clippy::option_option, reason = "unsaid, off, or a number")]
+    #[expect(clippy::option_option, reason = "not said, off, or a number")]
     pub(crate) fuel: Option<Option<u64>>,
     pub(crate) config: Arc<BTreeMap<String, String>>,
     pub(crate) allowed_hosts: Option<Arc<[String]>>,
@@ -41,7 +54,7 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// A plugin from this source, run as the pool's settings say.
+    /// A plugin from this source that runs as the pool's settings say.
     pub fn new(source: Source) -> Self {
         Self {
             source,
@@ -61,84 +74,57 @@ impl Spec {
         }
     }
 
-    /// The digest that the bytes must have; a build of other bytes fails with `digest_mismatch`.
-    pub fn with_digest(mut self, digest: Digest) -> Self {
-        self.digest = Some(digest);
-        self
+    setters! {
+        /// The digest that the bytes must have. A build of other bytes fails with
+        /// [`DigestMismatch`](crate::Error::DigestMismatch).
+        fn with_digest(digest: Digest) => digest = Some(digest);
+        /// The export to call. Default: `run` if the plugin exports it, else the only export that fits. If there is no
+        /// such export, a build fails with [`EntryPointMissing`](crate::Error::EntryPointMissing).
+        fn with_entry_point(name: impl Into<String>) => entry_point = Some(name.into());
+        /// Whether an instance serves one evaluation or many.
+        fn with_isolation(isolation: Isolation) => isolation = Some(isolation);
+        /// Whether the plugin gets WASI.
+        fn with_wasi(wasi: Wasi) => wasi = Some(wasi);
+        /// Whether you trust the plugin. The `extism` [engine](crate::engine::choosing) refuses others with
+        /// [`InvalidRequest`](crate::Error::InvalidRequest).
+        fn with_trusted(trusted: bool) => trusted = Some(trusted);
+        /// Linear memory of one instance, in bytes; rounded down to 64 KiB pages. A guest that needs more fails with
+        /// [`OutOfMemory`](crate::Error::OutOfMemory).
+        fn with_memory(bytes: u64) => memory = Some(bytes);
+        /// How long the guest may run in one evaluation. Then the engine stops it, and the evaluation fails with
+        /// [`ExecTimeout`](crate::Error::ExecTimeout).
+        fn with_exec_timeout(timeout: Duration) => exec_timeout = Some(timeout);
+        /// About how many instructions the guest may run in an evaluation; `None` for no limit. A guest that needs more
+        /// fails with [`OutOfFuel`](crate::Error::OutOfFuel).
+        fn with_fuel(fuel: Option<u64>) => fuel = Some(fuel);
+        /// The evaluator's own data, into which each call's data is merged: see [`data`](crate::data).
+        fn with_data(provider: impl DataProvider) => data = Some(Arc::new(provider));
     }
 
-    /// One more module, from which the plugin, or another such module, imports by this name. Each instance of the plugin
-    /// has its own instance of it. The names `main`, `extism:host/env`, `extism:host/user` and
-    /// `wasi_snapshot_preview1` are taken.
+    /// Adds a module from which the plugin, or another such module, imports by this name. Each instance of the plugin
+    /// has its own instance of it. The names `main`, `extism:host/env`, `extism:host/user` and `wasi_snapshot_preview1`
+    /// are taken.
     pub fn with_module(mut self, name: impl Into<String>, source: Source) -> Self {
         self.linked.push((name.into(), source));
         self
     }
 
-    /// The export to call. Default: `run` if it is exported, else the only export that fits.
-    pub fn with_entry_point(mut self, name: impl Into<String>) -> Self {
-        self.entry_point = Some(name.into());
-        self
-    }
-
-    /// Whether instances are used again.
-    pub fn with_isolation(mut self, isolation: Isolation) -> Self {
-        self.isolation = Some(isolation);
-        self
-    }
-
-    /// Whether the plugin gets WASI.
-    pub fn with_wasi(mut self, wasi: Wasi) -> Self {
-        self.wasi = Some(wasi);
-        self
-    }
-
-    /// Whether the plugin is trusted to mean no harm: the `extism` [engine](crate::engine::choosing) takes only such.
-    pub fn with_trusted(mut self, trusted: bool) -> Self {
-        self.trusted = Some(trusted);
-        self
-    }
-
-    /// Linear memory of one instance, in bytes; rounded down to 64 KiB pages.
-    pub fn with_memory(mut self, bytes: u64) -> Self {
-        self.memory = Some(bytes);
-        self
-    }
-
-    /// How long one evaluation's guest may run.
-    pub fn with_exec_timeout(mut self, timeout: Duration) -> Self {
-        self.exec_timeout = Some(timeout);
-        self
-    }
-
-    /// Instructions, roughly, for one evaluation; `None` for no such limit.
-    pub fn with_fuel(mut self, fuel: Option<u64>) -> Self {
-        self.fuel = Some(fuel);
-        self
-    }
-
-    /// A value that the plugin can read as configuration.
+    /// Adds a value that the plugin can read as configuration.
     pub fn with_config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         Arc::make_mut(&mut self.config).insert(key.into(), value.into());
         self
     }
 
-    /// Hosts that the plugin may call over HTTP, as glob patterns; replaces the pool's. The empty list allows none.
+    /// Hosts that the plugin may call over HTTP, as glob patterns, in place of the pool's. An empty list allows none.
     pub fn with_allowed_hosts<I: IntoIterator<Item = S>, S: Into<String>>(mut self, hosts: I) -> Self {
         self.allowed_hosts = Some(hosts.into_iter().map(Into::into).collect());
         self
     }
 
-    /// One more function of the host that the plugin may import. What the closure captured is dropped when the
-    /// evaluator is closed and its runtime gone.
+    /// Adds a host function that the plugin may import. What its closure captured is dropped once the evaluator is
+    /// closed and its runtime is gone.
     pub fn with_host_function(mut self, function: impl Into<HostFunction>) -> Self {
         self.host_functions = self.host_functions.iter().cloned().chain([function.into()]).collect();
-        self
-    }
-
-    /// Data of the evaluator's own, into which each call's data is merged: see [`data`](crate::data).
-    pub fn with_data(mut self, provider: impl DataProvider) -> Self {
-        self.data = Some(Arc::new(provider));
         self
     }
 }

@@ -1,19 +1,10 @@
-//! How values are written: sizes, lists, words.
+//! How values are written in a file or the environment: sizes, lists, words.
 
 use serde::Deserialize;
 
 /// `64MiB`, or a number of bytes.
-pub(super) mod size {
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-    pub(in crate::config) fn serialize<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u64(*bytes)
-    }
-
-    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-        Ok(bytesize::ByteSize::deserialize(deserializer)?.as_u64())
-    }
+pub(super) fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    Ok(bytesize::ByteSize::deserialize(deserializer)?.as_u64())
 }
 
 /// A number, or the word `off`.
@@ -37,17 +28,14 @@ pub(super) mod off_or_number {
 
     pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
         match Either::deserialize(deserializer) {
-            Ok(Either::Number(0)) | Err(_) => Err(D::Error::custom("expected a number of at least 1, or \"off\"")),
-            Ok(Either::Number(number)) => Ok(Some(number)),
+            Ok(Either::Number(number @ 1..)) => Ok(Some(number)),
             Ok(Either::Word(word)) if word == "off" => Ok(None),
-            Ok(Either::Word(word)) => {
-                Err(D::Error::custom(format!("expected a number of at least 1, or \"off\", not {word:?}")))
-            }
+            _ => Err(D::Error::custom("expected a number of at least 1, or \"off\"")),
         }
     }
 }
 
-/// A word out of a closed set, with serde's own error, which names them all.
+/// A word of a closed set. A wrong word gets serde's own error, which lists the right ones.
 pub(super) fn word<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
@@ -58,6 +46,7 @@ where
     T::deserialize(String::deserialize(deserializer)?.into_deserializer())
 }
 
+/// A list, or one text with commas: the environment has no lists.
 pub(super) fn list_or_commas<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]

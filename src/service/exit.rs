@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::log::write_harmless;
 use crate::{Error, SettingsError};
 
 /// Why the program ends without having run a command to its end.
@@ -71,26 +72,13 @@ pub(super) fn print(answer: impl AsRef<[u8]>) -> Result<(), Exit> {
     }
 }
 
-/// Joins a text into one line without control characters: names and messages in it may come from a plugin.
+/// Joins a text into one line that a terminal only shows: names and messages in it may come from a plugin.
 pub(super) fn one_line(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let mut shown = String::new();
-    for char in lines.join(" ").chars() {
-        if char.is_control() {
-            shown.extend(char.escape_default());
-        } else {
-            shown.push(char);
-        }
+    for character in lines.join(" ").chars() {
+        // A `String` takes every character.
+        let _ = write_harmless(&mut shown, character);
     }
     shown
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_strangers_text_is_one_line_that_a_terminal_only_shows() {
-        assert_eq!(one_line("it has a\n\n  b, \u{1b}[31mred\r\n"), r"it has a b, \u{1b}[31mred");
-    }
 }

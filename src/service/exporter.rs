@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::Exit;
 use crate::metrics::{AGE_BUCKETS, BUCKETS, CATALOGUE, MetricType};
@@ -16,18 +16,14 @@ pub(super) const UPKEEP: Duration = Duration::from_secs(5);
 ///
 /// A recorder is installed already.
 pub fn install() -> Result<PrometheusHandle, Exit> {
-    builder()
-        .and_then(PrometheusBuilder::install_recorder)
-        .map_err(|error| Exit::failed(format!("the metrics cannot be recorded: {error}")))
-}
-
-/// Without buckets the exporter makes summaries of histograms, and those cannot be added up over servers.
-fn builder() -> Result<PrometheusBuilder, BuildError> {
-    CATALOGUE.iter().filter(|metric| metric.kind == MetricType::Histogram).try_fold(
-        PrometheusBuilder::new(),
-        |builder, metric| {
+    // Without buckets the exporter makes summaries of histograms, and those cannot be added up over servers.
+    CATALOGUE
+        .iter()
+        .filter(|metric| metric.kind == MetricType::Histogram)
+        .try_fold(PrometheusBuilder::new(), |builder, metric| {
             let buckets = if metric.name == "evalpool_eviction_age_seconds" { AGE_BUCKETS } else { BUCKETS };
             builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)
-        },
-    )
+        })
+        .and_then(PrometheusBuilder::install_recorder)
+        .map_err(|error| Exit::failed(format!("the metrics cannot be recorded: {error}")))
 }

@@ -54,15 +54,15 @@ pub fn install(log: Log<'_>) {
     let _ = tracing_subscriber::registry().with(lines).try_init();
 }
 
-/// Writes fields as `tracing_subscriber` does, the message bare and others with their names, but control characters as
-/// their numbers. (JSON escapes them by itself.)
+/// Writes fields as `tracing_subscriber` does, the message bare and others with their names, but without characters that
+/// could do harm. (JSON escapes them by itself.)
 fn on_one_line() -> impl for<'writer> FormatFields<'writer> + 'static {
     debug_fn(|writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
-        let mut writer = OneLine { writer, left: MOST, is_cut: false };
-        match field.name() {
-            "message" => write!(writer, "{value:?}"),
-            name => write!(writer, "{name}={value:?}"),
+        if field.name() != "message" {
+            write!(writer, "{}=", field.name())?;
         }
+        // The one error of the writer that is worth telling: the text is too long.
+        write!(OneLine { writer, left: MOST }, "{value:?}").or_else(|_| writer.write_char('…'))
     })
     .delimited(" ")
 }
@@ -70,40 +70,31 @@ fn on_one_line() -> impl for<'writer> FormatFields<'writer> + 'static {
 /// The most bytes written of one field. An error may be as long as a plugin's memory allows.
 const MOST: usize = 16 * 1024;
 
-/// Writes characters that would end a line, drive a terminal or turn the direction of text as their numbers, and cuts
-/// the text at [`MOST`] bytes.
+/// Writes [harmless](write_harmless) characters, and fails once it has been given more than [`MOST`] bytes.
 struct OneLine<'a, 'writer> {
     writer: &'a mut Writer<'writer>,
     left: usize,
-    is_cut: bool,
 }
 
 impl std::fmt::Write for OneLine<'_, '_> {
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        if self.is_cut {
-            return Ok(());
-        }
-        let mut rest = &text[..text.floor_char_boundary(self.left)];
-        self.left -= rest.len();
-        self.is_cut = rest.len() < text.len();
-        while let Some(at) = rest.find(drives) {
-            let (plain, from) = rest.split_at(at);
-            self.writer.write_str(plain)?;
-            let mut next = from.chars();
-            if let Some(character) = next.next() {
-                write!(self.writer, "{}", character.escape_default())?;
-            }
-            rest = next.as_str();
-        }
-        self.writer.write_str(rest)?;
-        if self.is_cut { self.writer.write_str("…") } else { Ok(()) }
+        text.chars().try_for_each(|character| {
+            self.left = self.left.checked_sub(character.len_utf8()).ok_or(std::fmt::Error)?;
+            write_harmless(self.writer, character)
+        })
     }
 }
 
-/// Control characters, line and paragraph separators, and marks that embed, override or isolate a direction of text.
-fn drives(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// Writes a character, or its number if it would end a line, drive a terminal or turn the direction of text: control
+/// characters, line and paragraph separators, and marks that embed, override or isolate a direction.
+pub(super) fn write_harmless(to: &mut impl std::fmt::Write, character: char) -> std::fmt::Result {
+    match character {
+        '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+            write!(to, "{}", character.escape_default())
+        }
+        _ if character.is_control() => write!(to, "{}", character.escape_default()),
+        _ => to.write_char(character),
+    }
 }
 
 /// This crate logs at the level that is set; the crates below it only warnings and errors.

@@ -8,7 +8,7 @@ use std::{
 
 use super::read_plugin;
 use crate::{
-    EvaluatorPool, Plugin, Settings, Source, Spec,
+    EvaluatorPool, Plugin, Settings, Source,
     service::{
         Exit,
         cli::CheckArguments,
@@ -23,7 +23,7 @@ pub(in crate::service) async fn check(arguments: CheckArguments, settings: &Sett
     let began = Instant::now();
     let plugin = Plugin::new(bytes.clone(), None)?;
     let options = RunOptions { entry_point: entry, ..RunOptions::default() };
-    let spec = options.apply(Spec::new(Source::Bytes(bytes)));
+    let spec = options.spec(Source::Bytes(bytes));
     let prepared = EvaluatorPool::from_settings(settings)?.prepare_with("check", spec, Some(plugin.clone())).await?;
     let took = began.elapsed();
     let entry_point = prepared.info().and_then(|info| info.entry_point).unwrap_or_default();

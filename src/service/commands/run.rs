@@ -2,14 +2,14 @@
 
 use super::{read_input, read_plugin};
 use crate::{
-    EvaluatorPool, Settings, Source, Spec,
+    EvaluatorPool, Settings, Source,
     service::{Exit, cli::RunArguments, exit::print, store::RunOptions},
 };
 
 pub(in crate::service) async fn run(arguments: RunArguments, settings: &Settings) -> Result<(), Exit> {
     let RunArguments { plugin, entry, input, wasi, timeout } = arguments;
     let options = RunOptions { entry_point: entry, isolation: None, wasi };
-    let mut spec = options.apply(Spec::new(Source::Bytes(read_plugin(&plugin, settings.limits.plugin_size)?)));
+    let mut spec = options.spec(Source::Bytes(read_plugin(&plugin, settings.limits.plugin_size)?));
     if let Some(timeout) = timeout {
         spec = spec.with_exec_timeout(timeout);
     }

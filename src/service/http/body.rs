@@ -145,14 +145,6 @@ mod tests {
         assert_eq!(bodies.read(Body::empty(), "input", 0).await.ok().unwrap(), "");
     }
 
-    #[tokio::test]
-    async fn a_body_over_its_limit_is_refused_announced_or_not() {
-        let bodies = Bodies::new(64);
-        assert_eq!(status(bodies.read(Body::from("12345"), "input", 4).await), 413);
-        assert_eq!(status(bodies.read(pieces(b"12345", 1), "input", 4).await), 413);
-        assert_eq!(status(bodies.read(pieces(b"1234", 1), "input", 4).await), 200);
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_client_that_stalls_or_dawdles_is_told_so() {
         let bodies = Bodies::new(1024);

@@ -1,6 +1,6 @@
 //! The requests about evaluators.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 
 use axum::{
     body::Body,
@@ -151,14 +151,9 @@ fn json(value: &impl Serialize) -> Result<Response, Problem> {
 
 /// The header `server-timing`, in milliseconds.
 fn server_timing(timings: Timings) -> String {
-    let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
     let Timings { wait, build, exec } = timings;
-    format!(
-        "wait;dur={:.3}, build;dur={:.3}, exec;dur={:.3}",
-        milliseconds(wait),
-        milliseconds(build),
-        milliseconds(exec)
-    )
+    let [wait, build, exec] = [wait, build, exec].map(|time| time.as_secs_f64() * 1000.0);
+    format!("wait;dur={wait:.3}, build;dur={build:.3}, exec;dur={exec:.3}")
 }
 
 async fn is_json(output: &Bytes) -> Result<bool, Error> {

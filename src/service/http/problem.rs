@@ -122,17 +122,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_not_the_clients_or_the_plugins_fault_is_a_server_error() {
-        for kind in ErrorKind::ALL {
-            let ours = matches!(
-                kind.as_str(),
-                "exec_timeout" | "shutting_down" | "source_unavailable" | "cancelled" | "internal"
-            );
-            assert_eq!(status_and_title(*kind).0.is_server_error(), ours, "{kind}");
-        }
-    }
-
-    #[test]
     fn every_kind_is_described_where_its_type_leads_to() {
         let described = include_str!("../../../ERRORS.md");
         for kind in ErrorKind::ALL {

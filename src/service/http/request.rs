@@ -31,7 +31,6 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
 }
 
 /// The parameters of an upload.
-#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Upload {
     pub(super) options: RunOptions,
     pub(super) digest: Option<Digest>,
@@ -56,7 +55,6 @@ impl Upload {
 }
 
 /// The parameters of a listing.
-#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Page {
     pub(super) limit: usize,
     pub(super) after: Option<String>,
@@ -133,45 +131,4 @@ fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str>
 
 fn unsupported(detail: &str) -> Problem {
     Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, ErrorKind::InvalidRequest, detail)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Isolation, Wasi};
-
-    fn refusal<T: std::fmt::Debug>(read: fn(&Uri) -> Result<T, Error>, query: &str) -> String {
-        let error = read(&format!("/x?{query}").parse().unwrap()).unwrap_err();
-        assert_eq!(error.kind(), "invalid_request", "{query}");
-        error.to_string()
-    }
-
-    #[test]
-    fn an_upload_says_how_it_is_run() {
-        let digest = Digest::of(b"plugin");
-        let uri = format!("/x?entry_point=a%20b&isolation=reuse&wasi=off&digest=sha256%3A{}", digest.hex());
-        let options =
-            RunOptions { entry_point: Some("a b".into()), isolation: Some(Isolation::Reuse), wasi: Some(Wasi::Off) };
-        assert_eq!(Upload::of(&uri.parse().unwrap()).unwrap(), Upload { options, digest: Some(digest) });
-        assert_eq!(Upload::of(&"/x".parse().unwrap()).unwrap(), Upload::default());
-    }
-
-    #[test]
-    fn what_cannot_be_understood_is_named() {
-        for (query, said) in [
-            ("entrypoint=run", "there is no parameter \"entrypoint\"; this request takes entry_point,"),
-            ("wasi=on", "wasi=on: unknown variant `on`, expected `auto` or `off`"),
-            ("isolation=", "isolation=: unknown variant"),
-            ("digest=sha1:0", "digest=sha1:0: a digest is `sha256:`"),
-            ("entry_point=", "entry_point is empty"),
-            ("wasi=off&wasi=auto", "the parameter wasi is given twice"),
-        ] {
-            let text = refusal(Upload::of, query);
-            assert!(text.starts_with(said), "{query} gave {text}");
-        }
-        for query in ["limit=0", "limit=1001", "limit=-1", "limit=many"] {
-            assert_eq!(refusal(Page::of, query), format!("{query}: expected a number from 1 to 1000"));
-        }
-        assert!(refusal(no_parameters, "a=b").ends_with("this request takes none"));
-    }
 }

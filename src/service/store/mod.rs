@@ -64,17 +64,10 @@ pub(super) struct RunOptions {
 }
 
 impl RunOptions {
-    pub(super) fn apply(self, mut spec: Spec) -> Spec {
-        if let Some(entry_point) = self.entry_point {
-            spec = spec.with_entry_point(entry_point);
-        }
-        if let Some(isolation) = self.isolation {
-            spec = spec.with_isolation(isolation);
-        }
-        if let Some(wasi) = self.wasi {
-            spec = spec.with_wasi(wasi);
-        }
-        spec
+    /// The spec that runs a plugin from `source` so.
+    pub(super) fn spec(self, source: Source) -> Spec {
+        let Self { entry_point, isolation, wasi } = self;
+        Spec { entry_point, isolation, wasi, ..Spec::new(source) }
     }
 }
 
@@ -88,12 +81,8 @@ pub(super) struct Staged {
 impl Staged {
     /// The spec that builds it from the folder.
     pub(super) fn spec(&self, options: &RunOptions) -> Spec {
-        spec(self.claim.path(), self.claim.digest(), options)
+        options.clone().spec(Source::File(self.claim.path())).with_digest(self.claim.digest())
     }
-}
-
-fn spec(path: PathBuf, digest: Digest, options: &RunOptions) -> Spec {
-    options.clone().apply(Spec::new(Source::File(path)).with_digest(digest))
 }
 
 /// The folder, locked by this process.
@@ -260,7 +249,7 @@ fn found(blobs: &Blobs, record: Record, digest: Digest) -> Option<(String, Spec)
         return None;
     }
     let options = RunOptions { entry_point: Some(record.entry_point), isolation: record.isolation, wasi: record.wasi };
-    Some((record.name, spec(path, digest, &options)))
+    Some((record.name, options.spec(Source::File(path)).with_digest(digest)))
 }
 
 #[cfg(test)]

@@ -7,31 +7,19 @@ use rand::{RngExt, rngs::StdRng};
 use tokio::time::timeout;
 
 use super::drive::Workload;
-use crate::{Error, Source, Spec, service::greet};
+use crate::{Error, Source, Spec, service::greet, words::words};
 
-/// What a task may do instead of an ordinary evaluation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Act {
-    /// Left in the middle of an evaluation.
-    Left,
-    /// Evaluated with a plugin that cannot succeed.
-    BadPlugin,
-    /// Closed a runtime, but not its evaluator.
-    Unloaded,
-    /// Closed an evaluator after replacing it.
-    Closed,
-}
-
-impl Act {
-    pub(super) const ALL: [Act; 4] = [Act::Left, Act::BadPlugin, Act::Unloaded, Act::Closed];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Act::Left => "left",
-            Act::BadPlugin => "bad_plugins",
-            Act::Unloaded => "unloaded",
-            Act::Closed => "closed",
-        }
+words! {
+    /// What a task may do instead of an ordinary evaluation.
+    pub(super) enum Act {
+        /// Left in the middle of an evaluation.
+        Left = "left",
+        /// Evaluated with a plugin that cannot succeed.
+        BadPlugin = "bad_plugins",
+        /// Closed a runtime, but not its evaluator.
+        Unloaded = "unloaded",
+        /// Closed an evaluator after replacing it.
+        Closed = "closed",
     }
 }
 

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     mem,
-    num::NonZeroUsize,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -78,14 +77,14 @@ impl Workload {
         pool: &EvaluatorPool,
         spec: Spec,
         input: Bytes,
-        evaluators: NonZeroUsize,
+        evaluators: u32,
         live_max: Arc<AtomicUsize>,
     ) -> Result<Self, Exit> {
         // An hour in nanoseconds, to three digits.
         let latency = Histogram::new_with_bounds(1, 3_600_000_000_000, 3)
             .map_err(|error| Exit::failed(format!("latencies cannot be recorded: {error}")))?;
         let tally = Tally { outcomes: BTreeMap::new(), unexpected: BTreeMap::new(), acts: BTreeMap::new(), latency };
-        let evaluators = (0..evaluators.get())
+        let evaluators = (0..evaluators as usize)
             .map(|rank| pool.evaluator(&name(rank), spec.clone()).map(Mutex::new))
             .collect::<Result<_, _>>()?;
         let (pool, tally, stop) = (pool.clone(), Mutex::new(tally), AtomicBool::new(false));

@@ -66,24 +66,3 @@ fn sample(line: &str) -> Option<Sample<'_>> {
     let (name, labels) = series.split_once('{').unwrap_or((series, ""));
     Some(Sample { name, labels: labels.trim_end_matches('}'), value: value.parse().ok()? })
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn series_are_summed_over_the_labels_that_are_not_named() {
-        let figures = Figures::of(
-            "# TYPE evalpool_closes_total counter\n\
-             evalpool_closes_total{reason=\"capacity\",how=\"drained\"} 3\n\
-             evalpool_closes_total{reason=\"capacity\",how=\"forced\"} 1\n\
-             evalpool_closes_total{reason=\"invalid\",how=\"drained\"} 2\n\
-             \n\
-             evalpool_runtimes_capacity 16\n",
-        );
-        assert_eq!(figures.closed(), 4);
-        assert_eq!(figures.sum("evalpool_closes_total", "how=\"forced\""), 1);
-        assert_eq!(figures.sum("evalpool_runtimes_capacity", ""), 16);
-        assert_eq!(figures.hit_ratio(), None);
-    }
-}
