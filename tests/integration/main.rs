@@ -11,6 +11,7 @@ mod dashboards;
 mod engine;
 mod extism;
 mod guard;
+mod host_functions;
 mod hostile;
 mod isolation;
 mod lifecycle;
