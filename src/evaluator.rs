@@ -282,8 +282,8 @@ impl Evaluator {
     /// Swaps the revision and gives the old one; `None` when the evaluator is closed.
     pub(crate) fn replace(&self, revision: Arc<Revision>) -> Option<Arc<Revision>> {
         let mut ids = self.inner.ids();
-        ids.insert(revision.id.evaluator);
         let current = self.inner.revision.load_full()?;
+        ids.insert(revision.id.evaluator);
         self.inner.revision.store(Some(revision));
         Some(current)
     }

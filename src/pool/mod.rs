@@ -128,7 +128,8 @@ impl EvaluatorPool {
 
     fn prepared(&self, name: &str, spec: Spec) -> Prepared {
         // A revision belongs to the evaluator that will have it, so that closing that one waits for this as well.
-        let id = self.get(name).map_or_else(|| self.inner.unique(), |evaluator| evaluator.id().0);
+        let open = self.get(name).filter(|evaluator| !evaluator.is_closed());
+        let id = open.map_or_else(|| self.inner.unique(), |evaluator| evaluator.id().0);
         let revision = Revision::new(&self.inner, id, name, spec);
         Prepared { pool: self.clone(), id, revision: Some(revision) }
     }

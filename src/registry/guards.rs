@@ -89,10 +89,14 @@ impl<R: Resident> Lease<R> {
         self.revision
     }
 
-    /// Whether the lease may be [parked](super::thread_cache) rather than ended: its runtime is called without pause, and
-    /// nobody waits for anything.
+    /// Whether its runtime is called without a pause.
+    pub(crate) fn is_hot(&self) -> bool {
+        self.hot
+    }
+
+    /// Whether a hot lease may be [parked](super::thread_cache) rather than ended: nobody waits for anything.
     pub(crate) fn may_park(&self) -> bool {
-        self.hot && self.registry.apply(|state, _| state.may_park(self.revision, self.place))
+        self.registry.apply(|state, _| state.may_park(self.revision, self.place))
     }
 
     /// The lease was parked, and serves another use.

@@ -120,6 +120,10 @@ impl Resident for Fake {
         drop(instance);
     }
 
+    fn last_parked_use(&self) -> Option<Instant> {
+        self.0.parking.get().and_then(|cache| cache.history().1)
+    }
+
     fn reclaim(&self, only_unused: bool) -> Vec<Lease<Self>> {
         let Some(cache) = self.0.parking.get() else { return Vec::new() };
         let is_ours = |(lease, _): &Parked| lease.resident().is_some_and(|fake| Arc::ptr_eq(&fake.0, &self.0));
@@ -202,7 +206,9 @@ fn end(lease: Lease<Fake>, instance: Instance, cache: &Cache, epoch: Option<Epoc
     }
     let now = cache.epoch();
     let parking = &lease.resident().unwrap().0.parking;
-    let may_park = || Arc::ptr_eq(parking.get_or_init(|| cache.clone()), cache) && lease.may_park();
+    cache.open();
+    let is_ours = || Arc::ptr_eq(parking.get_or_init(|| cache.clone()), cache);
+    let may_park = || lease.is_hot() && is_ours() && lease.may_park();
     let parked = match epoch.or_else(|| may_park().then_some(now)) {
         Some(epoch) => match cache.park((lease, instance), epoch) {
             Ok(()) => {

@@ -27,7 +27,11 @@ mod state;
 mod sync;
 mod thread_cache;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -85,6 +89,9 @@ pub(crate) trait Resident: Clone + Send + Sync + 'static {
     /// Take out what threads have [parked](thread_cache) of it, or only what is unused: put the instances back where a
     /// lease will look for them, and give the leases, which the caller ends.
     fn reclaim(&self, only_unused: bool) -> Vec<Lease<Self>>;
+
+    /// When a parked instance was last taken into use: leases that are still in use have not told yet.
+    fn last_parked_use(&self) -> Option<Instant>;
 }
 
 /// Why a caller that waited got no lease.
@@ -279,7 +286,8 @@ impl<R: Resident> Registry<R> {
     /// Ends the leases of parked instances that were not used since this was last called.
     pub(crate) fn reclaim_unused(&self) {
         let residents = self.inner.lock().parking();
-        self.inner.end_leases(residents.iter().flat_map(|resident| resident.reclaim(true)).collect());
+        let leases = residents.iter().flat_map(|(_, resident)| resident.reclaim(true)).collect();
+        self.inner.end_leases(leases, |_| {});
     }
 
     /// Ends the leases of all parked instances: the gauges are exact from here on until the next call.
@@ -322,7 +330,8 @@ impl<R: Resident> Shell<R> {
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
         if *published < version || broken() {
             *published = version;
-            counts.show(&self.metrics);
+            // Foreign code, which must not take the effects with it if it panics.
+            let _ = catch_unwind(AssertUnwindSafe(|| counts.show(&self.metrics)));
         }
     }
 
@@ -346,14 +355,20 @@ impl<R: Resident> Shell<R> {
             Effect::Drained { resident } => resident.drained(),
             Effect::Reap { resident } => resident.reap(),
             Effect::Reclaim { residents } => {
-                self.end_leases(residents.iter().flat_map(|resident| resident.reclaim(false)).collect());
+                let leases = residents.iter().flat_map(|(_, resident)| resident.reclaim(false)).collect();
+                let used: Vec<_> =
+                    residents.iter().filter_map(|(id, resident)| Some((*id, resident.last_parked_use()?))).collect();
+                self.end_leases(leases, |state| state.reclaimed(&used));
             }
         }
     }
 
     /// Ends leases that were parked, all in one step: what the state decides next, it decides knowing all of them.
-    fn end_leases(self: &Arc<Self>, mut leases: Vec<Lease<R>>) {
+    fn end_leases(self: &Arc<Self>, mut leases: Vec<Lease<R>>, before: impl FnOnce(&mut RegistryState<R>)) {
         let returned: Vec<Returned> = leases.iter_mut().filter_map(Lease::end).collect();
-        self.apply(|state, effects| state.leases_returned(&returned, Instant::now(), effects));
+        self.apply(|state, effects| {
+            before(state);
+            state.leases_returned(&returned, Instant::now(), effects);
+        });
     }
 }

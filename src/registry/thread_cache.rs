@@ -50,13 +50,13 @@ pub(crate) struct ThreadCache<T> {
 
 /// Alone on its cache lines, and on those that the processor fetches with them.
 #[repr(align(128))]
-struct Slot<T>(Mutex<Parked<T>>);
+pub(crate) struct Slot<T>(Mutex<Parked<T>>);
 
 struct Parked<T> {
     /// With the epoch that each may be parked under again. The one returned last is taken first.
     items: Vec<(T, Epoch)>,
-    /// Something was taken or parked since the last look for disuse.
-    used: bool,
+    /// How many items, from the first on, were not taken since the last look for disuse.
+    unused: usize,
     /// Items ever taken, and when the last one was.
     taken: u64,
     last_taken: Option<Instant>,
@@ -89,6 +89,12 @@ impl<T> ThreadCache<T> {
         self.slots.get().is_some()
     }
 
+    /// Makes the slots, if there are none yet. Do so before asking whether parking is allowed, so that the registry's lock
+    /// orders it before every later reclaim.
+    pub(crate) fn open(&self) -> &[Slot<T>] {
+        self.slots.get_or_init(|| (0..slots()).map(|_| Slot(Mutex::default())).collect())
+    }
+
     /// The epoch to park under. Read it before asking whether parking is allowed.
     pub(crate) fn epoch(&self) -> Epoch {
         Epoch(self.epoch.load(Ordering::SeqCst))
@@ -99,7 +105,7 @@ impl<T> ThreadCache<T> {
         let slots = self.slots.get()?;
         let mut own = slots.get(own_slot(slots.len()))?.lock();
         let at = own.items.iter().rposition(|(item, _)| wanted(item))?;
-        own.used = true;
+        own.unused = own.unused.min(at);
         own.taken += 1;
         own.last_taken = Some(now);
         Some(own.items.swap_remove(at))
@@ -111,14 +117,13 @@ impl<T> ThreadCache<T> {
     ///
     /// The item, if anything was reclaimed since `epoch`: end its lease.
     pub(crate) fn park(&self, item: T, epoch: Epoch) -> Result<(), T> {
-        let slots = self.slots.get_or_init(|| (0..slots()).map(|_| Slot(Mutex::default())).collect());
+        let slots = self.open();
         let Some(own) = slots.get(own_slot(slots.len())) else { return Err(item) };
         let mut own = own.lock();
         // Under the lock: see the order above.
         if self.epoch() != epoch {
             return Err(item);
         }
-        own.used = true;
         own.items.push((item, epoch));
         Ok(())
     }
@@ -129,6 +134,7 @@ impl<T> ThreadCache<T> {
         let mut reclaimed = Vec::new();
         for mut slot in self.all() {
             reclaimed.extend(slot.items.extract_if(.., |(item, _)| wanted(item)).map(|(item, _)| item));
+            slot.unused = 0;
         }
         reclaimed
     }
@@ -137,9 +143,9 @@ impl<T> ThreadCache<T> {
     pub(crate) fn reclaim_unused(&self) -> Vec<T> {
         let mut reclaimed = Vec::new();
         for mut slot in self.all() {
-            if !std::mem::take(&mut slot.used) {
-                reclaimed.extend(slot.items.drain(..).map(|(item, _)| item));
-            }
+            let unused = slot.unused.min(slot.items.len());
+            reclaimed.extend(slot.items.drain(..unused).map(|(item, _)| item));
+            slot.unused = slot.items.len();
         }
         reclaimed
     }
@@ -152,6 +158,6 @@ impl<T> ThreadCache<T> {
 
 impl<T> Default for Parked<T> {
     fn default() -> Self {
-        Self { items: Vec::new(), used: false, taken: 0, last_taken: None }
+        Self { items: Vec::new(), unused: 0, taken: 0, last_taken: None }
     }
 }

@@ -142,7 +142,9 @@ fn returned_as(returned: std::thread::Result<Result<Bytes, Error>>) -> (Ended, b
 fn give_back(held: Parked, cache: &Arc<ThreadCache<Parked>>, epoch: Option<Epoch>) {
     // Read before asking: see the order that makes reclaim safe.
     let now = cache.epoch();
-    let may_park = || held.lease.resident().is_some_and(|runtime| runtime.parks_in(cache)) && held.lease.may_park();
+    let lease = &held.lease;
+    let is_ours = || lease.resident().is_some_and(|runtime| runtime.parks_in(cache));
+    let may_park = || lease.is_hot() && is_ours() && lease.may_park();
     let held = match epoch.or_else(|| may_park().then_some(now)) {
         Some(epoch) => match cache.park(held, epoch) {
             Ok(()) => return,

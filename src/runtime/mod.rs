@@ -189,6 +189,7 @@ impl Runtime {
 
     /// Whether threads may park its instances in this cache: in one only, so that a reclaim knows where to look.
     fn parks_in(&self, cache: &Arc<ThreadCache<Parked>>) -> bool {
+        cache.open();
         Arc::ptr_eq(self.inner.parking.get_or_init(|| cache.clone()), cache)
     }
 
@@ -292,6 +293,10 @@ impl Resident for Runtime {
 
     fn reap(&self) {
         drop(self.inner.idle.try_remove());
+    }
+
+    fn last_parked_use(&self) -> Option<Instant> {
+        self.inner.parking.get().and_then(|cache| cache.history().1)
     }
 
     fn reclaim(&self, only_unused: bool) -> Vec<Lease<Self>> {

@@ -22,6 +22,14 @@ impl<R: Resident> RegistryState<R> {
         self.limits.capacity - self.places.len() + self.closing + evictable >= unplaced + more
     }
 
+    /// Whether a caller of this cold revision would be one more for whom a place has to be found.
+    pub(super) fn wants_place(&mut self, revision: RevisionId, now: Instant) -> bool {
+        match self.builds.get(&revision) {
+            Some(build) => matches!(build.phase, Phase::Fetching),
+            None => self.remembered(revision, now).is_none(),
+        }
+    }
+
     pub(super) fn eldest_build(&self) -> Option<Age> {
         self.build_queue.first_key_value().map(|(age, _)| *age)
     }

@@ -57,6 +57,10 @@ impl<R: Resident> RegistryState<R> {
     /// Hands out what is free, oldest caller first, then makes room for those that are left.
     pub(super) fn dispatch(&mut self, now: Instant, effects: &mut Effects<R>) {
         loop {
+            // The end of the reclaim leads here again, and knows what came back.
+            if self.reclaiming > 0 {
+                return;
+            }
             while self.instances < self.limits.max_instances {
                 let place_free = self.places.len() < self.limits.capacity;
                 let build = self.build_queue.first_key_value().filter(|_| place_free).map(|(age, _)| *age);
@@ -69,9 +73,12 @@ impl<R: Resident> RegistryState<R> {
                     _ => break,
                 }
             }
-            if !self.parking.is_empty() && (self.permits_short() > 0 || self.places_short() > 0) {
-                // What is parked may be idle. The end of its leases leads here again.
-                return self.reclaim_all(effects);
+            if self.permits_short() > 0 || self.places_short() > 0 {
+                // What is parked may be idle.
+                self.reclaim_all(effects);
+                if self.reclaiming > 0 {
+                    continue;
+                }
             }
             self.reap(effects);
             // A caller that a reservation held back until now may want a permit that is still free.

@@ -42,7 +42,8 @@ impl<R: Resident> RegistryState<R> {
                     self.idle -= 1;
                     return Requested::Granted(Grant { hot, ..live.grant(revision, true, None) });
                 }
-                let free = self.instances < self.limits.max_instances;
+                // While a reclaim is under way, an instance may be about to come back.
+                let free = self.instances < self.limits.max_instances && (self.reclaiming == 0 || !may_wait || full);
                 // Permits go by age: while anyone contends for one, this caller queues behind.
                 if free && self.permit_waiters.is_empty() && live.instances < self.limits.max_instances_per_runtime {
                     live.instances += 1;
@@ -66,12 +67,12 @@ impl<R: Resident> RegistryState<R> {
         if !may_wait {
             return refused("a call from inside a host function does not wait, and its evaluator is cold");
         }
-        if full && !self.parking.is_empty() {
+        let in_sight = !full || self.places_in_sight(usize::from(!self.builds.contains_key(&revision)));
+        if !in_sight && !self.parking.is_empty() && self.wants_place(revision, now) {
             // A runtime whose leases are all parked could be evicted.
             self.reclaim_all(effects);
             return Requested::Again;
         }
-        let in_sight = !full || self.places_in_sight(0);
         if let Some(build) = self.builds.get_mut(&revision) {
             let waiting = match build.phase {
                 Phase::Queued { .. } if full => None,
@@ -99,7 +100,7 @@ impl<R: Resident> RegistryState<R> {
         if let Some(error) = self.remembered(revision, now) {
             return Requested::Refused(error);
         }
-        if full && !self.places_in_sight(1) {
+        if !in_sight {
             return refused("no runtime is free and the queue is full (pool.max_waiting)");
         }
         let id = BuildId(self.unique());

@@ -123,7 +123,7 @@ pub(super) enum Effect<R: Resident> {
     },
     /// Take out what threads have parked of these runtimes, and end all the leases in one step.
     Reclaim {
-        residents: Vec<R>,
+        residents: Vec<(RevisionId, R)>,
     },
 }
 
@@ -163,6 +163,8 @@ pub(super) struct RegistryState<R: Resident> {
     reaping: usize,
     /// Live runtimes with leases that threads may have parked. Empty while anybody waits for a permit or a place.
     parking: Vec<RevisionId>,
+    /// Reclaims that are under way: what they bring back is not known yet.
+    reclaiming: usize,
     build_queue: BTreeMap<Age, RevisionId>,
     permit_waiters: BTreeMap<Age, RevisionId>,
     reserved: Vec<RevisionId>,
@@ -191,6 +193,7 @@ impl<R: Resident> RegistryState<R> {
             idle: 0,
             reaping: 0,
             parking: Vec::new(),
+            reclaiming: 0,
             build_queue: BTreeMap::new(),
             permit_waiters: BTreeMap::new(),
             reserved: Vec::new(),

@@ -23,33 +23,46 @@ impl<R: Resident> RegistryState<R> {
 
     /// Reclaims what is parked of one runtime.
     pub(super) fn reclaim(&mut self, revision: RevisionId, effects: &mut Effects<R>) {
-        let before = self.parking.len();
-        self.parking.retain(|parking| *parking != revision);
-        if self.parking.len() < before {
-            effects.push(Effect::Reclaim { residents: self.ends_streak(revision).into_iter().collect() });
+        if let Some(at) = self.parking.iter().position(|parking| *parking == revision) {
+            let parking = self.parking.swap_remove(at);
+            self.reclaim_these(vec![parking], effects);
         }
     }
 
     /// Reclaims all that is parked, before a decision that looks at all runtimes. The decision is made again when the
     /// leases are back.
     pub(in crate::registry) fn reclaim_all(&mut self, effects: &mut Effects<R>) {
-        if self.parking.is_empty() {
-            return;
+        if !self.parking.is_empty() {
+            let parking = std::mem::take(&mut self.parking);
+            self.reclaim_these(parking, effects);
         }
-        let parking = std::mem::take(&mut self.parking);
-        let residents = parking.into_iter().filter_map(|revision| self.ends_streak(revision)).collect();
+    }
+
+    fn reclaim_these(&mut self, revisions: Vec<RevisionId>, effects: &mut Effects<R>) {
+        let mut residents = Vec::with_capacity(revisions.len());
+        for revision in revisions {
+            if let Some(live) = self.live.peek_mut(&revision) {
+                live.streak = 0;
+                residents.push((revision, live.resident.clone()));
+            }
+        }
+        self.reclaiming += 1;
         effects.push(Effect::Reclaim { residents });
     }
 
-    fn ends_streak(&mut self, revision: RevisionId) -> Option<R> {
-        let live = self.live.peek_mut(&revision)?;
-        live.streak = 0;
-        Some(live.resident.clone())
+    /// A reclaim is over. `used` says when instances of its runtimes were last taken into use, those included that still
+    /// are.
+    pub(in crate::registry) fn reclaimed(&mut self, used: &[(RevisionId, Instant)]) {
+        self.reclaiming -= 1;
+        for (revision, at) in used {
+            self.used(*revision, *at);
+        }
     }
 
     /// The runtimes of which threads may have parked something.
-    pub(in crate::registry) fn parking(&self) -> Vec<R> {
-        self.parking.iter().filter_map(|revision| Some(self.live.peek(revision)?.resident.clone())).collect()
+    pub(in crate::registry) fn parking(&self) -> Vec<(RevisionId, R)> {
+        let resident = |revision| Some((revision, self.live.peek(&revision)?.resident.clone()));
+        self.parking.iter().filter_map(|revision| resident(*revision)).collect()
     }
 
     /// A runtime was last used `at` some time. Keeps the list in the order of last use, also when a parked lease tells of a
