@@ -52,12 +52,10 @@ impl HostFunctionError {
     }
 
     /// The guest's memory had no room for a block.
-    #[cfg_attr(not(feature = "direct"), expect(dead_code, reason = "extism does not say why it has none"))]
     pub(super) fn out_of_memory() -> Self {
         Self { message: "out of memory".to_owned(), is_out_of_memory: true }
     }
 
-    #[cfg_attr(not(feature = "direct"), expect(dead_code, reason = "extism does not say why it has none"))]
     pub(super) fn is_out_of_memory(&self) -> bool {
         self.is_out_of_memory
     }
@@ -81,15 +79,6 @@ pub trait GuestMemory: Send {
 }
 
 type Returned = Result<Vec<Val>, HostFunctionError>;
-pub(super) type BlockingClosure = dyn Fn(&mut dyn GuestMemory, &[Val]) -> Returned + Send + Sync;
-pub(super) type AsyncClosure =
-    dyn for<'a> Fn(&'a mut dyn GuestMemory, &'a [Val]) -> BoxFuture<'a, Returned> + Send + Sync;
-
-#[derive(Clone)]
-pub(super) enum Closure {
-    Blocking(Arc<BlockingClosure>),
-    Async(Arc<AsyncClosure>),
-}
 
 /// A function of the host that plugins may import.
 ///
@@ -99,28 +88,35 @@ pub(super) enum Closure {
 /// evaluation never waits: it is `saturated` unless an instance is free at once.
 #[derive(Clone)]
 pub struct HostFunction {
+    pub(super) module: String,
+    pub(super) name: String,
     pub(super) kind: Kind,
 }
 
 #[derive(Clone)]
 pub(super) enum Kind {
-    Portable(Portable),
+    Portable(Arc<Portable>),
     /// An engine's own function type, passed to that engine as it is.
-    #[cfg_attr(not(feature = "extism"), expect(dead_code, reason = "only extism has functions of its own"))]
-    Native {
-        module: String,
-        name: String,
-        function: Arc<dyn Any + Send + Sync>,
-    },
+    Native(Arc<dyn Any + Send + Sync>),
 }
 
-#[derive(Clone)]
 pub(super) struct Portable {
-    pub(super) module: String,
-    pub(super) name: String,
+    /// For messages.
+    name: String,
     pub(super) params: Vec<ValType>,
     pub(super) results: Vec<ValType>,
-    pub(super) call: Closure,
+    /// One that blocks does so before it returns its future.
+    pub(super) call: Box<dyn for<'a> Fn(&'a mut dyn GuestMemory, &'a [Val]) -> BoxFuture<'a, Returned> + Send + Sync>,
+}
+
+impl Portable {
+    /// Says what is wrong with a call's results if their types are not the declared ones.
+    pub(super) fn check(&self, returned: &[Val]) -> Result<(), String> {
+        if returned.iter().copied().map(Val::ty).eq(self.results.iter().copied()) {
+            return Ok(());
+        }
+        Err(format!("the host function {} gave results of other types than declared", self.name))
+    }
 }
 
 impl HostFunction {
@@ -136,7 +132,7 @@ impl HostFunction {
     where
         F: Fn(&mut dyn GuestMemory, &[Val]) -> Result<Vec<Val>, HostFunctionError> + Send + Sync + 'static,
     {
-        Self::portable(name.into(), params.into(), results.into(), Closure::Blocking(Arc::new(call)))
+        Self::new_async(name, params, results, move |memory, args| Box::pin(std::future::ready(call(memory, args))))
     }
 
     /// A function that may wait. Its future is dropped when the evaluation is dropped or its deadline passes.
@@ -169,11 +165,9 @@ impl HostFunction {
             + Sync
             + 'static,
     {
-        Self::portable(name.into(), params.into(), results.into(), Closure::Async(Arc::new(call)))
-    }
-
-    fn portable(name: String, params: Vec<ValType>, results: Vec<ValType>, call: Closure) -> Self {
-        Self { kind: Kind::Portable(Portable { module: "extism:host/user".into(), name, params, results, call }) }
+        let (name, params, results) = (name.into(), params.into(), results.into());
+        let portable = Portable { name: name.clone(), params, results, call: Box::new(call) };
+        Self { module: "extism:host/user".into(), name, kind: Kind::Portable(Arc::new(portable)) }
     }
 
     /// A function that may wait, of the usual shape: a block of bytes in, a block of bytes out.
@@ -225,34 +219,25 @@ impl HostFunction {
     /// The same function in another module than `extism:host/user`.
     #[must_use]
     pub fn in_module(mut self, module: impl Into<String>) -> Self {
-        match &mut self.kind {
-            Kind::Portable(function) => function.module = module.into(),
-            Kind::Native { module: current, .. } => *current = module.into(),
-        }
+        self.module = module.into();
         self
     }
 
     /// The module that plugins import it from.
     #[must_use]
     pub fn module(&self) -> &str {
-        match &self.kind {
-            Kind::Portable(function) => &function.module,
-            Kind::Native { module, .. } => module,
-        }
+        &self.module
     }
 
     /// Whether plugins import it by this module and name.
     pub(crate) fn is(&self, module: &str, name: &str) -> bool {
-        self.module() == module && self.name() == name
+        self.module == module && self.name == name
     }
 
     /// The name that plugins import it by.
     #[must_use]
     pub fn name(&self) -> &str {
-        match &self.kind {
-            Kind::Portable(function) => &function.name,
-            Kind::Native { name, .. } => name,
-        }
+        &self.name
     }
 }
 
@@ -265,9 +250,44 @@ fn first_offset(args: &[Val]) -> u64 {
 
 impl fmt::Debug for HostFunction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HostFunction({}::{})", self.module(), self.name())
+        write!(f, "HostFunction({}::{})", self.module, self.name)
     }
 }
+
+/// Our values and their types in an engine's terms, and back. Each engine has its own version of the same types.
+macro_rules! conversions {
+    ($engine:ident) => {
+        fn to_type(ty: &ValType) -> $engine::ValType {
+            match ty {
+                ValType::I32 => $engine::ValType::I32,
+                ValType::I64 => $engine::ValType::I64,
+                ValType::F32 => $engine::ValType::F32,
+                ValType::F64 => $engine::ValType::F64,
+            }
+        }
+
+        fn to_val(value: Val) -> $engine::Val {
+            match value {
+                Val::I32(value) => $engine::Val::I32(value),
+                Val::I64(value) => $engine::Val::I64(value),
+                Val::F32(value) => $engine::Val::F32(value.to_bits()),
+                Val::F64(value) => $engine::Val::F64(value.to_bits()),
+            }
+        }
+
+        /// `None` for a type that host functions do not take.
+        fn from_val(value: &$engine::Val) -> Option<Val> {
+            Some(match value {
+                $engine::Val::I32(value) => Val::I32(*value),
+                $engine::Val::I64(value) => Val::I64(*value),
+                $engine::Val::F32(bits) => Val::F32(f32::from_bits(*bits)),
+                $engine::Val::F64(bits) => Val::F64(f64::from_bits(*bits)),
+                _ => return None,
+            })
+        }
+    };
+}
+pub(super) use conversions;
 
 thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
@@ -297,7 +317,6 @@ impl Drop for GuestScope {
 }
 
 /// Runs a guest that is a future: marks the thread while it is polled.
-#[cfg_attr(not(feature = "direct"), expect(dead_code, reason = "only direct has guests that are futures"))]
 pub(super) async fn in_guest<T>(guest: impl Future<Output = T>) -> T {
     let mut guest = pin!(guest);
     std::future::poll_fn(|context| {
