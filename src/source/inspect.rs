@@ -58,7 +58,7 @@ impl Interface {
     ///
     /// # Errors
     ///
-    /// `entry_point_missing`, with the names of those that exist.
+    /// [`Error::EntryPointMissing`], with the names of those that exist.
     pub fn resolve(&self, named: Option<&str>) -> Result<String, Error> {
         let exists = |name: &str| self.entry_points.iter().any(|export| export == name);
         let chosen = match (named, self.entry_points.as_slice()) {
