@@ -78,14 +78,16 @@ pub trait GuestMemory: Send {
     fn write(&mut self, bytes: &[u8]) -> Result<u64, HostFunctionError>;
 }
 
+type Call = dyn for<'a> Fn(&'a mut dyn GuestMemory, &'a [Val]) -> BoxFuture<'a, Returned> + Send + Sync;
 type Returned = Result<Vec<Val>, HostFunctionError>;
 
 /// A function of the host that plugins may import.
 ///
 /// It runs on the thread of the guest that calls it, and nothing can interrupt it while it blocks. Keep it short;
 /// declare a function that waits with [`new_async`](Self::new_async) or [`bytes_async`](Self::bytes_async). If it
-/// panics, the evaluation ends as `internal` and its instance is discarded. If it evaluates on its own pool, that
-/// evaluation never waits: it is `saturated` unless an instance is free at once.
+/// panics, the evaluation ends as [`Error::Internal`](crate::Error::Internal) and its instance is discarded. If it
+/// evaluates on its own pool, that evaluation never waits: it is [`Error::Saturated`](crate::Error::Saturated) unless an
+/// instance is free at once.
 #[derive(Clone)]
 pub struct HostFunction {
     pub(super) module: String,
@@ -106,7 +108,7 @@ pub(super) struct Portable {
     pub(super) params: Vec<ValType>,
     pub(super) results: Vec<ValType>,
     /// One that blocks does so before it returns its future.
-    pub(super) call: Box<dyn for<'a> Fn(&'a mut dyn GuestMemory, &'a [Val]) -> BoxFuture<'a, Returned> + Send + Sync>,
+    pub(super) call: Box<Call>,
 }
 
 impl Portable {
@@ -122,7 +124,8 @@ impl Portable {
 impl HostFunction {
     /// A function in `extism:host/user`, where PDKs import from unless told otherwise.
     ///
-    /// The closure must return values of exactly the types in `results`; anything else ends the call as `internal`.
+    /// The closure must return values of exactly the types in `results`; anything else ends the call as
+    /// [`Error::Internal`](crate::Error::Internal).
     pub fn new<F>(
         name: impl Into<String>,
         params: impl Into<Vec<ValType>>,

@@ -136,7 +136,7 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     ///
-    /// `invalid_request`, saying what to set. The default refuses nothing.
+    /// [`Error::InvalidRequest`], saying what to set. The default refuses nothing.
     fn check(&self, trusted: bool, allowed_hosts: &[String]) -> Result<(), Error> {
         let _ = (trusted, allowed_hosts);
         Ok(())
@@ -147,7 +147,7 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     ///
-    /// `invalid_plugin` when the plugin is at fault, `internal` when the engine is.
+    /// [`Error::InvalidPlugin`] when the plugin is at fault, [`Error::Internal`] when the engine is.
     fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>>;
 
     /// Whether an endless initialiser holds up only its own instance: it blocks no thread, and ends at `build_timeout`.
@@ -177,7 +177,7 @@ pub trait CompiledPlugin: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// `invalid_plugin` when it cannot be linked or its initialisers fail.
+    /// [`Error::InvalidPlugin`] when it cannot be linked or its initialisers fail.
     fn instantiate(&self, permit: Permit) -> BoxFuture<'_, Result<Box<dyn Instance>, Error>>;
 
     /// The engine's own object, for those who know its type.
@@ -189,7 +189,7 @@ pub trait CompiledPlugin: Send + Sync + 'static {
 pub trait Instance: Send + 'static {
     /// Calls an entry point. **Dropping the future stops the guest**, and the instance is not [sound](Self::is_sound)
     /// afterwards. The caller has a timer of its own; `deadline` is for the engine to keep while nobody polls the
-    /// future.
+    /// future. A panic of a host function passes through, and leaves the instance unsound.
     ///
     /// # Errors
     ///

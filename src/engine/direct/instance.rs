@@ -77,17 +77,13 @@ impl Instance for DirectInstance {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Bytes, Error>> {
         Box::pin(in_guest(async move {
-            // In this future, so that dropping the future drops the guest.
+            // In this future, so that the guest is dropped with it, and when a host function panics.
             let Some(mut guest) = self.guest.take() else {
                 return Err(Error::Internal { reason: "an unsound instance was called", cause: None });
             };
-            match AssertUnwindSafe(guest.call(entry_point, &input, deadline)).catch_unwind().await {
-                Ok((ended, is_sound)) => {
-                    self.guest = is_sound.then_some(guest);
-                    ended
-                }
-                Err(panic) => Err(Error::internal("a host function panicked", panic_text(&*panic))),
-            }
+            let (ended, is_sound) = guest.call(entry_point, &input, deadline).await;
+            self.guest = is_sound.then_some(guest);
+            ended
         }))
     }
 

@@ -45,13 +45,12 @@ fn wrap(name: &str, portable: Arc<Portable>) -> Function {
         let mut memory = Memory(plugin);
         // A panic in it passes through the guest's frames, which wasmtime allows.
         let mut call = (portable.call)(&mut memory, &args);
-        let returned = match (&mut call).now_or_never() {
-            Some(returned) => returned?,
+        let returned = if let Some(returned) = (&mut call).now_or_never() {
+            returned?
+        } else {
             // On a thread that may block. What does not end by itself must not hold it for longer than a guest may run.
-            None => {
-                let call = async { timeout(left, call).await };
-                Handle::try_current()?.block_on(call).map_err(|_| extism::Error::msg("timeout"))??
-            }
+            let call = async { timeout(left, call).await };
+            Handle::try_current()?.block_on(call).map_err(|_| extism::Error::msg("timeout"))??
         };
         portable.check(&returned).map_err(Broken)?;
         outputs.iter_mut().zip(returned).for_each(|(slot, value)| *slot = to_val(value));
