@@ -42,22 +42,14 @@ impl Val {
 #[error("{message}")]
 pub struct HostFunctionError {
     message: String,
-    is_out_of_memory: bool,
+    /// The guest's memory had no room for a block. extism does not say so.
+    pub(super) is_out_of_memory: bool,
 }
 
 impl HostFunctionError {
     /// A failure with a message, which the caller of the evaluation sees.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), is_out_of_memory: false }
-    }
-
-    /// The guest's memory had no room for a block.
-    pub(super) fn out_of_memory() -> Self {
-        Self { message: "out of memory".to_owned(), is_out_of_memory: true }
-    }
-
-    pub(super) fn is_out_of_memory(&self) -> bool {
-        self.is_out_of_memory
     }
 }
 

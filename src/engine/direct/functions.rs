@@ -44,7 +44,7 @@ pub(super) fn link(linker: &mut Linker<GuestState>, function: &HostFunction) -> 
 
 fn failed(error: &HostFunctionError) -> HostTrap {
     // The function hands on that the guest's memory is full: the guest's call ends as out of memory.
-    if error.is_out_of_memory() { HostTrap::OutOfMemory } else { HostTrap::Failed(error.to_string()) }
+    if error.is_out_of_memory { HostTrap::OutOfMemory } else { HostTrap::Failed(error.to_string()) }
 }
 
 struct Memory<'a, 'b>(&'a mut Caller<'b>);
@@ -58,9 +58,10 @@ impl GuestMemory for Memory<'_, '_> {
 
     fn write(&mut self, bytes: &[u8]) -> Result<u64, HostFunctionError> {
         let kernel = Kernel::of(&*self.0);
-        kernel.and_then(|kernel| kernel.write(self.0, bytes)).map_err(|error| match error.downcast_ref() {
-            Some(HostTrap::OutOfMemory) => HostFunctionError::out_of_memory(),
-            _ => HostFunctionError::new(error.root_cause().to_string()),
+        kernel.and_then(|kernel| kernel.write(self.0, bytes)).map_err(|error| {
+            let mut failure = HostFunctionError::new(error.root_cause().to_string());
+            failure.is_out_of_memory = matches!(error.downcast_ref(), Some(HostTrap::OutOfMemory));
+            failure
         })
     }
 }

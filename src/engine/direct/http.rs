@@ -160,27 +160,20 @@ impl Resolve for AllowedHosts {
 fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => {
-            let [a, b, ..] = v4.octets();
-            let shared = a == 100 && (64..128).contains(&b);
-            let benchmarking = a == 198 && (b & 0xfe) == 18;
-            let this_network_or_reserved = a == 0 || a >= 240 || v4.octets()[..3] == [192, 0, 0];
-            !(v4.is_loopback()
-                || v4.is_private()
-                || v4.is_link_local()
-                || v4.is_multicast()
-                || v4.is_documentation()
-                || shared
-                || benchmarking
-                || this_network_or_reserved)
+            // This network, reserved, shared, for benchmarks, and for protocols.
+            let special =
+                matches!(v4.octets(), [0 | 240.., ..] | [100, 64..=127, ..] | [198, 18 | 19, ..] | [192, 0, 0, _]);
+            let is_local = v4.is_loopback() || v4.is_private() || v4.is_link_local();
+            !(is_local || v4.is_multicast() || v4.is_documentation() || special)
         }
         IpAddr::V6(v6) => {
-            let site_local = (v6.segments()[0] & 0xffc0) == 0xfec0;
-            // These carry a v4 address: 6to4, NAT64, Teredo, and the deprecated v4-compatible addresses. Among the last
-            // lie the loopback and the unspecified address.
-            let carries_v4 = v6.segments()[0] == 0x2002
-                || [[0x64, 0xff9b], [0x2001, 0]].contains(&[v6.segments()[0], v6.segments()[1]])
-                || v6.segments()[..6] == [0; 6];
-            !(v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_multicast() || site_local || carries_v4)
+            // Site-local, and those that carry a v4 address: 6to4, NAT64, Teredo, and the deprecated v4-compatible ones.
+            // Among the last lie the loopback and the unspecified address.
+            let special = matches!(
+                v6.segments(),
+                [0xfec0..=0xfeff | 0x2002, ..] | [0x64, 0xff9b, ..] | [0x2001, 0, ..] | [0, 0, 0, 0, 0, 0, ..]
+            );
+            !(v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_multicast() || special)
         }
     }
 }
@@ -216,11 +209,8 @@ fn failed(error: impl std::fmt::Display) -> HostTrap {
 
 /// reqwest itself says only "error sending request"; its innermost source says why.
 fn chain(error: &reqwest::Error) -> String {
-    let mut source: &dyn std::error::Error = error;
-    while let Some(next) = source.source() {
-        source = next;
-    }
-    source.to_string()
+    let sources = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    sources.last().map_or_else(String::new, ToString::to_string)
 }
 
 #[cfg(test)]

@@ -67,10 +67,8 @@ struct Memory<'a>(&'a mut CurrentPlugin);
 
 impl GuestMemory for Memory<'_> {
     fn read(&mut self, offset: u64) -> Result<Vec<u8>, HostFunctionError> {
-        let handle = self
-            .0
-            .memory_handle(offset)
-            .ok_or_else(|| HostFunctionError::new(format!("no block of guest memory begins at {offset}")))?;
+        let missing = || HostFunctionError::new(format!("no block of guest memory begins at {offset}"));
+        let handle = self.0.memory_handle(offset).ok_or_else(missing)?;
         let bytes = self.0.memory_bytes(handle).map_err(|error| HostFunctionError::new(error.to_string()))?;
         Ok(bytes.to_vec())
     }
