@@ -181,14 +181,9 @@ impl HostFunction {
         F: Fn(Vec<u8>) -> R + Send + Sync + 'static,
         R: Future<Output = Result<Vec<u8>, HostFunctionError>> + Send + 'static,
     {
-        let call = Arc::new(call);
         Self::new_async(name, [ValType::I64], [ValType::I64], move |memory, args| {
-            let call = call.clone();
-            Box::pin(async move {
-                let input = memory.read(first_offset(args))?;
-                let output = call(input).await?;
-                Ok(vec![Val::I64(memory.write(&output)?.cast_signed())])
-            })
+            let output = memory.read(first_offset(args)).map(&call);
+            Box::pin(async move { Ok(vec![Val::I64(memory.write(&output?.await?)?.cast_signed())]) })
         })
     }
 

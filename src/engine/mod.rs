@@ -22,10 +22,7 @@ pub mod choosing;
 pub mod direct;
 #[cfg(feature = "extism")]
 pub mod extism;
-#[cfg_attr(
-    not(all(feature = "direct", feature = "extism")),
-    allow(dead_code, unused_imports, unused_macros, reason = "each engine uses a part of it")
-)]
+#[cfg_attr(not(all(feature = "direct", feature = "extism")), allow(unused, reason = "each engine uses a part of it"))]
 mod host;
 #[cfg(any(feature = "direct", feature = "extism"))]
 mod text;

@@ -133,8 +133,7 @@ impl Kernel {
         if length == 0 {
             return Ok(0);
         }
-        let state = store.as_context_mut();
-        let placement = state.data().allocator.place(length).ok_or(HostTrap::OutOfMemory)?;
+        let placement = store.as_context().data().allocator.place(length).ok_or(HostTrap::OutOfMemory)?;
         let size = self.memory.data_size(&*store) as u64;
         if placement.end > size {
             // Whether our limiter refuses or wasmtime: the guest is out of memory.
