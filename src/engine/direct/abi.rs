@@ -115,9 +115,11 @@ async fn http_request(caller: &mut Caller<'_>, request: u64, body: u64) -> Resul
         return Err(HostTrap::Failed(format!("the HTTP request, less its body, is over {MAX_REQUEST} bytes")).into());
     }
     let context = caller.data().context.clone();
-    let request = context.http.read(&take(caller, request, "http request")?)?;
-    let body = if body == 0 { None } else { Some(take(caller, body, "http request body")?) };
-    let (response, body) = context.http.send(request, body).await?;
+    let mut request = context.http.read(&take(caller, request, "http request")?)?;
+    if body != 0 {
+        request = request.body(take(caller, body, "http request body")?);
+    }
+    let (response, body) = context.http.send(request).await?;
     caller.data_mut().http = response;
     Kernel::of(caller)?.write(caller, &body)
 }

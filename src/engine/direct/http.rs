@@ -79,15 +79,7 @@ impl Http {
     }
 
     /// Sends a request and returns the response and its body. Dropping the future closes the connection.
-    pub(super) async fn send(
-        &self,
-        request: RequestBuilder,
-        body: Option<Vec<u8>>,
-    ) -> Result<(Response, Vec<u8>), HostTrap> {
-        let request = match body {
-            Some(body) => request.body(body),
-            None => request,
-        };
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<(Response, Vec<u8>), HostTrap> {
         let most = self.largest;
         let mut incoming = request.send().await.map_err(|error| failed(chain(&error)))?;
         let mut received = Vec::new();

@@ -83,11 +83,14 @@ impl Drop for CancelOnDrop {
         let Some(call) = self.0.upgrade() else { return };
         // First: a call that returns knows of what was sent before. What is sent to one that has returned does nothing.
         call.is_cancelled.store(true, Ordering::SeqCst);
-        let call = self.0.clone();
-        background::spawn(async move {
-            while call.upgrade().is_some_and(|call| call.cancel()) {
-                sleep(AGAIN).await;
-            }
-        });
+        // Here and now: a runtime that is shutting down takes no task, and waits for the call's thread.
+        if call.cancel() {
+            let call = self.0.clone();
+            background::spawn(async move {
+                while call.upgrade().is_some_and(|call| call.cancel()) {
+                    sleep(AGAIN).await;
+                }
+            });
+        }
     }
 }
