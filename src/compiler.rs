@@ -1,11 +1,12 @@
 //! The guard and the validation. The only caller of [`Engine::compile`].
 //!
-//! From the moment the engine has made a compiled plugin until the runtime is published, a [`Guard`] owns it. Whatever
-//! fails in between (see [`FailurePoint`]) closes it before the error is returned; a panic, or a caller that has left,
-//! closes it in the guard's drop. Success disarms the guard and hands ownership on.
+//! From the moment the engine has made a compiled plugin until the runtime is published, a [`Guard`] owns it. Two things
+//! can fail in between: the probe instance cannot be made (which tries links, data segments, `start` and initialisers),
+//! or the entry point is not there. Then the guard closes what was opened before the error is returned. On a panic, or
+//! when the task is dropped, it does so in its drop. On success it is disarmed and hands ownership on.
 //!
-//! A compile cannot be interrupted. It runs on a task of its own which holds its place, its permit and its slot among
-//! `build_concurrency` until it has really ended; when its time is up, only the wait for it ends.
+//! A compile cannot be interrupted. It runs on a task of its own, which holds its place, its permit and its slot among
+//! `build_concurrency` until it has really ended. When its time is up, only the wait for it ends.
 
 use std::{
     collections::BTreeMap,
@@ -63,9 +64,9 @@ pub(crate) fn check_imports(
         let (module, name) = (import.module.as_str(), import.name.as_str());
         let provided = match module {
             abi_names::MODULE => abi_names::NAMES.contains(&name),
-            // Its functions are many and the engine knows them.
+            // WASI has many functions, and the engine knows them.
             "wasi_snapshot_preview1" => wasi == Wasi::Auto,
-            // What it exports, the engine knows.
+            // The engine knows what a linked module exports.
             _ => linked.iter().any(|(name, _)| *name == module),
         };
         let by_host = || functions.iter().any(|function| function.is(module, name));
@@ -79,7 +80,7 @@ pub(crate) fn check_imports(
     Ok(())
 }
 
-/// Puts linked modules into an order in which each comes after those that it imports from.
+/// Sorts linked modules so that each comes after those that it imports from.
 ///
 /// # Errors
 ///
@@ -132,7 +133,7 @@ impl Compiler {
         self.engine.check(blueprint.trusted, &blueprint.allowed_hosts)
     }
 
-    /// Compiles a plugin into a runtime, or closes whatever was opened for it.
+    /// Compiles a plugin into a runtime, or closes what was opened for it.
     ///
     /// Cancel safe: a compile in progress runs to its end and is closed.
     ///
@@ -147,7 +148,7 @@ impl Compiler {
         wait: Duration,
     ) -> Result<Runtime, Error> {
         let internal = |error| Error::internal("the build did not finish", error);
-        // A place is held meanwhile: whoever waits too long for a slot gives it back.
+        // The build holds its place while it waits for a slot, so it does not wait for ever.
         let slot = timeout(wait, self.slots.clone().acquire_owned()).await;
         let slot =
             slot.map_err(|_| Error::WaitTimeout { after: wait })?.map_err(|error| internal(error.to_string()))?;
@@ -160,15 +161,6 @@ impl Compiler {
             Err(_) => Err(Error::BuildTimeout { after }),
         }
     }
-}
-
-/// Where a build can fail once there is something to close.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum FailurePoint {
-    /// The probe instance cannot be made: links, data segments, `start` and initialisers are tried here.
-    Probe,
-    /// The compiled plugin does not have the entry point that its bytes promised.
-    EntryPoint,
 }
 
 async fn attempt(
@@ -196,14 +188,14 @@ async fn attempt(
     let started = Instant::now();
     let compiled = engine.compile(request).await?;
     metrics.build_phase("compile", started.elapsed());
-    // Where it may, an initialiser that takes its time keeps nobody else from compiling.
+    // If the engine can interrupt initialisers, a slow one keeps no other plugin from compiling.
     let _slot = (!engine.interrupts_initialisers()).then_some(slot);
     let mut guard = Guard::new(compiled, place);
 
     let started = Instant::now();
     let probe = match guard.compiled().instantiate(engine::Permit::new(permit)).await {
         Ok(probe) => probe,
-        Err(error) => return Err(guard.close(FailurePoint::Probe, error).await),
+        Err(error) => return Err(guard.close(error).await),
     };
     metrics.build_phase("probe", started.elapsed());
     guard.keep(probe);
@@ -211,7 +203,7 @@ async fn attempt(
     if !guard.compiled().has_entry_point(&entry_point) {
         let available = plugin.interface().entry_points().to_vec();
         let error = Error::EntryPointMissing { entry_point: Some(entry_point), available };
-        return Err(guard.close(FailurePoint::EntryPoint, error).await);
+        return Err(guard.close(error).await);
     }
     Ok(guard.disarm(|compiled, probe, place| {
         let spares_wait = engine.instances_are_cheap();
@@ -253,8 +245,8 @@ impl Guard {
     }
 
     /// Closes what was opened, waits until that is done, and hands the error on.
-    async fn close(mut self, point: FailurePoint, error: Error) -> Error {
-        tracing::debug!(?point, error = %error.chain(), "closing what a failed build had opened");
+    async fn close(mut self, error: Error) -> Error {
+        tracing::debug!(error = %error.chain(), "closing what a failed build had opened");
         if let Some(opened) = self.opened.take() {
             // Dropping compiled code unmaps it, which takes a while.
             let _ = spawn_blocking(move || drop(opened)).await;

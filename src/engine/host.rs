@@ -42,24 +42,14 @@ impl Val {
 #[error("{message}")]
 pub struct HostFunctionError {
     message: String,
-    is_out_of_memory: bool,
+    /// The guest's memory had no room for a block. extism does not say so.
+    pub(super) is_out_of_memory: bool,
 }
 
 impl HostFunctionError {
     /// A failure with a message, which the caller of the evaluation sees.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), is_out_of_memory: false }
-    }
-
-    /// The guest's memory had no room for a block.
-    #[cfg_attr(not(feature = "direct"), expect(dead_code, reason = "extism does not say why it has none"))]
-    pub(super) fn out_of_memory() -> Self {
-        Self { message: "out of memory".to_owned(), is_out_of_memory: true }
-    }
-
-    #[cfg_attr(not(feature = "direct"), expect(dead_code, reason = "extism does not say why it has none"))]
-    pub(super) fn is_out_of_memory(&self) -> bool {
-        self.is_out_of_memory
     }
 }
 
@@ -80,53 +70,54 @@ pub trait GuestMemory: Send {
     fn write(&mut self, bytes: &[u8]) -> Result<u64, HostFunctionError>;
 }
 
+type Call = dyn for<'a> Fn(&'a mut dyn GuestMemory, &'a [Val]) -> BoxFuture<'a, Returned> + Send + Sync;
 type Returned = Result<Vec<Val>, HostFunctionError>;
-pub(super) type BlockingClosure = dyn Fn(&mut dyn GuestMemory, &[Val]) -> Returned + Send + Sync;
-pub(super) type AsyncClosure =
-    dyn for<'a> Fn(&'a mut dyn GuestMemory, &'a [Val]) -> BoxFuture<'a, Returned> + Send + Sync;
-
-#[derive(Clone)]
-pub(super) enum Closure {
-    Blocking(Arc<BlockingClosure>),
-    Async(Arc<AsyncClosure>),
-}
 
 /// A function of the host that plugins may import.
 ///
 /// It runs on the thread of the guest that calls it, and nothing can interrupt it while it blocks. Keep it short;
 /// declare a function that waits with [`new_async`](Self::new_async) or [`bytes_async`](Self::bytes_async). If it
-/// panics, the evaluation ends as `internal` and its instance is discarded. If it evaluates on its own pool, that
-/// evaluation never waits: it is `saturated` unless an instance is free at once.
+/// panics, the evaluation ends as [`Error::Internal`](crate::Error::Internal) and its instance is discarded. If it
+/// evaluates on its own pool, that evaluation never waits: it is [`Error::Saturated`](crate::Error::Saturated) unless an
+/// instance is free at once.
 #[derive(Clone)]
 pub struct HostFunction {
+    pub(super) module: String,
+    pub(super) name: String,
     pub(super) kind: Kind,
 }
 
 #[derive(Clone)]
 pub(super) enum Kind {
-    Portable(Portable),
+    Portable(Arc<Portable>),
     /// An engine's own function type, passed to that engine as it is.
-    #[cfg_attr(not(feature = "extism"), expect(dead_code, reason = "only extism has functions of its own"))]
-    Native {
-        module: String,
-        name: String,
-        function: Arc<dyn Any + Send + Sync>,
-    },
+    Native(Arc<dyn Any + Send + Sync>),
 }
 
-#[derive(Clone)]
 pub(super) struct Portable {
-    pub(super) module: String,
-    pub(super) name: String,
+    /// For messages.
+    name: String,
     pub(super) params: Vec<ValType>,
     pub(super) results: Vec<ValType>,
-    pub(super) call: Closure,
+    /// One that blocks does so before it returns its future.
+    pub(super) call: Box<Call>,
+}
+
+impl Portable {
+    /// Says what is wrong with a call's results if their types are not the declared ones.
+    pub(super) fn check(&self, returned: &[Val]) -> Result<(), String> {
+        if returned.iter().copied().map(Val::ty).eq(self.results.iter().copied()) {
+            return Ok(());
+        }
+        Err(format!("the host function {} gave results of other types than declared", self.name))
+    }
 }
 
 impl HostFunction {
     /// A function in `extism:host/user`, where PDKs import from unless told otherwise.
     ///
-    /// The closure must return values of exactly the types in `results`; anything else ends the call as `internal`.
+    /// The closure must return values of exactly the types in `results`; anything else ends the call as
+    /// [`Error::Internal`](crate::Error::Internal).
     pub fn new<F>(
         name: impl Into<String>,
         params: impl Into<Vec<ValType>>,
@@ -136,7 +127,7 @@ impl HostFunction {
     where
         F: Fn(&mut dyn GuestMemory, &[Val]) -> Result<Vec<Val>, HostFunctionError> + Send + Sync + 'static,
     {
-        Self::portable(name.into(), params.into(), results.into(), Closure::Blocking(Arc::new(call)))
+        Self::new_async(name, params, results, move |memory, args| Box::pin(std::future::ready(call(memory, args))))
     }
 
     /// A function that may wait. Its future is dropped when the evaluation is dropped or its deadline passes.
@@ -169,11 +160,9 @@ impl HostFunction {
             + Sync
             + 'static,
     {
-        Self::portable(name.into(), params.into(), results.into(), Closure::Async(Arc::new(call)))
-    }
-
-    fn portable(name: String, params: Vec<ValType>, results: Vec<ValType>, call: Closure) -> Self {
-        Self { kind: Kind::Portable(Portable { module: "extism:host/user".into(), name, params, results, call }) }
+        let (name, params, results) = (name.into(), params.into(), results.into());
+        let portable = Portable { name: name.clone(), params, results, call: Box::new(call) };
+        Self { module: "extism:host/user".into(), name, kind: Kind::Portable(Arc::new(portable)) }
     }
 
     /// A function that may wait, of the usual shape: a block of bytes in, a block of bytes out.
@@ -192,14 +181,9 @@ impl HostFunction {
         F: Fn(Vec<u8>) -> R + Send + Sync + 'static,
         R: Future<Output = Result<Vec<u8>, HostFunctionError>> + Send + 'static,
     {
-        let call = Arc::new(call);
         Self::new_async(name, [ValType::I64], [ValType::I64], move |memory, args| {
-            let call = call.clone();
-            Box::pin(async move {
-                let input = memory.read(first_offset(args))?;
-                let output = call(input).await?;
-                Ok(vec![Val::I64(memory.write(&output)?.cast_signed())])
-            })
+            let output = memory.read(first_offset(args)).map(&call);
+            Box::pin(async move { Ok(vec![Val::I64(memory.write(&output?.await?)?.cast_signed())]) })
         })
     }
 
@@ -225,34 +209,25 @@ impl HostFunction {
     /// The same function in another module than `extism:host/user`.
     #[must_use]
     pub fn in_module(mut self, module: impl Into<String>) -> Self {
-        match &mut self.kind {
-            Kind::Portable(function) => function.module = module.into(),
-            Kind::Native { module: current, .. } => *current = module.into(),
-        }
+        self.module = module.into();
         self
     }
 
     /// The module that plugins import it from.
     #[must_use]
     pub fn module(&self) -> &str {
-        match &self.kind {
-            Kind::Portable(function) => &function.module,
-            Kind::Native { module, .. } => module,
-        }
+        &self.module
     }
 
     /// Whether plugins import it by this module and name.
     pub(crate) fn is(&self, module: &str, name: &str) -> bool {
-        self.module() == module && self.name() == name
+        self.module == module && self.name == name
     }
 
     /// The name that plugins import it by.
     #[must_use]
     pub fn name(&self) -> &str {
-        match &self.kind {
-            Kind::Portable(function) => &function.name,
-            Kind::Native { name, .. } => name,
-        }
+        &self.name
     }
 }
 
@@ -265,9 +240,44 @@ fn first_offset(args: &[Val]) -> u64 {
 
 impl fmt::Debug for HostFunction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HostFunction({}::{})", self.module(), self.name())
+        write!(f, "HostFunction({}::{})", self.module, self.name)
     }
 }
+
+/// Our values and their types in an engine's terms, and back. Each engine has its own version of the same types.
+macro_rules! conversions {
+    ($engine:ident) => {
+        fn to_type(ty: &ValType) -> $engine::ValType {
+            match ty {
+                ValType::I32 => $engine::ValType::I32,
+                ValType::I64 => $engine::ValType::I64,
+                ValType::F32 => $engine::ValType::F32,
+                ValType::F64 => $engine::ValType::F64,
+            }
+        }
+
+        fn to_val(value: Val) -> $engine::Val {
+            match value {
+                Val::I32(value) => $engine::Val::I32(value),
+                Val::I64(value) => $engine::Val::I64(value),
+                Val::F32(value) => $engine::Val::F32(value.to_bits()),
+                Val::F64(value) => $engine::Val::F64(value.to_bits()),
+            }
+        }
+
+        /// `None` for a type that host functions do not take.
+        fn from_val(value: &$engine::Val) -> Option<Val> {
+            Some(match value {
+                $engine::Val::I32(value) => Val::I32(*value),
+                $engine::Val::I64(value) => Val::I64(*value),
+                $engine::Val::F32(bits) => Val::F32(f32::from_bits(*bits)),
+                $engine::Val::F64(bits) => Val::F64(f64::from_bits(*bits)),
+                _ => return None,
+            })
+        }
+    };
+}
+pub(super) use conversions;
 
 thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
@@ -297,7 +307,6 @@ impl Drop for GuestScope {
 }
 
 /// Runs a guest that is a future: marks the thread while it is polled.
-#[cfg_attr(not(feature = "direct"), expect(dead_code, reason = "only direct has guests that are futures"))]
 pub(super) async fn in_guest<T>(guest: impl Future<Output = T>) -> T {
     let mut guest = pin!(guest);
     std::future::poll_fn(|context| {

@@ -22,6 +22,7 @@ pub mod choosing;
 pub mod direct;
 #[cfg(feature = "extism")]
 pub mod extism;
+#[cfg_attr(not(all(feature = "direct", feature = "extism")), allow(unused, reason = "each engine uses a part of it"))]
 mod host;
 #[cfg(any(feature = "direct", feature = "extism"))]
 mod text;
@@ -132,7 +133,7 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     ///
-    /// `invalid_request`, saying what to set. The default refuses nothing.
+    /// [`Error::InvalidRequest`], saying what to set. The default refuses nothing.
     fn check(&self, trusted: bool, allowed_hosts: &[String]) -> Result<(), Error> {
         let _ = (trusted, allowed_hosts);
         Ok(())
@@ -143,7 +144,7 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     ///
     /// # Errors
     ///
-    /// `invalid_plugin` when the plugin is at fault, `internal` when the engine is.
+    /// [`Error::InvalidPlugin`] when the plugin is at fault, [`Error::Internal`] when the engine is.
     fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>>;
 
     /// Whether an endless initialiser holds up only its own instance: it blocks no thread, and ends at `build_timeout`.
@@ -173,7 +174,7 @@ pub trait CompiledPlugin: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// `invalid_plugin` when it cannot be linked or its initialisers fail.
+    /// [`Error::InvalidPlugin`] when it cannot be linked or its initialisers fail.
     fn instantiate(&self, permit: Permit) -> BoxFuture<'_, Result<Box<dyn Instance>, Error>>;
 
     /// The engine's own object, for those who know its type.
@@ -185,7 +186,7 @@ pub trait CompiledPlugin: Send + Sync + 'static {
 pub trait Instance: Send + 'static {
     /// Calls an entry point. **Dropping the future stops the guest**, and the instance is not [sound](Self::is_sound)
     /// afterwards. The caller has a timer of its own; `deadline` is for the engine to keep while nobody polls the
-    /// future.
+    /// future. A panic of a host function passes through, and leaves the instance unsound.
     ///
     /// # Errors
     ///

@@ -19,18 +19,14 @@ impl Digest {
     /// The 64 hexadecimal digits alone.
     #[must_use]
     pub fn hex(&self) -> String {
-        use fmt::Write;
-
-        self.0.iter().fold(String::with_capacity(64), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        self.to_string().split_off("sha256:".len())
     }
 }
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", self.hex())
+        f.write_str("sha256:")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -55,10 +51,8 @@ impl FromStr for Digest {
     type Err = ParseDigestError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let hex = text.strip_prefix("sha256:").ok_or(ParseDigestError)?;
-        if hex.len() != 64 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Err(ParseDigestError);
-        }
+        let is_hex = |hex: &&str| hex.len() == 64 && hex.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let hex = text.strip_prefix("sha256:").filter(is_hex).ok_or(ParseDigestError)?;
         let mut bytes = [0; 32];
         for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
             let pair = std::str::from_utf8(pair).map_err(|_| ParseDigestError)?;

@@ -58,16 +58,15 @@ impl Interface {
     ///
     /// # Errors
     ///
-    /// `entry_point_missing`, with the names of those that exist.
+    /// [`Error::EntryPointMissing`], with the names of those that exist.
     pub fn resolve(&self, named: Option<&str>) -> Result<String, Error> {
-        let exists = |name: &str| self.entry_points.iter().any(|export| export == name);
-        let chosen = match (named, self.entry_points.as_slice()) {
-            (Some(name), _) => exists(name).then(|| name.to_owned()),
-            (None, _) if exists("run") => Some("run".to_owned()),
-            (None, [only]) => Some(only.clone()),
-            (None, _) => None,
+        let find = |name: &str| self.entry_points.iter().find(|export| *export == name);
+        let only = || self.entry_points.first().filter(|_| self.entry_points.len() == 1);
+        let chosen = match named {
+            Some(name) => find(name),
+            None => find("run").or_else(only),
         };
-        chosen.ok_or_else(|| Error::EntryPointMissing {
+        chosen.cloned().ok_or_else(|| Error::EntryPointMissing {
             entry_point: named.map(str::to_owned),
             available: self.entry_points.clone(),
         })

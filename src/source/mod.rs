@@ -14,6 +14,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
+use tokio::task::spawn_blocking;
 
 pub use self::{
     digest::{Digest, ParseDigestError},
@@ -65,26 +66,23 @@ impl Source {
     ///
     /// # Errors
     ///
-    /// `source_unavailable`, `payload_too_large`, `digest_mismatch`, `invalid_plugin`, or `invalid_request` for text
-    /// that is not base64.
+    /// [`Error::SourceUnavailable`], [`Error::PayloadTooLarge`], [`Error::DigestMismatch`], [`Error::InvalidPlugin`], or
+    /// [`Error::InvalidRequest`] for text that is not base64.
     pub(crate) async fn load(&self, limit: u64, expected: Option<Digest>) -> Result<Plugin, Error> {
-        let bytes = match self {
-            Source::Bytes(bytes) => bytes.clone(),
-            Source::Base64(text) => decode(text, limit)?,
-            Source::File(path) => {
-                let path = path.clone();
-                tokio::task::spawn_blocking(move || read_file(&path, limit))
-                    .await
-                    .map_err(|error| Error::internal("reading a plugin file did not finish", error))??
-            }
-        };
-        if bytes.len() as u64 > limit {
-            return Err(Error::PayloadTooLarge { what: "plugin", limit });
-        }
+        let source = self.clone();
         // Hashing and parsing megabytes takes milliseconds, too long for a thread of the executor.
-        tokio::task::spawn_blocking(move || Plugin::new(bytes, expected))
-            .await
-            .map_err(|error| Error::internal("inspecting a plugin did not finish", error))?
+        let load = move || {
+            let bytes = match source {
+                Source::Bytes(bytes) => bytes,
+                Source::Base64(text) => decode(&text, limit)?,
+                Source::File(path) => read_file(&path, limit)?,
+            };
+            if bytes.len() as u64 > limit {
+                return Err(Error::PayloadTooLarge { what: "plugin", limit });
+            }
+            Plugin::new(bytes, expected)
+        };
+        spawn_blocking(load).await.map_err(|error| Error::internal("loading a plugin did not finish", error))?
     }
 }
 
@@ -134,7 +132,7 @@ impl Plugin {
     ///
     /// # Errors
     ///
-    /// `digest_mismatch` or `invalid_plugin`.
+    /// [`Error::DigestMismatch`] or [`Error::InvalidPlugin`].
     pub fn new(bytes: Bytes, expected: Option<Digest>) -> Result<Self, Error> {
         let digest = Digest::of(&bytes);
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
@@ -172,32 +170,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_three_sources_give_the_same_plugin() {
+    async fn each_source_is_held_to_the_size_limit_and_the_digest() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("plugin.wasm");
         std::fs::write(&path, module()).unwrap();
-        let sources = [Source::bytes(module()), Source::base64(BASE64_STANDARD.encode(module())), Source::file(&path)];
-        for source in sources {
-            let plugin = source.load(1024, Some(Digest::of(&module()))).await.unwrap();
-            assert_eq!(plugin.interface().entry_points(), ["run"], "{source:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn each_source_is_held_to_the_size_limit() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("plugin.wasm");
-        std::fs::write(&path, module()).unwrap();
+        let size = module().len() as u64;
         for source in [Source::bytes(module()), Source::base64(BASE64_STANDARD.encode(module())), Source::file(&path)] {
-            let error = source.load(module().len() as u64 - 1, None).await.unwrap_err();
+            let plugin = source.load(size, Some(Digest::of(&module()))).await.unwrap();
+            assert_eq!(plugin.interface().entry_points(), ["run"], "{source:?}");
+            let error = source.load(size - 1, None).await.unwrap_err();
             assert_eq!(error.kind(), "payload_too_large", "{source:?}");
+            let error = source.load(size, Some(Digest::of(b"other"))).await.unwrap_err();
+            assert_eq!(error.kind(), "digest_mismatch", "{source:?}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_wrong_digest_is_refused() {
-        let error = Source::bytes(module()).load(1024, Some(Digest::of(b"other"))).await.unwrap_err();
-        assert_eq!(error.kind(), "digest_mismatch");
     }
 
     #[tokio::test]

@@ -68,7 +68,15 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
         Some(Level::WARN) => 3,
         Some(Level::ERROR) => 4,
     })?;
-    link_http(linker)
+    linker.func_wrap_async(MODULE, "http_request", |mut caller: Caller<'_>, (request, body): (u64, u64)| {
+        Box::new(async move { http_request(&mut caller, request, body).await })
+    })?;
+    linker.func_wrap(MODULE, "http_status_code", |caller: Caller<'_>| i32::from(caller.data().http.status))?;
+    linker.func_wrap(MODULE, "http_headers", |mut caller: Caller<'_>| {
+        let headers = caller.data().http.headers();
+        Kernel::of(&caller)?.write(&mut caller, headers.as_bytes())
+    })?;
+    Ok(())
 }
 
 /// Copies a block out of the guest and frees it.
@@ -90,7 +98,7 @@ fn take_text(caller: &mut Caller<'_>, offset: u64, what: &str) -> Result<String>
 
 fn log(caller: &mut Caller<'_>, level: Level, message: u64) -> Result<()> {
     let kernel = Kernel::of(caller)?;
-    if log::is_read(level) {
+    if level <= LevelFilter::current() {
         let invalid = || HostTrap::Failed(format!("invalid handle offset for log message: {message}"));
         let bytes = kernel.read(&*caller, message).ok_or_else(invalid)?;
         let mut budget = caller.data().log;
@@ -101,27 +109,17 @@ fn log(caller: &mut Caller<'_>, level: Level, message: u64) -> Result<()> {
     Ok(())
 }
 
-fn link_http(linker: &mut Linker<GuestState>) -> Result<()> {
-    linker.func_wrap_async(MODULE, "http_request", |mut caller: Caller<'_>, (request, body): (u64, u64)| {
-        Box::new(async move { http_request(&mut caller, request, body).await })
-    })?;
-    linker.func_wrap(MODULE, "http_status_code", |caller: Caller<'_>| i32::from(caller.data().http.status))?;
-    linker.func_wrap(MODULE, "http_headers", |mut caller: Caller<'_>| {
-        let headers = caller.data().http.headers();
-        Kernel::of(&caller)?.write(&mut caller, headers.as_bytes())
-    })?;
-    Ok(())
-}
-
 async fn http_request(caller: &mut Caller<'_>, request: u64, body: u64) -> Result<u64> {
     caller.data_mut().http = Response::default();
     if Kernel::length(&*caller, request) > MAX_REQUEST {
         return Err(HostTrap::Failed(format!("the HTTP request, less its body, is over {MAX_REQUEST} bytes")).into());
     }
     let context = caller.data().context.clone();
-    let request = context.http.read(&take(caller, request, "http request")?)?;
-    let body = if body == 0 { None } else { Some(take(caller, body, "http request body")?) };
-    let (response, body) = context.http.send(request, body).await?;
+    let mut request = context.http.read(&take(caller, request, "http request")?)?;
+    if body != 0 {
+        request = request.body(take(caller, body, "http request body")?);
+    }
+    let (response, body) = context.http.send(request).await?;
     caller.data_mut().http = response;
     Kernel::of(caller)?.write(caller, &body)
 }

@@ -8,10 +8,14 @@
 //! wasmtime's own cache (it has a worker thread for each cache, and exceeds its bound between clean-ups).
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -21,22 +25,28 @@ use wasmtime::{Engine, Module};
 
 use crate::{config::CodeCache, source::Digest};
 
-/// Where compiled code is kept.
-pub(super) enum Cache {
-    Off,
-    Memory {
-        kept: Mutex<Kept>,
-        limit: u64,
-    },
+/// How the names of our files begin.
+const OURS: &str = "evalpool-";
+
+/// Bytes of the SHA-256 at the beginning of a file.
+const DIGEST: u64 = 32;
+
+/// Compiled code, of at most `limit` bytes.
+pub(super) struct Cache {
+    kept: Kept,
+    limit: u64,
+}
+
+enum Kept {
+    Memory(Mutex<InMemory>),
     /// `storing` is held while a file is added: two at once could exceed the limit together.
     Folder {
         root: PathBuf,
-        limit: u64,
         storing: Mutex<()>,
     },
 }
 
-pub(super) struct Kept {
+struct InMemory {
     code: LruCache<Key, Arc<[u8]>>,
     bytes: u64,
 }
@@ -52,66 +62,60 @@ pub(super) struct Key {
 impl Cache {
     /// Creates the folder, if the code is to be kept in one.
     pub(super) fn open(kind: &CodeCache, limit: u64) -> io::Result<Self> {
+        let memory = || Kept::Memory(Mutex::new(InMemory { code: LruCache::unbounded(), bytes: 0 }));
         Ok(match kind {
-            CodeCache::Off => Cache::Off,
-            CodeCache::Memory => {
-                Cache::Memory { kept: Mutex::new(Kept { code: LruCache::unbounded(), bytes: 0 }), limit }
-            }
+            CodeCache::Off => Self { kept: memory(), limit: 0 },
+            CodeCache::Memory => Self { kept: memory(), limit },
             CodeCache::Folder(root) => {
                 fs::DirBuilder::new().recursive(true).mode(0o700).create(root)?;
                 check_private(root)?;
-                Cache::Folder { root: root.clone(), limit, storing: Mutex::default() }
+                Self { kept: Kept::Folder { root: root.clone(), storing: Mutex::default() }, limit }
             }
         })
     }
 
     /// The module, if its code is kept. Blocks while it reads a file.
     pub(super) fn load(&self, engine: &Engine, key: Key) -> Option<Module> {
-        match self {
-            Cache::Off => None,
-            Cache::Memory { kept, .. } => {
+        let root = match &self.kept {
+            Kept::Memory(kept) => {
                 let code = lock(kept).code.get(&key)?.clone();
-                load(engine, &code)
+                return load(engine, &code);
             }
-            Cache::Folder { root, .. } => {
-                let path = file(root, key);
-                let code = fs::read(&path).ok()?;
-                let module = check(&code).and_then(|code| load(engine, code));
-                if module.is_some() {
-                    // `make_room` takes this as the time of the last use. If it fails, the file goes sooner.
-                    let _ = fs::File::options()
-                        .append(true)
-                        .open(&path)
-                        .and_then(|file| file.set_modified(SystemTime::now()));
-                } else {
-                    let _ = fs::remove_file(&path);
-                }
-                module
+            Kept::Folder { root, .. } => root,
+        };
+        let path = file(root, key);
+        let code = fs::read(&path).ok()?;
+        let module = check(&code).and_then(|code| load(engine, code));
+        // `make_room` takes this as the time of the last use. If it fails, the file goes sooner.
+        let _ = match module {
+            Some(_) => {
+                fs::File::options().append(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()))
             }
-        }
+            None => fs::remove_file(&path),
+        };
+        module
     }
 
     /// Keeps a module's code, if there is room for it. A failure is logged, and the code is compiled again next time.
     pub(super) fn keep(&self, key: Key, module: &Module) {
-        if matches!(self, Cache::Off) {
+        if self.limit == 0 {
             return;
         }
         let code = match module.serialize() {
             Ok(code) => code,
             Err(error) => return tracing::warn!(%error, "compiled code cannot be kept"),
         };
-        match self {
-            Cache::Off => {}
-            Cache::Memory { kept, limit } => {
-                let size = code.len() as u64;
-                if size <= *limit {
-                    // Drops evicted code outside the lock.
-                    drop(lock(kept).put(key, code.into(), *limit));
-                }
+        let size = code.len() as u64 + DIGEST;
+        let Some(room) = self.limit.checked_sub(size) else { return };
+        match &self.kept {
+            Kept::Memory(kept) => {
+                let evicted = lock(kept).put(key, code.into(), self.limit);
+                // Outside the lock.
+                drop(evicted);
             }
-            Cache::Folder { root, limit, storing } => {
-                let _storing = storing.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Err(error) = store(root, key, &code, *limit) {
+            Kept::Folder { root, storing } => {
+                let _storing = lock(storing);
+                if let Err(error) = make_room(root, room).and_then(|()| store(root, key, &code)) {
                     tracing::warn!(%error, folder = %root.display(), "compiled code cannot be kept");
                 }
             }
@@ -119,7 +123,7 @@ impl Cache {
     }
 }
 
-impl Kept {
+impl InMemory {
     fn put(&mut self, key: Key, code: Arc<[u8]>, limit: u64) -> Vec<Arc<[u8]>> {
         self.bytes += code.len() as u64;
         let mut gone: Vec<_> = self.code.put(key, code).into_iter().collect();
@@ -134,7 +138,7 @@ impl Kept {
     }
 }
 
-fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
+fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -173,23 +177,15 @@ fn check_private(root: &Path) -> io::Result<()> {
 }
 
 fn file(root: &Path, key: Key) -> PathBuf {
-    root.join(format!("{:016x}", key.engine)).join(key.plugin.hex())
+    root.join(format!("{OURS}{:016x}-{}", key.engine, key.plugin.hex()))
 }
 
-fn store(root: &Path, key: Key, code: &[u8], limit: u64) -> io::Result<()> {
-    use io::Write;
+fn store(root: &Path, key: Key, code: &[u8]) -> io::Result<()> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
 
-    let size = code.len() as u64 + 32;
-    if size > limit {
-        return Ok(());
-    }
-    make_room(root, limit - size)?;
     let path = file(root, key);
-    let folder = path.parent().unwrap_or(root);
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     // Each writer has a name of its own, in other processes too.
-    let unique = format!("{}.{}", std::process::id(), NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
-    let partial = path.with_extension(unique);
+    let partial = path.with_extension(format!("{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
     let written = fs::File::create_new(&partial)
         .and_then(|mut file| file.write_all(&Sha256::digest(code)).and_then(|()| file.write_all(code)))
         .and_then(|()| fs::rename(&partial, &path));
@@ -199,28 +195,16 @@ fn store(root: &Path, key: Key, code: &[u8], limit: u64) -> io::Result<()> {
     written
 }
 
-static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-
-/// Removes the least recently used files, of any version, until they take no more than `limit` bytes.
+/// Removes the least recently used files, of any version, until they take no more than `limit` bytes. Leaves files alone
+/// that are not named like ours.
 fn make_room(root: &Path, limit: u64) -> io::Result<()> {
     let mut kept = Vec::new();
-    // Leaves files alone that are not named like ours.
-    let is_ours = |name: &std::ffi::OsStr, digits: usize| {
-        name.to_str().is_some_and(|name| {
-            let (name, partial) = name.split_once('.').unwrap_or((name, ""));
-            name.len() == digits
-                && name.bytes().all(|byte| byte.is_ascii_hexdigit())
-                && partial.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
-        })
-    };
-    for folder in fs::read_dir(root)?.flatten().filter(|folder| is_ours(&folder.file_name(), 16)) {
-        for file in fs::read_dir(folder.path()).into_iter().flatten().flatten() {
-            if let Ok(metadata) = file.metadata()
-                && metadata.is_file()
-                && is_ours(&file.file_name(), 64)
-            {
-                kept.push((metadata.modified()?, metadata.len(), file.path()));
-            }
+    for file in fs::read_dir(root)?.flatten() {
+        if file.file_name().as_encoded_bytes().starts_with(OURS.as_bytes())
+            && let Ok(metadata) = file.metadata()
+            && metadata.is_file()
+        {
+            kept.push((metadata.modified()?, metadata.len(), file.path()));
         }
     }
     kept.sort();

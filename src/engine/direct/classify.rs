@@ -56,17 +56,12 @@ pub(super) fn call(
 ) -> (Result<(), Error>, bool) {
     // An exit with 0 is a success, but has unwound the guest's frames.
     let is_sound = returned.is_ok();
-    let ended = match (returned, said.map(message)) {
-        (Ok(0), None) => Ok(()),
+    let ended = match (returned.map_err(|error| why(&error, limits)), said.map(message)) {
+        (Err((error, true)), _) => Err(error),
+        (_, Some(message)) => Err(Error::GuestError { message }),
+        (Ok(0) | Err((Error::GuestExit { code: 0 }, _)), None) => Ok(()),
         (Ok(code), None) => Err(Error::GuestError { message: format!("it returned {code}") }),
-        (Ok(_), Some(message)) => Err(Error::GuestError { message }),
-        (Err(error), said) => match (interrupted(&error, limits), said, error.downcast_ref::<I32Exit>()) {
-            (Some(error), _, _) => Err(error),
-            (None, Some(message), _) => Err(Error::GuestError { message }),
-            (None, None, Some(I32Exit(0))) => Ok(()),
-            (None, None, Some(I32Exit(code))) => Err(Error::GuestExit { code: *code }),
-            (None, None, None) => Err(own_fault(&error)),
-        },
+        (Err((error, false)), None) => Err(error),
     };
     (ended, is_sound)
 }
@@ -82,25 +77,21 @@ fn message(said: &[u8]) -> String {
     }
 }
 
-/// What the host decided, if it ended the guest.
-fn interrupted(error: &wasmtime::Error, limits: &InstanceLimits) -> Option<Error> {
-    match (error.downcast_ref::<HostTrap>(), error.downcast_ref::<Trap>()) {
-        (Some(HostTrap::Deadline), _) | (_, Some(Trap::Interrupt)) => {
-            Some(Error::ExecTimeout { after: limits.exec_timeout })
+/// Why a call failed, and whether the host decided that, whatever the guest has said.
+fn why(error: &wasmtime::Error, limits: &InstanceLimits) -> (Error, bool) {
+    let said = |text: &str| Error::GuestError { message: shorten(text) };
+    match (error.downcast_ref::<HostTrap>(), error.downcast_ref::<Trap>(), error.downcast_ref::<I32Exit>()) {
+        (Some(HostTrap::Deadline), ..) | (_, Some(Trap::Interrupt), _) => {
+            (Error::ExecTimeout { after: limits.exec_timeout }, true)
         }
-        (Some(HostTrap::Broken(text)), _) => {
-            Some(Error::internal("a host function broke its declaration", text.clone()))
+        (Some(HostTrap::Broken(text)), ..) => {
+            (Error::internal("a host function broke its declaration", text.clone()), true)
         }
-        (_, Some(Trap::OutOfFuel)) => Some(Error::OutOfFuel),
-        _ => None,
-    }
-}
-
-fn own_fault(error: &wasmtime::Error) -> Error {
-    match (error.downcast_ref::<HostTrap>(), error.downcast_ref::<Trap>()) {
-        (Some(HostTrap::OutOfMemory), _) => Error::OutOfMemory,
-        (Some(stop), _) => Error::GuestError { message: shorten(&stop.to_string()) },
-        (None, Some(trap)) => Error::GuestTrap { reason: trap.to_string() },
-        (None, None) => Error::GuestError { message: shorten(&error.root_cause().to_string()) },
+        (_, Some(Trap::OutOfFuel), _) => (Error::OutOfFuel, true),
+        (Some(HostTrap::OutOfMemory), ..) => (Error::OutOfMemory, false),
+        (Some(HostTrap::Failed(text)), ..) => (said(text), false),
+        (_, Some(trap), _) => (Error::GuestTrap { reason: trap.to_string() }, false),
+        (.., Some(exit)) => (Error::GuestExit { code: exit.0 }, false),
+        _ => (said(&error.root_cause().to_string()), false),
     }
 }

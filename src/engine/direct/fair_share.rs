@@ -138,33 +138,22 @@ mod tests {
         second.tick().await;
     }
 
-    #[tokio::test]
-    async fn a_guest_that_is_gone_leaves_its_permit() {
-        let share = FairShare::new(1);
-        let mut first = share.begin();
-        first.tick().await;
-        first.tick().await;
-        drop(first);
-        let mut second = share.begin();
-        second.tick().await;
-        second.tick().await;
-    }
-
     #[tokio::test(start_paused = true)]
-    async fn a_sleeping_guest_holds_no_permit_and_one_that_is_not_polled_holds_none_for_ever() {
+    async fn a_guest_that_sleeps_or_is_gone_holds_no_permit_and_one_that_is_not_polled_holds_none_for_ever() {
         let share = FairShare::new(1);
-        let mut sleeper = share.begin();
-        sleeper.tick().await;
-        sleeper.tick().await;
-        let slot = sleeper.slot();
-        assert!(slot.run(tokio::time::sleep(Duration::from_mins(1))).now_or_never().is_none());
-        let mut second = share.begin();
-        second.tick().await;
-        assert!(second.tick().now_or_never().is_none(), "it yields once");
-        second.tick().await;
-        // The second holds the permit now, and nobody polls it.
-        let mut third = share.begin();
-        third.tick().await;
-        third.tick().await;
+        let runs_long = async || {
+            let mut guest = share.begin();
+            guest.tick().await;
+            guest.tick().await;
+            guest
+        };
+        let began = tokio::time::Instant::now();
+        let sleeper = runs_long().await;
+        assert!(sleeper.slot().run(tokio::time::sleep(Duration::from_mins(1))).now_or_never().is_none());
+        drop(runs_long().await);
+        let _not_polled = runs_long().await;
+        assert_eq!(began.elapsed(), Duration::ZERO, "nobody has waited");
+        runs_long().await;
+        assert!(began.elapsed() >= LONGEST_WAIT);
     }
 }

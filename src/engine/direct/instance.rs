@@ -58,14 +58,15 @@ impl DirectInstance {
         permit: Permit,
         deadline: Instant,
     ) -> Result<Self, Error> {
-        let context = context.clone();
-        let made = in_guest(AssertUnwindSafe(instantiate(modules, &context, deadline)).catch_unwind());
-        let (store, instance, kernel) = match clock::timeout_at(deadline, made).await {
-            Ok(Ok(made)) => made.map_err(|error| classify::invalid(&error, &context.limits))?,
-            Ok(Err(panic)) => return Err(Error::internal("a host function panicked", panic_text(&*panic))),
-            Err(_) => return Err(Error::BuildTimeout { after: context.limits.build_timeout }),
-        };
-        Ok(Self { guest: Some(Box::new(Guest { store, instance, kernel, entry: None, context, _permit: permit })) })
+        let limits = &context.limits;
+        let made = Guest::new(modules, context.clone(), permit, deadline);
+        let made = in_guest(AssertUnwindSafe(made).catch_unwind());
+        match clock::timeout_at(deadline, made).await {
+            Ok(Ok(Ok(guest))) => Ok(Self { guest: Some(Box::new(guest)) }),
+            Ok(Ok(Err(error))) => Err(classify::invalid(&error, limits)),
+            Ok(Err(panic)) => Err(Error::internal("a host function panicked", panic_text(&*panic))),
+            Err(_) => Err(Error::BuildTimeout { after: limits.build_timeout }),
+        }
     }
 }
 
@@ -77,17 +78,13 @@ impl Instance for DirectInstance {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Bytes, Error>> {
         Box::pin(in_guest(async move {
-            // In this future, so that dropping the future drops the guest.
+            // In this future, so that the guest is dropped with it, and when a host function panics.
             let Some(mut guest) = self.guest.take() else {
                 return Err(Error::Internal { reason: "an unsound instance was called", cause: None });
             };
-            match AssertUnwindSafe(guest.call(entry_point, &input, deadline)).catch_unwind().await {
-                Ok((ended, is_sound)) => {
-                    self.guest = is_sound.then_some(guest);
-                    ended
-                }
-                Err(panic) => Err(Error::internal("a host function panicked", panic_text(&*panic))),
-            }
+            let (ended, is_sound) = guest.call(entry_point, &input, deadline).await;
+            self.guest = is_sound.then_some(guest);
+            ended
         }))
     }
 
@@ -97,6 +94,42 @@ impl Instance for DirectInstance {
 }
 
 impl Guest {
+    /// Makes a store and instantiates the plugin in it.
+    async fn new(
+        modules: &Modules,
+        context: Arc<PluginContext>,
+        permit: Permit,
+        deadline: Instant,
+    ) -> wasmtime::Result<Self> {
+        let mut store = Store::new(&modules.variant.engine, GuestState::new(context.clone(), deadline));
+        store.limiter(|state| &mut state.budget);
+        store.set_epoch_deadline(1);
+        store.set_hostcall_fuel(HOSTCALL_BYTES);
+        context.ticker.wake();
+        store.epoch_deadline_callback(|mut store| {
+            let state = store.data_mut();
+            if Instant::now() >= state.deadline {
+                return Err(HostTrap::Deadline.into());
+            }
+            let (tick, context) = (state.run_permit.tick(), state.context.clone());
+            Ok(UpdateDeadline::YieldCustom(
+                1,
+                Box::pin(async move {
+                    tick.await;
+                    // After the wait, which may have been long enough for the ticker to slow down.
+                    context.ticker.wake();
+                }),
+            ))
+        });
+        if let Some(fuel) = context.limits.fuel {
+            store.set_fuel(fuel)?;
+        }
+        let slot = store.data().run_permit.slot();
+        let (instance, kernel) = slot.run(modules.instantiate(&mut store)).await?;
+        store.data_mut().run_permit.rest();
+        Ok(Self { store, instance, kernel, entry: None, context, _permit: permit })
+    }
+
     /// Calls an entry point; also tells whether the guest can be called again.
     async fn call(&mut self, entry_point: &str, input: &[u8], deadline: Instant) -> (Result<Bytes, Error>, bool) {
         let slot = self.store.data().run_permit.slot();
@@ -137,39 +170,4 @@ impl Guest {
             Err(_) => Entry::Silent(function.typed::<(), ()>(&self.store)?),
         })
     }
-}
-
-/// Makes a store and instantiates the plugin in it.
-async fn instantiate(
-    modules: &Modules,
-    context: &Arc<PluginContext>,
-    deadline: Instant,
-) -> wasmtime::Result<(Store<GuestState>, wasmtime::Instance, Kernel)> {
-    let mut store = Store::new(&modules.variant.engine, GuestState::new(context.clone(), deadline));
-    store.limiter(|state| &mut state.budget);
-    store.set_epoch_deadline(1);
-    store.set_hostcall_fuel(HOSTCALL_BYTES);
-    context.ticker.wake();
-    store.epoch_deadline_callback(|mut store| {
-        let state = store.data_mut();
-        if Instant::now() >= state.deadline {
-            return Err(HostTrap::Deadline.into());
-        }
-        let (tick, context) = (state.run_permit.tick(), state.context.clone());
-        Ok(UpdateDeadline::YieldCustom(
-            1,
-            Box::pin(async move {
-                tick.await;
-                // After the wait, which may have been long enough for the ticker to slow down.
-                context.ticker.wake();
-            }),
-        ))
-    });
-    if let Some(fuel) = context.limits.fuel {
-        store.set_fuel(fuel)?;
-    }
-    let slot = store.data().run_permit.slot();
-    let (main, kernel) = slot.run(modules.instantiate(&mut store)).await?;
-    store.data_mut().run_permit.rest();
-    Ok((store, main, kernel))
 }

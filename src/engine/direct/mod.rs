@@ -18,7 +18,7 @@
 //!
 //! # What differs from the `extism` engine
 //!
-//! - An initialiser runs once for each instance, not twice. One that fails makes the plugin `invalid_plugin` at
+//! - An initialiser runs once for each instance, not twice. One that fails makes the plugin [invalid](Error::InvalidPlugin) at
 //!   validation; Extism runs `__wasm_call_ctors` and `hs_init` at the first call instead.
 //! - `limits.memory` counts all memories of an instance together, from the first page on; Extism's count starts afresh
 //!   after initialising. `memory.grow` beyond a module's own declared maximum gives −1, as WebAssembly says; Extism
@@ -94,8 +94,8 @@ impl DirectEngine {
     ///
     /// # Errors
     ///
-    /// `invalid_request` when the slots do not fit into the address space, or the folder for compiled code cannot be
-    /// used; `internal` when the system refuses the reservation or the thread.
+    /// [`Error::InvalidRequest`] when the slots do not fit into the address space, or the folder for compiled code cannot
+    /// be used; [`Error::Internal`] when the system refuses the reservation or the thread.
     pub fn new(pool: &PoolSettings, limits: &LimitSettings, engine: &EngineSettings) -> Result<Self, Error> {
         Ok(Self { variants: Arc::new(EngineVariants::new(pool, limits, engine)?) })
     }

@@ -28,15 +28,10 @@ struct Linked {
 enum Import {
     /// The kernel instance of the same store.
     Accessor(ModuleExport),
-    Host {
-        module: String,
-        name: String,
-    },
-    /// An earlier module of the same plugin.
-    Module {
-        index: usize,
-        export: ModuleExport,
-    },
+    /// A host function, by its module and name.
+    Host(String, String),
+    /// An earlier module of the same plugin, by its index.
+    Module(usize, ModuleExport),
 }
 
 impl Modules {
@@ -70,7 +65,7 @@ impl Modules {
     fn imports(&self, module: &Module, names: &[&str], functions: &[HostFunction]) -> Result<Vec<Import>, Error> {
         let find = |import: wasmtime::ImportType<'_>| {
             let (from, name) = (import.module(), import.name());
-            let by_host = || Ok(Import::Host { module: from.to_owned(), name: name.to_owned() });
+            let by_host = || Ok(Import::Host(from.to_owned(), name.to_owned()));
             if functions.iter().any(|function| function.is(from, name)) {
                 return by_host();
             }
@@ -83,7 +78,7 @@ impl Modules {
             let Some((index, (_, linked))) = earlier else { return by_host() };
             let missing = || Error::invalid_plugin(format!("it imports {from}::{name}, which {from} does not export"));
             let export = linked.module.get_export_index(name).ok_or_else(missing)?;
-            Ok(Import::Module { index, export })
+            Ok(Import::Module(index, export))
         };
         module.imports().map(find).collect()
     }
@@ -102,8 +97,8 @@ impl Modules {
             for import in &linked.imports {
                 let found = match import {
                     Import::Accessor(export) => kernel.get_module_export(&mut *store, export),
-                    Import::Host { module, name } => Some(self.linker.get(&mut *store, module, name)?),
-                    Import::Module { index, export } => {
+                    Import::Host(module, name) => Some(self.linker.get(&mut *store, module, name)?),
+                    Import::Module(index, export) => {
                         instances.get(*index).and_then(|instance| instance.get_module_export(&mut *store, export))
                     }
                 };

@@ -41,19 +41,14 @@ impl SlotLayout {
         const PAGE: u64 = 65_536;
         let table_elements = limits.table_elements.clamp(1, 10_000_000);
         let memory = limits.memory.div_ceil(PAGE) * PAGE;
-        let mut layout = Self { instances: pool.max_instances as u64, memory, guard: 32 << 20, table_elements };
+        let layout = |guard| Self { instances: pool.max_instances as u64, memory, guard, table_elements };
         // Guards only save bounds checks on constant offsets, so they shrink first.
-        for guard in [32 << 20, 1 << 20, PAGE] {
-            layout.guard = guard;
-            if layout.bytes() <= u128::from(available) {
-                return Ok(layout);
-            }
-        }
-        Err(format!(
+        let mut layouts = [32 << 20, 1 << 20, PAGE].into_iter().map(layout);
+        layouts.find(|layout| layout.bytes() <= u128::from(available)).ok_or_else(|| format!(
             "pool.max_instances = {} with limits.memory = {} bytes needs {} MiB of address space, and there are {}; lower either",
             pool.max_instances,
             limits.memory,
-            layout.bytes() >> 20,
+            layout(PAGE).bytes() >> 20,
             available >> 20
         ))
     }
@@ -93,10 +88,8 @@ pub(super) fn available() -> u64 {
     // Half of 47 bits for two engines, with and without fuel; the other half for everything else.
     let most = 1 << 45;
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let soft = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max address space"))
-        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    let mut lines = limits.lines().filter_map(|line| line.strip_prefix("Max address space"));
+    let soft = lines.next().and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
     soft.map_or(most, |limit| most.min(limit / 4))
 }
 

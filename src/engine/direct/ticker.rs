@@ -66,17 +66,13 @@ impl Drop for Ticker {
 }
 
 fn tick(ticker: &Weak<TickerState>) {
-    let mut since_seen = 0;
     loop {
-        thread::sleep(TICK);
-        if !advance(ticker) {
-            return;
+        for _ in 0..IDLE_TICKS {
+            thread::sleep(TICK);
+            if !advance(ticker) {
+                return;
+            }
         }
-        since_seen += 1;
-        if since_seen < IDLE_TICKS {
-            continue;
-        }
-        since_seen = 0;
         while is_idle(ticker) {
             thread::park_timeout(IDLE_TICK);
             if !advance(ticker) {

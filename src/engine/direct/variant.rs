@@ -29,9 +29,8 @@ pub(super) struct EngineVariants {
     pub(super) layout: SlotLayout,
     cache: Arc<Cache>,
     share: Arc<FairShare>,
-    unfueled: Arc<EngineVariant>,
-    /// For specs that limit fuel; made when first needed.
-    fueled: OnceLock<Result<Arc<EngineVariant>, Error>>,
+    /// One that counts no fuel, then one for specs that limit it. Made when first needed.
+    made: [OnceLock<Result<Arc<EngineVariant>, Error>>; 2],
 }
 
 /// One wasmtime engine and what all guests on it share.
@@ -54,24 +53,20 @@ impl EngineVariants {
             .map_err(|error| Error::invalid_request(format!("engine.code_cache cannot be used: {error}")))?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (cache, share) = (Arc::new(cache), Arc::new(FairShare::new(cores)));
-        let unfueled = EngineVariant::new(layout, false, share.clone(), cache.clone())?;
-        Ok(Self { layout, cache, share, unfueled, fueled: OnceLock::new() })
+        let this = Self { layout, cache, share, made: Default::default() };
+        this.get(false)?;
+        Ok(this)
     }
 
     /// The engines that exist.
     pub(super) fn made(&self) -> impl Iterator<Item = &EngineVariant> {
-        let fueled = self.fueled.get().and_then(|made| made.as_ref().ok());
-        [Some(&self.unfueled), fueled].into_iter().flatten().map(|variant| &**variant)
+        self.made.iter().filter_map(|made| Some(&**made.get()?.as_ref().ok()?))
     }
 
-    /// Blocks while it makes the engine that counts fuel.
+    /// The engine that counts fuel, or the one that does not. Blocks while it makes it.
     pub(super) fn get(&self, fueled: bool) -> Result<Arc<EngineVariant>, Error> {
-        if !fueled {
-            return Ok(self.unfueled.clone());
-        }
-        self.fueled
-            .get_or_init(|| EngineVariant::new(self.layout, true, self.share.clone(), self.cache.clone()))
-            .clone()
+        let make = || EngineVariant::new(self.layout, fueled, self.share.clone(), self.cache.clone());
+        self.made[usize::from(fueled)].get_or_init(make).clone()
     }
 }
 

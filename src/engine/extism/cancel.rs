@@ -10,7 +10,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -30,30 +30,41 @@ const AGAIN: Duration = Duration::from_millis(5);
 /// How long before its deadline a call may have returned and still be taken, by extism's timer, to be late.
 const LATE: Duration = Duration::from_millis(20);
 
-struct Call {
+/// A call. Its thread has it until the call has returned.
+pub(super) struct Call {
     handle: CancelHandle,
     timeout: Duration,
     began: OnceLock<Instant>,
     is_cancelled: AtomicBool,
-    has_returned: AtomicBool,
 }
 
 /// What the caller has of a call. Cancels it when dropped, unless it has returned.
-pub(super) struct CancelOnDrop(Arc<Call>);
-
-/// What the thread of a call has of it. Dropping it says that the call has returned.
-pub(super) struct Running(Arc<Call>);
-
-/// Both sides of a call that extism ends after `timeout`.
-pub(super) fn sides(handle: CancelHandle, timeout: Duration) -> (CancelOnDrop, Running) {
-    let (is_cancelled, has_returned) = (AtomicBool::new(false), AtomicBool::new(false));
-    let call = Arc::new(Call { handle, timeout, began: OnceLock::new(), is_cancelled, has_returned });
-    (CancelOnDrop(call.clone()), Running(call))
-}
+pub(super) struct CancelOnDrop(Weak<Call>);
 
 impl Call {
-    fn elapsed(&self) -> Duration {
+    /// A call that extism ends after `timeout`.
+    pub(super) fn new(handle: CancelHandle, timeout: Duration) -> (Arc<Self>, CancelOnDrop) {
+        let call = Arc::new(Self { handle, timeout, began: OnceLock::new(), is_cancelled: AtomicBool::new(false) });
+        let cancel = CancelOnDrop(Arc::downgrade(&call));
+        (call, cancel)
+    }
+
+    /// The call is about to be made; false when it must not any more.
+    pub(super) fn begin(&self) -> bool {
+        self.began.get_or_init(Instant::now);
+        !self.is_cancelled.load(Ordering::SeqCst)
+    }
+
+    /// How long ago the call was made.
+    pub(super) fn elapsed(&self) -> Duration {
         self.began.get().map(Instant::elapsed).unwrap_or_default()
+    }
+
+    /// Whether no interrupt can be on its way to a call that has returned by itself, neither a cancel's nor a deadline's:
+    /// it would hit the next call.
+    pub(super) fn is_clear(&self) -> bool {
+        let early = self.timeout.saturating_sub(LATE.min(self.timeout / 4));
+        !self.is_cancelled.load(Ordering::SeqCst) && self.elapsed() < early
     }
 
     /// Sends a cancel, if it would arrive. Says whether another may be needed.
@@ -63,50 +74,23 @@ impl Call {
             // Fails only when extism's timer thread is gone, and then so is the process.
             let _ = self.handle.cancel();
         }
-        !self.has_returned.load(Ordering::SeqCst) && elapsed < self.timeout.saturating_add(SETTLED)
+        elapsed < self.timeout.saturating_add(SETTLED)
     }
 }
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        let call = self.0.clone();
-        if call.has_returned.load(Ordering::SeqCst) {
-            return;
-        }
+        let Some(call) = self.0.upgrade() else { return };
         // First: a call that returns knows of what was sent before. What is sent to one that has returned does nothing.
         call.is_cancelled.store(true, Ordering::SeqCst);
+        // Here and now: a runtime that is shutting down takes no task, and waits for the call's thread.
         if call.cancel() {
+            let call = self.0.clone();
             background::spawn(async move {
-                while call.cancel() {
+                while call.upgrade().is_some_and(|call| call.cancel()) {
                     sleep(AGAIN).await;
                 }
             });
         }
-    }
-}
-
-impl Running {
-    /// The call is about to be made; false when it must not any more.
-    pub(super) fn begin(&self) -> bool {
-        self.0.began.get_or_init(Instant::now);
-        !self.0.is_cancelled.load(Ordering::SeqCst)
-    }
-
-    /// How long ago the call was made.
-    pub(super) fn elapsed(&self) -> Duration {
-        self.0.elapsed()
-    }
-
-    /// Whether no interrupt can be on its way to a call that has returned by itself, neither a cancel's nor a deadline's:
-    /// it would hit the next call.
-    pub(super) fn is_clear(&self) -> bool {
-        let early = self.0.timeout.saturating_sub(LATE.min(self.0.timeout / 4));
-        !self.0.is_cancelled.load(Ordering::SeqCst) && self.elapsed() < early
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.has_returned.store(true, Ordering::SeqCst);
     }
 }

@@ -165,10 +165,12 @@ impl Exclusive {
 
 impl Drop for Exclusive {
     fn drop(&mut self) {
+        // A panic passes extism by, which may still interrupt the call at its deadline.
+        let reusable = self.compiled.take().filter(|_| !std::thread::panicking());
         let surplus = {
             let mut free = self.shared.free();
             free.in_use -= 1;
-            free.plugins.extend(self.compiled.take());
+            free.plugins.extend(reusable);
             let kept = free.in_use.max(1).min(free.plugins.len());
             free.plugins.split_off(kept)
         };

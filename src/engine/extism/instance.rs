@@ -1,30 +1,22 @@
 //! One guest, and its calls.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::resume_unwind;
 
 use bytes::Bytes;
 use extism::Plugin;
-use tokio::time::Instant;
+use tokio::{task::spawn_blocking, time::Instant};
 
-use super::{
-    blocking,
-    cancel::{self, Running},
-    compiled::Exclusive,
-    errors::{self, Failure},
-};
+use super::{cancel::Call, compiled::Exclusive, errors};
 use crate::{
     background,
-    engine::{
-        BoxFuture, Instance, InstanceLimits, Permit,
-        host::{GuestScope, panic_text},
-    },
+    engine::{BoxFuture, Instance, InstanceLimits, Permit, host::GuestScope},
     error::Error,
 };
 
 /// A function that no plugin has.
 const NOTHING: &str = "evalpool: nothing";
 
-/// What a call came to, and its guest if that can be called again.
+/// How a call ended, with its guest if that can be called again.
 type Returned = (Option<Box<Guest>>, Result<Bytes, Error>);
 
 /// One guest with all that it holds, in the order in which it is given back.
@@ -48,37 +40,31 @@ impl Guest {
         }
     }
 
-    fn call(&mut self, entry_point: &str, input: &[u8], running: &Running) -> Result<Bytes, Failure> {
+    /// Calls an entry point, on a thread that may block. Returns the guest as well, if it can be called again.
+    fn call(mut self: Box<Self>, entry_point: &str, input: &[u8], call: &Call) -> Returned {
+        if !call.begin() {
+            return (None, Err(Error::Cancelled));
+        }
         let _scope = GuestScope::enter();
-        let output: &[u8] = self
-            .plugin
-            .call(entry_point, input)
-            .map_err(|error| errors::classify(&error, running.elapsed(), &self.limits))?;
-        // The length is the guest's word: it is looked at before any byte is.
-        if output.len() as u64 > self.limits.output_size {
-            return Err(Failure::sound(Error::OutputTooLarge { limit: self.limits.output_size }));
-        }
-        Ok(Bytes::copy_from_slice(output))
-    }
-
-    /// The same on a thread that may block, and the guest, if it can be called again.
-    fn run(mut self: Box<Self>, entry_point: &str, input: &[u8], running: &Running) -> Result<Returned, Error> {
-        if !running.begin() {
-            return Err(Error::Cancelled);
-        }
-        let (result, is_sound) = match catch_unwind(AssertUnwindSafe(|| self.call(entry_point, input, running))) {
-            Ok(Ok(output)) => (Ok(output), true),
-            Ok(Err(failure)) => (Err(failure.error), failure.is_sound),
-            // It passed extism by, which waits for the call's deadline still.
-            Err(panic) => (Err(Error::internal("a host function panicked", panic_text(&*panic))), false),
+        let limits = self.limits;
+        let (result, is_sound) = match self.plugin.call::<&[u8], &[u8]>(entry_point, input) {
+            // The length is the guest's word: checked before any byte is read.
+            Ok(output) if output.len() as u64 > limits.output_size => {
+                (Err(Error::OutputTooLarge { limit: limits.output_size }), true)
+            }
+            Ok(output) => (Ok(Bytes::copy_from_slice(output)), true),
+            Err(error) => {
+                let (error, is_sound) = errors::classify(&error, call.elapsed(), &limits);
+                (Err(error), is_sound)
+            }
         };
-        let is_sound = is_sound && running.is_clear();
+        let is_sound = is_sound && call.is_clear();
         if !is_sound {
             self.exclusive.discard();
         }
-        // The next call would run initialisers once more, where nothing reckons with them.
+        // The next call would run the initialisers again, where nothing expects them.
         let is_spent = entry_point == "_start";
-        Ok(((is_sound && !is_spent).then_some(self), result))
+        ((is_sound && !is_spent).then_some(self), result)
     }
 }
 
@@ -99,11 +85,17 @@ impl Instance for ExtismInstance {
                 return Err(Error::Internal { reason: "an unsound instance was called", cause: None });
             };
             let entry_point = entry_point.to_owned();
-            let (_cancel, running) = cancel::sides(guest.plugin.cancel_handle(), guest.limits.exec_timeout);
-            let work = move || guest.run(&entry_point, &input, &running);
-            let (guest, result) = blocking("an evaluation did not finish", work).await?;
-            self.guest = guest;
-            result
+            let (call, _cancel) = Call::new(guest.plugin.cancel_handle(), guest.limits.exec_timeout);
+            match spawn_blocking(move || guest.call(&entry_point, &input, &call)).await {
+                Ok((guest, result)) => {
+                    self.guest = guest;
+                    result
+                }
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => resume_unwind(panic),
+                    Err(error) => Err(Error::internal("an evaluation did not finish", error)),
+                },
+            }
         })
     }
 

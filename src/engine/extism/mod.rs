@@ -40,7 +40,7 @@ impl ExtismEngine {
     ///
     /// # Errors
     ///
-    /// `invalid_request` when the environment variable `EXTISM_ENABLE_WASI_OUTPUT` is set: extism would let guests write
+    /// [`Error::InvalidRequest`] when the environment variable `EXTISM_ENABLE_WASI_OUTPUT` is set: extism would let guests write
     /// to this process's standard output, and nothing else turns that off.
     pub fn new() -> Result<Self, Error> {
         if std::env::var_os(WASI_OUTPUT).is_some() {

@@ -99,7 +99,7 @@ impl Kernel {
     /// The output, if it is within the memory and its limit.
     pub(super) fn output(&self, store: &Store<GuestState>, limit: u64) -> Result<Bytes, Error> {
         let (offset, len) = (self.get(store, root::OUTPUT), self.get(store, root::OUTPUT_LEN));
-        match self.bytes(store, offset, len) {
+        match slice(self.memory.data(store), offset, len) {
             Some(_) if len > limit => Err(Error::OutputTooLarge { limit }),
             Some(bytes) => Ok(Bytes::copy_from_slice(bytes)),
             None => Err(Error::GuestError { message: "its output is not within its memory".to_owned() }),
@@ -111,11 +111,7 @@ impl Kernel {
         let offset = self.get(store, root::ERROR);
         // One character more than is shown: the message is then cut between characters.
         let len = store.data().allocator.length(offset).min(MAX_MESSAGE as u64 + 4);
-        if offset == 0 || len == 0 { None } else { self.bytes(store, offset, len) }
-    }
-
-    fn bytes<'a>(&self, store: &'a Store<GuestState>, offset: u64, len: u64) -> Option<&'a [u8]> {
-        slice(self.memory.data(store), offset, len)
+        if offset == 0 || len == 0 { None } else { slice(self.memory.data(store), offset, len) }
     }
 
     /// Frees and clears all blocks, as Extism's kernel does.
@@ -137,8 +133,7 @@ impl Kernel {
         if length == 0 {
             return Ok(0);
         }
-        let state = store.as_context_mut();
-        let placement = state.data().allocator.place(length).ok_or(HostTrap::OutOfMemory)?;
+        let placement = store.as_context().data().allocator.place(length).ok_or(HostTrap::OutOfMemory)?;
         let size = self.memory.data_size(&*store) as u64;
         if placement.end > size {
             // Whether our limiter refuses or wasmtime: the guest is out of memory.
