@@ -9,7 +9,6 @@
 //! `build_concurrency` until it has really ended. When its time is up, only the wait for it ends.
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,10 +22,7 @@ use tokio::{
 use crate::{
     background,
     config::Wasi,
-    engine::{
-        self, CompileRequest, CompiledPlugin, Engine, HostFunction, Instance, InstanceLimits, LinkedModule, Slots,
-        abi_names,
-    },
+    engine::{self, CompileRequest, CompiledPlugin, Engine, HostFunction, Instance, Slots, abi_names},
     error::Error,
     metrics::Metrics,
     registry::{Admission, Place},
@@ -38,14 +34,9 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct Blueprint {
     pub(crate) plugin: Plugin,
-    pub(crate) linked: Arc<[LinkedModule]>,
     pub(crate) entry_point: String,
-    pub(crate) wasi: bool,
-    pub(crate) trusted: bool,
-    pub(crate) config: Arc<BTreeMap<String, String>>,
-    pub(crate) allowed_hosts: Arc<[String]>,
-    pub(crate) host_functions: Arc<[HostFunction]>,
-    pub(crate) limits: InstanceLimits,
+    /// With a permit for nothing, until there is a place.
+    pub(crate) request: CompileRequest,
     pub(crate) policy: Policy,
 }
 
@@ -130,7 +121,7 @@ impl Compiler {
     ///
     /// `invalid_request`, saying what to set.
     pub(crate) fn check(&self, blueprint: &Blueprint) -> Result<(), Error> {
-        self.engine.check(blueprint.trusted, &blueprint.allowed_hosts)
+        self.engine.check(blueprint.request.trusted, &blueprint.request.allowed_hosts)
     }
 
     /// Compiles a plugin into a runtime, or closes what was opened for it.
@@ -152,7 +143,7 @@ impl Compiler {
         let slot = timeout(wait, self.slots.clone().acquire_owned()).await;
         let slot =
             slot.map_err(|_| Error::WaitTimeout { after: wait })?.map_err(|error| internal(error.to_string()))?;
-        let after = blueprint.limits.build_timeout;
+        let after = blueprint.request.limits.build_timeout;
         let (engine, metrics) = (self.engine.clone(), self.metrics.clone());
         let work = tokio::spawn(async move { attempt(&*engine, blueprint, admission, metrics, slot).await });
         match timeout(after, work).await {
@@ -171,20 +162,8 @@ async fn attempt(
     slot: OwnedSemaphorePermit,
 ) -> Result<Runtime, Error> {
     let Admission { place, permit } = admission;
-    let Blueprint { plugin, linked, entry_point, wasi, trusted, config, allowed_hosts, host_functions, limits, policy } =
-        blueprint;
-    let request = CompileRequest {
-        wasm: plugin.bytes().clone(),
-        digest: plugin.digest(),
-        linked,
-        wasi,
-        trusted,
-        config,
-        allowed_hosts,
-        host_functions,
-        limits,
-        permit: engine::Permit::new(place.clone()),
-    };
+    let Blueprint { plugin, entry_point, request, policy } = blueprint;
+    let request = CompileRequest { permit: engine::Permit::new(place.clone()), ..request };
     let started = Instant::now();
     let compiled = engine.compile(request).await?;
     metrics.build_phase("compile", started.elapsed());

@@ -178,19 +178,11 @@ impl Metrics {
         self.registered.set(registered as f64);
     }
 
-    /// Building, live and draining.
-    pub(crate) fn set_runtimes(&self, counts: [usize; 3]) {
-        set(&self.runtimes, counts.map(|count| count as f64));
-    }
-
-    /// Idle and busy.
-    pub(crate) fn set_instances(&self, counts: [usize; 2]) {
-        set(&self.instances, counts.map(|count| count as f64));
-    }
-
-    /// For a place, for an instance, for a build.
-    pub(crate) fn set_waiting(&self, counts: [usize; 3]) {
-        set(&self.waiting, counts.map(|count| count as f64));
+    /// Runtimes: building, live, draining. Instances: idle, busy. Callers: for a place, for an instance, for a build.
+    pub(crate) fn set_counts(&self, runtimes: [usize; 3], instances: [usize; 2], waiting: [usize; 3]) {
+        set(&self.runtimes, runtimes.map(|count| count as f64));
+        set(&self.instances, instances.map(|count| count as f64));
+        set(&self.waiting, waiting.map(|count| count as f64));
     }
 
     /// Instances, memories, tables and stacks that are in use; memories, tables and stacks that are kept warm.

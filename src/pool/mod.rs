@@ -99,7 +99,7 @@ impl EvaluatorPool {
     /// [`Error::InvalidName`].
     pub fn register(&self, name: &str, spec: Spec) -> Result<Evaluator, Error> {
         check_name(name)?;
-        Ok(self.prepared(name, spec).publish().0)
+        Ok(self.prepared(name, spec).0.publish().0)
     }
 
     /// Fetches, compiles and validates a plugin under the guard, without publishing it.
@@ -117,21 +117,21 @@ impl EvaluatorPool {
     /// the source. Unless the source itself is in memory, its bytes are dropped when that build has ended.
     pub(crate) async fn prepare_with(&self, name: &str, spec: Spec, plugin: Option<Plugin>) -> Result<Prepared, Error> {
         check_name(name)?;
-        let prepared = self.prepared(name, spec);
+        let (prepared, revision) = self.prepared(name, spec);
         if let Some(plugin) = plugin {
-            prepared.revision()?.set_plugin(plugin);
+            revision.set_plugin(plugin);
         }
         // The lease is for the build's sake: it ends here, and the runtime stays, idle.
-        prepared.revision()?.lease(&self.inner).await?;
+        revision.lease(&self.inner).await?;
         Ok(prepared)
     }
 
-    fn prepared(&self, name: &str, spec: Spec) -> Prepared {
+    fn prepared(&self, name: &str, spec: Spec) -> (Prepared, Arc<Revision>) {
         // A revision belongs to the evaluator that will have it, so that closing that one waits for this as well.
         let open = self.get(name).filter(|evaluator| !evaluator.is_closed());
         let id = open.map_or_else(|| self.inner.unique(), |evaluator| evaluator.id().0);
         let revision = Revision::new(&self.inner, id, name, spec);
-        Prepared { pool: self.clone(), id, revision: Some(revision) }
+        (Prepared { pool: self.clone(), id, revision: Some(revision.clone()) }, revision)
     }
 
     /// The evaluator registered under a name.
@@ -293,10 +293,6 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    fn revision(&self) -> Result<&Arc<Revision>, Error> {
-        self.revision.as_ref().ok_or(Error::Internal { reason: "a prepared plugin was published twice", cause: None })
-    }
-
     /// What it will be registered as.
     #[must_use]
     pub fn info(&self) -> Option<EvaluatorInfo> {

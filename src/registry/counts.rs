@@ -63,9 +63,11 @@ pub(crate) struct Counts {
 
 impl Counts {
     pub(super) fn show(self, metrics: &Metrics) {
-        metrics.set_runtimes([self.building, self.live, self.draining]);
-        metrics.set_instances([self.idle, self.busy]);
-        metrics.set_waiting([self.waiting_capacity, self.waiting_instance, self.waiting_build]);
+        metrics.set_counts(
+            [self.building, self.live, self.draining],
+            [self.idle, self.busy],
+            [self.waiting_capacity, self.waiting_instance, self.waiting_build],
+        );
     }
 }
 

@@ -146,14 +146,9 @@ pub(crate) struct Admission<R: Resident> {
 
 /// One runtime's right to exist, from before its compile until after its last engine object is dropped. Everything that
 /// keeps the runtime alive holds a clone; dropping the last clone gives the place back.
+#[derive(Clone)]
 pub(crate) struct Place<R: Resident> {
     inner: Arc<PlaceInner<R>>,
-}
-
-impl<R: Resident> Clone for Place<R> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
-    }
 }
 
 pub(super) struct PlaceInner<R: Resident> {

@@ -115,14 +115,9 @@ pub(crate) struct Snapshot {
 }
 
 /// The registry. Cheap to clone.
+#[derive(Clone)]
 pub(crate) struct Registry<R: Resident> {
     inner: Arc<Shell<R>>,
-}
-
-impl<R: Resident> Clone for Registry<R> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
-    }
 }
 
 /// The lock around the state, and what executes its effects.
@@ -189,7 +184,7 @@ impl<R: Resident> Registry<R> {
                 (state.request(revision, age, Instant::now(), may_wait, effects), age)
             });
             let count = |result: Lookup| self.inner.metrics.lookup(result.as_str());
-            let answer = match requested {
+            let (lookup, answer, build) = match requested {
                 // What threads had parked is back: decide again.
                 Requested::Again => continue,
                 Requested::Granted(grant) => {
@@ -200,26 +195,16 @@ impl<R: Resident> Registry<R> {
                     count(Lookup::Refused);
                     return Err(error);
                 }
-                Requested::Queued(answer) => {
-                    count(Lookup::Hit);
-                    answer
-                }
-                Requested::Joined(answer) => {
-                    count(Lookup::Coalesced);
-                    answer
-                }
-                Requested::Start(id, answer) => {
-                    count(Lookup::Miss);
-                    // The guard first: should `start` panic, this caller must not stay in the queue.
-                    let waiter = Waiter { registry: self.inner.clone(), revision, age, answer };
-                    start(BuildTicket { registry: self.inner.clone(), revision, id, done: false });
-                    match self.wait(waiter, began, deadline, build_timeout).await? {
-                        Some(leased) => return Ok(leased),
-                        None => continue,
-                    }
-                }
+                Requested::Queued(answer) => (Lookup::Hit, answer, None),
+                Requested::Joined(answer) => (Lookup::Coalesced, answer, None),
+                Requested::Start(id, answer) => (Lookup::Miss, answer, Some(id)),
             };
+            count(lookup);
+            // The guard first: should `start` panic, this caller must not stay in the queue.
             let waiter = Waiter { registry: self.inner.clone(), revision, age, answer };
+            if let Some(id) = build {
+                start(BuildTicket { registry: self.inner.clone(), revision, id, done: false });
+            }
             if let Some(leased) = self.wait(waiter, began, deadline, build_timeout).await? {
                 return Ok(leased);
             }

@@ -3,7 +3,7 @@
 use super::PoolInner;
 use crate::{
     compiler::{self, Blueprint},
-    engine::{InstanceLimits, LinkedModule},
+    engine::{CompileRequest, InstanceLimits, LinkedModule, Permit},
     error::Error,
     runtime::Policy,
     source::Plugin,
@@ -42,9 +42,9 @@ pub(super) fn blueprint(
         build_timeout: limits.build_timeout,
     };
     let hosts = spec.allowed_hosts.clone();
-    Ok(Blueprint {
-        entry_point,
-        wasi: wants_wasi,
+    let request = CompileRequest {
+        wasm: plugin.bytes().clone(),
+        digest: plugin.digest(),
         linked: linked
             .iter()
             .map(|(name, plugin)| LinkedModule {
@@ -53,12 +53,13 @@ pub(super) fn blueprint(
                 digest: plugin.digest(),
             })
             .collect(),
+        wasi: wants_wasi,
         trusted: spec.trusted.unwrap_or(inner.engine.trusted),
         config: spec.config.clone(),
         allowed_hosts: hosts.unwrap_or_else(|| inner.engine.allowed_hosts.iter().cloned().collect()),
         host_functions: spec.host_functions.clone(),
         limits,
-        policy,
-        plugin,
-    })
+        permit: Permit::new(()),
+    };
+    Ok(Blueprint { plugin, entry_point, request, policy })
 }

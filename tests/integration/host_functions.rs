@@ -50,7 +50,11 @@ async fn a_host_function_that_blocks_keeps_its_place(engine: EngineKind) {
     if engine == EngineKind::Direct {
         unblock = None;
     }
-    assert_eq!(running.await.unwrap().unwrap_err().kind(), "closed");
+    match running.await.unwrap() {
+        // The function returned, and the guest with it, before anybody could interrupt it.
+        Ok(_) => assert_eq!(engine, EngineKind::Direct),
+        Err(error) => assert_eq!(error.kind(), "closed"),
+    }
     drop(unblock);
     eventually("the place comes back when the function returns", || pool.runtimes() == 0).await;
 }

@@ -137,6 +137,8 @@ impl Guest {
         self.store.data_mut().run_permit.rest();
         let limits = &self.context.limits;
         let (ended, is_sound) = classify::call(returned, self.kernel.error(&self.store), limits);
+        // A command that ran once expects its globals as they were before.
+        let is_sound = is_sound && entry_point != "_start";
         (ended.and_then(|()| self.kernel.output(&self.store, limits.output_size)), is_sound)
     }
 
