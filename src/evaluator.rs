@@ -146,15 +146,15 @@ impl Evaluator {
                 Some((id, input)) if id == revision.id => input,
                 _ => self.input(&revision, &data)?,
             };
-            let leased = match revision.lease_as(pool, &mut age, deadline, inside).await {
-                Ok(leased) => leased,
+            let lease = match revision.lease_as(pool, &mut age, deadline, inside).await {
+                Ok(lease) => lease,
                 // Replaced while it waited: the new plugin answers.
                 Err(Error::Closed { .. }) if self.is_replaced(&revision) => continue,
                 Err(error) => return Err(error),
             };
             // A caller that joins a build late waits for the rest of it only.
-            let build = leased.build.min(began.elapsed());
-            let checkout = Checkout::new(leased.lease, parked).await?;
+            let build = lease.build.min(began.elapsed());
+            let checkout = Checkout::new(lease, parked).await?;
             return self.run(checkout, input, build, began).await;
         }
     }

@@ -48,9 +48,9 @@ impl Executable {
     ///
     /// [`Error::Closed`], or whatever a build fails with.
     pub async fn with_compiled<T>(&self, view: impl FnOnce(&dyn CompiledPlugin) -> T) -> Result<T, Error> {
-        let leased = self.revision.lease(&self.inner).await?;
+        let lease = self.revision.lease(&self.inner).await?;
         let gone = Error::Internal { reason: "a lease without a runtime", cause: None };
-        let runtime = leased.lease.resident().ok_or(gone)?;
+        let runtime = lease.resident().ok_or(gone)?;
         Ok(view(&*runtime.program().compiled))
     }
 }

@@ -27,7 +27,7 @@ impl<R: Resident> Drop for Waiter<R> {
         if self.answer.is_terminated() {
             return;
         }
-        self.registry.apply(|state, effects| state.leave(self.revision, self.age, Instant::now(), effects));
+        self.registry.apply(|state| state.leave(self.revision, self.age, Instant::now()));
     }
 }
 
@@ -39,7 +39,8 @@ pub(crate) struct Lease<R: Resident> {
     revision: RevisionId,
     place: PlaceId,
     holds: Holds<R>,
-    pub(super) build: Option<Duration>,
+    /// How long the build took that the caller waited for; zero for a hit.
+    pub(crate) build: Duration,
     /// Its runtime is called without pause.
     hot: bool,
     /// Uses beyond the one it was granted for, and the last of them.
@@ -96,7 +97,7 @@ impl<R: Resident> Lease<R> {
 
     /// Whether a hot lease may be [parked](super::thread_cache) rather than ended: nobody waits for anything.
     pub(crate) fn may_park(&self) -> bool {
-        self.registry.apply(|state, _| state.may_park(self.revision, self.place))
+        self.registry.apply(|state| state.may_park(self.revision, self.place))
     }
 
     /// The lease was parked, and serves another use.
@@ -109,9 +110,7 @@ impl<R: Resident> Lease<R> {
     pub(crate) fn give_back(&mut self) {
         self.holds = Holds::Idle;
     }
-}
 
-impl<R: Resident> Lease<R> {
     /// Takes the lease apart, for its end to be accounted for. `None` when that has happened.
     pub(super) fn end(&mut self) -> Option<Returned> {
         // This clone first: whoever closes the runtime must hold the last one, to drop it where that may take long.
@@ -126,7 +125,7 @@ impl<R: Resident> Lease<R> {
 impl<R: Resident> Drop for Lease<R> {
     fn drop(&mut self) {
         if let Some(returned) = self.end() {
-            self.registry.apply(|state, effects| state.leases_returned(&[returned], Instant::now(), effects));
+            self.registry.apply(|state| state.leases_returned(&[returned], Instant::now()));
         }
     }
 }
@@ -197,14 +196,14 @@ impl<R: Resident> Place<R> {
     /// Takes a permit for a spare instance, if nobody else wants one. [`spare_ended`](Self::spare_ended) must follow.
     pub(crate) fn reserve_spare(&self) -> Option<InstancePermit<R>> {
         let PlaceInner { registry, revision, id, .. } = &*self.inner;
-        let reserved = registry.apply(|state, _| state.reserve_spare(*revision, *id));
+        let reserved = registry.apply(|state| state.reserve_spare(*revision, *id));
         reserved.then(|| InstancePermit { place: self.clone() })
     }
 
     /// The making of a spare instance ended. `ready`: it is in the runtime's pool.
     pub(crate) fn spare_ended(&self, ready: bool) {
         let PlaceInner { registry, revision, id, .. } = &*self.inner;
-        registry.apply(|state, effects| state.spare_ended(*revision, *id, ready, Instant::now(), effects));
+        registry.apply(|state| state.spare_ended(*revision, *id, ready, Instant::now()));
     }
 }
 
@@ -224,7 +223,7 @@ impl<R: Resident> Drop for PlaceInner<R> {
         self.gone.send_replace(record.forced);
         // The order: count, hand the place on, then end `gone`, which happens when the fields are dropped after this. So
         // whoever waits for `gone` never sees a gauge that lags behind.
-        self.registry.apply(|state, effects| state.place_released(self.id, Instant::now(), effects));
+        self.registry.apply(|state| state.place_released(self.id, Instant::now()));
         self.registry.lock().forget(self.id);
     }
 }
@@ -237,7 +236,7 @@ pub(crate) struct InstancePermit<R: Resident> {
 impl<R: Resident> Drop for InstancePermit<R> {
     fn drop(&mut self) {
         let PlaceInner { registry, revision, id, .. } = &*self.place.inner;
-        registry.apply(|state, effects| state.permit_released(*revision, *id, Instant::now(), effects));
+        registry.apply(|state| state.permit_released(*revision, *id, Instant::now()));
     }
 }
 
@@ -276,9 +275,7 @@ impl<R: Resident> BuildTicket<R> {
     /// more.
     pub(crate) async fn admit(&self, fetched: Duration) -> Option<Admission<R>> {
         let (to, admission) = oneshot::channel();
-        let wanted = self
-            .registry
-            .apply(|state, effects| state.enqueue(self.revision, self.id, fetched, to, Instant::now(), effects));
+        let wanted = self.registry.apply(|state| state.enqueue(self.revision, self.id, fetched, to, Instant::now()));
         if !wanted {
             return None;
         }
@@ -292,9 +289,7 @@ impl<R: Resident> BuildTicket<R> {
     /// Gives the runtime back when its revision was retired meanwhile: the caller must close it.
     pub(crate) fn publish(mut self, resident: R) -> Result<(), R> {
         let place = resident.place().inner.id;
-        let published = self
-            .registry
-            .apply(|state, effects| state.publish(self.revision, place, resident, Instant::now(), effects));
+        let published = self.registry.apply(|state| state.publish(self.revision, place, resident, Instant::now()));
         self.done = true;
         self.registry.metrics.build_ended(match &published {
             Ok(()) => Ok(()),
@@ -316,8 +311,8 @@ impl<R: Resident> BuildTicket<R> {
 
     fn report(&self, error: &Error) {
         self.registry.metrics.build_ended(Err(error));
-        self.registry.apply(|state, effects| {
-            state.build_failed(self.revision, self.id, error, Instant::now(), effects);
+        self.registry.apply(|state| {
+            state.build_failed(self.revision, self.id, error, Instant::now());
         });
     }
 }

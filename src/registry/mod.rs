@@ -37,7 +37,7 @@ use tokio::time::Instant;
 
 pub use self::counts::RuntimeState;
 use self::guards::Waiter;
-use self::state::{Effect, Effects, RegistryState, Requested, Returned};
+use self::state::{Effect, RegistryState, Requested, Returned};
 use self::sync::{Mutex, MutexGuard, PoisonError, timeout_at};
 pub(crate) use self::{
     counts::{CloseReason, Counts, Lookup},
@@ -129,25 +129,6 @@ struct Shell<R: Resident> {
     published: Mutex<u64>,
 }
 
-/// Whether gauges are published in any order: a fault that the interleaving tests must notice. False outside of tests.
-#[cfg(all(test, evalpool_shuttle))]
-fn broken() -> bool {
-    interleavings::BREAK_ORDER.load(std::sync::atomic::Ordering::SeqCst)
-}
-
-#[cfg(not(all(test, evalpool_shuttle)))]
-const fn broken() -> bool {
-    false
-}
-
-/// How a lease came about.
-#[derive(Debug)]
-pub(crate) struct Leased<R: Resident> {
-    pub(crate) lease: Lease<R>,
-    /// How long the build took that the caller waited for; zero for a hit.
-    pub(crate) build: Duration,
-}
-
 impl<R: Resident> Registry<R> {
     pub(crate) fn new(limits: Limits, metrics: Metrics) -> Self {
         metrics.set_capacity(limits.capacity);
@@ -176,12 +157,12 @@ impl<R: Resident> Registry<R> {
         build_timeout: Duration,
         may_wait: bool,
         start: impl Fn(BuildTicket<R>),
-    ) -> Result<Leased<R>, Error> {
+    ) -> Result<Lease<R>, Error> {
         let began = Instant::now();
         loop {
-            let (requested, age) = self.inner.apply(|state, effects| {
+            let (requested, age) = self.inner.apply(|state| {
                 let age = *age.get_or_insert_with(|| state.age());
-                (state.request(revision, age, Instant::now(), may_wait, effects), age)
+                (state.request(revision, age, Instant::now(), may_wait), age)
             });
             let count = |result: Lookup| self.inner.metrics.lookup(result.as_str());
             let (lookup, answer, build) = match requested {
@@ -189,7 +170,7 @@ impl<R: Resident> Registry<R> {
                 Requested::Again => continue,
                 Requested::Granted(grant) => {
                     count(Lookup::Hit);
-                    return Ok(Leased { build: Duration::ZERO, lease: Lease::new(self.inner.clone(), grant) });
+                    return Ok(Lease::new(self.inner.clone(), grant));
                 }
                 Requested::Refused(error) => {
                     count(Lookup::Refused);
@@ -205,8 +186,8 @@ impl<R: Resident> Registry<R> {
             if let Some(id) = build {
                 start(BuildTicket { registry: self.inner.clone(), revision, id, done: false });
             }
-            if let Some(leased) = self.wait(waiter, began, deadline, build_timeout).await? {
-                return Ok(leased);
+            if let Some(lease) = self.wait(waiter, began, deadline, build_timeout).await? {
+                return Ok(lease);
             }
         }
     }
@@ -218,13 +199,13 @@ impl<R: Resident> Registry<R> {
         began: Instant,
         deadline: Instant,
         build_timeout: Duration,
-    ) -> Result<Option<Leased<R>>, Error> {
+    ) -> Result<Option<Lease<R>>, Error> {
         let mut answer = timeout_at(deadline, &mut waiter.answer).await;
         if answer.is_err() && self.inner.lock().is_placed(waiter.revision) {
             answer = timeout_at(clock::deadline(build_timeout), &mut waiter.answer).await;
         }
         match answer {
-            Ok(Ok(Ok(lease))) => Ok(Some(Leased { build: lease.build.unwrap_or_default(), lease })),
+            Ok(Ok(Ok(lease))) => Ok(Some(lease)),
             Ok(Ok(Err(Refused::Error(error)))) => Err(error),
             Ok(Ok(Err(Refused::Retry))) => Ok(None),
             Ok(Err(_)) => Err(Error::Internal { reason: "a waiting caller was forgotten", cause: None }),
@@ -234,17 +215,17 @@ impl<R: Resident> Registry<R> {
 
     /// Takes a revision out, whatever it is doing. Callers that wait for it get `refused`.
     pub(crate) fn retire(&self, revision: RevisionId, reason: CloseReason, grace: Option<Duration>, refused: &Refused) {
-        self.inner.apply(|state, effects| {
-            state.retire(revision, reason, grace, refused, Instant::now(), effects);
+        self.inner.apply(|state| {
+            state.retire(revision, reason, grace, refused, Instant::now());
         });
     }
 
     /// Retires a revision that stays registered: callers that wait for it ask again. The result ends when the places that
     /// it has now are released.
     pub(crate) fn unload(&self, revision: RevisionId, grace: Duration) -> Gone {
-        self.inner.apply(|state, effects| {
+        self.inner.apply(|state| {
             let gone = Gone(state.gone(|held| held == revision));
-            state.retire(revision, CloseReason::Closed, Some(grace), &Refused::Retry, Instant::now(), effects);
+            state.retire(revision, CloseReason::Closed, Some(grace), &Refused::Retry, Instant::now());
             gone
         })
     }
@@ -255,7 +236,7 @@ impl<R: Resident> Registry<R> {
 
     /// Refuses everything from now on and retires all there is.
     pub(crate) fn shut_down(&self, grace: Option<Duration>) {
-        self.inner.apply(|state, effects| state.shut_down(grace, Instant::now(), effects));
+        self.inner.apply(|state| state.shut_down(grace, Instant::now()));
     }
 
     /// Ends when the places that these revisions hold now are released.
@@ -265,7 +246,7 @@ impl<R: Resident> Registry<R> {
 
     /// Evicts runtimes that were not used for `ttl(revision)`.
     pub(crate) fn sweep(&self, ttl: impl Fn(RevisionId) -> Duration) {
-        self.inner.apply(|state, effects| state.sweep(Instant::now(), ttl, effects));
+        self.inner.apply(|state| state.sweep(Instant::now(), ttl));
     }
 
     /// Ends the leases of parked instances that were not used since this was last called.
@@ -296,13 +277,14 @@ impl<R: Resident> Shell<R> {
     }
 
     /// The one way to change the state: change it under the lock, then publish the gauges, then execute the effects.
-    fn apply<T>(self: &Arc<Self>, change: impl FnOnce(&mut RegistryState<R>, &mut Effects<R>) -> T) -> T {
-        let mut effects = Effects::new();
-        let (result, version, counts) = {
+    fn apply<T>(self: &Arc<Self>, change: impl FnOnce(&mut RegistryState<R>) -> T) -> T {
+        let (result, effects, version, counts) = {
             let mut state = self.lock();
-            let result = change(&mut state, &mut effects);
+            let result = change(&mut state);
             state.version += 1;
-            (result, state.version, state.counts())
+            #[cfg(test)]
+            state.assert_invariants();
+            (result, std::mem::take(&mut state.effects), state.version, state.counts())
         };
         self.publish(version, counts);
         for effect in effects {
@@ -313,7 +295,7 @@ impl<R: Resident> Shell<R> {
 
     fn publish(&self, version: u64, counts: Counts) {
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
-        if *published < version || broken() {
+        if *published < version {
             *published = version;
             // Foreign code, which must not take the effects with it if it panics.
             let _ = catch_unwind(AssertUnwindSafe(|| counts.show(&self.metrics)));
@@ -351,9 +333,9 @@ impl<R: Resident> Shell<R> {
     /// Ends leases that were parked, all in one step: what the state decides next, it decides knowing all of them.
     fn end_leases(self: &Arc<Self>, mut leases: Vec<Lease<R>>, before: impl FnOnce(&mut RegistryState<R>)) {
         let returned: Vec<Returned> = leases.iter_mut().filter_map(Lease::end).collect();
-        self.apply(|state, effects| {
+        self.apply(|state| {
             before(state);
-            state.leases_returned(&returned, Instant::now(), effects);
+            state.leases_returned(&returned, Instant::now());
         });
     }
 }

@@ -26,7 +26,7 @@ use crate::{
     background, clock,
     error::Error,
     info::EvaluatorInfo,
-    registry::{Age, CloseReason, Leased, Refused, RevisionId, RuntimeState},
+    registry::{Age, CloseReason, Lease, Refused, RevisionId, RuntimeState},
     response::EvaluatorId,
     runtime::Runtime,
     source::{Digest, Plugin, Source},
@@ -101,7 +101,7 @@ impl Revision {
     }
 
     /// A lease on the revision's runtime. Builds the runtime if there is none.
-    pub(crate) async fn lease(self: &Arc<Self>, inner: &Arc<PoolInner>) -> Result<Leased<Runtime>, Error> {
+    pub(crate) async fn lease(self: &Arc<Self>, inner: &Arc<PoolInner>) -> Result<Lease<Runtime>, Error> {
         self.lease_as(inner, &mut None, clock::deadline(inner.limits.wait_timeout), false).await
     }
 
@@ -113,7 +113,7 @@ impl Revision {
         age: &mut Option<Age>,
         deadline: Instant,
         inside: bool,
-    ) -> Result<Leased<Runtime>, Error> {
+    ) -> Result<Lease<Runtime>, Error> {
         inner.ensure_sweeping();
         let start = |ticket| background::spawn(build::build(inner.clone(), self.clone(), ticket));
         inner.registry.lease(self.id, age, deadline, inner.limits.build_timeout, !inside, start).await

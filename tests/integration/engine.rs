@@ -163,6 +163,47 @@ async fn a_fresh_instance_knows_nothing_and_a_reused_one_remembers(engine: Engin
     pool.close().await;
 }
 
+/// Whatever the guest has said before, and whoever reads that.
+async fn an_instance_that_trapped_or_exited_is_not_used_again(engine: EngineKind) {
+    let pool = pool(engine);
+    // Ends as `$END` says if there is an input. Without one, it returns how often it was called before.
+    let guest = |end: &str| {
+        format!(
+            r#"(module
+                (import "extism:host/env" "input_length" (func $length (result i64)))
+                (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+                (import "extism:host/env" "store_u8" (func $store (param i64 i32)))
+                (import "extism:host/env" "error_set" (func $error (param i64)))
+                (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+                (memory (export "memory") 1)
+                (global $calls (mut i32) (i32.const 0))
+                (func $say (local $at i64)
+                    (local.set $at (call $alloc (i64.const 1)))
+                    (call $store (local.get $at) (i32.const 33))
+                    (call $error (local.get $at)))
+                (func (export "run") (result i32)
+                    (global.set $calls (i32.add (global.get $calls) (i32.const 1)))
+                    (if (i64.ne (call $length) (i64.const 0)) (then {end}))
+                    (i32.sub (global.get $calls) (i32.const 1))))"#
+        )
+    };
+    for (end, kind, again) in [
+        ("unreachable", "guest_trap", false),
+        ("(call $say) unreachable", "guest_error", false),
+        ("(call $exit (i32.const 3))", "guest_exit", false),
+        ("(call $say) (call $exit (i32.const 3))", "guest_error", false),
+        ("(call $say) (return (i32.const 1))", "guest_error", true),
+        ("(return (i32.const 1))", "guest_error", true),
+    ] {
+        let evaluator = pool.evaluator("ends", from_text(&guest(end)).with_isolation(Isolation::Reuse)).unwrap();
+        evaluator.evaluate("").await.unwrap();
+        let first = kind_of(&evaluator, "end").await;
+        assert_eq!(first, kind, "{end}");
+        assert_eq!(evaluator.evaluate("").await.is_err(), again, "{end}");
+    }
+    pool.close().await;
+}
+
 async fn variables_and_config_reach_the_plugin(engine: EngineKind) {
     let pool = pool(engine);
     let remember = pool.evaluator("remember", spec(WORDS, "remember").with_isolation(Isolation::Reuse)).unwrap();
@@ -186,6 +227,47 @@ async fn host_functions_of_either_kind_are_called(engine: EngineKind) {
     assert_eq!(ours.evaluate("quiet").await.unwrap().bytes(), "QUIET");
     pool.close().await;
     assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+/// The host's own notes of a guest's blocks come out of the guest's memory: of blocks of one byte there are fewer than fit.
+#[tokio::test]
+async fn each_block_costs_its_guest_what_it_costs_the_host() {
+    let limits = LimitSettings { memory: 4 << 20, exec_timeout: Duration::from_mins(1), ..Default::default() };
+    let pool = builder(EngineKind::Direct).capacity(4).limits(limits).build().unwrap();
+    let times = |count: u32, body: &str| {
+        format!(
+            "(local.set $n (i32.const {count}))
+             (loop $next {body} (br_if $next (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))"
+        )
+    };
+    let block = "(drop (call $alloc (i64.const 1)))";
+    let freed = "(call $free (call $alloc (i64.const 1)))";
+    let large = "(call $free (call $alloc (i64.const 1000000)))";
+    let rounds: String = (0..10).map(|_| times(10_000, block) + "(call $reset)").collect();
+    for (body, kind) in [
+        (times(20_000, block), None),
+        (times(100_000, block), Some("out_of_memory")),
+        // Given back by a reset, and not taken by a block that is used again.
+        (rounds, None),
+        (times(100_000, freed), None),
+        // Also when they are cut from one that was freed, which takes no memory.
+        (large.to_owned() + &times(10_000, block), None),
+        (large.to_owned() + &times(40_000, block), Some("out_of_memory")),
+    ] {
+        let text = format!(
+            r#"(module
+                (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+                (import "extism:host/env" "free" (func $free (param i64)))
+                (import "extism:host/env" "reset" (func $reset))
+                (func (export "run") (local $n i32) {body}))"#
+        );
+        let evaluator = pool.evaluator("blocks", from_text(&text).with_isolation(Isolation::Reuse)).unwrap();
+        for _ in 0..2 {
+            let came = evaluator.evaluate("").await.err().map(|error| error.kind().as_str());
+            assert_eq!(came, kind, "{body}");
+        }
+    }
+    pool.close().await;
 }
 
 #[tokio::test]
@@ -301,6 +383,7 @@ on_each_engine!(
     each_failure_of_a_guest_has_its_kind,
     each_plugin_that_is_not_valid_is_refused_with_its_kind,
     a_fresh_instance_knows_nothing_and_a_reused_one_remembers,
+    an_instance_that_trapped_or_exited_is_not_used_again,
     variables_and_config_reach_the_plugin,
     host_functions_of_either_kind_are_called,
     a_host_function_that_panics_or_fails_costs_only_its_own_evaluation,

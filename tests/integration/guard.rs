@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use evalpool::{EvaluatorPool, Source, Spec, config::EngineKind};
+use metrics_exporter_prometheus::PrometheusBuilder;
 
 use crate::support::{
     ENGINES, GREET, eventually,
@@ -71,6 +72,92 @@ async fn an_entry_point_that_vanishes_closes_what_was_compiled() {
     spy.entry_points_vanish();
     fail_once(&spy, "entry_point_missing").await;
     assert_eq!(spy.opens(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_guard_closes_is_counted() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let metrics = recorder.handle();
+    let spy = Spy::default();
+    let pool = metrics::with_local_recorder(&recorder, || forgetful(&spy));
+    let counted = |series: &str| {
+        let rendered = metrics.render();
+        let line = rendered.lines().find_map(|line| line.strip_prefix(series));
+        line.unwrap_or_else(|| panic!("no {series}")).trim().parse::<usize>().unwrap()
+    };
+    let evaluator = pool.evaluator("bad", Spy::spec()).unwrap();
+    let mut closed = 0;
+    // By its close, by its drop, and what was never opened.
+    for (compile, instantiate, opens) in [
+        (Act::Succeed, Some(Act::Fail), true),
+        (Act::Succeed, Some(Act::Panic), true),
+        (Act::Fail, None, false),
+        (Act::Panic, None, false),
+    ] {
+        spy.on_compile([compile]);
+        spy.on_instantiate(instantiate);
+        evaluator.evaluate("").await.unwrap_err();
+        closed += usize::from(opens);
+        eventually("it is closed", || pool.runtimes() == 0).await;
+        assert_eq!(counted(r#"evalpool_closes_total{reason="invalid",how="drained"}"#), closed);
+        assert_eq!(counted("evalpool_close_seconds_count"), closed);
+    }
+    assert_eq!(counted(r#"evalpool_builds_total{outcome="invalid_plugin"}"#), 2);
+    assert_eq!(counted(r#"evalpool_builds_total{outcome="internal"}"#), 2);
+    assert_eq!((spy.opens(), spy.closes()), (closed, closed));
+}
+
+/// A slot lasts until the compile has ended, and until the probe has, where nothing interrupts that.
+#[tokio::test(start_paused = true)]
+async fn no_more_compile_at_once_than_may() {
+    for (interrupts, concurrency) in [(false, 1), (true, 1), (false, 2), (true, 2)] {
+        let mut settings = evalpool::Settings::default();
+        settings.pool.capacity = 6;
+        // Without spares, which are made beside the slots.
+        settings.engine.isolation = evalpool::Isolation::Reuse;
+        settings.pool.build_concurrency = concurrency;
+        let spy = Spy::default();
+        if interrupts {
+            spy.interrupts_initialisers();
+        }
+        let slow = || (0..6).map(|_| Act::Slow(Duration::from_millis(10)));
+        spy.on_compile(slow());
+        spy.on_instantiate(slow());
+        let pool = spy.pool(|builder| builder.settings(settings));
+        let all: Vec<_> = (0..6).map(|index| pool.evaluator(&format!("e{index}"), Spy::spec()).unwrap()).collect();
+        let began = tokio::time::Instant::now();
+        for evaluated in futures_util::future::join_all(all.iter().map(|evaluator| evaluator.evaluate(""))).await {
+            evaluated.unwrap();
+        }
+        let most = spy.counts().working_max.load(std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(most, concurrency, "{interrupts}");
+        // One after the other, in their slots; an initialiser that can be interrupted is outside of its slot.
+        let in_slots =
+            Duration::from_millis(if interrupts { 10 } else { 20 }) * 6 / u32::try_from(concurrency).unwrap();
+        let outside = Duration::from_millis(if interrupts { 10 } else { 0 });
+        assert_eq!(began.elapsed().as_millis(), (in_slots + outside).as_millis(), "{interrupts} {concurrency}");
+    }
+}
+
+/// A compile that nobody waits for any more still has its slot.
+#[tokio::test(start_paused = true)]
+async fn a_compile_over_its_time_keeps_its_slot_until_it_ends() {
+    let mut settings = evalpool::Settings::default();
+    settings.pool.capacity = 4;
+    settings.pool.build_concurrency = 1;
+    settings.limits.wait_timeout = Duration::from_secs(1);
+    let spy = Spy::default();
+    spy.on_compile([Act::Held]);
+    let pool = spy.pool(|builder| builder.settings(settings));
+    let [slow, other] = ["slow", "other"].map(|name| pool.evaluator(name, Spy::spec()).unwrap());
+    assert_eq!(slow.evaluate("").await.unwrap_err().kind(), "build_timeout");
+    assert_eq!(other.evaluate("").await.unwrap_err().kind(), "wait_timeout");
+    assert_eq!(spy.compiles(), 1);
+    spy.release();
+    eventually("the slot comes back", || pool.runtimes() == 0).await;
+    other.evaluate("").await.unwrap();
+    pool.close().await;
+    spy.assert_nothing_left();
 }
 
 #[tokio::test(start_paused = true)]

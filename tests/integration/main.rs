@@ -19,6 +19,7 @@ mod model;
 mod pool;
 mod program;
 mod registry;
+mod release;
 mod service;
 mod soak;
 mod structure;

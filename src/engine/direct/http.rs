@@ -159,13 +159,10 @@ fn is_public(address: IpAddr) -> bool {
             !(is_local || v4.is_multicast() || v4.is_documentation() || special)
         }
         IpAddr::V6(v6) => {
-            // Site-local, and those that carry a v4 address: 6to4, NAT64, Teredo, and the deprecated v4-compatible ones.
-            // Among the last lie the loopback and the unspecified address.
-            let special = matches!(
-                v6.segments(),
-                [0xfec0..=0xfeff | 0x2002, ..] | [0x64, 0xff9b, ..] | [0x2001, 0, ..] | [0, 0, 0, 0, 0, 0, ..]
-            );
-            !(v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_multicast() || special)
+            // Of what is assigned to the internet at all: protocols, Teredo among them, documentation, and 6to4.
+            let special =
+                matches!(v6.segments(), [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x2002, ..] | [0x3fff, 0..=0xfff, ..]);
+            matches!(v6.segments(), [0x2000..=0x3fff, ..]) && !special
         }
     }
 }
@@ -223,25 +220,28 @@ mod tests {
 
     #[test]
     fn this_machine_and_private_networks_must_be_named() {
-        for host in [
-            "127.0.0.1",
-            "10.0.0.1",
-            "169.254.169.254",
-            "192.168.1.1",
-            "0.0.0.0",
-            "100.64.0.1",
-            "255.255.255.255",
-            "[::]",
-            "[::1]",
-            "[fd00::1]",
-        ] {
+        // The first and the last of each range, then their neighbours outside of it.
+        let inside = "0.0.0.0 0.255.255.255 10.0.0.0 10.255.255.255 100.64.0.0 100.127.255.255 127.0.0.1 169.254.169.254 \
+            172.16.0.0 172.31.255.255 192.0.0.1 192.0.2.1 192.168.0.0 192.168.255.255 198.18.0.1 198.19.255.255 \
+            198.51.100.1 203.0.113.1 224.0.0.1 239.255.255.255 240.0.0.1 255.255.255.255 [::] [::1] [::7f00:1] \
+            [::ffff:127.0.0.1] [64:ff9b::7f00:1] [64:ff9b:1::1] [2001::1] [2001:0:ffff::1] [2002:7f00:1::] [fc00::1] \
+            [fdff::1] [fe00::1] [fe80::1] [febf::1] [fec0::1] [feff::1] [ff02::1] [1fff::1] [2001:1ff::1] [2001:db8::1] \
+            [3fff::1] [3fff:fff::1] [4000::1]";
+        let outside = "1.0.0.0 9.255.255.255 11.0.0.0 93.184.215.14 100.63.255.255 100.128.0.0 126.0.0.1 128.0.0.1 169.253.0.1 \
+            172.15.255.255 172.32.0.0 191.255.255.255 192.0.1.1 192.167.0.1 192.169.0.1 198.17.255.255 198.20.0.0 \
+            223.255.255.255 [::ffff:8.8.8.8] [2000::1] [2001:200::1] [2001:db7::1] [2001:db9::1] \
+            [2001:4860:4860::8888] [2003::1] [2606:4700::1111] [3ffe::1] [3fff:1000::1]";
+        for host in inside.split_whitespace() {
             assert!(!allows(&["*"], &format!("http://{host}/")), "{host}");
-            assert!(allows(&[host], &format!("http://{host}/")), "{host}");
+            let spelled = Url::parse(&format!("http://{host}/")).unwrap().host_str().unwrap().to_owned();
+            assert!(allows(&[&spelled], &format!("http://{host}/")), "{host}");
+        }
+        for host in outside.split_whitespace() {
+            assert!(allows(&["*"], &format!("http://{host}/")), "{host}");
         }
         // Other ways to write 127.0.0.1.
-        for host in ["2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "[2002:7f00:1::]", "[64:ff9b::7f00:1]"] {
+        for host in ["2130706433", "0x7f.1"] {
             assert!(!allows(&["*"], &format!("http://{host}/")), "{host}");
         }
-        assert!(allows(&["*"], "http://93.184.215.14/"));
     }
 }

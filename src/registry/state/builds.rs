@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{Refused, Resident, RevisionId},
-    AdmissionSender, Age, BuildId, Effects, PlaceId, RegistryState,
+    AdmissionSender, Age, BuildId, PlaceId, RegistryState,
     entries::{Failure, Live, Phase},
 };
 use crate::{clock, error::Error};
@@ -56,7 +56,6 @@ impl<R: Resident> RegistryState<R> {
         fetched: Duration,
         to: AdmissionSender<R>,
         now: Instant,
-        effects: &mut Effects<R>,
     ) -> bool {
         let Some(build) = self.builds.get_mut(&revision).filter(|build| build.id == id) else { return false };
         let Some(eldest) = build.waiters.front().map(|waiter| waiter.age) else {
@@ -68,7 +67,7 @@ impl<R: Resident> RegistryState<R> {
         self.waiting_fetch -= build.waiters.len();
         self.waiting_capacity += build.waiters.len();
         self.build_queue.insert(eldest, revision);
-        self.dispatch(now, effects);
+        self.dispatch(now);
         true
     }
 
@@ -83,7 +82,6 @@ impl<R: Resident> RegistryState<R> {
         place: PlaceId,
         resident: R,
         now: Instant,
-        effects: &mut Effects<R>,
     ) -> Result<(), R> {
         let build = match self.builds.remove(&revision) {
             Some(build) if matches!(build.phase, Phase::Placed { place: held, .. } if held == place) => build,
@@ -115,25 +113,18 @@ impl<R: Resident> RegistryState<R> {
             uses: 0,
         };
         self.live.push(revision, live);
-        self.serve(revision, Some(build.fetched + (now - since)), effects);
-        self.dispatch(now, effects);
+        self.serve(revision, build.fetched + (now - since));
+        self.dispatch(now);
         Ok(())
     }
 
     /// A build failed. All who waited learn why; a failure that would come again is remembered.
-    pub(in crate::registry) fn build_failed(
-        &mut self,
-        revision: RevisionId,
-        id: BuildId,
-        error: &Error,
-        now: Instant,
-        effects: &mut Effects<R>,
-    ) {
+    pub(in crate::registry) fn build_failed(&mut self, revision: RevisionId, id: BuildId, error: &Error, now: Instant) {
         if self.builds.get(&revision).is_none_or(|build| build.id != id) {
             return;
         }
         let Some(build) = self.builds.remove(&revision) else { return };
-        self.drop_build(revision, build, &Refused::Error(error.clone()), effects);
+        self.drop_build(revision, build, &Refused::Error(error.clone()));
         if matches!(error, Error::InvalidPlugin { .. } | Error::EntryPointMissing { .. })
             && !self.limits.negative_ttl.is_zero()
         {
@@ -143,6 +134,6 @@ impl<R: Resident> RegistryState<R> {
                 self.failures.pop_lru();
             }
         }
-        self.dispatch(now, effects);
+        self.dispatch(now);
     }
 }

@@ -6,32 +6,38 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     super::{CloseReason, Refused, Resident, RevisionId},
-    Age, Effect, Effects, PlaceId, RegistryState,
+    Age, Effect, PlaceId, RegistryState,
     entries::Phase,
 };
 
 impl<R: Resident> RegistryState<R> {
-    /// Gives a runtime's idle instances to its own waiters, eldest first.
-    pub(super) fn serve(&mut self, revision: RevisionId, build: Option<Duration>, effects: &mut Effects<R>) {
-        let elder = self.permit_waiters.first_key_value().map(|(age, _)| *age);
-        let owed = self.instances >= self.limits.max_instances && self.reaping < self.permit_waiters.len();
+    /// Gives a runtime's idle instances to its own waiters, eldest first; or, where it is owed, to an elder elsewhere.
+    pub(super) fn serve(&mut self, revision: RevisionId, build: Duration) {
         let eldest = self.eldest_build();
-        let Some(live) = self.live.peek_mut(&revision) else { return };
-        while live.idle > 0 {
-            let Some(waiter) = live.waiters.front() else { break };
-            if live.holds_back(waiter.age, eldest) {
-                break;
+        while let Some(live) = self.live.peek(&revision)
+            && live.idle > 0
+            && let Some(age) = live.waiters.front().map(|waiter| waiter.age)
+            && !live.holds_back(age, eldest)
+        {
+            if self.is_owed(revision, age) {
+                self.reap_one(revision);
+            } else if let Some(live) = self.live.peek_mut(&revision)
+                && let Some(waiter) = live.waiters.pop_front()
+            {
+                live.idle -= 1;
+                self.idle -= 1;
+                self.waiting_instance -= 1;
+                self.effects.push(Effect::Answer { to: waiter.to, answer: Ok(live.grant(revision, true, build)) });
             }
-            if owed && elder.is_some_and(|elder| elder < waiter.age && live.awaits_permit != Some(elder)) {
-                break;
-            }
-            let Some(waiter) = live.waiters.pop_front() else { break };
-            live.idle -= 1;
-            self.idle -= 1;
-            self.waiting_instance -= 1;
-            effects.push(Effect::Answer { to: waiter.to, answer: Ok(live.grant(revision, true, build)) });
         }
         self.await_permit(revision);
+    }
+
+    /// Whether callers elsewhere that are older wait for permits that nothing on its way will give.
+    fn is_owed(&self, revision: RevisionId, age: Age) -> bool {
+        let builds = self.build_queue.range(..age).take(self.limits.capacity - self.places.len()).count();
+        let callers = self.permit_waiters.range(..age).filter(|(_, waiting)| **waiting != revision).count();
+        self.instances >= self.limits.max_instances && builds + callers > self.reaping
     }
 
     /// Queues a runtime for a permit if its oldest waiter can only be served with one more, and takes it out of the queue
@@ -55,7 +61,7 @@ impl<R: Resident> RegistryState<R> {
     }
 
     /// Hands out what is free, oldest caller first, then makes room for those that are left.
-    pub(super) fn dispatch(&mut self, now: Instant, effects: &mut Effects<R>) {
+    pub(super) fn dispatch(&mut self, now: Instant) {
         loop {
             // The end of the reclaim leads here again, and knows what came back.
             if self.reclaiming > 0 {
@@ -67,28 +73,28 @@ impl<R: Resident> RegistryState<R> {
                 let contender = self.permit_waiters.first_key_value().map(|(age, _)| *age);
                 match (build, contender) {
                     (Some(build), contender) if contender.is_none_or(|contender| build < contender) => {
-                        self.admit(build, now, effects);
+                        self.admit(build, now);
                     }
-                    (_, Some(contender)) => self.grant_permit(contender, effects),
+                    (_, Some(contender)) => self.grant_permit(contender),
                     _ => break,
                 }
             }
             if self.permits_short() > 0 || self.places_short() > 0 {
                 // What is parked may be idle.
-                self.reclaim_all(effects);
+                self.reclaim_all();
                 if self.reclaiming > 0 {
                     continue;
                 }
             }
-            self.reap(effects);
+            self.reap();
             // A caller that a reservation held back until now may want a permit that is still free.
-            if !self.evict(now, effects) {
+            if !self.evict(now) {
                 return;
             }
         }
     }
 
-    pub(super) fn admit(&mut self, age: Age, now: Instant, effects: &mut Effects<R>) {
+    pub(super) fn admit(&mut self, age: Age, now: Instant) {
         let place = PlaceId(self.unique());
         let Some(revision) = self.build_queue.remove(&age) else { return };
         let Some(build) = self.builds.get_mut(&revision) else { return };
@@ -101,10 +107,10 @@ impl<R: Resident> RegistryState<R> {
         self.places.insert(place);
         self.gone.insert(place, (revision, receiver));
         self.instances += 1;
-        effects.push(Effect::Admit { to, revision, place, gone });
+        self.effects.push(Effect::Admit { to, revision, place, gone });
     }
 
-    pub(super) fn grant_permit(&mut self, age: Age, effects: &mut Effects<R>) {
+    pub(super) fn grant_permit(&mut self, age: Age) {
         let Some(revision) = self.permit_waiters.remove(&age) else { return };
         let Some(live) = self.live.peek_mut(&revision) else { return };
         live.awaits_permit = None;
@@ -112,13 +118,14 @@ impl<R: Resident> RegistryState<R> {
             live.instances += 1;
             self.instances += 1;
             self.waiting_instance -= 1;
-            effects.push(Effect::Answer { to: waiter.to, answer: Ok(live.grant(revision, false, None)) });
+            self.effects
+                .push(Effect::Answer { to: waiter.to, answer: Ok(live.grant(revision, false, Duration::ZERO)) });
         }
         self.await_permit(revision);
     }
 
     /// How many permits are wanted that nothing on its way will give.
-    fn permits_short(&self) -> usize {
+    pub(super) fn permits_short(&self) -> usize {
         if self.instances < self.limits.max_instances {
             return 0;
         }
@@ -127,53 +134,59 @@ impl<R: Resident> RegistryState<R> {
     }
 
     /// How many places are wanted that nothing on its way will give.
-    fn places_short(&self) -> usize {
+    pub(super) fn places_short(&self) -> usize {
         let coming = self.limits.capacity - self.places.len() + self.closing;
         self.build_queue.len().saturating_sub(coming)
     }
 
     /// Drops idle instances, least recently used runtimes first, for those who wait for a permit.
-    pub(super) fn reap(&mut self, effects: &mut Effects<R>) {
+    pub(super) fn reap(&mut self) {
         for _ in 0..self.permits_short() {
-            let Some((_, live)) = self.live.iter_mut().rev().find(|(_, live)| live.idle > 0) else { return };
-            live.idle -= 1;
-            live.reaping += 1;
-            self.idle -= 1;
-            self.reaping += 1;
-            effects.push(Effect::Reap { resident: live.resident.clone() });
+            let eldest = self.live.iter().rev().find(|(_, live)| live.idle > 0).map(|(revision, _)| *revision);
+            let Some(eldest) = eldest else { return };
+            self.reap_one(eldest);
         }
+    }
+
+    fn reap_one(&mut self, revision: RevisionId) {
+        let Some(live) = self.live.peek_mut(&revision) else { return };
+        live.idle -= 1;
+        live.reaping += 1;
+        self.idle -= 1;
+        self.reaping += 1;
+        self.effects.push(Effect::Reap { resident: live.resident.clone() });
     }
 
     /// Serves callers behind a reservation that are older than every build that is left. True when one of them now waits
     /// for a permit that is free.
-    pub(super) fn release_elders(&mut self, effects: &mut Effects<R>) -> bool {
+    pub(super) fn release_elders(&mut self) -> bool {
         let before = self.permit_waiters.len();
         for at in 0..self.reserved.len() {
-            self.serve(self.reserved[at], None, effects);
+            self.serve(self.reserved[at], Duration::ZERO);
         }
         self.permit_waiters.len() > before && self.instances < self.limits.max_instances
     }
 
     /// Evicts unleased runtimes, least recently used first, for builds that wait for a place. Where those are not enough,
     /// reserves leased ones. True when a reservation was given up.
-    pub(super) fn evict(&mut self, now: Instant, effects: &mut Effects<R>) -> bool {
+    pub(super) fn evict(&mut self, now: Instant) -> bool {
         let mut short = self.places_short();
         while short > 0 {
             let eldest = self.eldest_build();
             let victim = self.live.iter().rev().find(|(_, live)| live.evictable(eldest));
             let victim = victim.map(|(revision, _)| *revision);
             let Some(victim) = victim else { break };
-            self.retire_live(victim, CloseReason::Capacity, None, &Refused::Retry, now, effects);
+            self.retire_live(victim, CloseReason::Capacity, None, &Refused::Retry, now);
             short -= 1;
         }
-        let mut given_up = self.release_elders(effects);
+        let mut given_up = self.release_elders();
         while self.reserved.len() > short {
             let Some(revision) = self.reserved.pop() else { break };
             given_up = true;
             if let Some(live) = self.live.peek_mut(&revision) {
                 live.reserved = false;
             }
-            self.serve(revision, None, effects);
+            self.serve(revision, Duration::ZERO);
         }
         while self.reserved.len() < short {
             let leased = self.live.iter_mut().rev().find(|(_, live)| !live.reserved && live.leases > 0);

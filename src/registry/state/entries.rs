@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{Refused, Resident, RevisionId},
-    AdmissionSender, Age, AnswerSender, BuildId, Effect, Effects, Grant, PlaceId,
+    AdmissionSender, Age, AnswerSender, BuildId, Effect, Grant, PlaceId,
 };
 use crate::error::Error;
 
@@ -100,7 +100,7 @@ impl<R: Resident> Live<R> {
         self.streak > park_after
     }
 
-    pub(super) fn grant(&mut self, revision: RevisionId, idle: bool, build: Option<Duration>) -> Grant<R> {
+    pub(super) fn grant(&mut self, revision: RevisionId, idle: bool, build: Duration) -> Grant<R> {
         self.leases += 1;
         self.uses += 1;
         Grant { resident: self.resident.clone(), revision, place: self.place, idle, build, hot: false }
@@ -114,16 +114,15 @@ pub(super) fn insert_by_age<R: Resident>(waiters: &mut VecDeque<Waiter<R>>, wait
     waiters.insert(at, waiter);
 }
 
-pub(super) fn refuse<R: Resident>(waiters: VecDeque<Waiter<R>>, refused: &Refused, effects: &mut Effects<R>) {
-    for waiter in waiters {
-        effects.push(Effect::Answer { to: waiter.to, answer: Err(refused.clone()) });
-    }
+/// Gives each of them the same answer.
+pub(super) fn refuse<R: Resident>(waiters: VecDeque<Waiter<R>>, refused: &Refused) -> impl Iterator<Item = Effect<R>> {
+    waiters.into_iter().map(|waiter| Effect::Answer { to: waiter.to, answer: Err(refused.clone()) })
 }
 
 impl<R> Draining<R> {
     /// Call after each change. True the first time that no lease is out and no guest runs.
     pub(super) fn ends_soon(&mut self) -> bool {
-        let first = !self.soon && self.leases == 0 && self.instances <= self.idle;
+        let first = !self.soon && self.leases == 0 && self.instances <= self.idle + self.reaping;
         self.soon |= first;
         first
     }

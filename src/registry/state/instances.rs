@@ -1,21 +1,17 @@
 //! Instances and places: their end, and spare instances.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::{
     super::{Resident, RevisionId},
-    Effects, PlaceId, RegistryState,
+    PlaceId, RegistryState,
 };
 
 impl<R: Resident> RegistryState<R> {
     /// An instance, or the wish to make one, is gone for good.
-    pub(in crate::registry) fn permit_released(
-        &mut self,
-        revision: RevisionId,
-        place: PlaceId,
-        now: Instant,
-        effects: &mut Effects<R>,
-    ) {
+    pub(in crate::registry) fn permit_released(&mut self, revision: RevisionId, place: PlaceId, now: Instant) {
         self.instances -= 1;
         if let Some(live) = self.live.peek_mut(&revision).filter(|live| live.place == place) {
             live.instances -= 1;
@@ -30,17 +26,17 @@ impl<R: Resident> RegistryState<R> {
             draining.instances -= 1;
             self.closing += usize::from(draining.ends_soon());
         }
-        self.dispatch(now, effects);
+        self.dispatch(now);
     }
 
     /// The last engine object of a runtime is gone.
-    pub(in crate::registry) fn place_released(&mut self, place: PlaceId, now: Instant, effects: &mut Effects<R>) {
+    pub(in crate::registry) fn place_released(&mut self, place: PlaceId, now: Instant) {
         self.places.remove(&place);
         if let Some(draining) = self.draining.remove(&place) {
             self.closing -= usize::from(draining.soon);
             self.reaping -= draining.reaping;
         }
-        self.dispatch(now, effects);
+        self.dispatch(now);
     }
 
     /// Whether a live runtime has no lease out.
@@ -71,22 +67,14 @@ impl<R: Resident> RegistryState<R> {
     }
 
     /// The making of a spare instance ended. `ready`: it is in its runtime's pool.
-    pub(in crate::registry) fn spare_ended(
-        &mut self,
-        revision: RevisionId,
-        place: PlaceId,
-        ready: bool,
-        now: Instant,
-        effects: &mut Effects<R>,
-    ) {
+    pub(in crate::registry) fn spare_ended(&mut self, revision: RevisionId, place: PlaceId, ready: bool, now: Instant) {
         let Some(live) = self.live.peek_mut(&revision).filter(|live| live.place == place) else { return };
         live.sparing = false;
         if ready {
             live.idle += 1;
             self.idle += 1;
-            self.serve(revision, None, effects);
-            self.dispatch(now, effects);
-            self.serve(revision, None, effects);
+            self.serve(revision, Duration::ZERO);
+            self.dispatch(now);
         }
     }
 }

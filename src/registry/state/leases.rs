@@ -6,7 +6,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     super::{Resident, RevisionId},
-    Age, BuildId, Effect, Effects, Grant, RegistryState, Requested, Returned,
+    Age, BuildId, Effect, Grant, RegistryState, Requested, Returned,
     entries::{Build, Phase, Waiter, insert_by_age},
 };
 use crate::error::Error;
@@ -19,7 +19,6 @@ impl<R: Resident> RegistryState<R> {
         age: Age,
         now: Instant,
         may_wait: bool,
-        effects: &mut Effects<R>,
     ) -> Requested<R> {
         if self.shut_down {
             return Requested::Refused(Error::ShuttingDown);
@@ -31,7 +30,7 @@ impl<R: Resident> RegistryState<R> {
         let eldest = self.eldest_build();
         // The caller's own thread had nothing parked; another thread's instance may be unused.
         if self.parking.contains(&revision) && self.live.peek(&revision).is_some_and(|live| live.idle == 0) {
-            self.reclaim(revision, effects);
+            self.reclaim(revision);
             return Requested::Again;
         }
         if let Some(live) = self.live.get_mut(&revision) {
@@ -40,7 +39,7 @@ impl<R: Resident> RegistryState<R> {
                 if live.idle > 0 {
                     live.idle -= 1;
                     self.idle -= 1;
-                    return Requested::Granted(Grant { hot, ..live.grant(revision, true, None) });
+                    return Requested::Granted(Grant { hot, ..live.grant(revision, true, Duration::ZERO) });
                 }
                 // While a reclaim is under way, an instance may be about to come back.
                 let free = self.instances < self.limits.max_instances && (self.reclaiming == 0 || !may_wait || full);
@@ -48,7 +47,7 @@ impl<R: Resident> RegistryState<R> {
                 if free && self.permit_waiters.is_empty() && live.instances < self.limits.max_instances_per_runtime {
                     live.instances += 1;
                     self.instances += 1;
-                    return Requested::Granted(Grant { hot, ..live.grant(revision, false, None) });
+                    return Requested::Granted(Grant { hot, ..live.grant(revision, false, Duration::ZERO) });
                 }
             }
             if !may_wait {
@@ -61,7 +60,7 @@ impl<R: Resident> RegistryState<R> {
             insert_by_age(&mut live.waiters, Waiter { age, to });
             self.waiting_instance += 1;
             self.await_permit(revision);
-            self.dispatch(now, effects);
+            self.dispatch(now);
             return Requested::Queued(answer);
         }
         if !may_wait {
@@ -70,7 +69,7 @@ impl<R: Resident> RegistryState<R> {
         let in_sight = !full || self.places_in_sight(usize::from(!self.builds.contains_key(&revision)));
         if !in_sight && !self.parking.is_empty() && self.wants_place(revision, now) {
             // A runtime whose leases are all parked could be evicted.
-            self.reclaim_all(effects);
+            self.reclaim_all();
             return Requested::Again;
         }
         if let Some(build) = self.builds.get_mut(&revision) {
@@ -93,7 +92,7 @@ impl<R: Resident> RegistryState<R> {
                 self.build_queue.remove(queued);
                 *queued = age;
                 self.build_queue.insert(age, revision);
-                self.dispatch(now, effects);
+                self.dispatch(now);
             }
             return Requested::Joined(answer);
         }
@@ -112,61 +111,49 @@ impl<R: Resident> RegistryState<R> {
     }
 
     /// A caller that waited has left, or was answered just now.
-    pub(in crate::registry) fn leave(
-        &mut self,
-        revision: RevisionId,
-        age: Age,
-        now: Instant,
-        effects: &mut Effects<R>,
-    ) {
+    pub(in crate::registry) fn leave(&mut self, revision: RevisionId, age: Age, now: Instant) {
         if let Some(build) = self.builds.get_mut(&revision) {
             let before = build.waiters.len();
             build.waiters.retain(|waiter| waiter.age != age);
             let left = before - build.waiters.len();
-            match (&mut build.phase, build.waiters.front()) {
-                (Phase::Queued { age, .. }, Some(eldest)) => {
-                    self.waiting_capacity -= left;
-                    // A build is as old as its eldest caller that is still there.
-                    self.build_queue.remove(age);
-                    *age = eldest.age;
-                    self.build_queue.insert(*age, revision);
-                    self.dispatch(now, effects);
-                }
-                // Nobody wants it and it has cost nothing yet: its builder sees its channel close, and ends.
-                (Phase::Queued { age, .. }, None) => {
+            match &mut build.phase {
+                Phase::Queued { age, .. } => {
                     self.waiting_capacity -= left;
                     self.build_queue.remove(age);
-                    self.builds.remove(&revision);
-                    self.dispatch(now, effects);
+                    if let Some(eldest) = build.waiters.front() {
+                        // A build is as old as its eldest caller that is still there.
+                        *age = eldest.age;
+                        self.build_queue.insert(*age, revision);
+                    } else {
+                        // Nobody wants it and it has cost nothing yet: its builder sees its channel close, and ends.
+                        self.builds.remove(&revision);
+                    }
+                    self.dispatch(now);
                 }
-                (Phase::Fetching, _) => self.waiting_fetch -= left,
-                (Phase::Placed { .. }, _) => self.waiting_build -= left,
+                Phase::Fetching => self.waiting_fetch -= left,
+                Phase::Placed { .. } => self.waiting_build -= left,
             }
         } else if let Some(live) = self.live.peek_mut(&revision) {
             let before = live.waiters.len();
             live.waiters.retain(|waiter| waiter.age != age);
             self.waiting_instance -= before - live.waiters.len();
             self.await_permit(revision);
-            self.dispatch(now, effects);
+            self.dispatch(now);
         }
     }
 
     /// Leases ended.
-    pub(in crate::registry) fn leases_returned(&mut self, leases: &[Returned], now: Instant, effects: &mut Effects<R>) {
+    pub(in crate::registry) fn leases_returned(&mut self, leases: &[Returned], now: Instant) {
         for lease in leases {
-            self.lease_returned(lease, now, effects);
+            self.lease_returned(lease, now);
         }
         for lease in leases {
-            self.serve(lease.revision, None, effects);
+            self.serve(lease.revision, Duration::ZERO);
         }
-        self.dispatch(now, effects);
-        // The dispatch may have reaped elsewhere what was held back here for an elder.
-        for lease in leases {
-            self.serve(lease.revision, None, effects);
-        }
+        self.dispatch(now);
     }
 
-    fn lease_returned(&mut self, lease: &Returned, now: Instant, effects: &mut Effects<R>) {
+    fn lease_returned(&mut self, lease: &Returned, now: Instant) {
         let Returned { revision, place, back, used_again, last_used } = *lease;
         // Peeked at first: a lease on a runtime that drains must not freshen its successor.
         if let Some(live) = self.live.peek_mut(&revision).filter(|live| live.place == place) {
@@ -182,7 +169,7 @@ impl<R: Resident> RegistryState<R> {
             draining.idle += usize::from(back);
             if draining.leases == 0 {
                 self.closing += usize::from(draining.ends_soon());
-                effects.extend(draining.resident.take().map(|resident| Effect::Drained { resident }));
+                self.effects.extend(draining.resident.take().map(|resident| Effect::Drained { resident }));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The registry's rules as a plain state machine: no clock, no lock, no task, no foreign code.
 //!
-//! Each method is told what happened and pushes onto `effects` what must be done about it. The shell does that after it
+//! Each method is told what happened and notes as [`Effect`]s what must be done about it. The shell does that after it
 //! has released the lock. Considered and not taken: an actor task that owns the state (each evaluation would hop threads
 //! twice, and when the task's tokio runtime ends, callers would wait for ever), and a concurrent cache crate with a
 //! semaphore beside it (it would bound what is cached rather than what exists: builds in flight and runtimes that still
@@ -12,19 +12,22 @@
 //! them, ordered by age. `build_queue` holds the builds that need a place and a permit; they get both at once, since a
 //! builder that held one and waited for the other could deadlock. `permit_waiters` holds the live runtimes whose oldest
 //! waiter needs a permit. A runtime gives an idle instance to its own oldest waiter first. There is one exception: when no
-//! permit is left and an older caller waits for one elsewhere, the idle instance is reaped for that caller.
+//! permit is left and an older caller or build waits for one elsewhere, the idle instance is reaped for it.
 //!
 //! # Invariants, once a method has returned and its effects are executed
 //!
 //! - `places.len() ≤ capacity` and `instances ≤ max_instances`.
 //! - No build waits for a place while an unleased runtime could be evicted for it.
-//! - Nobody waits for a permit while an idle instance could be reaped for it.
+//! - Nobody waits for a permit while an idle instance could be reaped for it, and no caller of a runtime waits beside an
+//!   idle instance of it but behind a reservation.
 //! - Nothing is parked, and no spare is made, while anybody waits for a permit or a place.
 
 mod builds;
 mod dispatch;
 mod entries;
 mod instances;
+#[cfg(test)]
+mod invariants;
 mod leases;
 mod parking;
 mod retire;
@@ -64,8 +67,8 @@ pub(super) struct Grant<R> {
     pub(super) place: PlaceId,
     /// An idle instance of the runtime is set aside for this lease. Otherwise the lease has a permit to make one.
     pub(super) idle: bool,
-    /// How long the build took, if this caller waited for one.
-    pub(super) build: Option<Duration>,
+    /// How long the build took that this caller waited for; zero for a hit.
+    pub(super) build: Duration,
     /// The runtime is called without a pause, so the lease may be parked instead of ended.
     pub(super) hot: bool,
 }
@@ -87,7 +90,7 @@ type AnswerSender<R> = oneshot::Sender<Result<super::Lease<R>, Refused>>;
 pub(super) type AnswerReceiver<R> = oneshot::Receiver<Result<super::Lease<R>, Refused>>;
 pub(super) type AdmissionSender<R> = oneshot::Sender<super::Admission<R>>;
 
-/// What the shell does once it has released the lock.
+/// One thing that the shell does once it has released the lock.
 pub(super) enum Effect<R: Resident> {
     Answer {
         to: AnswerSender<R>,
@@ -126,8 +129,6 @@ pub(super) enum Effect<R: Resident> {
         residents: Vec<(RevisionId, R)>,
     },
 }
-
-pub(super) type Effects<R> = Vec<Effect<R>>;
 
 /// How a request for a lease went.
 pub(super) enum Requested<R: Resident> {
@@ -176,6 +177,8 @@ pub(super) struct RegistryState<R: Resident> {
     next: u64,
     /// Grows with every change, and orders what is published.
     pub(super) version: u64,
+    /// What the shell is to do once it has released the lock.
+    pub(super) effects: Vec<Effect<R>>,
 }
 
 impl<R: Resident> RegistryState<R> {
@@ -204,6 +207,7 @@ impl<R: Resident> RegistryState<R> {
             waiting_build: 0,
             next: 0,
             version: 0,
+            effects: Vec::new(),
         }
     }
 

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{Resident, RevisionId},
-    Effect, Effects, PlaceId, RegistryState,
+    Effect, PlaceId, RegistryState,
 };
 
 impl<R: Resident> RegistryState<R> {
@@ -22,23 +22,23 @@ impl<R: Resident> RegistryState<R> {
     }
 
     /// Reclaims what is parked of one runtime.
-    pub(super) fn reclaim(&mut self, revision: RevisionId, effects: &mut Effects<R>) {
+    pub(super) fn reclaim(&mut self, revision: RevisionId) {
         if let Some(at) = self.parking.iter().position(|parking| *parking == revision) {
             let parking = self.parking.swap_remove(at);
-            self.reclaim_these(vec![parking], effects);
+            self.reclaim_these(vec![parking]);
         }
     }
 
     /// Reclaims all that is parked, before a decision that looks at all runtimes. The decision is made again when the
     /// leases are back.
-    pub(in crate::registry) fn reclaim_all(&mut self, effects: &mut Effects<R>) {
+    pub(in crate::registry) fn reclaim_all(&mut self) {
         if !self.parking.is_empty() {
             let parking = std::mem::take(&mut self.parking);
-            self.reclaim_these(parking, effects);
+            self.reclaim_these(parking);
         }
     }
 
-    fn reclaim_these(&mut self, revisions: Vec<RevisionId>, effects: &mut Effects<R>) {
+    fn reclaim_these(&mut self, revisions: Vec<RevisionId>) {
         let mut residents = Vec::with_capacity(revisions.len());
         for revision in revisions {
             if let Some(live) = self.live.peek_mut(&revision) {
@@ -47,7 +47,7 @@ impl<R: Resident> RegistryState<R> {
             }
         }
         self.reclaiming += 1;
-        effects.push(Effect::Reclaim { residents });
+        self.effects.push(Effect::Reclaim { residents });
     }
 
     /// A reclaim is over. `used` says when instances of its runtimes were last taken into use, those included that still

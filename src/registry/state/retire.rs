@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{CloseReason, Refused, Resident, RevisionId},
-    Effect, Effects, RegistryState,
+    Effect, RegistryState,
     entries::{Build, Draining, Phase, refuse},
 };
 use crate::error::Error;
@@ -21,37 +21,25 @@ impl<R: Resident> RegistryState<R> {
         grace: Option<Duration>,
         refused: &Refused,
         now: Instant,
-        effects: &mut Effects<R>,
     ) {
-        self.shorten_grace(|draining| draining == revision, grace, effects);
-        self.retire_live(revision, reason, grace, refused, now, effects);
+        self.shorten_grace(|draining| draining == revision, grace);
+        self.retire_live(revision, reason, grace, refused, now);
         if let Some(build) = self.builds.remove(&revision) {
-            self.drop_build(revision, build, refused, effects);
+            self.drop_build(revision, build, refused);
         }
-        self.dispatch(now, effects);
+        self.dispatch(now);
     }
 
     /// What drains already under such a revision drains with this grace, if that ends sooner.
-    pub(super) fn shorten_grace(
-        &self,
-        which: impl Fn(RevisionId) -> bool,
-        grace: Option<Duration>,
-        effects: &mut Effects<R>,
-    ) {
+    pub(super) fn shorten_grace(&mut self, which: impl Fn(RevisionId) -> bool, grace: Option<Duration>) {
         let Some(grace) = grace else { return };
         let draining = self.draining.values().filter(|draining| which(draining.revision));
         let leased = draining.filter_map(|draining| draining.resident.clone());
-        effects.extend(leased.map(|resident| Effect::ShortenGrace { resident, grace }));
+        self.effects.extend(leased.map(|resident| Effect::ShortenGrace { resident, grace }));
     }
 
     /// A build that will not be published: those who wait are refused, and its place, if it still has one, drains.
-    pub(super) fn drop_build(
-        &mut self,
-        revision: RevisionId,
-        build: Build<R>,
-        refused: &Refused,
-        effects: &mut Effects<R>,
-    ) {
+    pub(super) fn drop_build(&mut self, revision: RevisionId, build: Build<R>, refused: &Refused) {
         match build.phase {
             Phase::Fetching => self.waiting_fetch -= build.waiters.len(),
             Phase::Queued { age, .. } => {
@@ -75,7 +63,7 @@ impl<R: Resident> RegistryState<R> {
                 }
             }
         }
-        refuse(build.waiters, refused, effects);
+        self.effects.extend(refuse(build.waiters, refused));
     }
 
     pub(super) fn retire_live(
@@ -85,9 +73,8 @@ impl<R: Resident> RegistryState<R> {
         grace: Option<Duration>,
         refused: &Refused,
         now: Instant,
-        effects: &mut Effects<R>,
     ) {
-        self.reclaim(revision, effects);
+        self.reclaim(revision);
         let Some(live) = self.live.pop(&revision) else { return };
         self.idle -= live.idle;
         self.waiting_instance -= live.waiters.len();
@@ -98,7 +85,7 @@ impl<R: Resident> RegistryState<R> {
             self.reserved.retain(|reserved| *reserved != revision);
         }
         let leased = live.leases > 0;
-        let soon = !leased && live.instances <= live.idle;
+        let soon = !leased && live.instances <= live.idle + live.reaping;
         self.closing += usize::from(soon);
         let resident = leased.then(|| live.resident.clone());
         let draining = Draining {
@@ -112,17 +99,12 @@ impl<R: Resident> RegistryState<R> {
         };
         self.draining.insert(live.place, draining);
         let unused = reason.is_eviction().then(|| now - live.last_used);
-        effects.push(Effect::Retire { resident: live.resident, reason, unused, idle: live.idle, leased, grace });
-        refuse(live.waiters, refused, effects);
+        self.effects.push(Effect::Retire { resident: live.resident, reason, unused, idle: live.idle, leased, grace });
+        self.effects.extend(refuse(live.waiters, refused));
     }
 
     /// Evicts what has not been used for longer than `ttl(revision)`.
-    pub(in crate::registry) fn sweep(
-        &mut self,
-        now: Instant,
-        ttl: impl Fn(RevisionId) -> Duration,
-        effects: &mut Effects<R>,
-    ) {
+    pub(in crate::registry) fn sweep(&mut self, now: Instant, ttl: impl Fn(RevisionId) -> Duration) {
         let expired: Vec<RevisionId> = self
             .live
             .iter()
@@ -130,19 +112,19 @@ impl<R: Resident> RegistryState<R> {
             .map(|(revision, _)| *revision)
             .collect();
         for revision in expired {
-            self.retire_live(revision, CloseReason::Idle, None, &Refused::Retry, now, effects);
+            self.retire_live(revision, CloseReason::Idle, None, &Refused::Retry, now);
         }
     }
 
     /// Refuses everything from now on and retires all there is.
-    pub(in crate::registry) fn shut_down(&mut self, grace: Option<Duration>, now: Instant, effects: &mut Effects<R>) {
+    pub(in crate::registry) fn shut_down(&mut self, grace: Option<Duration>, now: Instant) {
         self.shut_down = true;
-        self.shorten_grace(|_| true, grace, effects);
+        self.shorten_grace(|_| true, grace);
         let live = self.live.iter().map(|(revision, _)| *revision);
         let all: Vec<RevisionId> = live.chain(self.builds.keys().copied()).collect();
         for revision in all {
             let refused = Refused::Error(Error::ShuttingDown);
-            self.retire(revision, CloseReason::Shutdown, grace, &refused, now, effects);
+            self.retire(revision, CloseReason::Shutdown, grace, &refused, now);
         }
         self.failures.clear();
     }

@@ -5,7 +5,6 @@ use tokio::sync::watch;
 use super::{
     super::{Counts, Resident, RevisionId, RuntimeState, Snapshot},
     PlaceId, RegistryState,
-    entries::Live,
 };
 
 impl<R: Resident> RegistryState<R> {
@@ -39,7 +38,15 @@ impl<R: Resident> RegistryState<R> {
     }
 
     pub(in crate::registry) fn snapshot(&self) -> Vec<Snapshot> {
-        let mut all: Vec<Snapshot> = self.live.iter().map(|(revision, live)| of_live(*revision, live)).collect();
+        let serving = self.live.iter().map(|(revision, live)| Snapshot {
+            revision: *revision,
+            state: RuntimeState::Live,
+            instances: live.instances,
+            leases: live.leases,
+            uses: live.uses,
+            opened: Some(live.opened),
+            last_used: Some(live.last_used),
+        });
         let bare = |revision, state, leases| Snapshot {
             revision,
             state,
@@ -52,19 +59,6 @@ impl<R: Resident> RegistryState<R> {
         let builds = self.builds.keys().map(|revision| bare(*revision, RuntimeState::Building, 0));
         let draining =
             self.draining.values().map(|draining| bare(draining.revision, RuntimeState::Draining, draining.leases));
-        all.extend(builds.chain(draining));
-        all
-    }
-}
-
-fn of_live<R: Resident>(revision: RevisionId, live: &Live<R>) -> Snapshot {
-    Snapshot {
-        revision,
-        state: RuntimeState::Live,
-        instances: live.instances,
-        leases: live.leases,
-        uses: live.uses,
-        opened: Some(live.opened),
-        last_used: Some(live.last_used),
+        serving.chain(builds).chain(draining).collect()
     }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::*;
+use crate::background;
 
 fn plugin(export: &str) -> Plugin {
     let bytes = wat::parse_str(format!("(module (func (export {export:?})))")).unwrap();
@@ -82,6 +83,23 @@ fn a_plugin_is_kept_for_as_long_as_any_evaluator_needs_it() {
     put(&store, "a", "two");
     drop(store);
     assert_eq!(open(&folder).1, set(["a"]));
+}
+
+#[test]
+fn the_old_plugin_stays_until_the_new_one_is_published() {
+    let folder = TempDir::new().unwrap();
+    let (store, _) = open(&folder);
+    put(&store, "a", "one");
+    let staged = store.stage(&plugin("two")).unwrap();
+    let published = store.commit("a", "two", &options("two"), staged, || {
+        // Whatever was dropped before this is gone when this is.
+        let (sender, gone) = std::sync::mpsc::channel::<()>();
+        background::drop_elsewhere(sender);
+        gone.recv().unwrap_err();
+        files(&folder, "plugins")
+    });
+    assert_eq!(published.unwrap(), [blob("one"), blob("two")].into());
+    eventually(|| files(&folder, "plugins") == [blob("two")].into());
 }
 
 #[test]

@@ -27,7 +27,7 @@
 
 use std::time::Duration;
 
-use evalpool::{CloseReport, Isolation, RuntimeState};
+use evalpool::{CloseReport, Isolation, RuntimeState, Source, Spec, config::LimitSettings};
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
@@ -37,6 +37,7 @@ use super::{evaluators, start, states, wait_behind};
 use crate::support::{
     eventually, on_threads,
     spy::{Act, Spy},
+    wasm,
 };
 
 #[tokio::test(start_paused = true)]
@@ -155,6 +156,38 @@ async fn corner_9_only_what_would_fail_again_is_remembered_and_not_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn corner_9_a_build_that_took_too_long_is_tried_again_and_so_is_a_file_that_was_not_there() {
+    let spy = Spy::default();
+    // Compiling, then initialising.
+    spy.on_compile([Act::Slow(Duration::from_secs(2)), Act::Succeed, Act::Succeed]);
+    spy.on_instantiate([Act::Slow(Duration::from_secs(2)), Act::Succeed]);
+    let limits = LimitSettings { build_timeout: Duration::from_secs(1), ..Default::default() };
+    let pool = spy.pool(|builder| builder.capacity(4).limits(limits));
+    let slow = pool.evaluator("slow", Spy::spec()).unwrap();
+    for _ in 0..2 {
+        assert_eq!(slow.evaluate("").await.unwrap_err().kind(), "build_timeout");
+    }
+    slow.evaluate("").await.unwrap();
+    assert_eq!(spy.compiles(), 3);
+
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("late.wasm");
+    let late = pool.evaluator("late", Spec::new(Source::File(path.clone()))).unwrap();
+    assert_eq!(late.evaluate("").await.unwrap_err().kind(), "source_unavailable");
+    std::fs::write(&path, wasm(r#"(module (func (export "run")))"#)).unwrap();
+    late.evaluate("").await.unwrap();
+    // Nor is a shortage remembered.
+    let crowded = spy.pool(|builder| builder.capacity(1).max_waiting(0));
+    let [one, two] = ["one", "two"].map(|name| crowded.evaluator(name, Spy::spec()).unwrap());
+    spy.on_call([Act::Held]);
+    let running = start(&spy, &one).await;
+    assert_eq!(two.evaluate("").await.unwrap_err().kind(), "saturated");
+    spy.release();
+    running.await.unwrap().unwrap();
+    two.evaluate("").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn corner_11_a_prepared_plugin_that_is_not_published_is_closed() {
     let spy = Spy::default();
     let pool = spy.pool(|builder| builder.capacity(2));
@@ -212,7 +245,7 @@ async fn corner_19_a_close_interrupts_calls_after_their_grace_and_says_so() {
         builder
             .capacity(2)
             .grace(Duration::from_secs(1))
-            .limits(evalpool::config::LimitSettings { exec_timeout: Duration::from_mins(10), ..Default::default() })
+            .limits(LimitSettings { exec_timeout: Duration::from_mins(10), ..Default::default() })
     });
     let all = evaluators(&pool, 2);
     let running = [start(&spy, &all[0]).await, start(&spy, &all[1]).await];

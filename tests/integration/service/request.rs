@@ -1,6 +1,10 @@
 //! Requests that are refused before any plugin is asked, and what may be asked where.
 
-use std::{io::Write, net::TcpStream};
+use std::{
+    io::{ErrorKind, Write},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
@@ -29,6 +33,39 @@ fn a_body_over_its_limit_is_refused_however_it_is_sent() {
     }
     assert_eq!(server.post("greet", &vec![b' '; 50 * 1024]).kind(), "guest_error", "just within its limit");
     server.put("greet", &vec![0; 100 * 1024]).is(422, "invalid_plugin");
+}
+
+/// Each piece of a body counts, not only the first.
+#[test]
+fn bodies_that_are_being_sent_are_bounded_in_sum() {
+    let server = Server::start(&[("LIMITS_INPUT_SIZE", "1KiB")]);
+    let piece = [b"1f4\r\n".as_slice(), &[b' '; 500], b"\r\n"].concat();
+    // Nine of a thousand bytes, where there is room for eight times the largest; nine of half as many would fit.
+    let begun: Vec<TcpStream> = (0..9)
+        .map(|_| server.begin("POST", "/v1/evaluators/greet", "transfer-encoding: chunked\r\n", &piece.repeat(2)))
+        .collect();
+    let answered = |stream: &TcpStream| {
+        stream.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        match stream.peek(&mut [0]) {
+            Ok(_) => true,
+            Err(error) if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()) => false,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let began = Instant::now();
+    let refused = loop {
+        if let Some(stream) = begun.iter().find(|stream| answered(stream)) {
+            break stream.try_clone().unwrap();
+        }
+        assert!(began.elapsed() < PATIENCE, "none is refused");
+    };
+    refused.set_read_timeout(Some(PATIENCE)).unwrap();
+    Answer::of(refused).is(429, "saturated");
+    drop(begun);
+    // Their room comes back with them.
+    while server.post("greet", &vec![b' '; 1000]).kind() == "saturated" {
+        assert!(began.elapsed() < PATIENCE, "their room does not come back");
+    }
 }
 
 #[test]

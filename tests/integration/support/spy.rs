@@ -40,6 +40,9 @@ pub(crate) enum Act {
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) compiles: AtomicUsize,
+    /// Compiling or, of an engine that cannot interrupt initialisers, making an instance.
+    pub(crate) working: AtomicUsize,
+    pub(crate) working_max: AtomicUsize,
     pub(crate) opens: AtomicUsize,
     pub(crate) closes: AtomicUsize,
     pub(crate) instances_made: AtomicUsize,
@@ -67,6 +70,7 @@ struct Shared {
     script: Mutex<Script>,
     released: AtomicBool,
     release: Notify,
+    interrupts_initialisers: AtomicBool,
 }
 
 /// The spy. Clones watch the same engine.
@@ -109,6 +113,11 @@ impl Spy {
     /// What the next calls do.
     pub(crate) fn on_call(&self, acts: impl IntoIterator<Item = Act>) {
         self.shared.script.lock().unwrap().call.extend(acts);
+    }
+
+    /// From now on, the engine says that an endless initialiser holds up nobody else.
+    pub(crate) fn interrupts_initialisers(&self) {
+        self.shared.interrupts_initialisers.store(true, Ordering::SeqCst);
     }
 
     /// From now on, compiled plugins lack the entry point that their bytes have.
@@ -216,6 +225,12 @@ impl Live {
         which(&shared.counts).fetch_add(1, Ordering::SeqCst);
         Self(shared.clone(), which)
     }
+
+    fn working(shared: &Arc<Shared>) -> Self {
+        let live = Self::new(shared, |counts| &counts.working);
+        shared.counts.working_max.fetch_max(shared.counts.working.load(Ordering::SeqCst), Ordering::SeqCst);
+        live
+    }
 }
 
 impl Drop for Live {
@@ -234,10 +249,16 @@ impl Engine for Spy {
         Box::pin(async move {
             let held = (live, request.permit);
             let act = spy.next(|script| &mut script.compile);
+            let working = Live::working(&shared);
             shared.act(act).await?;
+            drop(working);
             shared.counts.opens.fetch_add(1, Ordering::SeqCst);
             Ok(Box::new(SpyPlugin { spy, _held: held }) as Box<dyn CompiledPlugin>)
         })
+    }
+
+    fn interrupts_initialisers(&self) -> bool {
+        self.shared.interrupts_initialisers.load(Ordering::SeqCst)
     }
 }
 
@@ -264,7 +285,10 @@ impl CompiledPlugin for SpyPlugin {
         spy.counts().instances_live_max.fetch_max(spy.instances_live(), Ordering::SeqCst);
         Box::pin(async move {
             let held = (live, permit);
+            let working =
+                (!spy.shared.interrupts_initialisers.load(Ordering::SeqCst)).then(|| Live::working(&spy.shared));
             spy.shared.act(act).await?;
+            drop(working);
             spy.counts().instances_made.fetch_add(1, Ordering::SeqCst);
             Ok(Box::new(SpyInstance { spy, uses: 0, sound: true, _held: held }) as Box<dyn Instance>)
         })

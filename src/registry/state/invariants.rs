@@ -1,0 +1,43 @@
+//! What holds whenever a method has returned. Tests check it after every step.
+
+use super::{super::Resident, RegistryState, entries::Phase};
+use crate::error::Error;
+
+impl<R: Resident> RegistryState<R> {
+    pub(in crate::registry) fn assert_invariants(&self) {
+        let (live, draining) = (|| self.live.iter().map(|(_, live)| live), || self.draining.values());
+        let placed = self.builds.values().filter(|build| matches!(build.phase, Phase::Placed { .. })).count();
+        let (serving, closing) = (self.live.len(), self.draining.len());
+        let permits: usize = live().map(|live| live.instances).sum();
+        let reaping = live().map(|live| live.reaping).chain(draining().map(|draining| draining.reaping));
+        // Of a build that failed, permit and place may be gone before it says so.
+        let most = permits + draining().map(|draining| draining.instances).sum::<usize>() + placed;
+        assert!((permits..=most).contains(&self.instances), "permits");
+        assert!((serving + closing..=serving + closing + placed).contains(&self.places.len()), "places");
+        assert!(self.places.len() <= self.limits.capacity && self.instances <= self.limits.max_instances, "the bounds");
+        assert_eq!(self.reaping, reaping.sum::<usize>(), "permits on their way");
+        assert_eq!(self.idle, live().map(|live| live.idle).sum::<usize>(), "idle instances");
+        assert_eq!(self.closing, draining().filter(|draining| draining.soon).count(), "places on their way");
+        assert_eq!(self.waiting_instance, live().map(|live| live.waiters.len()).sum::<usize>(), "callers that wait");
+        for live in live() {
+            assert!(live.idle + live.reaping <= live.instances, "an instance that is idle twice");
+            let held_back = |age| live.holds_back(age, self.eldest_build());
+            let first = live.waiters.front().filter(|_| live.idle > 0);
+            assert!(first.is_none_or(|waiter| held_back(waiter.age)), "a caller waits beside an idle instance");
+        }
+        // What a reclaim brings back is not known yet, and the decision is made again when it is.
+        if self.reclaiming == 0 {
+            // A victim whose spare is still being made gives its place back, if not soon.
+            let later = draining().filter(|draining| !draining.soon && draining.leases == 0).count();
+            let (permits, places) = (self.permits_short() > 0, self.places_short() > later);
+            assert!(!permits && !places || self.parking.is_empty(), "parked while somebody waits");
+            assert!(!permits || self.idle == 0, "a caller waits for a permit that an idle instance has");
+            let evictable = || live().any(|live| live.evictable(self.eldest_build()));
+            assert!(!places || !evictable(), "a build waits for a place that an unused runtime has");
+        }
+        for (_, failure) in &self.failures {
+            let fails_again = matches!(failure.error, Error::InvalidPlugin { .. } | Error::EntryPointMissing { .. });
+            assert!(fails_again, "a passing failure is remembered");
+        }
+    }
+}
