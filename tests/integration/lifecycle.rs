@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evalpool::{Close, CloseReport, EvaluatorPool, Isolation, RuntimeState, Source, Spec, config::LimitSettings};
+use evalpool::{Close, CloseReport, Isolation, RuntimeState, Source, Spec, config::LimitSettings};
 use tokio::{task::JoinSet, time::timeout};
 
 use crate::support::{
@@ -232,9 +232,10 @@ fn corner_13_instances_that_exist_never_exceed_their_bound() {
 }
 
 #[test]
+#[cfg(feature = "service")]
 fn corner_16_whoever_looks_at_the_compiled_plugin_holds_its_close_off() {
     on_threads(async {
-        let pool = EvaluatorPool::builder().capacity(1).build().unwrap();
+        let pool = evalpool::EvaluatorPool::builder().capacity(1).build().unwrap();
         let evaluator = pool.evaluator("greet", Spec::new(Source::bytes(GREET))).unwrap();
         let executable = evaluator.executable().await.unwrap();
         assert_eq!((executable.digest(), executable.entry_point()), (evalpool::Digest::of(GREET), "greet"));

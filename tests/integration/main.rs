@@ -1,26 +1,45 @@
 //! What the pool promises, a module per concern, in one binary: linking the engine takes longer than running the tests.
+//!
+//! Without the feature `service`, those that run on the spy alone are left, which are built in seconds: for
+//! `cargo mutants`, which builds them for each fault.
+
+#![cfg_attr(not(feature = "service"), allow(dead_code, unused_macros, reason = "the others use the rest"))]
 
 #[macro_use]
 mod support;
 
 mod cancellation;
+#[cfg(feature = "service")]
 mod collateral;
 mod config;
+#[cfg(feature = "service")]
 mod conformance;
+#[cfg(feature = "service")]
 mod dashboards;
+#[cfg(feature = "service")]
 mod engine;
+#[cfg(feature = "service")]
 mod extism;
 mod guard;
+#[cfg(feature = "service")]
 mod host_functions;
+#[cfg(feature = "service")]
 mod hostile;
+#[cfg(feature = "service")]
 mod isolation;
 mod lifecycle;
 mod model;
+#[cfg(feature = "service")]
 mod pool;
+#[cfg(feature = "service")]
 mod program;
 mod registry;
+#[cfg(feature = "service")]
 mod release;
+#[cfg(feature = "service")]
 mod service;
+#[cfg(feature = "service")]
 mod soak;
+#[cfg(feature = "service")]
 mod structure;
 mod thread_cache;
