@@ -29,11 +29,11 @@ impl<R: Resident> RegistryState<R> {
         if self.reclaiming == 0 {
             // A victim whose spare is still being made gives its place back, if not soon.
             let later = draining().filter(|draining| !draining.soon && draining.leases == 0).count();
-            let (permits, places) = (self.permits_short() > 0, self.places_short() > later);
-            assert!(!permits && !places || self.parking.is_empty(), "parked while somebody waits");
-            assert!(!permits || self.idle == 0, "a caller waits for a permit that an idle instance has");
+            let (no_permit, no_place) = (self.permits_short() > 0, self.places_short() > later);
+            assert!(!no_permit && !no_place || self.parking.is_empty(), "parked while somebody waits");
+            assert!(!no_permit || self.idle == 0, "a caller waits for a permit that an idle instance has");
             let evictable = || live().any(|live| live.evictable(self.eldest_build()));
-            assert!(!places || !evictable(), "a build waits for a place that an unused runtime has");
+            assert!(!no_place || !evictable(), "a build waits for a place that an unused runtime has");
         }
         for (_, failure) in &self.failures {
             let fails_again = matches!(failure.error, Error::InvalidPlugin { .. } | Error::EntryPointMissing { .. });

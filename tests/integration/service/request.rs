@@ -41,7 +41,7 @@ fn bodies_that_are_being_sent_are_bounded_in_sum() {
     let server = Server::start(&[("LIMITS_INPUT_SIZE", "1KiB")]);
     let piece = [b"1f4\r\n".as_slice(), &[b' '; 500], b"\r\n"].concat();
     // Nine of a thousand bytes, where there is room for eight times the largest; nine of half as many would fit.
-    let begun: Vec<TcpStream> = (0..9)
+    let sent: Vec<TcpStream> = (0..9)
         .map(|_| server.begin("POST", "/v1/evaluators/greet", "transfer-encoding: chunked\r\n", &piece.repeat(2)))
         .collect();
     let answered = |stream: &TcpStream| {
@@ -54,14 +54,14 @@ fn bodies_that_are_being_sent_are_bounded_in_sum() {
     };
     let began = Instant::now();
     let refused = loop {
-        if let Some(stream) = begun.iter().find(|stream| answered(stream)) {
+        if let Some(stream) = sent.iter().find(|stream| answered(stream)) {
             break stream.try_clone().unwrap();
         }
         assert!(began.elapsed() < PATIENCE, "none is refused");
     };
     refused.set_read_timeout(Some(PATIENCE)).unwrap();
     Answer::of(refused).is(429, "saturated");
-    drop(begun);
+    drop(sent);
     // Their room comes back with them.
     while server.post("greet", &vec![b' '; 1000]).kind() == "saturated" {
         assert!(began.elapsed() < PATIENCE, "their room does not come back");
