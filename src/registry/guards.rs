@@ -147,11 +147,11 @@ pub(crate) struct Admission<R: Resident> {
 /// keeps the runtime alive holds a clone; dropping the last clone gives the place back.
 #[derive(Clone)]
 pub(crate) struct Place<R: Resident> {
-    inner: Arc<PlaceInner<R>>,
+    pub(super) inner: Arc<PlaceInner<R>>,
 }
 
 pub(super) struct PlaceInner<R: Resident> {
-    registry: Arc<Shell<R>>,
+    pub(super) registry: Arc<Shell<R>>,
     revision: RevisionId,
     id: PlaceId,
     record: Mutex<Record>,

@@ -50,8 +50,10 @@ impl Counted {
         Self::new(world, |world| &world.exist, world.limits.capacity)
     }
 
-    fn instance(world: &Arc<World>) -> Self {
-        Self::new(world, |world| &world.instances, world.limits.max_instances)
+    /// Made under a permit, and dropped before it: there are never more than permits.
+    fn instance(world: &Arc<World>, permit: InstancePermit<Fake>) -> Instance {
+        let Counts { idle, busy, .. } = permit.place.inner.registry.lock().counts();
+        (Self::new(world, |world| &world.instances, idle + busy), permit)
     }
 
     fn new(world: &Arc<World>, which: fn(&World) -> &AtomicUsize, most: usize) -> Self {
@@ -181,7 +183,7 @@ async fn build(world: Arc<World>, ticket: BuildTicket<Fake>) {
         1 => return,
         _ => {}
     }
-    let probe = (Counted::instance(&world), admission.permit);
+    let probe = Counted::instance(&world, admission.permit);
     world.opens.fetch_add(1, Ordering::SeqCst);
     admission.place.opened();
     let fake = Fake(Arc::new(FakeInner {
@@ -229,7 +231,7 @@ fn make_spare(fake: Fake) {
         future::yield_now().await;
         let ready = thread_rng().gen_bool(0.8);
         if ready {
-            let spare = (Counted::instance(&fake.0.world), permit);
+            let spare = Counted::instance(&fake.0.world, permit);
             fake.0.idle.lock().unwrap().push(spare);
         } else {
             drop(permit);
@@ -255,7 +257,7 @@ async fn evaluate(world: Arc<World>, registry: Registry<Fake>, revision: Revisio
                     let idle = lease.resident().unwrap().0.idle.lock().unwrap().pop();
                     idle.expect("what is set aside is there")
                 }
-                Claim::Make(permit) => (Counted::instance(&world), permit),
+                Claim::Make(permit) => Counted::instance(&world, permit),
             };
             (lease, instance, None)
         }

@@ -416,6 +416,8 @@ async fn run(capacity: usize, ops: Vec<Op>) {
         assert_eq!(real.pool.runtimes(), model.live.len() + model.draining.len(), "places after {op:?}");
         assert_eq!(real.spy.runtimes_live(), real.pool.runtimes(), "what exists is what is counted");
         assert!(real.spy.runtimes_live_max() <= capacity, "the bound");
+        let permits: usize = real.pool.snapshot().iter().map(|runtime| runtime.instances).sum();
+        assert_eq!(real.spy.instances_live(), permits, "each instance has its permit");
     }
     // Whatever is still there is interrupted, and nothing is left.
     let calls = std::mem::take(&mut real.calls);

@@ -67,8 +67,7 @@ pub(super) struct Draining<R> {
     pub(super) leases: usize,
     /// Permits out for it.
     pub(super) instances: usize,
-    /// Of these, instances in its pool.
-    pub(super) idle: usize,
+    /// Of these, instances that nobody uses and that are being dropped.
     pub(super) reaping: usize,
     /// It will give its place back soon, and counts as `closing`.
     pub(super) soon: bool,
@@ -122,7 +121,7 @@ pub(super) fn refuse<R: Resident>(waiters: VecDeque<Waiter<R>>, refused: &Refuse
 impl<R> Draining<R> {
     /// Call after each change. True the first time that no lease is out and no guest runs.
     pub(super) fn ends_soon(&mut self) -> bool {
-        let first = !self.soon && self.leases == 0 && self.instances <= self.idle + self.reaping;
+        let first = !self.soon && self.leases == 0 && self.instances <= self.reaping;
         self.soon |= first;
         first
     }

@@ -166,7 +166,12 @@ impl<R: Resident> RegistryState<R> {
             self.used(revision, last_used.unwrap_or(now));
         } else if let Some(draining) = self.draining.get_mut(&place) {
             draining.leases -= 1;
-            draining.idle += usize::from(back);
+            // Nobody uses its instance any more, and others may wait for the permit.
+            if back && let Some(resident) = draining.resident.clone() {
+                draining.reaping += 1;
+                self.reaping += 1;
+                self.effects.push(Effect::Reap { resident });
+            }
             if draining.leases == 0 {
                 self.closing += usize::from(draining.ends_soon());
                 self.effects.extend(draining.resident.take().map(|resident| Effect::Drained { resident }));

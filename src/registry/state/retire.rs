@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{
     super::{CloseReason, Refused, Resident, RevisionId},
     Effect, RegistryState,
-    entries::{Build, Draining, Phase, refuse},
+    entries::{Build, Draining, Live, Phase, refuse},
 };
 use crate::error::Error;
 
@@ -50,15 +50,8 @@ impl<R: Resident> RegistryState<R> {
                 self.waiting_build -= build.waiters.len();
                 // It may still compile, or initialise, for nobody knows how long: its place is not counted on.
                 if self.places.contains(&place) {
-                    let draining = Draining {
-                        revision,
-                        resident: None,
-                        leases: 0,
-                        instances: 1,
-                        idle: 0,
-                        reaping: 0,
-                        soon: false,
-                    };
+                    let draining =
+                        Draining { revision, resident: None, leases: 0, instances: 1, reaping: 0, soon: false };
                     self.draining.insert(place, draining);
                 }
             }
@@ -77,6 +70,9 @@ impl<R: Resident> RegistryState<R> {
         self.reclaim(revision);
         let Some(live) = self.live.pop(&revision) else { return };
         self.idle -= live.idle;
+        // Its idle instances are dropped first, whether it drains or not.
+        self.reaping += live.idle;
+        let reaping = live.reaping + live.idle;
         self.waiting_instance -= live.waiters.len();
         if let Some(age) = live.awaits_permit {
             self.permit_waiters.remove(&age);
@@ -85,19 +81,11 @@ impl<R: Resident> RegistryState<R> {
             self.reserved.retain(|reserved| *reserved != revision);
         }
         let leased = live.leases > 0;
-        let soon = !leased && live.instances <= live.idle + live.reaping;
+        let soon = !leased && live.instances <= reaping;
         self.closing += usize::from(soon);
         let resident = leased.then(|| live.resident.clone());
-        let draining = Draining {
-            revision,
-            resident,
-            leases: live.leases,
-            instances: live.instances,
-            idle: live.idle,
-            reaping: live.reaping,
-            soon,
-        };
-        self.draining.insert(live.place, draining);
+        let Live { leases, instances, .. } = live;
+        self.draining.insert(live.place, Draining { revision, resident, leases, instances, reaping, soon });
         let unused = reason.is_eviction().then(|| now - live.last_used);
         self.effects.push(Effect::Retire { resident: live.resident, reason, unused, idle: live.idle, leased, grace });
         self.effects.extend(refuse(live.waiters, refused));

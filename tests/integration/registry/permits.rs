@@ -159,3 +159,26 @@ async fn no_spare_is_made_while_a_build_waits() {
     pool.close().await;
     spy.assert_nothing_left();
 }
+
+/// A runtime that drains keeps only the instances that still run.
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_a_draining_runtime_no_longer_uses_gives_way_at_once() {
+    let spy = Spy::default();
+    let pool = pool(&spy, 2, 2, 2, Isolation::Reuse);
+    let all = evaluators(&pool, 2);
+    let running = [hold(&spy, &all[0], "one").await, hold(&spy, &all[0], "two").await];
+    let closing = tokio::spawn(all[0].close());
+    let waiting = wait_behind(&all[1]).await;
+    let began = Instant::now();
+    spy.open_gate("one");
+    waiting.await.unwrap().unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO, "it waited for the end of the other call");
+    assert_eq!(spy.instances_live(), 2);
+    spy.open_gate("two");
+    for task in running {
+        task.await.unwrap();
+    }
+    assert_eq!(closing.await.unwrap(), evalpool::CloseReport::Drained);
+    pool.close().await;
+    spy.assert_nothing_left();
+}
