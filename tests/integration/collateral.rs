@@ -10,14 +10,14 @@ use std::{
 };
 
 use evalpool::{
-    EvaluatorPool, HostFunction, Isolation, Settings, Source, Spec,
+    EvaluatorPool, HostFunction, Isolation, Source, Spec,
     config::EngineKind,
     engine::{Val, ValType},
 };
 
 use crate::{
     conformance::IMPORTS,
-    support::{eventually, on_threads, wasm},
+    support::{eventually, on_threads, settings, wasm},
 };
 
 /// Siblings that are to finish.
@@ -58,8 +58,7 @@ fn the_end_of_one_evaluation_is_not_that_of_its_siblings() {
 #[test]
 fn an_evaluation_that_is_left_as_it_begins_ends() {
     on_threads(async move {
-        let mut settings = Settings::default();
-        settings.engine.kind = EngineKind::Direct;
+        let mut settings = settings(EngineKind::Direct);
         settings.pool.max_instances_per_evaluator = 4;
         settings.limits.exec_timeout = Duration::from_mins(30);
         let pool = EvaluatorPool::from_settings(&settings).unwrap();
@@ -83,8 +82,7 @@ fn an_evaluation_that_is_left_as_it_begins_ends() {
 }
 
 async fn beside_siblings(isolation: Isolation) {
-    let mut settings = Settings::default();
-    settings.engine.kind = EngineKind::Direct;
+    let mut settings = settings(EngineKind::Direct);
     settings.engine.isolation = isolation;
     settings.pool.capacity = 4;
     settings.pool.max_instances = 2 * SIBLINGS;

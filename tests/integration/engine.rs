@@ -15,7 +15,7 @@ use evalpool::{
 };
 use serde_json::json;
 
-use crate::support::{CALL_HOST, ENGINES, GREET, NO_ABORT, TEXT, TOTALS, WORDS, builder, eventually, wasm};
+use crate::support::{CALL_HOST, ENGINES, GREET, NO_ABORT, TEXT, TOTALS, WORDS, builder, eventually, patient, wasm};
 
 fn pool(engine: EngineKind) -> EvaluatorPool {
     builder(engine).capacity(4).build().unwrap()
@@ -66,13 +66,7 @@ async fn plugins_made_with_official_pdks_and_in_c_answer(engine: EngineKind) {
 async fn each_failure_of_a_guest_has_its_kind(engine: EngineKind) {
     let pool = builder(engine)
         .capacity(2)
-        .limits(LimitSettings {
-            // Of the one that is to meet it, its own is shorter.
-            exec_timeout: Duration::from_mins(1),
-            output_size: 1024,
-            memory: 4 << 20,
-            ..Default::default()
-        })
+        .limits(LimitSettings { output_size: 1024, memory: 4 << 20, ..patient() })
         .build()
         .unwrap();
     let env = |body: &str| {
@@ -232,7 +226,7 @@ async fn host_functions_of_either_kind_are_called(engine: EngineKind) {
 /// The host's own notes of a guest's blocks come out of the guest's memory: of blocks of one byte there are fewer than fit.
 #[tokio::test]
 async fn each_block_costs_its_guest_what_it_costs_the_host() {
-    let limits = LimitSettings { memory: 4 << 20, exec_timeout: Duration::from_mins(1), ..Default::default() };
+    let limits = LimitSettings { memory: 4 << 20, ..patient() };
     let pool = builder(EngineKind::Direct).capacity(4).limits(limits).build().unwrap();
     let times = |count: u32, body: &str| {
         format!(
@@ -331,7 +325,7 @@ async fn dropping_an_evaluation_stops_its_guest_and_hurts_no_sibling(engine: Eng
     let pool = builder(engine)
         .capacity(1)
         .max_instances_per_evaluator(2)
-        .limits(LimitSettings { exec_timeout: Duration::from_mins(10), ..Default::default() })
+        .limits(LimitSettings { exec_timeout: Duration::from_mins(10), ..patient() })
         .build()
         .unwrap();
     // Spins for ever on empty input, and for a while on any other.

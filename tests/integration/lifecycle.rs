@@ -235,7 +235,7 @@ fn corner_13_instances_that_exist_never_exceed_their_bound() {
 #[cfg(feature = "service")]
 fn corner_16_whoever_looks_at_the_compiled_plugin_holds_its_close_off() {
     on_threads(async {
-        let pool = evalpool::EvaluatorPool::builder().capacity(1).build().unwrap();
+        let pool = crate::support::builder(evalpool::config::EngineKind::Direct).capacity(1).build().unwrap();
         let evaluator = pool.evaluator("greet", Spec::new(Source::bytes(GREET))).unwrap();
         let executable = evaluator.executable().await.unwrap();
         assert_eq!((executable.digest(), executable.entry_point()), (evalpool::Digest::of(GREET), "greet"));

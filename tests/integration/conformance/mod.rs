@@ -5,27 +5,18 @@ mod cases;
 pub(crate) mod http;
 mod random;
 
-use std::time::Duration;
-
 use evalpool::{
     EvaluatorPool, Source, Spec,
     config::{EngineKind, LimitSettings},
 };
 
-use crate::support::{builder, wasm};
+use crate::support::{builder, patient, wasm};
 
 /// What an evaluation came to: its output, or its error's kind and text.
 type Answer = Result<Vec<u8>, (String, String)>;
 
 fn pool(engine: EngineKind) -> EvaluatorPool {
-    let limits = LimitSettings {
-        // Long, for a machine that is busy; what is to end by it says so itself.
-        exec_timeout: Duration::from_mins(1),
-        build_timeout: Duration::from_mins(1),
-        wait_timeout: Duration::from_mins(1),
-        memory: 48 << 20,
-        ..LimitSettings::default()
-    };
+    let limits = LimitSettings { memory: 48 << 20, ..patient() };
     builder(engine).capacity(2).max_instances(4).limits(limits).build().unwrap()
 }
 

@@ -58,15 +58,11 @@ impl Reached {
 }
 
 fn settings(isolation: Isolation) -> Settings {
-    let mut settings = Settings::default();
-    settings.engine.kind = EngineKind::Direct;
+    let mut settings = crate::support::settings(EngineKind::Direct);
     settings.engine.isolation = isolation;
     settings.pool.capacity = 2;
     settings.pool.max_instances = 2;
     settings.limits.memory = 8 << 20;
-    settings.limits.wait_timeout = Duration::from_mins(1);
-    settings.limits.exec_timeout = Duration::from_mins(1);
-    settings.limits.build_timeout = Duration::from_mins(1);
     settings
 }
 

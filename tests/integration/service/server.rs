@@ -69,7 +69,10 @@ impl Server {
     fn start_as(mut command: Command, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let data = folder.join("data");
         command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(&data).env("EVALPOOL_LOG_LEVEL", "debug");
-        for (setting, value) in settings {
+        // No machine is too slow for these. What is to meet a deadline has a shorter one of its own.
+        let patient = ["EXEC", "BUILD", "WAIT"].map(|what| (format!("LIMITS_{what}_TIMEOUT"), "2m"));
+        let patient = patient.iter().map(|(setting, value)| (setting.as_str(), *value));
+        for (setting, value) in patient.chain(settings.iter().copied()) {
             command.env(format!("EVALPOOL_{setting}"), value);
         }
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

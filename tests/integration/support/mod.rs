@@ -5,7 +5,10 @@ pub(crate) mod spy;
 
 use std::{future::Future, time::Duration};
 
-use evalpool::{EvaluatorPool, PoolBuilder, Settings, config::EngineKind};
+use evalpool::{
+    EvaluatorPool, PoolBuilder, Settings,
+    config::{EngineKind, LimitSettings},
+};
 
 /// The built-in plugin: `{"name":"Ada"}` → `{"greeting":"Hello, Ada!"}`.
 pub(crate) const GREET: &[u8] = include_bytes!("../../../src/service/greet/greet.wasm");
@@ -28,9 +31,16 @@ pub(crate) fn wasm(text: &str) -> Vec<u8> {
 /// Every engine there is.
 pub(crate) const ENGINES: [EngineKind; 2] = [EngineKind::Extism, EngineKind::Direct];
 
-/// The default settings on this engine. What `extism` runs is trusted, since it takes nothing else.
+/// The default limits with deadlines that no machine is too slow for: over ten times what anything takes on a busy one.
+/// What is to meet a deadline has a shorter one of its own.
+pub(crate) fn patient() -> LimitSettings {
+    let long = Duration::from_mins(2);
+    LimitSettings { exec_timeout: long, build_timeout: long, wait_timeout: long, ..LimitSettings::default() }
+}
+
+/// The default settings on this engine, but [patient]. What `extism` runs is trusted, since it takes nothing else.
 pub(crate) fn settings(engine: EngineKind) -> Settings {
-    let mut settings = Settings::default();
+    let mut settings = Settings { limits: patient(), ..Settings::default() };
     settings.engine.kind = engine;
     settings.engine.trusted = engine == EngineKind::Extism;
     settings

@@ -13,14 +13,14 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::time::sleep;
 
 use super::call;
-use crate::support::{eventually, on_threads, wasm};
+use crate::support::{builder, eventually, on_threads, wasm};
 
 /// `direct` drops a guest that trapped while it is being called, and its permit with it.
 #[tokio::test]
 async fn a_guest_that_is_gone_before_its_lease_ends_is_counted_once() {
     let text = r#"(module (import "extism:host/env" "input_length" (func $length (result i64)))
         (func (export "run") (if (i64.ne (call $length) (i64.const 0)) (then unreachable))))"#;
-    let builder = EvaluatorPool::builder().engine_kind(EngineKind::Direct).isolation(Isolation::Reuse);
+    let builder = builder(EngineKind::Direct).isolation(Isolation::Reuse);
     let pool = builder.max_instances(8).capacity(2).park_after(0).build().unwrap();
     let evaluator = pool.evaluator("one", Spec::new(Source::bytes(wasm(text)))).unwrap();
     for _ in 0..3 {
@@ -75,7 +75,7 @@ impl Within {
         let recorder = PrometheusBuilder::new().build_recorder();
         let metrics = recorder.handle();
         let pool = metrics::with_local_recorder(&recorder, || {
-            let builder = EvaluatorPool::builder().engine_kind(EngineKind::Direct).isolation(Isolation::Reuse);
+            let builder = builder(EngineKind::Direct).isolation(Isolation::Reuse);
             builder.max_instances(8).capacity(2).park_after(0).build().unwrap()
         });
         let spec = Spec::new(Source::bytes(guest)).with_host_function(stay);
