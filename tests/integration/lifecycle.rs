@@ -271,6 +271,21 @@ fn corner_18_without_any_tokio_left_what_is_dropped_is_still_closed() {
     eventually_here("and nothing is left", || spy.runtimes_live() == 0 && spy.instances_live() == 0);
 }
 
+/// Evaluating, building and closing, all without a runtime of the caller's.
+#[test]
+fn a_caller_without_tokio_is_served_by_a_runtime_of_the_pools_own() {
+    let spy = Spy::default();
+    let pool = spy.pool(|builder| builder.capacity(1));
+    let [one, two] = ["one", "two"].map(|name| pool.evaluator(name, Spy::spec()).unwrap());
+    for evaluator in [&one, &two, &one] {
+        assert_eq!(evaluator.evaluate_blocking("x").unwrap().bytes(), "x#1");
+    }
+    assert_eq!(spy.opens(), 3);
+    drop((one, two, pool));
+    eventually_here("the last handles close it", || spy.closes() == 3);
+    spy.assert_nothing_left();
+}
+
 #[test]
 fn a_tokio_that_goes_in_the_middle_of_everything_takes_nothing_with_it() {
     for in_compile in [true, false] {

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use evalpool::{
     Error, EvaluatorPool, PoolBuilder, Source, Spec,
-    engine::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Instance, Permit},
+    engine::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Instance, Permit, SlotCounts, Slots},
 };
 use tokio::{sync::Notify, time::Instant};
 
@@ -61,6 +61,8 @@ struct Script {
     instantiate: VecDeque<Act>,
     call: VecDeque<Act>,
     vanish: bool,
+    takes_only_trusted: bool,
+    linked: Vec<String>,
     open_gates: HashSet<String>,
 }
 
@@ -118,6 +120,16 @@ impl Spy {
     /// From now on, the engine says that an endless initialiser holds up nobody else.
     pub(crate) fn interrupts_initialisers(&self) {
         self.shared.interrupts_initialisers.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on, the engine refuses plugins that are not trusted.
+    pub(crate) fn takes_only_trusted(&self) {
+        self.shared.script.lock().unwrap().takes_only_trusted = true;
+    }
+
+    /// The names of the modules that the last plugin was linked with, in the order in which the engine got them.
+    pub(crate) fn linked(&self) -> Vec<String> {
+        self.shared.script.lock().unwrap().linked.clone()
     }
 
     /// From now on, compiled plugins lack the entry point that their bytes have.
@@ -240,9 +252,23 @@ impl Drop for Live {
 }
 
 impl Engine for Spy {
+    fn check(&self, trusted: bool, _allowed_hosts: &[String]) -> Result<(), Error> {
+        if self.shared.script.lock().unwrap().takes_only_trusted && !trusted {
+            return Err(Error::InvalidRequest { reason: "told to refuse".into() });
+        }
+        Ok(())
+    }
+
+    /// Those that it holds now.
+    fn slots(&self) -> Option<Slots> {
+        let live = SlotCounts { instances: self.instances_live() as u64, ..SlotCounts::default() };
+        Some(Slots { live, ..Slots::default() })
+    }
+
     fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>> {
         let spy = self.clone();
         let shared = spy.shared.clone();
+        shared.script.lock().unwrap().linked = request.linked.iter().map(|linked| linked.name.clone()).collect();
         shared.counts.compiles.fetch_add(1, Ordering::SeqCst);
         let live = Live::new(&shared, |counts| &counts.runtimes_live);
         shared.counts.runtimes_live_max.fetch_max(shared.counts.runtimes_live.load(Ordering::SeqCst), Ordering::SeqCst);

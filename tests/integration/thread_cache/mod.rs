@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use evalpool::{CloseReport, Data, Evaluator, EvaluatorPool, Isolation, RuntimeState, Settings, data::PerCall};
+use evalpool::{
+    CloseReport, Data, Evaluator, EvaluatorPool, Isolation, RuntimeState, Settings,
+    data::{PerCall, Static},
+};
 use futures_util::FutureExt;
 use tokio::time::sleep;
 
@@ -99,6 +102,30 @@ fn an_evaluators_own_data_is_asked_for_once_a_call() {
         assert_eq!(asked.load(Ordering::SeqCst), 200);
         pool.close().await;
     });
+}
+
+/// Data that was asked for before a replacement is not given to the plugin that replaced.
+#[tokio::test]
+async fn a_plugin_that_is_replaced_while_its_data_is_made_has_its_successor_asked_for_data() {
+    let (spy, pool) = spied(4);
+    let replace = Arc::new(AtomicBool::new(false));
+    let (replacing, replaced) = (replace.clone(), pool.clone());
+    let data = move || {
+        if replacing.swap(false, Ordering::SeqCst) {
+            replaced.register("one", Spy::spec().with_data(Static("new".into()))).unwrap();
+        }
+        Ok(Data::from("old"))
+    };
+    let evaluator = pool.register("one", Spy::spec().with_data(PerCall(data))).unwrap();
+    for _ in 0..3 {
+        assert!(evaluator.evaluate(()).await.unwrap().bytes().starts_with(b"old#"));
+    }
+    // Nothing is parked of it any more, so that the call leases.
+    drop(pool.snapshot());
+    replace.store(true, Ordering::SeqCst);
+    assert_eq!(evaluator.evaluate(()).await.unwrap().bytes(), "new#1");
+    pool.close().await;
+    spy.assert_nothing_left();
 }
 
 #[tokio::test]
