@@ -308,7 +308,7 @@ fn scenario() {
     let caches: [Cache; 3] = Default::default();
     future::block_on(async {
         let mut tasks = Vec::new();
-        for caller in 0..4_u64 {
+        for caller in 0..5_u64 {
             let (world, registry, caches) = (world.clone(), registry.clone(), caches.clone());
             tasks.push(future::spawn(async move {
                 for call in [0, 0, 1] {

@@ -318,15 +318,13 @@ struct Closing {
 
 impl Closing {
     async fn run(mut self, idle: usize) {
-        if self.leased
-            && let Some(runtime) = &self.runtime
-        {
-            let inner = &runtime.inner;
-            // Idle instances serve nobody any more, so their memory need not wait for the calls in flight. Only these: the
-            // others are set aside for leases that are just beginning.
-            for _ in 0..idle {
-                drop(inner.idle.try_remove());
-            }
+        let Some(Runtime { inner }) = &self.runtime else { return };
+        // Idle instances serve nobody any more, so their memory need not wait for the calls in flight, nor for a spare that
+        // is being made. Only these: the others are set aside for leases that are just beginning.
+        for _ in 0..idle {
+            drop(inner.idle.try_remove());
+        }
+        if self.leased {
             let in_time = tokio::select! {
                 biased;
                 () = inner.drained.notified() => true,

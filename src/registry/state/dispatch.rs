@@ -87,7 +87,7 @@ impl<R: Resident> RegistryState<R> {
                 }
             }
             self.reap();
-            // A caller that a reservation held back until now may want a permit that is still free.
+            // A caller that a reservation held back until now may want a permit that is free, or that of an idle instance.
             if !self.evict(now) {
                 return;
             }
@@ -158,13 +158,13 @@ impl<R: Resident> RegistryState<R> {
     }
 
     /// Serves callers behind a reservation that are older than every build that is left. True when one of them now waits
-    /// for a permit that is free.
+    /// for a permit.
     pub(super) fn release_elders(&mut self) -> bool {
         let before = self.permit_waiters.len();
         for at in 0..self.reserved.len() {
             self.serve(self.reserved[at], Duration::ZERO);
         }
-        self.permit_waiters.len() > before && self.instances < self.limits.max_instances
+        self.permit_waiters.len() > before
     }
 
     /// Evicts unleased runtimes, least recently used first, for builds that wait for a place. Where those are not enough,

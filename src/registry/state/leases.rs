@@ -147,6 +147,10 @@ impl<R: Resident> RegistryState<R> {
         for lease in leases {
             self.lease_returned(lease, now);
         }
+        // First all of them: whoever gets an instance of its own runtime wants none that another runtime has.
+        for lease in leases {
+            self.await_permit(lease.revision);
+        }
         for lease in leases {
             self.serve(lease.revision, Duration::ZERO);
         }

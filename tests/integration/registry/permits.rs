@@ -182,3 +182,29 @@ async fn an_instance_that_a_draining_runtime_no_longer_uses_gives_way_at_once() 
     pool.close().await;
     spy.assert_nothing_left();
 }
+
+/// Whom a reservation has held back wants a permit once the build that it was for has become younger.
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_is_no_longer_held_back_gets_the_permit_of_an_idle_instance() {
+    let spy = Spy::default();
+    let pool = pool(&spy, 2, 3, 2, Isolation::Reuse);
+    let all = evaluators(&pool, 3);
+    let running = [hold(&spy, &all[0], "rest").await, hold(&spy, &all[1], "rest").await];
+    let idle = hold(&spy, &all[1], "idle").await;
+    spy.open_gate("idle");
+    idle.await.unwrap();
+    let elder = wait_behind(&all[2]).await;
+    let caller = wait_behind(&all[0]).await;
+    let younger = wait_behind(&all[2]).await;
+    let began = Instant::now();
+    elder.abort();
+    caller.await.unwrap().unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO, "it waited beside an idle instance");
+    spy.open_gate("rest");
+    for task in running {
+        task.await.unwrap();
+    }
+    younger.await.unwrap().unwrap();
+    pool.close().await;
+    spy.assert_nothing_left();
+}
