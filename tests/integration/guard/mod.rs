@@ -51,6 +51,7 @@ async fn a_failing_probe_closes_what_was_compiled() {
     spy.on_instantiate([Act::Fail]);
     fail_once(&spy, "invalid_plugin").await;
     assert_eq!(spy.opens(), 1);
+    assert_ne!(spy.closed_on(), [std::thread::current().id()], "on the thread that drives other tasks");
 }
 
 #[tokio::test(start_paused = true)]
@@ -62,6 +63,7 @@ async fn a_panicking_probe_closes_what_was_compiled() {
     assert_eq!(error.kind(), "internal");
     // A panic unwinds through the guard's drop, which does not wait for the close that it starts.
     eventually("what was compiled is closed", || spy.closes() == 1 && pool.runtimes() == 0).await;
+    assert_ne!(spy.closed_on(), [std::thread::current().id()], "on the thread that drives other tasks");
     spy.assert_nothing_left();
 }
 
@@ -191,6 +193,22 @@ async fn a_caller_that_leaves_during_a_build_leaves_nothing_behind() {
         pool.close().await;
         spy.assert_nothing_left();
     }
+}
+
+/// The bound is on what exists: a place lasts for as long as the engine keeps the permit that it was given.
+#[tokio::test(start_paused = true)]
+async fn a_place_lasts_as_long_as_what_the_engine_keeps_under_it() {
+    let spy = Spy::default();
+    spy.keeps_permits();
+    let pool = forgetful(&spy);
+    let evaluator = pool.evaluator("kept", Spy::spec()).unwrap();
+    evaluator.evaluate("").await.unwrap();
+    assert_eq!(pool.slots().unwrap().live.instances, spy.instances_live() as u64);
+    assert_eq!(evaluator.unload().await, evalpool::CloseReport::Unfinished { remaining: 1 });
+    assert_eq!((spy.closes(), pool.runtimes()), (1, 1));
+    spy.let_go_of_permits();
+    assert_eq!(pool.runtimes(), 0);
+    evaluator.evaluate("").await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    thread::ThreadId,
     time::Duration,
 };
 
@@ -63,6 +64,9 @@ struct Script {
     vanish: bool,
     takes_only_trusted: bool,
     linked: Vec<String>,
+    keeps_permits: bool,
+    kept: Vec<Permit>,
+    closed_on: Vec<ThreadId>,
     open_gates: HashSet<String>,
 }
 
@@ -125,6 +129,21 @@ impl Spy {
     /// From now on, the engine refuses plugins that are not trusted.
     pub(crate) fn takes_only_trusted(&self) {
         self.shared.script.lock().unwrap().takes_only_trusted = true;
+    }
+
+    /// From now on, permits of plugins outlive them, as where an engine has more to give back.
+    pub(crate) fn keeps_permits(&self) {
+        self.shared.script.lock().unwrap().keeps_permits = true;
+    }
+
+    pub(crate) fn let_go_of_permits(&self) {
+        let kept = std::mem::take(&mut self.shared.script.lock().unwrap().kept);
+        drop(kept);
+    }
+
+    /// The threads on which plugins were closed, in order.
+    pub(crate) fn closed_on(&self) -> Vec<ThreadId> {
+        self.shared.script.lock().unwrap().closed_on.clone()
     }
 
     /// The names of the modules that the last plugin was linked with, in the order in which the engine got them.
@@ -295,6 +314,12 @@ struct SpyPlugin {
 
 impl Drop for SpyPlugin {
     fn drop(&mut self) {
+        let mut script = self.spy.shared.script.lock().unwrap();
+        script.closed_on.push(std::thread::current().id());
+        if script.keeps_permits {
+            script.kept.push(self._held.1.clone());
+        }
+        drop(script);
         self.spy.counts().closes.fetch_add(1, Ordering::SeqCst);
     }
 }
