@@ -11,7 +11,8 @@ fn module(text: &str) -> Spec {
 
 /// A module that imports these, as `from name`.
 fn importing(imports: &[(&str, &str)]) -> String {
-    let imports: String = imports.iter().map(|(from, name)| format!(r#"(import "{from}" "{name}" (func))"#)).collect();
+    let imports: Vec<_> = imports.iter().map(|(from, name)| format!(r#"(import "{from}" "{name}" (func))"#)).collect();
+    let imports = imports.concat();
     format!(r#"(module {imports} (func (export "run")))"#)
 }
 

@@ -298,7 +298,7 @@ impl Engine for Spy {
             shared.act(act).await?;
             drop(working);
             shared.counts.opens.fetch_add(1, Ordering::SeqCst);
-            Ok(Box::new(SpyPlugin { spy, _held: held }) as Box<dyn CompiledPlugin>)
+            Ok(Box::new(SpyPlugin { spy, held }) as Box<dyn CompiledPlugin>)
         })
     }
 
@@ -309,7 +309,7 @@ impl Engine for Spy {
 
 struct SpyPlugin {
     spy: Spy,
-    _held: (Live, Permit),
+    held: (Live, Permit),
 }
 
 impl Drop for SpyPlugin {
@@ -317,7 +317,7 @@ impl Drop for SpyPlugin {
         let mut script = self.spy.shared.script.lock().unwrap();
         script.closed_on.push(std::thread::current().id());
         if script.keeps_permits {
-            script.kept.push(self._held.1.clone());
+            script.kept.push(self.held.1.clone());
         }
         drop(script);
         self.spy.counts().closes.fetch_add(1, Ordering::SeqCst);
