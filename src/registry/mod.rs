@@ -21,7 +21,7 @@
 
 mod counts;
 mod guards;
-#[cfg(all(test, evalpool_shuttle))]
+#[cfg(test)]
 mod interleavings;
 mod state;
 mod sync;

@@ -1,9 +1,12 @@
-//! The registry, its leases and its close protocol under a scheduler that picks, at random, who goes on at every lock:
-//! thousands of schedules of a few callers, builders, closers and a sweeper, with cancels and deadlines at random.
+//! The registry, its leases and its close protocol under a [`scheduler`] that picks, at random, who goes on: thousands of
+//! schedules of a few callers, builders, closers and a sweeper, with cancels and deadlines at random. The invariants are
+//! checked after every step.
 //!
 //! `RUSTFLAGS='--cfg evalpool_shuttle' cargo test --release --lib --no-default-features --target-dir target/shuttle
-//! interleavings` runs them; `EVALPOOL_SCHEDULES` sets how many schedules. Shuttle prints a schedule that fails, and can
-//! replay it. The target directory is one of its own because other flags build every dependency anew.
+//! interleavings` picks at every lock, and without the flag, as in `cargo test`, at every await. `EVALPOOL_SCHEDULES` sets
+//! how many schedules. The target directory is one of its own because other flags build every dependency anew.
+
+mod scheduler;
 
 use std::{
     collections::HashMap,
@@ -18,12 +21,9 @@ use std::{
 };
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use shuttle::{
-    future,
-    rand::{Rng, thread_rng},
-};
 use tokio::time::Instant;
 
+use self::scheduler::{block_on, check, draw, once_in, patience, spawn, yield_now, yield_thread};
 use super::{
     BuildTicket, Claim, CloseReason, Counts, Epoch, InstancePermit, Lease, Limits, Place, Refused, Registry, Resident,
     RevisionId, ThreadCache,
@@ -105,8 +105,8 @@ impl Resident for Fake {
     fn retire(&self, idle: usize, _leased: bool, _grace: Option<Duration>) {
         let this = self.clone();
         // Some time later, as the closing task would.
-        drop(future::spawn(async move {
-            future::yield_now().await;
+        drop(spawn(async move {
+            yield_now().await;
             for _ in 0..idle {
                 this.reap();
             }
@@ -159,11 +159,11 @@ impl Drop for InUse {
 }
 
 fn limits() -> Limits {
-    let instances = thread_rng().gen_range(1..=4);
+    let instances = draw(1..5);
     Limits {
-        capacity: thread_rng().gen_range(1..=3),
+        capacity: draw(1..4),
         max_instances: instances,
-        max_instances_per_runtime: thread_rng().gen_range(1..=2).min(instances),
+        max_instances_per_runtime: draw(1..3).min(instances),
         max_waiting: 64,
         negative_ttl: Duration::ZERO,
         park_after: 0,
@@ -173,8 +173,8 @@ fn limits() -> Limits {
 async fn build(world: Arc<World>, ticket: BuildTicket<Fake>) {
     let Some(admission) = ticket.admit(Duration::ZERO).await else { return ticket.abandon() };
     let exists = Counted::runtime(&world);
-    future::yield_now().await;
-    match thread_rng().gen_range(0..8) {
+    yield_now().await;
+    match draw(0..8) {
         0 => {
             drop((exists, admission));
             return ticket.fail(&Error::invalid_plugin("told to fail"));
@@ -201,7 +201,7 @@ async fn build(world: Arc<World>, ticket: BuildTicket<Fake>) {
 
 /// Whether the instance goes back, and where to. `epoch` is that of a lease that was parked before.
 fn end(lease: Lease<Fake>, instance: Instance, cache: &Cache, epoch: Option<Epoch>) {
-    if thread_rng().gen_bool(0.3) {
+    if once_in(3) {
         let fake = lease.resident().unwrap().clone();
         drop(instance);
         drop(lease);
@@ -227,9 +227,9 @@ fn end(lease: Lease<Fake>, instance: Instance, cache: &Cache, epoch: Option<Epoc
 
 fn make_spare(fake: Fake) {
     let Some(permit) = fake.0.place.reserve_spare() else { return };
-    drop(future::spawn(async move {
-        future::yield_now().await;
-        let ready = thread_rng().gen_bool(0.8);
+    drop(spawn(async move {
+        yield_now().await;
+        let ready = !once_in(5);
         if ready {
             let spare = Counted::instance(&fake.0.world, permit);
             fake.0.idle.lock().unwrap().push(spare);
@@ -248,8 +248,8 @@ async fn evaluate(world: Arc<World>, registry: Registry<Fake>, revision: Revisio
             (lease, instance, Some(epoch))
         }
         None => {
-            let start = |ticket| drop(future::spawn(build(world.clone(), ticket)));
-            let deadline = Instant::now();
+            let start = |ticket| drop(spawn(build(world.clone(), ticket)));
+            let deadline = Instant::now() + patience();
             let leased = registry.lease(revision, &mut None, deadline, Duration::ZERO, true, start).await;
             let Ok(mut lease) = leased else { return };
             let instance = match lease.claim().unwrap() {
@@ -264,10 +264,10 @@ async fn evaluate(world: Arc<World>, registry: Registry<Fake>, revision: Revisio
     };
     let in_use = InUse::new(lease.resident().unwrap().clone());
     // As a guest that is polled once, or that waits.
-    if thread_rng().gen_bool(0.5) {
-        future::yield_now().await;
+    if once_in(2) {
+        yield_now().await;
     } else {
-        shuttle::thread::yield_now();
+        yield_thread();
     }
     drop(in_use);
     end(lease, instance, &cache, epoch);
@@ -277,7 +277,7 @@ async fn evaluate(world: Arc<World>, registry: Registry<Fake>, revision: Revisio
 async fn perhaps_cancelled(future: impl Future<Output = ()>) {
     let mut future = pin!(future);
     poll_fn(|context| match future.as_mut().poll(context) {
-        Poll::Pending if thread_rng().gen_ratio(1, 10) => Poll::Ready(()),
+        Poll::Pending if once_in(10) => Poll::Ready(()),
         polled => polled,
     })
     .await;
@@ -306,11 +306,11 @@ fn scenario() {
     let revision = |evaluator| RevisionId { evaluator, number: evaluator };
     // The first two are revisions of one evaluator: they share its cache.
     let caches: [Cache; 3] = Default::default();
-    future::block_on(async {
+    block_on(async {
         let mut tasks = Vec::new();
         for caller in 0..5_u64 {
             let (world, registry, caches) = (world.clone(), registry.clone(), caches.clone());
-            tasks.push(future::spawn(async move {
+            tasks.push(spawn(async move {
                 for call in [0, 0, 1] {
                     let evaluator = (caller + call) % 4;
                     let cache = caches[evaluator.saturating_sub(1) as usize].clone();
@@ -320,8 +320,8 @@ fn scenario() {
             }));
         }
         let closer = registry.clone();
-        tasks.push(future::spawn(async move {
-            future::yield_now().await;
+        tasks.push(spawn(async move {
+            yield_now().await;
             let mut gone = closer.unload(revision(0), Duration::ZERO);
             let closed = Refused::Error(Error::Closed { name: "one".into(), interrupted: false });
             closer.retire(revision(1), CloseReason::Closed, None, &closed);
@@ -353,7 +353,6 @@ fn schedules(default: usize) -> usize {
 
 #[test]
 fn no_schedule_breaks_a_promise() {
-    shuttle::check_random(scenario, schedules(5_000));
-    shuttle::check_pct(scenario, schedules(5_000), 3);
+    check(scenario, schedules(if cfg!(evalpool_shuttle) { 5_000 } else { 2_000 }));
     assert!(PARKED.load(Ordering::SeqCst) > 100, "nothing was parked");
 }
