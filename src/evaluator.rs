@@ -148,8 +148,8 @@ impl Evaluator {
             };
             let lease = match revision.lease_as(pool, &mut age, deadline, inside).await {
                 Ok(lease) => lease,
-                // Replaced while it waited: the new plugin answers.
-                Err(Error::Closed { .. }) if self.is_replaced(&revision) => continue,
+                // Replaced while it waited: the new plugin answers. Or closed: then there is no revision to go on with.
+                Err(Error::Closed { .. }) => continue,
                 Err(error) => return Err(error),
             };
             // A caller that joins a build late waits for the rest of it only.
@@ -259,10 +259,6 @@ impl Evaluator {
 
     fn revision(&self) -> Result<Arc<Revision>, Error> {
         self.inner.revision.load_full().ok_or_else(|| self.closed(false))
-    }
-
-    fn is_replaced(&self, revision: &Revision) -> bool {
-        self.revision_id().is_some_and(|current| current != revision.id)
     }
 
     fn closed(&self, interrupted: bool) -> Error {
