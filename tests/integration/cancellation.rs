@@ -62,6 +62,14 @@ impl Measured {
         series.map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum()
     }
 
+    /// Evaluations whose callers left.
+    fn cancelled(&self) -> usize {
+        let rendered = self.metrics.render();
+        let series =
+            rendered.lines().find(|line| line.starts_with(r#"evalpool_evaluations_total{outcome="cancelled"}"#));
+        series.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+    }
+
     /// At rest the gauges say what there is.
     fn gauges_are_true(&self, spy: &Spy) -> bool {
         self.gauge("evalpool_runtimes_live") == spy.runtimes_live()
@@ -140,7 +148,8 @@ async fn an_evaluation_dropped_at_any_await_leaves_the_pool_whole() {
                         format!("{}, evaluate dropped after {polls} polls, {isolation:?}", tell(&spy, step, act));
                     let pool = pool(&spy, isolation);
                     let evaluator = pool.evaluator("victim", Spy::spec()).unwrap();
-                    poll_and_drop(polls, evaluator.evaluate("")).await;
+                    let ended = poll_and_drop(polls, evaluator.evaluate("")).await;
+                    assert_eq!(pool.cancelled(), usize::from(polls > 0 && !ended), "{case}");
                     drop(evaluator);
                     comes_to_rest(&case, &spy, &pool).await;
                 }

@@ -193,7 +193,9 @@ async fn closed_means_closed_and_eviction_is_not_close() {
     assert_eq!(evaluator.unload().await, CloseReport::Drained);
     assert_eq!(spy.closes(), 1);
     evaluator.evaluate("rebuilt").await.unwrap();
+    assert!(!evaluator.is_closed());
     assert_eq!(evaluator.close().await, CloseReport::Drained);
+    assert!(evaluator.is_closed());
     assert_eq!(evaluator.close().await, CloseReport::Drained);
     assert_eq!(evaluator.evaluate("").await.unwrap_err().kind(), "closed");
     assert_eq!(evaluator.executable().await.unwrap_err().kind(), "closed");

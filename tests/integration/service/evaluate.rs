@@ -110,6 +110,7 @@ fn a_client_that_leaves_stops_its_guest() {
     assert_eq!(server.put("spin", &wasm(SPIN)).status, 201);
     for left in 1..=3 {
         let client = server.begin_evaluation("spin");
+        eventually("its guest has a stack", || server.metric("evalpool_slots_live", r#"kind="stack""#) == 1);
         client.shutdown(Shutdown::Both).unwrap();
         drop(client);
         eventually("the evaluation is counted as cancelled", || {
