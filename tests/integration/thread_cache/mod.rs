@@ -72,6 +72,7 @@ async fn an_evaluator_that_stays_in_use_is_not_swept_and_one_that_does_not_is() 
 async fn every_use_is_counted_and_shown() {
     let (_spy, pool) = spied(2);
     let evaluator = pool.register("one", Spy::spec()).unwrap();
+    assert_eq!(pool.info("one").unwrap().last_used, None);
     call(&evaluator, 100).await;
     let info = pool.info("one").unwrap();
     assert_eq!((info.evaluations, info.instances), (100, 1));
