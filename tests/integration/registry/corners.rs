@@ -257,3 +257,28 @@ async fn corner_19_a_close_interrupts_calls_after_their_grace_and_says_so() {
     assert_eq!(all[1].evaluate("").await.unwrap_err().kind(), "shutting_down");
     spy.assert_nothing_left();
 }
+
+/// An evaluator that is unloaded under a call has two runtimes for a while. What it is now is shown, not what it was.
+#[tokio::test(start_paused = true)]
+async fn an_evaluator_that_drains_and_is_built_anew_shows_what_it_is_now() {
+    let spy = Spy::default();
+    let pool = spy.pool(|builder| builder.capacity(2));
+    let evaluator = pool.register("name", Spy::spec()).unwrap();
+    spy.on_call([Act::Held]);
+    let running = start(&spy, &evaluator).await;
+    let unloading = tokio::spawn({
+        let evaluator = evaluator.clone();
+        async move { evaluator.unload().await }
+    });
+    eventually("it drains", || states(&pool) == [RuntimeState::Draining]).await;
+    spy.on_compile([Act::Slow(Duration::from_secs(1))]);
+    let next = wait_behind(&evaluator).await;
+    assert_eq!(states(&pool), [RuntimeState::Building]);
+    next.await.unwrap().unwrap();
+    assert_eq!((states(&pool), pool.runtimes()), (vec![RuntimeState::Live], 2));
+    assert_eq!(pool.slots().unwrap().live.instances, spy.instances_live() as u64);
+    assert!(spy.instances_live() > 0);
+    spy.release();
+    running.await.unwrap().unwrap();
+    unloading.await.unwrap();
+}
