@@ -198,6 +198,21 @@ async fn an_instance_that_trapped_or_exited_is_not_used_again(engine: EngineKind
     pool.close().await;
 }
 
+/// On `extism` it is used again: nothing tells an exit with 0 from a return.
+#[tokio::test]
+async fn an_instance_that_exited_with_0_is_not_used_again_on_direct() {
+    let pool = pool(EngineKind::Direct);
+    let text = r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+        (memory (export "memory") 1) (global $ran (mut i32) (i32.const 0))
+        (func (export "run") (if (global.get $ran) (then unreachable))
+            (global.set $ran (i32.const 1)) (call $exit (i32.const 0))))"#;
+    let evaluator = pool.evaluator("exits", from_text(text).with_isolation(Isolation::Reuse)).unwrap();
+    for _ in 0..3 {
+        evaluator.evaluate("").await.unwrap();
+    }
+    pool.close().await;
+}
+
 async fn variables_and_config_reach_the_plugin(engine: EngineKind) {
     let pool = pool(engine);
     let remember = pool.evaluator("remember", spec(WORDS, "remember").with_isolation(Isolation::Reuse)).unwrap();

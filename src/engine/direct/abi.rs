@@ -1,7 +1,7 @@
 //! The host's part of `extism:host/env`: allocation, settings, variables, logs, HTTP.
 //!
 //! As in Extism, a function frees the blocks that it is passed, and its messages are Extism's: authors of plugins know
-//! them.
+//! them. It frees them after it has read all of them, because two may be the same block.
 
 use tracing::{Level, level_filters::LevelFilter};
 use wasmtime::Linker;
@@ -25,10 +25,7 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
     linker.func_wrap(MODULE, "alloc", |mut caller: Caller<'_>, length: u64| {
         Kernel::of(&caller)?.alloc(&mut caller, length)
     })?;
-    linker.func_wrap(MODULE, "free", |mut caller: Caller<'_>, offset: u64| -> Result<()> {
-        Kernel::of(&caller)?.free(&mut caller, offset);
-        Ok(())
-    })?;
+    linker.func_wrap(MODULE, "free", |mut caller: Caller<'_>, offset: u64| free(&mut caller, [offset]))?;
     linker.func_wrap(MODULE, "reset", |mut caller: Caller<'_>| -> Result<()> {
         Kernel::of(&caller)?.reset(&mut caller);
         Ok(())
@@ -45,17 +42,19 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
         Kernel::of(&caller)?.write_found(&mut caller, |state| state.variables.get(&name))
     })?;
     linker.func_wrap(MODULE, "var_set", |mut caller: Caller<'_>, name: u64, value: u64| -> Result<()> {
-        let name = take_text(&mut caller, name, "var key")?;
-        if value == 0 {
-            caller.data_mut().variables.remove(&name);
-            return Ok(());
-        }
+        let key = text(&caller, name, "var key")?;
         // Checked first: a value that does not fit is not copied.
         if Kernel::length(&caller, value) > Variables::MOST as u64 {
             return Err(Variables::full().into());
         }
-        let value = take(&mut caller, value, "var value")?;
-        Ok(caller.data_mut().variables.set(name, value)?)
+        let bytes = if value == 0 { None } else { Some(block(&caller, value, "var value")?) };
+        free(&mut caller, [name, value])?;
+        let variables = &mut caller.data_mut().variables;
+        match bytes {
+            Some(bytes) => variables.set(key, bytes)?,
+            None => variables.remove(&key),
+        }
+        Ok(())
     })?;
     for (name, level) in log::FUNCTIONS {
         linker.func_wrap(MODULE, name, move |mut caller: Caller<'_>, message: u64| log(&mut caller, level, message))?;
@@ -79,21 +78,30 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
     Ok(())
 }
 
-/// Copies a block out of the guest and frees it.
-fn take(caller: &mut Caller<'_>, offset: u64, what: &str) -> Result<Vec<u8>> {
+/// Copies a block out of the guest.
+fn block(caller: &Caller<'_>, offset: u64, what: &str) -> Result<Vec<u8>> {
+    let bytes = Kernel::of(caller)?.read(caller, offset).map(<[u8]>::to_vec);
+    Ok(bytes.ok_or_else(|| HostTrap::Failed(format!("invalid handle offset for {what}: {offset}")))?)
+}
+
+fn text(caller: &Caller<'_>, offset: u64, what: &str) -> Result<String> {
+    if Kernel::length(caller, offset) > MAX_NAME {
+        return Err(HostTrap::Failed(format!("the {what} is over {MAX_NAME} bytes")).into());
+    }
+    let bytes = block(caller, offset, what)?;
+    Ok(String::from_utf8(bytes).map_err(|error| HostTrap::Failed(error.utf8_error().to_string()))?)
+}
+
+fn free<const N: usize>(caller: &mut Caller<'_>, blocks: [u64; N]) -> Result<()> {
     let kernel = Kernel::of(caller)?;
-    let bytes = kernel.read(&*caller, offset).map(<[u8]>::to_vec);
-    let bytes = bytes.ok_or_else(|| HostTrap::Failed(format!("invalid handle offset for {what}: {offset}")))?;
-    kernel.free(caller, offset);
-    Ok(bytes)
+    blocks.into_iter().for_each(|block| kernel.free(caller, block));
+    Ok(())
 }
 
 fn take_text(caller: &mut Caller<'_>, offset: u64, what: &str) -> Result<String> {
-    if Kernel::length(&*caller, offset) > MAX_NAME {
-        return Err(HostTrap::Failed(format!("the {what} is over {MAX_NAME} bytes")).into());
-    }
-    let bytes = take(caller, offset, what)?;
-    Ok(String::from_utf8(bytes).map_err(|error| HostTrap::Failed(error.utf8_error().to_string()))?)
+    let taken = text(caller, offset, what)?;
+    free(caller, [offset])?;
+    Ok(taken)
 }
 
 fn log(caller: &mut Caller<'_>, level: Level, message: u64) -> Result<()> {
@@ -105,8 +113,7 @@ fn log(caller: &mut Caller<'_>, level: Level, message: u64) -> Result<()> {
         budget.write(level, caller.data().context.digest, bytes);
         caller.data_mut().log = budget;
     }
-    kernel.free(caller, message);
-    Ok(())
+    free(caller, [message])
 }
 
 async fn http_request(caller: &mut Caller<'_>, request: u64, body: u64) -> Result<u64> {
@@ -115,11 +122,12 @@ async fn http_request(caller: &mut Caller<'_>, request: u64, body: u64) -> Resul
         return Err(HostTrap::Failed(format!("the HTTP request, less its body, is over {MAX_REQUEST} bytes")).into());
     }
     let context = caller.data().context.clone();
-    let mut request = context.http.read(&take(caller, request, "http request")?)?;
+    let mut outgoing = context.http.read(&block(caller, request, "http request")?)?;
     if body != 0 {
-        request = request.body(take(caller, body, "http request body")?);
+        outgoing = outgoing.body(block(caller, body, "http request body")?);
     }
-    let (response, body) = context.http.send(request).await?;
+    free(caller, [request, body])?;
+    let (response, body) = context.http.send(outgoing).await?;
     caller.data_mut().http = response;
     Kernel::of(caller)?.write(caller, &body)
 }

@@ -9,6 +9,12 @@ const START: u64 = 65;
 /// The gap between blocks: Extism's kernel keeps a header there.
 const HEADER: u64 = 12;
 
+/// What Extism's kernel keeps unused at the end of its memory.
+const RESERVE: u64 = 128;
+
+/// With more free blocks than this, they are used again first, so that notes of them do not take the guest's memory.
+const MOST_FREE: usize = 4096;
+
 /// A free block is split when it is larger than needed by this much.
 const SPLIT: u64 = 128;
 
@@ -45,9 +51,14 @@ pub(super) struct Placement {
 }
 
 impl Allocator {
-    /// Where `length` bytes would go; `None` beyond all offsets. `length` is not 0.
-    pub(super) fn place(&self, length: u64) -> Option<Placement> {
-        if let Some((size, offset)) = self.free.range((length, 0)..).next().copied() {
+    /// Where `length` bytes would go in a memory of `size` bytes; `None` beyond all offsets. `length` is not 0.
+    ///
+    /// As in Extism's kernel, a free block is used again only when the memory would have to grow otherwise. Plugins rely
+    /// on it that free what they have set as their output.
+    pub(super) fn place(&self, length: u64, size: u64) -> Option<Placement> {
+        let end = (self.position + HEADER + RESERVE).checked_add(length)?;
+        let reuses = end >= size || self.free.len() > MOST_FREE;
+        if reuses && let Some((size, offset)) = self.free.range((length, 0)..).next().copied() {
             let splits = size - length >= SPLIT;
             // A split gives away the tail, as in Extism's kernel.
             let offset_within = if splits { offset + size - length } else { offset };
@@ -59,8 +70,7 @@ impl Allocator {
             });
         }
         let offset = START + self.position + HEADER;
-        let end = offset.checked_add(length).filter(|end| *end <= 1 << 32)?;
-        Some(Placement { offset, end, adds_block: true, reused: None })
+        (end <= 1 << 32).then_some(Placement { offset, end, adds_block: true, reused: None })
     }
 
     /// Allocates it there.
@@ -116,8 +126,15 @@ impl Allocator {
 mod tests {
     use super::*;
 
+    const PAGE: u64 = 65_536;
+
+    /// In a memory that is full: free blocks are used again.
     fn alloc(blocks: &mut Allocator, length: u64) -> u64 {
-        let placement = blocks.place(length).unwrap();
+        alloc_within(blocks, length, 0)
+    }
+
+    fn alloc_within(blocks: &mut Allocator, length: u64, size: u64) -> u64 {
+        let placement = blocks.place(length, size).unwrap();
         blocks.allocate(placement, length);
         placement.offset
     }
@@ -137,6 +154,37 @@ mod tests {
     }
 
     #[test]
+    fn a_free_block_is_used_again_when_the_memory_would_have_to_grow() {
+        let mut blocks = Allocator::default();
+        let first = alloc_within(&mut blocks, 10, PAGE);
+        assert!(blocks.free(first));
+        assert_eq!(alloc_within(&mut blocks, 10, PAGE), first + 10 + HEADER);
+        // What is left, less one byte, as Extism's kernel counts.
+        let rest = PAGE - RESERVE - 3 * HEADER - 20 - 1;
+        assert_eq!(alloc_within(&mut blocks, rest, PAGE), first + 2 * (10 + HEADER));
+        assert_eq!(alloc_within(&mut blocks, 1, PAGE), first);
+        assert_eq!(blocks.place(11, PAGE).unwrap().end, PAGE + HEADER + 10);
+    }
+
+    #[test]
+    fn a_memory_grows_where_extisms_kernel_grows_it() {
+        let blocks = Allocator::default();
+        let most = PAGE - RESERVE - HEADER;
+        assert!(blocks.place(most, PAGE).unwrap().end <= PAGE);
+        assert!(blocks.place(most + 1, PAGE).unwrap().end > PAGE);
+    }
+
+    #[test]
+    fn many_free_blocks_are_used_again_at_once() {
+        let mut blocks = Allocator::default();
+        for _ in 0..100_000 {
+            let block = alloc_within(&mut blocks, 1, 1 << 32);
+            assert!(blocks.free(block));
+        }
+        assert_eq!(blocks.count(), MOST_FREE as u64 + 1);
+    }
+
+    #[test]
     fn a_large_free_block_is_split_and_both_parts_serve() {
         let mut blocks = Allocator::default();
         let large = alloc(&mut blocks, 1000);
@@ -150,13 +198,16 @@ mod tests {
 
     #[test]
     fn nothing_is_placed_beyond_all_offsets() {
-        assert_eq!(Allocator::default().place(u64::MAX), None);
-        assert_eq!(Allocator::default().place(1 << 32), None);
+        assert_eq!(Allocator::default().place(u64::MAX, PAGE), None);
+        assert_eq!(Allocator::default().place(1 << 32, PAGE), None);
     }
 
     proptest::proptest! {
         #[test]
-        fn active_blocks_never_overlap(steps in proptest::collection::vec((0_u64..3000, proptest::bool::ANY), 1..200)) {
+        fn active_blocks_never_overlap(
+            steps in proptest::collection::vec((0_u64..3000, proptest::bool::ANY), 1..200),
+            size in 0..3 * PAGE,
+        ) {
             let mut blocks = Allocator::default();
             let mut active: Vec<(u64, u64)> = Vec::new();
             for (length, frees) in steps {
@@ -167,7 +218,7 @@ mod tests {
                     assert!(!blocks.free(offset), "twice");
                     assert_eq!(blocks.length(offset), 0);
                 } else if length > 0 {
-                    let offset = alloc(&mut blocks, length);
+                    let offset = alloc_within(&mut blocks, length, size);
                     for (other, size) in &active {
                         assert!(offset + length <= *other || other + size <= offset, "{offset} + {length}, {other} + {size}");
                     }

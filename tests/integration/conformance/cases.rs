@@ -10,7 +10,7 @@ use evalpool::{
 };
 
 use super::{
-    Case,
+    Case, Expected,
     Expected::{Error, Output, Same},
     IMPORTS, case, env, fixture, with_functions,
 };
@@ -22,6 +22,13 @@ pub(super) fn all() -> Vec<Case> {
         .flatten()
         .collect()
 }
+
+/// Sets a variable to its own name, which is one block.
+const TWICE: &str = "(func $twice (param $p i64) (call $var_set (local.get $p) (local.get $p)))";
+
+/// Keeps a block's offset, for what is done with the block later.
+pub(super) const KEPT: &str = "(global $kept (mut i64) (i64.const 0))
+    (func $keep (param $p i64) (result i64) (global.set $kept (local.get $p)) (local.get $p))";
 
 fn environment_cases() -> Vec<Case> {
     let configured = |body: &str| env(body).with_config("colour", "blue").with_config("naïve", "é");
@@ -46,6 +53,15 @@ fn environment_cases() -> Vec<Case> {
         Case { name: "a variable does not survive its instance", spec: env(vars), inputs: vec![vec![], vec![1]], expected: Output(b"") },
         case("a variable by a wild name", env("(call $var_set (i64.const 999) (call $digits)) i32.const 0"), "", Error("guest_error", "invalid handle offset for var key: 999")),
         case("a variable of a wild value", env("(call $var_set (call $colour) (i64.const 999)) i32.const 0"), "", Error("guest_error", "invalid handle offset for var value: 999")),
+        case("a variable whose name is its value", with_functions(TWICE, "(call $twice (call $colour)) (call $block (call $var_get (call $colour))) i32.const 0"), "", Output(b"colour")),
+        case("what names and sets a variable is freed", with_functions(KEPT, "(call $var_set (call $keep (call $colour)) (call $digits)) (call $out (call $length (global.get $kept))) i32.const 0"), "", Output(&[0; 8])),
+        case("what sets a variable is freed", with_functions(KEPT, "(call $var_set (call $colour) (call $keep (call $digits))) (call $out (call $length (global.get $kept))) i32.const 0"), "", Output(&[0; 8])),
+        case("what removes a variable is freed", with_functions(KEPT, "(call $var_set (call $keep (call $colour)) (i64.const 0)) (call $out (call $length (global.get $kept))) i32.const 0"), "", Output(&[0; 8])),
+        case("a variable by a name that was freed", with_functions(KEPT, "(drop (call $config_get (call $keep (call $colour)))) (drop (call $var_get (global.get $kept))) i32.const 0"), "", Error("guest_error", "invalid handle offset for var key")),
+        case("a variable of a value that was freed", with_functions(KEPT, "(call $free (call $keep (call $digits))) (call $var_set (call $shape) (global.get $kept)) i32.const 0"), "", Error("guest_error", "invalid handle offset for var value")),
+        case("the block that was read is what is written to", with_functions(KEPT, "(call $var_set (call $colour) (call $digits)) (drop (call $keep (call $digits))) (call $free (global.get $kept))
+             (call $block (call $var_get (call $colour))) i32.const 0"), "", Output(b"0123456789")),
+        case("a message logged twice", with_functions(KEPT, "(call $log_info (call $keep (call $message))) (call $log_info (global.get $kept)) i32.const 0"), "", Same),
         case("variables without end", env("(call $var_set (call $colour) (call $alloc (i64.const 2000000))) i32.const 0"), "", Error("guest_error", "Variable store is full")),
         case("logs", env("(call $log_trace (call $message)) (call $log_debug (call $message)) (call $log_info (call $message))
              (call $log_warn (call $message)) (call $log_error (call $message)) (call $log_error (call $not_text)) i32.const 0"), "", Output(b"")),
@@ -89,6 +105,16 @@ fn ending_cases() -> Vec<Case> {
         case("no environment", wasi("environ_sizes_get", "(param i32 i32) (result i32)", "(if (call $f (i32.const 64) (i32.const 68)) (then unreachable)) (i32.load (i32.const 64))"), "", Output(b"")),
         case("nothing preopened", wasi("fd_prestat_get", "(param i32 i32) (result i32)", "(call $f (i32.const 3) (i32.const 64))"), "", Error("guest_error", "it returned 8")),
     ]
+}
+
+/// Traps when its instance has called it before.
+const ONCE: &str = "(global $ran (mut i32) (i32.const 0))
+    (func $once (if (global.get $ran) (then unreachable)) (global.set $ran (i32.const 1)))";
+
+/// Three calls of one evaluator that uses its instances again.
+fn again(name: &'static str, text: &str, entry_point: &str, expected: Expected) -> Case {
+    let spec = Spec::new(Source::bytes(wasm(text))).with_entry_point(entry_point).with_isolation(Isolation::Reuse);
+    Case { name, spec, inputs: vec![vec![]; 3], expected }
 }
 
 fn module_cases() -> Vec<Case> {
@@ -156,6 +182,12 @@ fn module_cases() -> Vec<Case> {
         case("Haskell as a reactor", from_text(&steps(&format!("{haskell} {initialize}"))), "", Output(&[24, 0, 0, 0, 0, 0, 0, 0])),
         case("an initialiser of another type", from_text(&steps(typed)), "", Error("invalid_plugin", "")),
         case("a command", from_text(&format!(r#"(module {output} (func (export "_start") (call $out (i64.const 5))))"#)).with_entry_point("_start"), "", Output(&[5, 0, 0, 0, 0, 0, 0, 0])),
+        again("a command called again", &format!(r#"(module {output} {ONCE}
+            (func (export "_start") (call $once) (call $out (i64.const 5))))"#), "_start", Output(&[5, 0, 0, 0, 0, 0, 0, 0])),
+        again("a command that exits, called again", &format!(r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32))) {output} {ONCE}
+            (memory (export "memory") 1)
+            (func (export "_start") (call $once) (call $out (i64.const 5)) (call $exit (i32.const 0))))"#), "_start", Output(&[5, 0, 0, 0, 0, 0, 0, 0])),
+        Case { inputs: vec![vec![]; 2], ..again("what is not a command, called again", &format!("(module {output} {ONCE} (func (export \"run\") (call $once)))"), "run", Error("guest_trap", "unreachable")) },
         case("linked modules, in any order", from_text(&linked).with_module("adds", adds.clone()).with_module("doubles", doubles.clone()), "", Output(&[41, 0, 0, 0, 0, 0, 0, 0])),
         case("a linked module that is missing", from_text(&linked).with_module("adds", adds), "", Error("invalid_plugin", "doubles")),
         case("a linked module without the export", from_text(&linked).with_module("adds", doubles), "", Error("invalid_plugin", "")),

@@ -146,6 +146,25 @@ async fn engines_speak_http_alike() {
     }
 }
 
+/// On `direct` alone: extism frees the request before it looks for the body.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_may_be_its_own_body() {
+    let port = http_server(|request| {
+        let (_, body) = request.split_once("\r\n\r\n").unwrap();
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
+    });
+    let request = format!(r#"{{"url":"http://127.0.0.1:{port}/","method":"POST"}}"#);
+    let functions = format!(
+        "{REQUESTER_FUNCTIONS} (func $same (param $p i64) (result i64) (call $http (local.get $p) (local.get $p)))"
+    );
+    let pool = pool(EngineKind::Direct);
+    let spec = with_functions(&functions, "(call $block (call $same (call $copy_of_input))) i32.const 0")
+        .with_allowed_hosts(["127.0.0.1"]);
+    let given = answers(&pool, spec, &[request.as_bytes()]).await;
+    pool.close().await;
+    assert_eq!(given, [Ok(request.into_bytes())]);
+}
+
 #[tokio::test]
 async fn a_request_at_a_wild_offset_is_the_guests_own_error() {
     for &engine in ENGINES {

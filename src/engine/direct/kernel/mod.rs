@@ -133,8 +133,8 @@ impl Kernel {
         if length == 0 {
             return Ok(0);
         }
-        let placement = store.as_context().data().allocator.place(length).ok_or(HostTrap::OutOfMemory)?;
         let size = self.memory.data_size(&*store) as u64;
+        let placement = store.as_context().data().allocator.place(length, size).ok_or(HostTrap::OutOfMemory)?;
         if placement.end > size {
             // Whether our limiter refuses or wasmtime: the guest is out of memory.
             self.memory.grow(&mut *store, (placement.end - size).div_ceil(PAGE)).map_err(|_| HostTrap::OutOfMemory)?;

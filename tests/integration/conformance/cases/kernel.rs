@@ -3,7 +3,9 @@
 use super::super::{
     Case,
     Expected::{Error, Output, Same},
-    case, env, with_functions,
+    case,
+    cases::KEPT,
+    env, with_functions,
 };
 
 #[expect(clippy::too_many_lines, reason = "a table")]
@@ -200,6 +202,59 @@ pub(super) fn cases() -> Vec<Case> {
             env("(drop (call $digits)) (call $reset) (call $block (call $alloc (i64.const 3))) i32.const 0"),
             "",
             Output(&[0; 3]),
+        ),
+        case(
+            "output in a block that is freed",
+            with_functions(
+                KEPT,
+                "(call $block (call $keep (call $digits))) (call $free (global.get $kept)) i32.const 0",
+            ),
+            "",
+            Output(b"0123456789"),
+        ),
+        case(
+            "output in a block that is freed and used again",
+            with_functions(
+                KEPT,
+                "(call $block (call $keep (call $digits))) (call $free (global.get $kept)) (drop (call $message)) i32.const 0",
+            ),
+            "",
+            Same,
+        ),
+        case(
+            "input set to a block that is freed",
+            with_functions(
+                KEPT,
+                "(call $input_set (call $keep (call $digits)) (i64.const 10)) (call $free (global.get $kept)) (call $out (call $input_length)) i32.const 0",
+            ),
+            "",
+            Output(&[0; 8]),
+        ),
+        case(
+            "an error in a block that is freed",
+            with_functions(
+                KEPT,
+                "(call $error_set (call $keep (call $message))) (call $free (global.get $kept)) i32.const 0",
+            ),
+            "",
+            Output(b""),
+        ),
+        case(
+            "an error in a block that is freed and used again",
+            with_functions(
+                KEPT,
+                "(call $error_set (call $keep (call $message))) (call $free (global.get $kept)) (drop (call $shape)) i32.const 0",
+            ),
+            "",
+            Same,
+        ),
+        case(
+            "input as output and as the error",
+            env(
+                "(call $output_set (call $input_offset) (call $input_length)) (call $error_set (call $input_offset)) i32.const 0",
+            ),
+            "abc",
+            Error("guest_error", "abc"),
         ),
         case("error is none at first", env("(call $out (call $error_get)) i32.const 0"), "", Output(&[0; 8])),
         case(
