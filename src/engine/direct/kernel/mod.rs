@@ -14,7 +14,7 @@
 use bytes::Bytes;
 use wasmtime::{AsContext, AsContextMut, Engine, Instance, Memory, Module, ModuleExport, Store};
 
-use super::{allocator::BOOKKEEPING, classify::HostTrap, state::GuestState};
+use super::{classify::HostTrap, state::GuestState};
 use crate::{engine::text::MAX_MESSAGE, error::Error};
 
 /// `kernel.wat`, assembled. A test compares the two.
@@ -117,7 +117,7 @@ impl Kernel {
     /// Frees and clears all blocks, as Extism's kernel does.
     pub(super) fn reset(&self, store: &mut impl AsContextMut<Data = GuestState>) {
         let (memory, state) = self.memory.data_and_store_mut(&mut *store);
-        state.budget.give_back(state.allocator.count().saturating_mul(BOOKKEEPING));
+        state.budget.give_back(state.allocator.cost(0));
         let used = state.allocator.clear();
         let used = range(used.start, used.end - used.start, memory.len());
         if let Some(used) = used.and_then(|used| memory.get_mut(used)) {
@@ -141,9 +141,8 @@ impl Kernel {
         }
         let mut context = store.as_context_mut();
         let state = context.data_mut();
-        if placement.adds_block {
-            state.budget.take(BOOKKEEPING)?;
-        }
+        let more = u64::from(placement.adds_block);
+        state.budget.take(state.allocator.cost(more) - state.allocator.cost(0))?;
         state.allocator.allocate(placement, length);
         Ok(placement.offset)
     }
