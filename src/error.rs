@@ -119,12 +119,21 @@ pub enum Error {
         /// The exit code.
         code: i32,
     },
-    /// The guest asked for more memory than `limits.memory`.
-    #[error("the plugin ran out of memory")]
+    /// The guest asked for more memory than `limits.memory`, which counts all memories of an instance from their first
+    /// page on. Hosts that are built on Extism's own crate count only what an instance takes after it was made.
+    #[error(
+        "the plugin ran out of memory; limits.memory counts all memories of an instance, with that for input and output, \
+         from their first page on"
+    )]
     OutOfMemory,
-    /// The guest used up `limits.fuel`.
-    #[error("the plugin ran out of fuel")]
-    OutOfFuel,
+    /// The guest, or its initialisers, used up `limits.fuel`.
+    #[error("the plugin ran out of fuel{}; limits.fuel is {limit}", if *.initialising { " while it was initialised" } else { "" })]
+    OutOfFuel {
+        /// The limit.
+        limit: u64,
+        /// Whether the initialisers of an instance used it up, rather than a call.
+        initialising: bool,
+    },
     /// The guest's output is over `limits.output_size`.
     #[error("the plugin's output is over its limit of {limit} bytes")]
     OutputTooLarge {
@@ -253,6 +262,17 @@ impl Error {
             source = cause.source();
         }
         text
+    }
+
+    /// Whether a build that failed with this would fail again: the plugin's own fault, whatever time it takes.
+    pub(crate) fn comes_again(&self) -> bool {
+        matches!(
+            self,
+            Error::InvalidPlugin { .. }
+                | Error::EntryPointMissing { .. }
+                | Error::OutOfFuel { .. }
+                | Error::OutOfMemory
+        )
     }
 
     pub(crate) fn invalid_request(reason: impl Into<String>) -> Self {

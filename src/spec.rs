@@ -94,8 +94,9 @@ impl Spec {
         /// How long the guest may run in one evaluation. Then the engine stops it, and the evaluation fails with
         /// [`ExecTimeout`](crate::Error::ExecTimeout).
         fn with_exec_timeout(timeout: Duration) => exec_timeout = Some(timeout);
-        /// About how many instructions the guest may run in an evaluation; `None` for no limit. A guest that needs more
-        /// fails with [`OutOfFuel`](crate::Error::OutOfFuel).
+        /// How many instructions the guest may run in an evaluation, and as many once more to initialise each instance;
+        /// `None` for no limit. A guest that needs more fails with [`OutOfFuel`](crate::Error::OutOfFuel). What counts is
+        /// said with [`LimitSettings::fuel`](crate::config::LimitSettings::fuel).
         fn with_fuel(fuel: Option<u64>) => fuel = Some(fuel);
         /// The evaluator's own data, into which each call's data is merged: see [`data`](crate::data).
         fn with_data(provider: impl DataProvider) => data = Some(Arc::new(provider));

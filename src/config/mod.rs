@@ -76,8 +76,8 @@ pub struct LimitSettings {
     /// Size of an evaluation's output; over it, [`OutputTooLarge`](crate::Error::OutputTooLarge). Default `16MiB`.
     #[serde(deserialize_with = "size")]
     pub output_size: u64,
-    /// Linear memory of one instance, with its input and output; over it, [`OutOfMemory`](crate::Error::OutOfMemory).
-    /// From `64KiB` to `4GiB`, rounded down to 64 KiB pages. Default `64MiB`.
+    /// Linear memory of one instance, with its input and output, from the first page on; over it,
+    /// [`OutOfMemory`](crate::Error::OutOfMemory). (Extism's own hosts count only what it takes once it was made.) From `64KiB` to `4GiB`, rounded down to 64 KiB pages. Default `64MiB`.
     #[serde(deserialize_with = "size")]
     pub memory: u64,
     /// Number of elements in the tables of one instance. Default 100000.
@@ -91,8 +91,10 @@ pub struct LimitSettings {
     /// Time that the guest may run in an evaluation; over it, [`ExecTimeout`](crate::Error::ExecTimeout). Default `5s`.
     #[serde(with = "humantime_serde")]
     pub exec_timeout: Duration,
-    /// About how many instructions the guest may run in an evaluation; over it, [`OutOfFuel`](crate::Error::OutOfFuel).
-    /// At least 1, or `"off"` for no limit. Default `"off"`.
+    /// How many instructions the guest may run in an evaluation, and as many once more to initialise each instance; over
+    /// it, [`OutOfFuel`](crate::Error::OutOfFuel). Counted are the guest's own instructions and those of the accessors
+    /// that it calls (some ten for each byte or eight bytes of input and output); what the host does for it costs
+    /// nothing. At least 1, or `"off"` for no limit. Default `"off"`.
     #[serde(with = "off_or_number")]
     pub fuel: Option<u64>,
 }

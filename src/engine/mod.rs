@@ -65,7 +65,7 @@ pub struct InstanceLimits {
     pub exec_timeout: Duration,
     /// How long compiling and initialising may take.
     pub build_timeout: Duration,
-    /// Instructions of one call, roughly; `None` for no limit.
+    /// Instructions of the guest in one call, and once more in its initialisers; `None` for no limit.
     pub fuel: Option<u64>,
 }
 

@@ -279,6 +279,29 @@ async fn each_block_costs_its_guest_what_it_costs_the_host() {
     pool.close().await;
 }
 
+/// Pages: 17 that it declares, 7 that it takes, 3 of the kernel's for 128 KiB of input.
+#[tokio::test]
+async fn memory_counts_from_the_first_page_on_direct_and_from_the_first_call_on_extism() {
+    let text = r#"(module (memory (export "memory") 17) (func (export "run") (drop (memory.grow (i32.const 7)))))"#;
+    for (engine, pages, runs) in [
+        (EngineKind::Extism, 16, false),
+        (EngineKind::Extism, 17, true),
+        (EngineKind::Direct, 26, false),
+        (EngineKind::Direct, 27, true),
+    ] {
+        let pool = pool(engine);
+        let evaluator = pool.evaluator("pages", from_text(text).with_memory(pages << 16)).unwrap();
+        let given = evaluator.evaluate(vec![b'x'; 128 << 10]).await;
+        assert_eq!(given.is_ok(), runs, "{engine:?} with {pages} pages");
+        if engine == EngineKind::Direct && !runs {
+            let error = given.unwrap_err();
+            assert_eq!(error.kind(), "out_of_memory");
+            assert!(error.to_string().contains("from their first page on"), "{error}");
+        }
+        pool.close().await;
+    }
+}
+
 #[tokio::test]
 async fn extisms_own_functions_run_on_its_engine_and_are_refused_by_the_other() {
     let function = || {

@@ -21,6 +21,8 @@ mod dashboards;
 mod engine;
 #[cfg(feature = "service")]
 mod extism;
+#[cfg(feature = "service")]
+mod fuel;
 mod guard;
 #[cfg(feature = "service")]
 mod host_functions;

@@ -94,7 +94,9 @@ fn text(caller: &Caller<'_>, offset: u64, what: &str) -> Result<String> {
 
 fn free<const N: usize>(caller: &mut Caller<'_>, blocks: [u64; N]) -> Result<()> {
     let kernel = Kernel::of(caller)?;
-    blocks.into_iter().for_each(|block| kernel.free(caller, block));
+    for block in blocks {
+        kernel.free(caller, block);
+    }
     Ok(())
 }
 

@@ -36,7 +36,7 @@ pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error
         (Some(HostTrap::OutOfMemory), _) => "it needs more memory than its limit to start".to_owned(),
         (Some(HostTrap::Broken(text)), _) => return Error::internal("initialising failed", text.clone()),
         (Some(HostTrap::Failed(text)), _) => text.clone(),
-        (None, Some(Trap::OutOfFuel)) => "its initialisation ran out of fuel".to_owned(),
+        (None, Some(Trap::OutOfFuel)) => return out_of_fuel(limits, true),
         (None, Some(trap)) => format!("its initialisation trapped: {trap}"),
         (None, None) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
             return Error::Saturated { reason: "every slot for instances is in use" };
@@ -66,6 +66,10 @@ pub(super) fn call(
     (ended, is_sound)
 }
 
+fn out_of_fuel(limits: &InstanceLimits, initialising: bool) -> Error {
+    Error::OutOfFuel { limit: limits.fuel.unwrap_or_default(), initialising }
+}
+
 fn message(said: &[u8]) -> String {
     match str::from_utf8(said) {
         Ok(text) => shorten(text),
@@ -87,7 +91,7 @@ fn why(error: &wasmtime::Error, limits: &InstanceLimits) -> (Error, bool) {
         (Some(HostTrap::Broken(text)), ..) => {
             (Error::internal("a host function broke its declaration", text.clone()), true)
         }
-        (_, Some(Trap::OutOfFuel), _) => (Error::OutOfFuel, true),
+        (_, Some(Trap::OutOfFuel), _) => (out_of_fuel(limits, false), true),
         (Some(HostTrap::OutOfMemory), ..) => (Error::OutOfMemory, false),
         (Some(HostTrap::Failed(text)), ..) => (said(text), false),
         (_, Some(trap), _) => (Error::GuestTrap { reason: trap.to_string() }, false),

@@ -21,6 +21,9 @@ use crate::{
     error::Error,
 };
 
+/// Fuel that extism's kernel uses for a plugin that does nothing. `limits.fuel` is the guest's own.
+const KERNEL_FUEL: u64 = 545;
+
 /// The engine's compiled plugin; reach it through [`CompiledPlugin::as_any`].
 pub struct Compiled {
     shared: Arc<Shared>,
@@ -116,9 +119,9 @@ impl Shared {
                 debug_info: false,
             });
         if let Some(fuel) = self.limits.fuel {
-            builder = builder.with_fuel_limit(fuel);
+            builder = builder.with_fuel_limit(fuel.saturating_add(KERNEL_FUEL));
         }
-        builder.compile().map_err(|error| errors::invalid(&error))
+        builder.compile().map_err(|error| errors::invalid(&error, &self.limits))
     }
 
     fn free(&self) -> MutexGuard<'_, Free> {
@@ -152,7 +155,9 @@ impl Exclusive {
     /// A plugin, which is linked and, for a reactor, initialised. Blocks while that lasts.
     pub(super) fn instantiate(&self) -> Result<Plugin, Error> {
         match &self.compiled {
-            Some(compiled) => Plugin::new_from_compiled(compiled).map_err(|error| errors::invalid(&error)),
+            Some(compiled) => {
+                Plugin::new_from_compiled(compiled).map_err(|error| errors::invalid(&error, &self.shared.limits))
+            }
             None => Err(Error::Internal { reason: "a plugin was instantiated without its code", cause: None }),
         }
     }

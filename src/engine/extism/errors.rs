@@ -16,13 +16,15 @@ use crate::{
 const OUT_OF_FUEL: &str = "plugin ran out of fuel";
 
 /// A failure to compile, link or initialise. Its text is fit for the plugin's author.
-pub(super) fn invalid(error: &extism::Error) -> Error {
+pub(super) fn invalid(error: &extism::Error, limits: &InstanceLimits) -> Error {
     let root = error.root_cause().to_string();
-    let reason = match (error.downcast_ref::<Trap>(), root.as_str()) {
-        (Some(Trap::OutOfFuel), _) | (None, OUT_OF_FUEL) => "its initialisation ran out of fuel".to_owned(),
-        (Some(trap), _) => format!("its initialisation trapped: {trap}"),
-        (None, "oom") => "it needs more memory than its limit to start".to_owned(),
-        (None, root) => first_line(root),
+    let reason = match (error.downcast_ref::<Trap>(), root.as_str(), limits.fuel) {
+        (Some(Trap::OutOfFuel), _, Some(limit)) | (None, OUT_OF_FUEL, Some(limit)) => {
+            return Error::OutOfFuel { limit, initialising: true };
+        }
+        (Some(trap), ..) => format!("its initialisation trapped: {trap}"),
+        (None, "oom", _) => "it needs more memory than its limit to start".to_owned(),
+        (None, root, _) => first_line(root),
     };
     Error::InvalidPlugin { reason, cause: Some(Arc::from(Box::from(format!("{error:#}")))) }
 }
@@ -37,10 +39,11 @@ pub(super) fn classify(error: &extism::Error, elapsed: Duration, limits: &Instan
     // extism hands on a returning guest's message bare; what ended the guest comes wrapped in its backtrace.
     let returned = error.chain().len() == 1;
     let is_late = elapsed >= limits.exec_timeout;
+    let out_of_fuel = |limit| Error::OutOfFuel { limit, initialising: false };
     let exit = root.strip_prefix("Exited with i32 exit status ").and_then(|code| code.parse().ok());
     let error = match (error.downcast_ref::<Trap>(), error.downcast_ref::<Broken>(), exit, root.as_str()) {
         (Some(Trap::Interrupt), ..) => timeout,
-        (Some(Trap::OutOfFuel), ..) => Error::OutOfFuel,
+        (Some(Trap::OutOfFuel), ..) => out_of_fuel(limits.fuel.unwrap_or_default()),
         // A guest that sets an error and then traps on purpose, as AssemblyScript's `abort` does, has reported it.
         (Some(trap), .., text) if text != trap.to_string() => Error::GuestError { message: shorten(text) },
         (Some(trap), ..) => Error::GuestTrap { reason: trap.to_string() },
@@ -51,7 +54,7 @@ pub(super) fn classify(error: &extism::Error, elapsed: Duration, limits: &Instan
         // An interrupt in a call of the kernel's from within a host function: extism takes it for a wild pointer.
         _ if !returned && is_late => timeout,
         (.., "oom") => Error::OutOfMemory,
-        (.., OUT_OF_FUEL) => Error::OutOfFuel,
+        (.., OUT_OF_FUEL) if let Some(limit) = limits.fuel => out_of_fuel(limit),
         (.., text) if text.ends_with("out of memory") => Error::OutOfMemory,
         (.., text) => {
             let message = match text.strip_prefix("Returned non-zero exit code: ") {

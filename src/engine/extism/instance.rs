@@ -35,7 +35,7 @@ impl Guest {
         // extism initialises a plugin at its first call, whatever is called: so what fails there fails here, and the
         // first evaluation does not pay for it.
         match plugin.call::<&[u8], &[u8]>(NOTHING, &[]) {
-            Err(error) if !error.to_string().ends_with(NOTHING) => Err(errors::invalid(&error)),
+            Err(error) if !error.to_string().ends_with(NOTHING) => Err(errors::invalid(&error, &limits)),
             _ => Ok(Box::new(Self { plugin, exclusive, limits, _permit: permit })),
         }
     }

@@ -125,9 +125,7 @@ impl<R: Resident> RegistryState<R> {
         }
         let Some(build) = self.builds.remove(&revision) else { return };
         self.drop_build(revision, build, &Refused::Error(error.clone()));
-        if matches!(error, Error::InvalidPlugin { .. } | Error::EntryPointMissing { .. })
-            && !self.limits.negative_ttl.is_zero()
-        {
+        if error.comes_again() && !self.limits.negative_ttl.is_zero() {
             self.failures
                 .push(revision, Failure { error: error.clone(), until: clock::later(now, self.limits.negative_ttl) });
             if self.failures.len() > MAX_FAILURES {

@@ -1,7 +1,6 @@
 //! What holds whenever a method has returned. Tests check it after every step.
 
 use super::{super::Resident, RegistryState, entries::Phase};
-use crate::error::Error;
 
 impl<R: Resident> RegistryState<R> {
     pub(in crate::registry) fn assert_invariants(&self) {
@@ -36,8 +35,7 @@ impl<R: Resident> RegistryState<R> {
             assert!(!no_place || !evictable(), "a build waits for a place that an unused runtime has");
         }
         for (_, failure) in &self.failures {
-            let fails_again = matches!(failure.error, Error::InvalidPlugin { .. } | Error::EntryPointMissing { .. });
-            assert!(fails_again, "a passing failure is remembered");
+            assert!(failure.error.comes_again(), "a passing failure is remembered");
         }
     }
 }

@@ -153,6 +153,12 @@ async fn corner_9_only_what_would_fail_again_is_remembered_and_not_for_ever() {
     sleep(Duration::from_secs(6)).await;
     evaluator.evaluate("").await.unwrap();
     assert_eq!(spy.compiles(), 4);
+    spy.on_compile([Act::Starve]);
+    let starved = pool.evaluator("starved", Spy::spec()).unwrap();
+    for _ in 0..2 {
+        assert_eq!(starved.evaluate("").await.unwrap_err().kind(), "out_of_fuel");
+        assert_eq!(spy.compiles(), 5);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -28,6 +28,8 @@ pub(crate) enum Act {
     Slow(Duration),
     /// Fails as a plugin at fault.
     Fail,
+    /// Fails as initialisers that use up their fuel.
+    Starve,
     /// Fails in a way that trying again may mend.
     FailOnce,
     Panic,
@@ -237,6 +239,7 @@ impl Shared {
                 Ok(())
             }
             Act::Fail => Err(Error::InvalidPlugin { reason: "told to fail".into(), cause: None }),
+            Act::Starve => Err(Error::OutOfFuel { limit: 1, initialising: true }),
             Act::FailOnce => Err(Error::Internal { reason: "told to fail", cause: None }),
             Act::Panic => panic!("told to panic"),
             Act::Never => std::future::pending().await,
