@@ -3,6 +3,7 @@
 
 mod cases;
 pub(crate) mod http;
+mod official;
 mod random;
 
 use evalpool::{

@@ -1,0 +1,5 @@
+//! Each test of Extism's own suite has its twin here, or the reason why it does not apply: `OFFICIAL.md` has them all.
+
+mod kernel;
+mod runtime;
+mod steps;
