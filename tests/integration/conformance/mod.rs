@@ -2,6 +2,7 @@
 //! to differ, the case says how, and the `direct` engine's documentation why.
 
 mod cases;
+mod differences;
 pub(crate) mod http;
 mod official;
 mod random;

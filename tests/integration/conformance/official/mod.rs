@@ -2,4 +2,4 @@
 
 mod kernel;
 mod runtime;
-mod steps;
+pub(super) mod steps;

@@ -112,12 +112,13 @@ fn cancel_ends_each_call_and_the_next_one_runs() {
 
 #[tokio::test]
 async fn fuel_that_is_used_up_ends_each_call() {
-    for engine in ENGINES {
+    // The same counts for initialising, of which extism's kernel has more to do.
+    for (engine, fuel) in [(EngineKind::Direct, 1), (EngineKind::Direct, 20_000), (EngineKind::Extism, 20_000)] {
         for isolation in [Isolation::Fresh, Isolation::Reuse] {
             let pool = pool(engine);
-            let spec = env("(loop br 0) i32.const 0").with_fuel(Some(20_000)).with_isolation(isolation);
+            let spec = env("(loop br 0) i32.const 0").with_fuel(Some(fuel)).with_isolation(isolation);
             for answer in answers(&pool, spec, &[&b"x"[..]; 30]).await {
-                assert_eq!(answer.unwrap_err().0, "out_of_fuel", "{engine:?}");
+                assert_eq!(answer.unwrap_err().0, "out_of_fuel", "{engine:?} {fuel}");
             }
             pool.close().await;
         }
@@ -329,6 +330,46 @@ async fn no_vars_beyond_their_bound_and_none_of_nothing() {
             );
             assert_eq!(given[2], Ok(vec![]), "{engine:?}: no block is no value");
         }
+        pool.close().await;
+    }
+}
+
+/// A linked module that counts how often its function runs, in its start function too.
+fn counter(command: bool) -> Source {
+    let name = if command { "_start" } else { "count" };
+    Source::bytes(wasm(&format!(
+        r#"(module
+            (import "extism:host/user" "mirror" (func $mirror (param i64) (result i64)))
+            (import "wasi_snapshot_preview1" "random_get" (func (param i32 i32) (result i32)))
+            (memory (export "memory") 1)
+            (global $count (mut i64) (i64.const 0))
+            (func $counts (export "{name}") (global.set $count (i64.add (global.get $count) (i64.const 1))))
+            (func (export "counted") (result i64) (drop (call $mirror (i64.const 0))) (global.get $count))
+            (start $counts))"#
+    )))
+}
+
+#[tokio::test]
+async fn linking_gives_each_instance_linked_modules_of_its_own() {
+    let calls = |name: &str| {
+        let import = format!(
+            r#"(import "counter" "{name}" (func $count)) (import "counter" "counted" (func $counted (result i64)))"#
+        );
+        imports(&import, "(call $count) (call $count) (call $out (call $counted)) i32.const 0")
+            .with_module("counter", counter(name == "_start"))
+            .with_host_function(mirrors())
+    };
+    for engine in ENGINES {
+        let pool = pool(engine);
+        let fresh = answers(&pool, calls("count"), &[b"x"; 3].map(|input| &input[..])).await;
+        assert_eq!(fresh, vec![Ok(number(3)); 3], "{engine:?}");
+        let reused = calls("count").with_isolation(Isolation::Reuse);
+        let reused = answers(&pool, reused, &[b"x"; 3].map(|input| &input[..])).await;
+        assert_eq!(reused, [3, 5, 7].map(|count| Ok(number(count))), "{engine:?}");
+        // wasmtime's linker, which extism uses, makes a new instance of a command for each call of one of its functions.
+        let command = answers(&pool, calls("_start"), &[b"x"]).await.remove(0);
+        let counted = if engine == EngineKind::Extism { 1 } else { 3 };
+        assert_eq!(command, Ok(number(counted)), "{engine:?}");
         pool.close().await;
     }
 }

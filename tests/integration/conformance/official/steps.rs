@@ -12,20 +12,20 @@ const RESULTS: usize = 64;
 
 /// What a call gave.
 #[derive(Clone, Copy)]
-pub(super) struct Step(usize);
+pub(in super::super) struct Step(usize);
 
 impl Step {
-    pub(super) fn plus(self, more: u64) -> Arg {
+    pub(in super::super) fn plus(self, more: u64) -> Arg {
         Arg(format!("(i64.add {} (i64.const {}))", Arg::from(self).0, more.cast_signed()))
     }
 
-    pub(super) fn minus(self, less: u64) -> Arg {
+    pub(in super::super) fn minus(self, less: u64) -> Arg {
         self.plus(less.wrapping_neg())
     }
 }
 
 /// What a function is called with: a number, or what an earlier call gave.
-pub(super) struct Arg(String);
+pub(in super::super) struct Arg(String);
 
 impl From<Step> for Arg {
     fn from(step: Step) -> Self {
@@ -41,17 +41,17 @@ impl From<u64> for Arg {
 
 /// A plugin in the making.
 #[derive(Default)]
-pub(super) struct Steps {
+pub(in super::super) struct Steps {
     body: String,
     count: usize,
     expected: Vec<(Step, u64, String)>,
 }
 
 /// What the calls of a plugin gave.
-pub(super) struct Results(Vec<u64>);
+pub(in super::super) struct Results(Vec<u64>);
 
 impl Results {
-    pub(super) fn of(&self, step: Step) -> u64 {
+    pub(in super::super) fn of(&self, step: Step) -> u64 {
         self.0[step.0]
     }
 }
@@ -69,65 +69,65 @@ impl Steps {
         step
     }
 
-    pub(super) fn alloc(&mut self, length: u64) -> Step {
+    pub(in super::super) fn alloc(&mut self, length: u64) -> Step {
         self.ask("alloc", length)
     }
 
-    pub(super) fn free(&mut self, block: impl Into<Arg>) {
+    pub(in super::super) fn free(&mut self, block: impl Into<Arg>) {
         self.line(format_args!("(call $free {})", block.into().0));
     }
 
     /// A function of one number that gives one, by its name in `imports.wat`.
-    pub(super) fn ask(&mut self, name: &str, of: impl Into<Arg>) -> Step {
+    pub(in super::super) fn ask(&mut self, name: &str, of: impl Into<Arg>) -> Step {
         self.gives(format_args!("(call ${name} {})", of.into().0))
     }
 
     /// One without parameters.
-    pub(super) fn tell(&mut self, name: &str) -> Step {
+    pub(in super::super) fn tell(&mut self, name: &str) -> Step {
         self.gives(format_args!("(call ${name})"))
     }
 
     /// `load8` or `input8`.
-    pub(super) fn byte(&mut self, name: &str, at: impl Into<Arg>) -> Step {
+    pub(in super::super) fn byte(&mut self, name: &str, at: impl Into<Arg>) -> Step {
         self.gives(format_args!("(i64.extend_i32_u (call ${name} {}))", at.into().0))
     }
 
-    pub(super) fn store8(&mut self, at: impl Into<Arg>, byte: u8) {
+    pub(in super::super) fn store8(&mut self, at: impl Into<Arg>, byte: u8) {
         self.line(format_args!("(call $store8 {} (i32.const {byte}))", at.into().0));
     }
 
-    pub(super) fn store64(&mut self, at: impl Into<Arg>, word: u64) {
+    pub(in super::super) fn store64(&mut self, at: impl Into<Arg>, word: u64) {
         self.line(format_args!("(call $store64 {} {})", at.into().0, Arg::from(word).0));
     }
 
     /// `input_set` or `output_set`.
-    pub(super) fn set(&mut self, name: &str, at: impl Into<Arg>, length: u64) {
+    pub(in super::super) fn set(&mut self, name: &str, at: impl Into<Arg>, length: u64) {
         self.line(format_args!("(call ${name} {} {})", at.into().0, Arg::from(length).0));
     }
 
-    pub(super) fn error_set(&mut self, block: impl Into<Arg>) {
+    pub(in super::super) fn error_set(&mut self, block: impl Into<Arg>) {
         self.line(format_args!("(call $error_set {})", block.into().0));
     }
 
-    pub(super) fn reset(&mut self) {
+    pub(in super::super) fn reset(&mut self) {
         self.line("(call $reset)");
     }
 
     /// What a call must have given, on every engine.
-    pub(super) fn is(&mut self, step: Step, expected: u64) {
+    pub(in super::super) fn is(&mut self, step: Step, expected: u64) {
         let last = self.body.lines().last().unwrap_or_default().to_owned();
         self.expected.push((step, expected, last));
     }
 
     /// That the block has this length, by both functions that tell it.
-    pub(super) fn is_long(&mut self, block: Step, length: u64) {
+    pub(in super::super) fn is_long(&mut self, block: Step, length: u64) {
         for name in ["length", "length_unsafe"] {
             let told = self.ask(name, block);
             self.is(told, length);
         }
     }
 
-    pub(super) fn spec(&self) -> Spec {
+    pub(in super::super) fn spec(&self) -> Spec {
         let (body, count) = (&self.body, self.count);
         assert!(RESULTS + 8 * count < 65_536, "the plugin has one page for its results");
         Spec::new(Source::bytes(wasm(&format!(
@@ -147,7 +147,7 @@ impl Steps {
     }
 
     /// What it comes to in this pool: an error by its kind.
-    pub(super) async fn try_in(&self, pool: &EvaluatorPool, input: &[u8]) -> Result<Results, String> {
+    pub(in super::super) async fn try_in(&self, pool: &EvaluatorPool, input: &[u8]) -> Result<Results, String> {
         let answer: Answer = answers(pool, self.spec(), &[input]).await.remove(0);
         let output = answer.map_err(|(kind, _)| kind)?;
         let results = Results(output.chunks(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect());
@@ -157,7 +157,7 @@ impl Steps {
         Ok(results)
     }
 
-    pub(super) async fn run_in(&self, pool: &EvaluatorPool, input: &[u8]) -> Results {
+    pub(in super::super) async fn run_in(&self, pool: &EvaluatorPool, input: &[u8]) -> Results {
         self.try_in(pool, input).await.unwrap_or_else(|kind| panic!("{kind} from\n{}", self.body))
     }
 }
