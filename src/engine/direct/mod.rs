@@ -16,23 +16,8 @@
 //! slots), and interrupting guests by fuel (it costs them up to a third; epochs cost about a thousandth). Fuel is
 //! counted only for specs that limit it, by a second engine that is made when first needed.
 //!
-//! # What differs from the `extism` engine
-//!
-//! - An initialiser runs once for each instance, not twice, and may call the host.
-//! - `limits.memory` counts all memories of an instance together, from the first page on, because a limit that an instance
-//!   may exceed bounds nothing; Extism's count starts afresh after initialising. `memory.grow` beyond a module's own declared maximum gives −1, as WebAssembly says; Extism
-//!   ends the call as out of memory.
-//! - What the allocator knows is host data, which no guest can write. Extism's kernel keeps it in its memory, between the
-//!   blocks. A length of output that wraps around is an error of the guest here.
-//! - `input_load_u64` just below offset 0 gives 0; Extism reads what lies in front of the input.
-//! - The allocator takes the best free block, Extism's the first: offsets may differ after a block was used again. Both use
-//!   one again only when the memory would have to grow; this one also when over 4,096 blocks are free, because each costs
-//!   the host memory.
-//! - `http_request` takes one block as both request and body; Extism frees the request before it reads the body.
-//! - Fuel is the guest's own. Extism's kernel takes some for each call, which the `extism` engine adds for a small plugin.
-//! - Names of variables and of settings have at most 64 KiB. A plugin is linked with at most two modules.
-//! - An instance that exited with 0 is not used again. (One that ran `_start` is used again by neither.)
-//! - Tables, HTTP and the log are bounded; a guest that sleeps blocks nobody.
+//! What a plugin can tell this engine by, beside the `extism` engine and an official host, is listed at the end of this
+//! page: [what differs from Extism](#what-differs-from-extism).
 //!
 //! # Files
 //!
@@ -58,6 +43,8 @@
 //! | `ticker` | the thread that makes running guests return to their executor |
 //! | `cache` | compiled code, kept in memory or in a folder |
 //! | `slots` | how much address space the slots of all instances take |
+//!
+#![doc = include_str!("DIFFERENCES.md")]
 
 mod abi;
 mod allocator;

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{files, root, rust::words};
 
-fn cargo(arguments: &[&str]) -> String {
+pub(super) fn cargo(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO"))
         .args(arguments)
         .args(["--offline", "--locked", "--manifest-path"])

@@ -3,6 +3,7 @@
 mod dependencies;
 mod direct;
 mod rust;
+mod twins;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -11,7 +11,7 @@ use crate::support::wasm;
 const RESULTS: usize = 64;
 
 /// What a call gave.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub(in super::super) struct Step(usize);
 
 impl Step {
@@ -40,7 +40,7 @@ impl From<u64> for Arg {
 }
 
 /// A plugin in the making.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(in super::super) struct Steps {
     body: String,
     count: usize,
@@ -48,6 +48,7 @@ pub(in super::super) struct Steps {
 }
 
 /// What the calls of a plugin gave.
+#[derive(Debug, PartialEq)]
 pub(in super::super) struct Results(Vec<u64>);
 
 impl Results {
