@@ -1,8 +1,8 @@
 //! The two engines: what each guarantees, and when to choose which.
 //!
 //! Both run the same plugins and give the same answers: a conformance suite holds them against each other, case by case
-//! and with random plugins, and the few differences are listed with [`direct`](super::direct). They are chosen by
-//! `engine.kind` in the settings, `--engine` of the program, or
+//! and with random plugins. The few differences are in [one list](super::direct#what-differs-from-extism). The engines
+//! are chosen by `engine.kind` in the settings, `--engine` of the program, or
 //! [`PoolBuilder::engine_kind`](crate::PoolBuilder::engine_kind), and built in by the cargo features `direct` and
 //! `extism`. A build that has one of them has that one as its default; with both it is `direct`.
 //!

@@ -16,8 +16,8 @@
 //! slots), and interrupting guests by fuel (it costs them up to a third; epochs cost about a thousandth). Fuel is
 //! counted only for specs that limit it, by a second engine that is made when first needed.
 //!
-//! What a plugin can tell this engine by, beside the `extism` engine and an official host, is listed at the end of this
-//! page: [what differs from Extism](#what-differs-from-extism).
+//! Where it differs from Extism on purpose is listed at the end of this page, under
+//! [what differs from Extism](#what-differs-from-extism).
 //!
 //! # Files
 //!

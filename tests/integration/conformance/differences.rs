@@ -27,12 +27,12 @@ async fn notes_about_blocks_are_out_of_a_guests_reach() {
         let block = steps.alloc(64);
         // What would be the end of its header if a block began here: in use, 9 bytes, 7 of them used.
         steps.store8(block.plus(20), 1);
-        steps.store64(block.plus(24), 7 << 32 | 9);
+        steps.store64(block.plus(24), 0x0000_0007_0000_0009);
         let forged = steps.ask("length_unsafe", block.plus(32));
         steps.is(forged, if ours { 0 } else { 7 });
         steps.alloc(10);
         let header = steps.ask("load64", block.plus(64 + 4));
-        steps.is(header, if ours { 0 } else { 10 << 32 | 10 });
+        steps.is(header, if ours { 0 } else { 0x0000_000a_0000_000a });
         // The kernel's own words are in front of the first block. Extism's last one is the output's length.
         steps.set("output_set", block, 5);
         let length = steps.ask("load64", 57);
@@ -204,7 +204,7 @@ async fn a_plugin_is_linked_with_at_most_two_modules() {
         match answer {
             Ok(_) => assert!(!ours),
             Err((kind, text)) => {
-                assert!(ours && kind == "invalid_request" && text.contains("at most 2 modules"), "{text}")
+                assert!(ours && kind == "invalid_request" && text.contains("at most 2 modules"), "{text}");
             }
         }
         pool.close().await;

@@ -66,6 +66,8 @@ fn pool_with_captured_builder_makes_its_instances_on_any_thread() {
                 })
             })
             .collect();
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
     }
 }
