@@ -109,9 +109,8 @@ fn cancel_ends_each_call_and_the_next_one_runs() {
 
 #[tokio::test]
 async fn fuel_that_is_used_up_ends_each_call() {
-    // The same counts for initialising, of which extism's kernel has more to do.
-    for (engine, fuel) in [(EngineKind::Direct, 1), (EngineKind::Direct, 20_000), (EngineKind::Extism, 20_000)] {
-        for isolation in [Isolation::Fresh, Isolation::Reuse] {
+    for engine in ENGINES {
+        for (fuel, isolation) in [(1, Isolation::Fresh), (20_000, Isolation::Fresh), (20_000, Isolation::Reuse)] {
             let pool = pool(engine);
             let spec = env("(loop br 0) i32.const 0").with_fuel(Some(fuel)).with_isolation(isolation);
             for answer in answers(&pool, spec, &[&b"x"[..]; 30]).await {

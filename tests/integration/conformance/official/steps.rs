@@ -101,9 +101,9 @@ impl Steps {
         self.line(format_args!("(call $store64 {} {})", at.into().0, Arg::from(word).0));
     }
 
-    /// `input_set` or `output_set`.
-    pub(in super::super) fn set(&mut self, name: &str, at: impl Into<Arg>, length: u64) {
-        self.line(format_args!("(call ${name} {} {})", at.into().0, Arg::from(length).0));
+    /// `input_set`, `output_set` or `var_set`.
+    pub(in super::super) fn set(&mut self, name: &str, at: impl Into<Arg>, second: impl Into<Arg>) {
+        self.line(format_args!("(call ${name} {} {})", at.into().0, second.into().0));
     }
 
     pub(in super::super) fn error_set(&mut self, block: impl Into<Arg>) {
