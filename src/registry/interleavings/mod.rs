@@ -242,25 +242,22 @@ fn make_spare(fake: Fake) {
 
 async fn evaluate(world: Arc<World>, registry: Registry<Fake>, revision: RevisionId, cache: Cache) {
     let parked = cache.take(|(lease, _): &Parked| lease.revision() == revision, Instant::now());
-    let (lease, instance, epoch) = match parked {
-        Some(((mut lease, instance), epoch)) => {
-            lease.use_again(Instant::now());
-            (lease, instance, Some(epoch))
-        }
-        None => {
-            let start = |ticket| drop(spawn(build(world.clone(), ticket)));
-            let deadline = Instant::now() + patience();
-            let leased = registry.lease(revision, &mut None, deadline, Duration::ZERO, true, start).await;
-            let Ok(mut lease) = leased else { return };
-            let instance = match lease.claim().unwrap() {
-                Claim::Idle => {
-                    let idle = lease.resident().unwrap().0.idle.lock().unwrap().pop();
-                    idle.expect("what is set aside is there")
-                }
-                Claim::Make(permit) => Counted::instance(&world, permit),
-            };
-            (lease, instance, None)
-        }
+    let (lease, instance, epoch) = if let Some(((mut lease, instance), epoch)) = parked {
+        lease.use_again(Instant::now());
+        (lease, instance, Some(epoch))
+    } else {
+        let start = |ticket| drop(spawn(build(world.clone(), ticket)));
+        let deadline = Instant::now() + patience();
+        let leased = registry.lease(revision, &mut None, deadline, Duration::ZERO, true, start).await;
+        let Ok(mut lease) = leased else { return };
+        let instance = match lease.claim().unwrap() {
+            Claim::Idle => {
+                let idle = lease.resident().unwrap().0.idle.lock().unwrap().pop();
+                idle.expect("what is set aside is there")
+            }
+            Claim::Make(permit) => Counted::instance(&world, permit),
+        };
+        (lease, instance, None)
     };
     let in_use = InUse::new(lease.resident().unwrap().clone());
     // As a guest that is polled once, or that waits.
@@ -323,8 +320,8 @@ fn scenario() {
         tasks.push(spawn(async move {
             yield_now().await;
             let mut gone = closer.unload(revision(0), Duration::ZERO);
-            let closed = Refused::Error(Error::Closed { name: "one".into(), interrupted: false });
-            closer.retire(revision(1), CloseReason::Closed, None, &closed);
+            let refused = Refused::Error(Error::Closed { name: "one".into(), interrupted: false });
+            closer.retire(revision(1), CloseReason::Closed, None, &refused);
             closer.reclaim_unused();
             closer.sweep(|_| Duration::ZERO);
             closer.reclaim_unused();
