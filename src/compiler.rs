@@ -26,7 +26,7 @@ use crate::{
     error::Error,
     metrics::Metrics,
     registry::{Admission, Place},
-    runtime::{Policy, Program, Runtime},
+    runtime::{Policy, Program, Report, Runtime},
     source::{Interface, Plugin},
 };
 
@@ -37,6 +37,7 @@ pub(crate) struct Blueprint {
     pub(crate) entry_point: String,
     /// With a permit for nothing, until there is a place.
     pub(crate) request: CompileRequest,
+    pub(crate) report: Report,
     pub(crate) policy: Policy,
 }
 
@@ -149,7 +150,7 @@ impl Compiler {
         match timeout(after, work).await {
             Ok(Ok(built)) => built,
             Ok(Err(panic)) => Err(internal(panic.to_string())),
-            Err(_) => Err(Error::BuildTimeout { after }),
+            Err(_) => Err(Error::build_timeout(after)),
         }
     }
 }
@@ -162,7 +163,7 @@ async fn attempt(
     slot: OwnedSemaphorePermit,
 ) -> Result<Runtime, Error> {
     let Admission { place, permit } = admission;
-    let Blueprint { plugin, entry_point, request, policy } = blueprint;
+    let Blueprint { plugin, entry_point, request, report, policy } = blueprint;
     let request = CompileRequest { permit: engine::Permit::new(place.clone()), ..request };
     let started = Instant::now();
     let compiled = engine.compile(request).await?;
@@ -174,7 +175,7 @@ async fn attempt(
     let started = Instant::now();
     let probe = match guard.compiled().instantiate(engine::Permit::new(permit)).await {
         Ok(probe) => probe,
-        Err(error) => return Err(guard.close(error).await),
+        Err(error) => return Err(guard.close(report.failure(error)).await),
     };
     metrics.build_phase("probe", started.elapsed());
     guard.keep(probe);
@@ -186,7 +187,7 @@ async fn attempt(
     }
     Ok(guard.disarm(|compiled, probe, place| {
         let spares_wait = engine.instances_are_cheap();
-        let program = Program { compiled, entry_point, digest: plugin.digest(), spares_wait };
+        let program = Program { compiled, entry_point, digest: plugin.digest(), report, spares_wait };
         Runtime::new(program, probe, policy, metrics, place)
     }))
 }

@@ -6,7 +6,11 @@
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
-use crate::words::words;
+use crate::{
+    last_words::LastWords,
+    units::{Size, Time},
+    words::words,
+};
 
 /// The error below an [`Error`], for the operator. Shared, because a failed build reaches every caller that waited.
 pub type Cause = Arc<dyn StdError + Send + Sync + 'static>;
@@ -52,6 +56,8 @@ pub enum Error {
         /// The engine's own error.
         #[source]
         cause: Option<Cause>,
+        /// What its initialisers left behind, if they failed.
+        last_words: LastWords,
     },
     /// The plugin has no function of that name and shape.
     #[error("{}", describe_missing(.entry_point.as_deref(), .available))]
@@ -70,7 +76,7 @@ pub enum Error {
         actual: String,
     },
     /// A plugin or an input is over its limit.
-    #[error("the {what} is over its limit of {limit} bytes")]
+    #[error("the {what} is over limits.{what}_size, {}", Size(*.limit))]
     PayloadTooLarge {
         /// `plugin` or `input`.
         what: &'static str,
@@ -78,10 +84,12 @@ pub enum Error {
         limit: u64,
     },
     /// The plugin took longer than `limits.build_timeout` to compile and initialise.
-    #[error("the plugin was not compiled and initialised within {after:?}")]
+    #[error("the plugin was not compiled and initialised within limits.build_timeout, {}", Time(*.after))]
     BuildTimeout {
         /// The budget.
         after: Duration,
+        /// What its initialisers left behind.
+        last_words: LastWords,
     },
     /// Nothing is free, and no more callers may wait (`pool.max_waiting`).
     #[error("saturated: {reason}")]
@@ -90,42 +98,54 @@ pub enum Error {
         reason: &'static str,
     },
     /// The call waited longer than `limits.wait_timeout` for a runtime or an instance.
-    #[error("nothing came free within {after:?}")]
+    #[error("nothing came free within {} (limits.wait_timeout)", Time(*.after))]
     WaitTimeout {
         /// How long it waited.
         after: Duration,
     },
     /// The guest ran longer than `limits.exec_timeout` and was stopped.
-    #[error("the evaluation was stopped after {after:?}")]
+    #[error("the plugin ran longer than limits.exec_timeout, {}, and was stopped", Time(*.after))]
     ExecTimeout {
         /// The budget.
         after: Duration,
+        /// What the guest left behind.
+        last_words: LastWords,
     },
-    /// The guest trapped, for example on `unreachable`, an access out of bounds or a stack overflow.
+    /// The guest trapped, for example on `unreachable`, an access out of bounds or a stack overflow, or called WASI in a
+    /// way that ends a guest.
     #[error("the plugin trapped: {reason}")]
     GuestTrap {
-        /// The trap, in WebAssembly's words.
+        /// The trap, in WebAssembly's words, or why a function of the host ended the guest.
         reason: String,
+        /// What the guest left behind.
+        last_words: LastWords,
     },
     /// The guest reported an error of its own, or returned a code other than 0.
     #[error("the plugin reported an error: {message}")]
     GuestError {
-        /// The guest's message.
+        /// The guest's message, whole up to 64 KiB. A longer one is cut, and ends in a mark that says so.
         message: String,
+        /// What the guest left behind.
+        last_words: LastWords,
     },
     /// The guest called `exit` with a code other than 0.
     #[error("the plugin exited with code {code}")]
     GuestExit {
         /// The exit code.
         code: i32,
+        /// What the guest left behind.
+        last_words: LastWords,
     },
-    /// The guest asked for more memory than `limits.memory`, which counts all memories of an instance from their first
-    /// page on. Hosts that are built on Extism's own crate count only what an instance takes after it was made.
-    #[error(
-        "the plugin ran out of memory; limits.memory counts all memories of an instance, with that for input and output, \
-         from their first page on"
-    )]
-    OutOfMemory,
+    /// The guest asked for more memory than `limits.memory`, or needs more to start.
+    #[error("{}", describe_out_of_memory(*.limit, *.to_start))]
+    OutOfMemory {
+        /// The limit, in bytes.
+        limit: u64,
+        /// The bytes that its memories begin with, if those are too many already.
+        to_start: Option<u64>,
+        /// What the guest left behind.
+        last_words: LastWords,
+    },
     /// The guest, or its initialisers, used up `limits.fuel`.
     #[error("the plugin ran out of fuel{}; limits.fuel is {limit}", if *.initialising { " while it was initialised" } else { "" })]
     OutOfFuel {
@@ -133,12 +153,16 @@ pub enum Error {
         limit: u64,
         /// Whether the initialisers of an instance used it up, rather than a call.
         initialising: bool,
+        /// What the guest left behind.
+        last_words: LastWords,
     },
     /// The guest's output is over `limits.output_size`.
-    #[error("the plugin's output is over its limit of {limit} bytes")]
+    #[error("the plugin's output is over limits.output_size, {}", Size(*.limit))]
     OutputTooLarge {
         /// The limit, in bytes.
         limit: u64,
+        /// What the guest left behind.
+        last_words: LastWords,
     },
     /// The evaluator was closed before the call, or its runtime was closed during the call and the grace ran out.
     #[error("{}", describe_closed(.name, *.interrupted))]
@@ -178,6 +202,18 @@ fn describe_missing(entry_point: Option<&str>, available: &[String]) -> String {
     match entry_point {
         Some(name) => format!("the plugin has no entry point {name:?}: {exists}"),
         None => format!("the plugin's entry point must be named: {exists}"),
+    }
+}
+
+fn describe_out_of_memory(limit: u64, to_start: Option<u64>) -> String {
+    let limit = Size(limit);
+    match to_start {
+        Some(needed) => format!("the plugin needs {} to start; limits.memory is {limit}", Size(needed)),
+        // Other hosts count only what an instance takes after it was made.
+        None => format!(
+            "the plugin ran out of memory; limits.memory is {limit}, for all memories of an instance, with that for input \
+             and output, from their first page on"
+        ),
     }
 }
 
@@ -250,6 +286,24 @@ impl PartialEq<&str> for ErrorKind {
     }
 }
 
+/// The last words of an error that is a guest's.
+macro_rules! last_words_of {
+    ($error:expr) => {
+        match $error {
+            Error::InvalidPlugin { last_words, .. }
+            | Error::BuildTimeout { last_words, .. }
+            | Error::ExecTimeout { last_words, .. }
+            | Error::GuestTrap { last_words, .. }
+            | Error::GuestError { last_words, .. }
+            | Error::GuestExit { last_words, .. }
+            | Error::OutOfMemory { last_words, .. }
+            | Error::OutOfFuel { last_words, .. }
+            | Error::OutputTooLarge { last_words, .. } => Some(last_words),
+            _ => None,
+        }
+    };
+}
+
 impl Error {
     /// This error and the errors below it, as one line for a log. Do not send it to a client: it may name host paths.
     #[must_use]
@@ -271,8 +325,20 @@ impl Error {
             Error::InvalidPlugin { .. }
                 | Error::EntryPointMissing { .. }
                 | Error::OutOfFuel { .. }
-                | Error::OutOfMemory
+                | Error::OutOfMemory { .. }
         )
+    }
+
+    /// What the guest wrote and where it was, if the error is the guest's and it left anything.
+    #[must_use]
+    pub fn last_words(&self) -> Option<&LastWords> {
+        last_words_of!(self).filter(|words| !words.is_empty())
+    }
+
+    /// The same error with what `change` makes of its last words, if it can have any.
+    pub(crate) fn change_last_words(mut self, change: impl FnOnce(&mut LastWords)) -> Self {
+        last_words_of!(&mut self).map(change);
+        self
     }
 
     pub(crate) fn invalid_request(reason: impl Into<String>) -> Self {
@@ -285,7 +351,39 @@ impl Error {
     }
 
     pub(crate) fn invalid_plugin(reason: impl Into<String>) -> Self {
-        Error::InvalidPlugin { reason: reason.into(), cause: None }
+        Error::InvalidPlugin { reason: reason.into(), cause: None, last_words: LastWords::none() }
+    }
+
+    pub(crate) fn build_timeout(after: Duration) -> Self {
+        Error::BuildTimeout { after, last_words: LastWords::none() }
+    }
+
+    pub(crate) fn exec_timeout(after: Duration) -> Self {
+        Error::ExecTimeout { after, last_words: LastWords::none() }
+    }
+
+    pub(crate) fn guest_error(message: impl Into<String>) -> Self {
+        Error::GuestError { message: message.into(), last_words: LastWords::none() }
+    }
+
+    pub(crate) fn guest_trap(reason: impl Into<String>) -> Self {
+        Error::GuestTrap { reason: reason.into(), last_words: LastWords::none() }
+    }
+
+    pub(crate) fn guest_exit(code: i32) -> Self {
+        Error::GuestExit { code, last_words: LastWords::none() }
+    }
+
+    pub(crate) fn out_of_memory(limit: u64) -> Self {
+        Error::OutOfMemory { limit, to_start: None, last_words: LastWords::none() }
+    }
+
+    pub(crate) fn out_of_fuel(limit: u64, initialising: bool) -> Self {
+        Error::OutOfFuel { limit, initialising, last_words: LastWords::none() }
+    }
+
+    pub(crate) fn output_too_large(limit: u64) -> Self {
+        Error::OutputTooLarge { limit, last_words: LastWords::none() }
     }
 
     pub(crate) fn internal(reason: &'static str, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {

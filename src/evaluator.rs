@@ -190,8 +190,9 @@ impl Evaluator {
         pool.metrics.evaluation_phase("exec", exec);
         drop(checkout);
         match ended {
-            Ended::Output(output) => {
-                Ok(Response { evaluator: self.inner.id, digest, output, timings: Timings { wait, build, exec } })
+            Ended::Output(output, written) => {
+                let timings = Timings { wait, build, exec };
+                Ok(Response { evaluator: self.inner.id, digest, output, written, timings })
             }
             Ended::Failed(error) => Err(error),
             Ended::Stopped if pool.registry.is_shut_down() => Err(Error::ShuttingDown),

@@ -20,6 +20,8 @@ pub struct EvaluatorInfo {
     pub entry_point: Option<String>,
     /// The size of its plugin, in bytes; `None` until the plugin has been read.
     pub size_bytes: Option<u64>,
+    /// Whether those who call it over HTTP see the [last words](crate::LastWords) of its guests.
+    pub debug: bool,
     /// What its runtime is doing.
     pub state: RuntimeState,
     /// How many instances its runtime has.
@@ -39,6 +41,7 @@ impl EvaluatorInfo {
             digest: None,
             entry_point: None,
             size_bytes: None,
+            debug: false,
             state,
             instances,
             evaluations: 0,

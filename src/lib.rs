@@ -60,6 +60,8 @@
 //! | [`config`] | every setting. The only reader of the settings file and of its variables |
 //! | [`metrics`] | the catalogue. Installs no exporter, knows no room |
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
+//! | [`LastWords`] | what a guest wrote, and where it was when it failed. Plain data |
+//! | `units` | times and sizes as people read them |
 //! | `words` | closed sets of words |
 
 mod background;
@@ -73,6 +75,7 @@ mod error;
 mod evaluator;
 mod executable;
 mod info;
+mod last_words;
 pub mod metrics;
 mod pool;
 mod registry;
@@ -84,6 +87,7 @@ mod runtime;
 pub mod service;
 mod source;
 mod spec;
+mod units;
 mod words;
 
 pub use crate::{
@@ -95,6 +99,7 @@ pub use crate::{
     evaluator::Evaluator,
     executable::Executable,
     info::{EvaluatorInfo, RuntimeInfo},
+    last_words::LastWords,
     pool::{EvaluatorPool, PoolBuilder, Prepared},
     registry::RuntimeState,
     response::{EvaluatorId, Response, Timings},

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{error::Error, source::Digest};
+use crate::{error::Error, last_words::LastWords, source::Digest};
 
 /// Identifies an evaluator. No two evaluators of a pool share one, even if they have the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -43,6 +43,7 @@ pub struct Response {
     pub(crate) evaluator: EvaluatorId,
     pub(crate) digest: Digest,
     pub(crate) output: Bytes,
+    pub(crate) written: LastWords,
     pub(crate) timings: Timings,
 }
 
@@ -87,7 +88,13 @@ impl Response {
     /// [`GuestError`](Error::GuestError) if it is not JSON that fits `T`.
     pub fn typed<T: DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_slice(&self.output)
-            .map_err(|error| Error::GuestError { message: format!("its output is not the JSON expected: {error}") })
+            .map_err(|error| Error::guest_error(format!("its output is not the JSON expected: {error}")))
+    }
+
+    /// What the plugin wrote to its standard output and error besides, if anything.
+    #[must_use]
+    pub fn written(&self) -> Option<&LastWords> {
+        Some(&self.written).filter(|written| !written.is_empty())
     }
 
     /// Where the time went.

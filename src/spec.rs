@@ -51,6 +51,8 @@ pub struct Spec {
     pub(crate) allowed_hosts: Option<Arc<[String]>>,
     pub(crate) host_functions: Arc<[HostFunction]>,
     pub(crate) data: Option<Arc<dyn DataProvider>>,
+    /// Whether those who call the evaluator over HTTP see the last words of its guests.
+    pub(crate) debug: bool,
 }
 
 impl Spec {
@@ -71,6 +73,7 @@ impl Spec {
             allowed_hosts: None,
             host_functions: Arc::new([]),
             data: None,
+            debug: false,
         }
     }
 

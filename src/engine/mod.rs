@@ -34,7 +34,7 @@ use tokio::time::Instant;
 
 pub use self::host::{GuestMemory, HostFunction, HostFunctionError, Val, ValType};
 pub(crate) use self::host::{inside_host_function, panic_text};
-use crate::{error::Error, source::Digest};
+use crate::{error::Error, last_words::LastWords, source::Digest};
 
 /// A boxed future that can be sent to another thread.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -72,13 +72,16 @@ pub struct InstanceLimits {
 /// Everything an engine needs to know of a plugin.
 #[derive(Debug, Clone)]
 pub struct CompileRequest {
+    /// The evaluator's name, for the log. Two may have the same plugin.
+    pub evaluator: Arc<str>,
     /// A WebAssembly binary that has been inspected.
     pub wasm: Bytes,
     /// The digest of those bytes.
     pub digest: Digest,
     /// Modules that the plugin, or a later one of them, imports from.
     pub linked: Arc<[LinkedModule]>,
-    /// Whether to link WASI preview 1, with nothing preopened, no environment and no stdio.
+    /// Whether to link WASI preview 1, with nothing preopened, no environment and no input. What is written to its
+    /// standard output and error is for [`Instance::last_words`].
     pub wasi: bool,
     /// Whether the plugin's author is trusted. An engine that cannot contain a hostile plugin refuses all others.
     pub trusted: bool,
@@ -174,7 +177,8 @@ pub trait CompiledPlugin: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidPlugin`] when it cannot be linked or its initialisers fail.
+    /// [`Error::InvalidPlugin`] when it cannot be linked or its initialisers fail. The error has the
+    /// [last words](Error::last_words) of the initialisers.
     fn instantiate(&self, permit: Permit) -> BoxFuture<'_, Result<Box<dyn Instance>, Error>>;
 
     /// The engine's own object, for those who know its type.
@@ -197,6 +201,12 @@ pub trait Instance: Send + 'static {
         input: Bytes,
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Bytes, Error>>;
+
+    /// What the guest of the last call wrote and, if it failed, where it was. Asked once after each call, also after one
+    /// whose future was dropped. The default leaves nothing.
+    fn last_words(&mut self) -> LastWords {
+        LastWords::default()
+    }
 
     /// Whether the instance can serve another call: false after a trap, an exit, a panic or an interrupted call.
     fn is_sound(&self) -> bool;

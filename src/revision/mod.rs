@@ -96,6 +96,7 @@ impl Revision {
             digest: info.map(|info| info.digest).or(self.spec.digest),
             entry_point: info.map(|info| info.entry_point.clone()).or_else(|| self.spec.entry_point.clone()),
             size_bytes: info.map(|info| info.size),
+            debug: self.spec.debug,
             ..EvaluatorInfo::closed(self.name.to_string(), id, state, instances)
         }
     }

@@ -1,11 +1,13 @@
 //! The spec over the settings, and the plugin's imports against what there is.
 
+use std::sync::Arc;
+
 use super::PoolInner;
 use crate::{
     compiler::{self, Blueprint},
     engine::{CompileRequest, InstanceLimits, LinkedModule, Permit},
     error::Error,
-    runtime::Policy,
+    runtime::{Policy, Report},
     source::Plugin,
     spec::Spec,
 };
@@ -13,6 +15,7 @@ use crate::{
 /// Resolves the spec against the settings, and checks the imports of all its modules.
 pub(super) fn blueprint(
     inner: &PoolInner,
+    name: &Arc<str>,
     spec: &Spec,
     plugin: Plugin,
     linked: &[(&str, Plugin)],
@@ -42,7 +45,9 @@ pub(super) fn blueprint(
         build_timeout: limits.build_timeout,
     };
     let hosts = spec.allowed_hosts.clone();
+    let report = Report { evaluator: name.clone(), to_clients: spec.debug };
     let request = CompileRequest {
+        evaluator: name.clone(),
         wasm: plugin.bytes().clone(),
         digest: plugin.digest(),
         linked: linked
@@ -61,5 +66,5 @@ pub(super) fn blueprint(
         limits,
         permit: Permit::new(()),
     };
-    Ok(Blueprint { plugin, entry_point, request, policy })
+    Ok(Blueprint { plugin, entry_point, request, report, policy })
 }

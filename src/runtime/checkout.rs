@@ -21,13 +21,15 @@ use crate::{
     config::Isolation,
     engine::{self, panic_text},
     error::Error,
+    last_words::LastWords,
     registry::{Claim, Epoch, Lease, RevisionId, ThreadCache},
     source::Digest,
 };
 
 /// How a guest's call ended.
 pub(crate) enum Ended {
-    Output(Bytes),
+    /// With what the guest wrote besides.
+    Output(Bytes, LastWords),
     Failed(Error),
     /// The runtime's grace was over and the guest was interrupted.
     Stopped,
@@ -90,6 +92,15 @@ impl<'a> Checkout<'a> {
         self.discard = Some(Discard::Cancelled);
         let deadline = clock::later(now, inner.policy.exec_timeout);
         let (ended, panicked) = run(runtime, &mut *instance.guest, input, deadline).await;
+        let (words, report) = (instance.guest.last_words(), &inner.program.report);
+        let ended = match ended {
+            Ended::Output(output, _) => {
+                report.written(&words);
+                Ended::Output(output, words)
+            }
+            Ended::Failed(error) => Ended::Failed(report.failure(error.change_last_words(|last| *last = words))),
+            Ended::Stopped => Ended::Stopped,
+        };
         self.discard = match &ended {
             Ended::Stopped => Some(Discard::Closed),
             Ended::Failed(Error::ExecTimeout { .. }) => Some(Discard::Timeout),
@@ -121,7 +132,7 @@ async fn run(runtime: &Runtime, guest: &mut dyn engine::Instance, input: Bytes, 
                 biased;
                 returned = timeout_at(deadline, call) => match returned {
                     Ok(returned) => returned_as(returned),
-                    Err(_) => (Ended::Failed(Error::ExecTimeout { after: inner.policy.exec_timeout }), false),
+                    Err(_) => (Ended::Failed(Error::exec_timeout(inner.policy.exec_timeout)), false),
                 },
                 _ = stop.wait_for(|stop| *stop) => (Ended::Stopped, false),
             }
@@ -132,7 +143,7 @@ async fn run(runtime: &Runtime, guest: &mut dyn engine::Instance, input: Bytes, 
 /// Whether it ended by a panic as well.
 fn returned_as(returned: std::thread::Result<Result<Bytes, Error>>) -> (Ended, bool) {
     match returned {
-        Ok(Ok(output)) => (Ended::Output(output), false),
+        Ok(Ok(output)) => (Ended::Output(output, LastWords::none()), false),
         Ok(Err(error)) => (Ended::Failed(error), false),
         Err(panic) => (Ended::Failed(Error::internal("a host function panicked", panic_text(&*panic))), true),
     }

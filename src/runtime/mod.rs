@@ -22,6 +22,7 @@
 //! which would drop them under the pool's own lock.
 
 mod checkout;
+mod report;
 
 use std::{
     sync::{
@@ -37,7 +38,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-pub(crate) use self::checkout::{Checkout, Ended, Parked};
+pub(crate) use self::{
+    checkout::{Checkout, Ended, Parked},
+    report::Report,
+};
 use crate::{
     background, clock,
     config::Isolation,
@@ -73,6 +77,7 @@ pub(crate) struct Program {
     pub(crate) compiled: Box<dyn CompiledPlugin>,
     pub(crate) entry_point: String,
     pub(crate) digest: Digest,
+    pub(crate) report: Report,
     /// A spare instance is made once the runtime is at rest, rather than at once.
     pub(crate) spares_wait: bool,
 }
@@ -197,8 +202,9 @@ impl Runtime {
         let after = self.inner.policy.build_timeout;
         let permit = engine::Permit::new(permit);
         match clock::timeout_at(clock::deadline(after), self.inner.program.compiled.instantiate(permit)).await {
-            Ok(made) => made.map(|guest| Instance { guest, uses: 0 }),
-            Err(_) => Err(Error::BuildTimeout { after }),
+            Ok(Ok(guest)) => Ok(Instance { guest, uses: 0 }),
+            Ok(Err(error)) => Err(self.inner.program.report.failure(error)),
+            Err(_) => Err(Error::build_timeout(after)),
         }
     }
 

@@ -3,15 +3,15 @@
 use std::process::ExitCode;
 
 use super::log::write_harmless;
-use crate::{Error, SettingsError};
+use crate::{Error, LastWords, SettingsError};
 
 /// Why the program ends without having run a command to its end.
 #[derive(Debug)]
 pub enum Exit {
     /// The help or the version was asked for: it goes to standard output, exit code 0.
     Help(String),
-    /// A plugin was refused, or the command failed: exit code 1.
-    Failed(String),
+    /// A plugin was refused, or the command failed: exit code 1. What a guest left behind follows the line.
+    Failed(String, LastWords),
     /// Bad usage, or a file, folder or address that cannot be used: exit code 2.
     Unusable(String),
     /// No command was given: the help goes to standard error, exit code 2.
@@ -20,7 +20,7 @@ pub enum Exit {
 
 impl Exit {
     pub(super) fn failed(line: impl Into<String>) -> Self {
-        Exit::Failed(line.into())
+        Exit::Failed(line.into(), LastWords::none())
     }
 
     pub(super) fn unusable(line: impl Into<String>) -> Self {
@@ -33,7 +33,7 @@ impl Exit {
         let (line, code) = match self {
             Exit::Help(text) => return print(text).map_or_else(Exit::report, |()| ExitCode::SUCCESS),
             Exit::Usage(help) => (help, 2),
-            Exit::Failed(line) => (format!("error: {}\n", one_line(&line)), 1),
+            Exit::Failed(line, words) => (format!("error: {}\n{}", one_line(&line), shown(&words)), 1),
             Exit::Unusable(line) => (format!("error: {}\n", one_line(&line)), 2),
         };
         eprint!("{line}");
@@ -44,11 +44,12 @@ impl Exit {
 impl From<Error> for Exit {
     fn from(error: Error) -> Self {
         // The program's user may see host paths; a client of the server may not.
-        let text = match error {
+        let text = match &error {
             Error::Internal { .. } | Error::SourceUnavailable { .. } => error.chain(),
             _ => error.to_string(),
         };
-        Exit::Failed(format!("{}: {text}", error.kind()))
+        let last_words = error.last_words().cloned().unwrap_or_default();
+        Exit::Failed(format!("{}: {text}", error.kind()), last_words)
     }
 }
 
@@ -70,6 +71,20 @@ pub(super) fn print(answer: impl AsRef<[u8]>) -> Result<(), Exit> {
         }
         _ => Ok(()),
     }
+}
+
+/// What a guest left behind, in lines that a terminal only shows.
+pub(super) fn shown(words: &LastWords) -> String {
+    let mut shown = String::new();
+    for line in words.to_string().lines() {
+        shown.push_str("  ");
+        for character in line.chars() {
+            // A `String` takes every character.
+            let _ = write_harmless(&mut shown, character);
+        }
+        shown.push('\n');
+    }
+    shown
 }
 
 /// Joins a text into one line that a terminal only shows: names and messages in it may come from a plugin.

@@ -26,6 +26,8 @@ use crate::config::{LogFormat, LogLevel, LogSettings};
 
 /// The target under which `direct` logs for plugins, and that under which extism does.
 const PLUGINS: &str = "evalpool::plugin";
+/// Below it: what guests leave behind.
+const LAST_WORDS: &str = "evalpool::plugin::last_words";
 const EXTISM_PLUGINS: &str = "extism::pdk";
 /// extism logs each failed call under this target.
 const ENGINE: &str = "extism";
@@ -40,6 +42,8 @@ pub struct Log<'a> {
     /// Whether to show what plugins log at every level. Otherwise it is shown at `debug` and `trace` only, as are the
     /// engine's lines about guests that fail: a customer's plugin must not be able to fill the server's log.
     pub with_plugins: bool,
+    /// Whether what guests leave behind is logged with the rest. Otherwise the command prints it.
+    pub with_last_words: bool,
 }
 
 /// Installs the subscriber for the process. Does nothing when there is one already.
@@ -114,6 +118,7 @@ fn targets(log: Log<'_>) -> Targets {
         .with_target(ENGINE, strangers)
         .with_target(WASI, strangers)
         .with_target(PLUGINS, plugins)
+        .with_target(LAST_WORDS, if log.with_last_words { plugins } else { LevelFilter::OFF })
         .with_target(EXTISM_PLUGINS, plugins)
 }
 

@@ -60,7 +60,11 @@ impl Program {
     /// How to log. `run` shows what its plugin logs; the other commands do so from level `debug`.
     #[must_use]
     pub fn log(&self) -> log::Log<'_> {
-        log::Log { settings: &self.settings.log, with_plugins: matches!(self.command, Command::Run(_)) }
+        log::Log {
+            settings: &self.settings.log,
+            with_plugins: matches!(self.command, Command::Run(_)),
+            with_last_words: !matches!(self.command, Command::Run(_) | Command::Check(_)),
+        }
     }
 
     /// Runs the command to its end. `exporter` renders the installed recorder.

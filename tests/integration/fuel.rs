@@ -25,7 +25,7 @@ fn busy(rounds: u32) -> String {
 
 /// The limit that an error names, and whether an initialiser used it up.
 fn used_up(error: &Error) -> (u64, bool) {
-    let Error::OutOfFuel { limit, initialising } = error else { panic!("{error}") };
+    let Error::OutOfFuel { limit, initialising, .. } = error else { panic!("{error}") };
     assert_eq!(error.kind(), "out_of_fuel");
     assert!(error.to_string().ends_with(&format!("; limits.fuel is {limit}")), "{error}");
     (*limit, *initialising)

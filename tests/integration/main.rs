@@ -30,6 +30,8 @@ mod host_functions;
 mod hostile;
 #[cfg(feature = "service")]
 mod isolation;
+#[cfg(feature = "service")]
+mod last_words;
 mod lifecycle;
 mod model;
 #[cfg(feature = "service")]

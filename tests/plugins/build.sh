@@ -10,18 +10,18 @@
 #
 #   c               apt-get install clang lld
 #   assemblyscript  Node.js 20 or newer with npm, which fetches the two packages in package.json
-#   rust            apt-get install rustc-web cargo-web rust-web-src lld-22
+#   rust            apt-get install rustc-web cargo-web rust-web-src lld-22 wasi-libc
 #                   cargo fetches crates. The standard library for WebAssembly is built from
 #                   rust-web-src, as Debian ships none.
 #
 # The rust-web packages exclude Debian's own rustc and rustup. Where those are to stay, unpack the
 # packages and the libraries they depend on elsewhere with `dpkg-deb -x`, and say where they are:
 #
-#   LD_LIBRARY_PATH=… PLUGIN_CARGO=… PLUGIN_RUSTC=… PLUGIN_WASM_LD=… build.sh rust
+#   LD_LIBRARY_PATH=… PLUGIN_CARGO=… PLUGIN_RUSTC=… PLUGIN_WASM_LD=… PLUGIN_WASI_LIBC=… build.sh rust
 #
 # The same versions of the tools give the same bytes, whatever the directory. The digests in
 # SHA256SUMS are those of clang and lld 14.0.6, the packages in package-lock.json, and rustc
-# 1.96.0 with lld 22.1.8.
+# 1.96.0 with lld 22.1.8 and wasi-libc 0.0~git20220510.
 
 set -euo pipefail
 export LC_ALL=C
@@ -34,8 +34,10 @@ plugins=(
     ../../src/service/greet/greet.wasm
     assemblyscript/no_abort.wasm
     assemblyscript/words.wasm
+    c/crash.wasm
     c/text.wasm
     rust-host/call_host.wasm
+    rust-panic/panics.wasm
     rust/totals.wasm
 )
 
@@ -69,14 +71,17 @@ $found"
 build_c() {
     need clang
     need wasm-ld
-    local source
-    for source in ../../src/service/greet/greet.c c/text.c; do
+    local source strip
+    for source in ../../src/service/greet/greet.c c/text.c c/crash.c; do
+        # The one that shows where it failed keeps the names of its functions.
+        strip=--strip-all
+        [ "$source" != c/crash.c ] || strip=--strip-debug
         # The stack comes first in memory, so that an overflow traps instead of running into
         # data; it is small, so that an instance is one page. Bulk memory lets the compiler copy
         # without a memcpy to call.
         clang --target=wasm32-unknown-unknown -std=c11 -O2 -mbulk-memory \
             -ffreestanding -fno-builtin -nostdlib -Wall -Wextra -Werror \
-            -Wl,--no-entry -Wl,--strip-all -Wl,--stack-first -Wl,-z,stack-size=4096 \
+            -Wl,--no-entry -Wl,$strip -Wl,--stack-first -Wl,-z,stack-size=4096 \
             "$source" -o "$scratch/c.wasm"
         put "$scratch/c.wasm" "${source%.c}.wasm"
     done
@@ -103,13 +108,18 @@ build_rust() {
     local cargo=${PLUGIN_CARGO:-/usr/bin/cargo}
     local rustc=${PLUGIN_RUSTC:-/usr/bin/rustc}
     local wasm_ld=${PLUGIN_WASM_LD:-wasm-ld-22}
+    local wasi_libc=${PLUGIN_WASI_LIBC:-/usr/lib/wasm32-wasi}
     need "$cargo"
     need "$rustc"
     need "$wasm_ld"
+    [ -f "$wasi_libc/libc.a" ] || fail "$wasi_libc/libc.a is missing; the head of this script says where it is from"
     # Away from this repository, whose settings for cargo are not these crates'.
-    cp -R rust rust-host "$scratch"
-    local crate
-    for crate in rust rust-host; do
+    cp -R rust rust-host rust-panic "$scratch"
+    local crate target
+    for crate in rust rust-host rust-panic; do
+        # The one that panics has WASI's standard error to say so.
+        target=wasm32-unknown-unknown
+        [ "$crate" != rust-panic ] || target=wasm32-wasip1
         (
             cd "$scratch/$crate"
             unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
@@ -117,14 +127,17 @@ build_rust() {
             # variable admits them on a stable compiler. Untrimmed, the plugin would name the
             # directories of the machine that built it.
             export RUSTC=$rustc RUSTC_BOOTSTRAP=1 CARGO_PROFILE_RELEASE_TRIM_PATHS=all
-            export CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER=$wasm_ld
-            "$cargo" build --locked --release --target wasm32-unknown-unknown \
+            export CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER=$wasm_ld CARGO_TARGET_WASM32_WASIP1_LINKER=$wasm_ld
+            # Debian's C library, as its Rust brings none.
+            export CARGO_TARGET_WASM32_WASIP1_RUSTFLAGS="-Clink-self-contained=no -Ctarget-feature=+crt-static -L$wasi_libc"
+            "$cargo" build --locked --release --target "$target" \
                 --target-dir "$scratch/target" -Zbuild-std=std,panic_abort -Ztrim-paths
         )
     done
     local built=$scratch/target/wasm32-unknown-unknown/release
     put "$built/totals.wasm" rust/totals.wasm
     put "$built/call_host.wasm" rust-host/call_host.wasm
+    put "$scratch/target/wasm32-wasip1/release/panics.wasm" rust-panic/panics.wasm
 }
 
 if [ "${1:-}" = --check ]; then

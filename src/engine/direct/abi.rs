@@ -112,7 +112,8 @@ fn log(caller: &mut Caller<'_>, level: Level, message: u64) -> Result<()> {
         let invalid = || HostTrap::Failed(format!("invalid handle offset for log message: {message}"));
         let bytes = kernel.read(&*caller, message).ok_or_else(invalid)?;
         let mut budget = caller.data().log;
-        budget.write(level, caller.data().context.digest, bytes);
+        let context = &caller.data().context;
+        budget.write(level, &context.evaluator, context.digest, bytes);
         caller.data_mut().log = budget;
     }
     free(caller, [message])

@@ -8,9 +8,10 @@ use wasmtime_wasi::I32Exit;
 use crate::{
     engine::{
         InstanceLimits,
-        text::{MAX_MESSAGE, first_line, shorten},
+        text::{first_line, message_of, shorten},
     },
     error::Error,
+    last_words::LastWords,
 };
 
 /// Why the host ended a guest.
@@ -32,8 +33,8 @@ pub(super) enum HostTrap {
 pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error {
     let root = error.root_cause().to_string();
     let reason = match (error.downcast_ref::<HostTrap>(), error.downcast_ref::<Trap>()) {
-        (Some(HostTrap::Deadline), _) => return Error::BuildTimeout { after: limits.build_timeout },
-        (Some(HostTrap::OutOfMemory), _) => "it needs more memory than its limit to start".to_owned(),
+        (Some(HostTrap::Deadline), _) => return Error::build_timeout(limits.build_timeout),
+        (Some(HostTrap::OutOfMemory), _) => return Error::out_of_memory(limits.memory),
         (Some(HostTrap::Broken(text)), _) => return Error::internal("initialising failed", text.clone()),
         (Some(HostTrap::Failed(text)), _) => text.clone(),
         (None, Some(Trap::OutOfFuel)) => return out_of_fuel(limits, true),
@@ -43,7 +44,11 @@ pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error
         }
         (None, None) => first_line(&root),
     };
-    Error::InvalidPlugin { reason: shorten(&reason), cause: Some(Arc::from(Box::from(format!("{error:#}")))) }
+    Error::InvalidPlugin {
+        reason: shorten(&reason),
+        cause: Some(Arc::from(Box::from(format!("{error:#}")))),
+        last_words: LastWords::none(),
+    }
 }
 
 /// How a call ended, and whether its instance can be called again. `said` is the error that the guest has set, if any.
@@ -58,44 +63,41 @@ pub(super) fn call(
     let is_sound = returned.is_ok();
     let ended = match (returned.map_err(|error| why(&error, limits)), said.map(message)) {
         (Err((error, true)), _) => Err(error),
-        (_, Some(message)) => Err(Error::GuestError { message }),
-        (Ok(0) | Err((Error::GuestExit { code: 0 }, _)), None) => Ok(()),
-        (Ok(code), None) => Err(Error::GuestError { message: format!("it returned {code}") }),
+        (_, Some(message)) => Err(Error::guest_error(message)),
+        (Ok(0) | Err((Error::GuestExit { code: 0, .. }, _)), None) => Ok(()),
+        (Ok(code), None) => Err(Error::guest_error(format!("it returned {code}"))),
         (Err((error, false)), None) => Err(error),
     };
     (ended, is_sound)
 }
 
 fn out_of_fuel(limits: &InstanceLimits, initialising: bool) -> Error {
-    Error::OutOfFuel { limit: limits.fuel.unwrap_or_default(), initialising }
+    Error::out_of_fuel(limits.fuel.unwrap_or_default(), initialising)
 }
 
 fn message(said: &[u8]) -> String {
     match str::from_utf8(said) {
-        Ok(text) => shorten(text),
-        // The kernel has cut it within a character.
-        Err(error) if error.error_len().is_none() && said.len() > MAX_MESSAGE => {
-            shorten(&String::from_utf8_lossy(said))
-        }
+        Ok(text) => message_of(text),
         Err(error) => format!("unable to load error message from memory: {error}"),
     }
 }
 
 /// Why a call failed, and whether the host decided that, whatever the guest has said.
 fn why(error: &wasmtime::Error, limits: &InstanceLimits) -> (Error, bool) {
-    let said = |text: &str| Error::GuestError { message: shorten(text) };
+    let said = |text: &str| Error::guest_error(message_of(text));
     match (error.downcast_ref::<HostTrap>(), error.downcast_ref::<Trap>(), error.downcast_ref::<I32Exit>()) {
         (Some(HostTrap::Deadline), ..) | (_, Some(Trap::Interrupt), _) => {
-            (Error::ExecTimeout { after: limits.exec_timeout }, true)
+            (Error::exec_timeout(limits.exec_timeout), true)
         }
         (Some(HostTrap::Broken(text)), ..) => {
             (Error::internal("a host function broke its declaration", text.clone()), true)
         }
         (_, Some(Trap::OutOfFuel), _) => (out_of_fuel(limits, false), true),
-        (Some(HostTrap::OutOfMemory), ..) => (Error::OutOfMemory, false),
+        (Some(HostTrap::OutOfMemory), ..) => (Error::out_of_memory(limits.memory), false),
         (Some(HostTrap::Failed(text)), ..) => (said(text), false),
-        (_, Some(trap), _) => (Error::GuestTrap { reason: trap.to_string() }, false),
-        (.., Some(exit)) => (Error::GuestExit { code: exit.0 }, false),
-        _ => (said(&error.root_cause().to_string()), false),
+        (_, Some(trap), _) => (Error::guest_trap(trap.to_string()), false),
+        (.., Some(exit)) => (Error::guest_exit(exit.0), false),
+        // WASI ends a guest that calls it with what no guest may.
+        _ => (Error::guest_trap(shorten(&error.root_cause().to_string())), false),
     }
 }

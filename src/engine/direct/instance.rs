@@ -13,7 +13,9 @@ use super::{
     kernel::Kernel,
     log::LogBudget,
     modules::Modules,
+    stack,
     state::{GuestState, PluginContext},
+    streams::Streams,
 };
 use crate::{
     clock,
@@ -22,6 +24,7 @@ use crate::{
         host::{in_guest, panic_text},
     },
     error::Error,
+    last_words::LastWords,
 };
 
 /// Bytes that one call of a WASI function may make the host hold.
@@ -48,6 +51,10 @@ enum Entry {
 pub(super) struct DirectInstance {
     /// `None` during a call, and after a call that left it unsound.
     guest: Option<Box<Guest>>,
+    /// What the guest writes. It outlives a guest that is stopped.
+    streams: Option<Arc<Streams>>,
+    /// Where the last call failed.
+    stack: Vec<String>,
 }
 
 impl DirectInstance {
@@ -59,14 +66,22 @@ impl DirectInstance {
         deadline: Instant,
     ) -> Result<Self, Error> {
         let limits = &context.limits;
-        let made = Guest::new(modules, context.clone(), permit, deadline);
+        let mut this = Self { guest: None, streams: context.wasi.then(Arc::default), stack: Vec::new() };
+        let made = Guest::new(modules, context.clone(), this.streams.clone(), permit, deadline);
         let made = in_guest(AssertUnwindSafe(made).catch_unwind());
-        match clock::timeout_at(deadline, made).await {
-            Ok(Ok(Ok(guest))) => Ok(Self { guest: Some(Box::new(guest)) }),
-            Ok(Ok(Err(error))) => Err(classify::invalid(&error, limits)),
-            Ok(Err(panic)) => Err(Error::internal("a host function panicked", panic_text(&*panic))),
-            Err(_) => Err(Error::BuildTimeout { after: limits.build_timeout }),
-        }
+        let error = match clock::timeout_at(deadline, made).await {
+            Ok(Ok(Ok(guest))) => {
+                this.guest = Some(Box::new(guest));
+                return Ok(this);
+            }
+            Ok(Ok(Err(error))) => {
+                this.stack = stack::of(&error);
+                classify::invalid(&error, limits)
+            }
+            Ok(Err(panic)) => Error::internal("a host function panicked", panic_text(&*panic)),
+            Err(_) => Error::build_timeout(limits.build_timeout),
+        };
+        Err(error.change_last_words(|words| *words = this.last_words()))
     }
 }
 
@@ -82,10 +97,20 @@ impl Instance for DirectInstance {
             let Some(mut guest) = self.guest.take() else {
                 return Err(Error::Internal { reason: "an unsound instance was called", cause: None });
             };
-            let (ended, is_sound) = guest.call(entry_point, &input, deadline).await;
+            // What an earlier call or an initialiser wrote is not this call's.
+            drop(self.last_words());
+            let (ended, is_sound) = guest.call(entry_point, &input, deadline, &mut self.stack).await;
             self.guest = is_sound.then_some(guest);
             ended
         }))
+    }
+
+    fn last_words(&mut self) -> LastWords {
+        let stack = std::mem::take(&mut self.stack);
+        match &self.streams {
+            Some(streams) => LastWords::new(stack, streams.stderr.take(), streams.stdout.take()),
+            None => LastWords::new(stack, String::new(), String::new()),
+        }
     }
 
     fn is_sound(&self) -> bool {
@@ -98,10 +123,11 @@ impl Guest {
     async fn new(
         modules: &Modules,
         context: Arc<PluginContext>,
+        streams: Option<Arc<Streams>>,
         permit: Permit,
         deadline: Instant,
     ) -> wasmtime::Result<Self> {
-        let mut store = Store::new(&modules.variant.engine, GuestState::new(context.clone(), deadline));
+        let mut store = Store::new(&modules.variant.engine, GuestState::new(context.clone(), streams, deadline));
         store.limiter(|state| &mut state.budget);
         store.set_epoch_deadline(1);
         store.set_hostcall_fuel(HOSTCALL_BYTES);
@@ -130,11 +156,20 @@ impl Guest {
         Ok(Self { store, instance, kernel, entry: None, context, _permit: permit })
     }
 
-    /// Calls an entry point; also tells whether the guest can be called again.
-    async fn call(&mut self, entry_point: &str, input: &[u8], deadline: Instant) -> (Result<Bytes, Error>, bool) {
+    /// Calls an entry point; also tells whether the guest can be called again, and where it failed.
+    async fn call(
+        &mut self,
+        entry_point: &str,
+        input: &[u8],
+        deadline: Instant,
+        stack: &mut Vec<String>,
+    ) -> (Result<Bytes, Error>, bool) {
         let slot = self.store.data().run_permit.slot();
         let returned = slot.run(self.run(entry_point, input, deadline)).await;
         self.store.data_mut().run_permit.rest();
+        if let Err(error) = &returned {
+            *stack = stack::of(error);
+        }
         let limits = &self.context.limits;
         let (ended, is_sound) = classify::call(returned, self.kernel.error(&self.store), limits);
         // A command that ran once expects its globals as they were before.

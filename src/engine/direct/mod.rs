@@ -35,8 +35,10 @@
 //! | `wasi` | WASI preview 1 with nothing behind it |
 //! | `kernel` | the memory through which guest and host exchange bytes |
 //! | `state` | what the host keeps for one guest, and for one plugin |
+//! | `streams` | what a guest writes to WASI's standard output and error |
 //! | `http` | the client behind `http_request`, and what it may reach |
 //! | `log` | how much plugins may log, and where it goes |
+//! | `stack` | where a guest was when it failed |
 //! | `allocator` | which parts of the kernel's memory are allocated |
 //! | `classify` | why the host ended a guest; how a guest ended, as our errors |
 //! | `fair_share` | which of the guests that run long may run now |
@@ -59,7 +61,9 @@ mod kernel;
 mod log;
 mod modules;
 mod slots;
+mod stack;
 mod state;
+mod streams;
 mod ticker;
 mod variant;
 mod wasi;
@@ -72,6 +76,7 @@ use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Slots, host::pani
 use crate::{
     config::{EngineSettings, LimitSettings, PoolSettings},
     error::Error,
+    last_words::LastWords,
 };
 
 /// Runs plugins on wasmtime.
@@ -103,6 +108,7 @@ impl Engine for DirectEngine {
                 Ok(panic) => Error::InvalidPlugin {
                     reason: "the compiler cannot cope with it".into(),
                     cause: Some(Arc::from(Box::from(panic_text(&*panic)))),
+                    last_words: LastWords::none(),
                 },
                 Err(error) => Error::internal("compiling did not finish", error),
             })??;

@@ -12,6 +12,7 @@ use super::{
     fair_share::{FairShare, RunPermit},
     http::{Http, Response},
     log::LogBudget,
+    streams::Streams,
     ticker::Ticker,
 };
 use crate::{
@@ -24,7 +25,10 @@ pub(super) struct PluginContext {
     pub(super) config: Arc<BTreeMap<String, String>>,
     pub(super) http: Http,
     pub(super) limits: InstanceLimits,
+    pub(super) evaluator: Arc<str>,
     pub(super) digest: Digest,
+    /// Whether the plugin imports WASI.
+    pub(super) wasi: bool,
     pub(super) ticker: Arc<Ticker>,
     pub(super) share: Arc<FairShare>,
     /// The compiled plugin's: released once the plugin and its last instance are gone.
@@ -45,13 +49,15 @@ pub(super) struct GuestState {
     pub(super) http: Response,
     /// Made by the first call of a WASI function.
     pub(super) wasi: Option<WasiP1Ctx>,
+    /// What the guest writes, if its plugin imports WASI.
+    pub(super) streams: Option<Arc<Streams>>,
     pub(super) log: LogBudget,
     pub(super) run_permit: RunPermit,
     pub(super) deadline: Instant,
 }
 
 impl GuestState {
-    pub(super) fn new(context: Arc<PluginContext>, deadline: Instant) -> Self {
+    pub(super) fn new(context: Arc<PluginContext>, streams: Option<Arc<Streams>>, deadline: Instant) -> Self {
         let InstanceLimits { memory, table_elements, .. } = context.limits;
         Self {
             kernel_memory: None,
@@ -60,6 +66,7 @@ impl GuestState {
             variables: Variables::default(),
             http: Response::default(),
             wasi: None,
+            streams,
             log: LogBudget::default(),
             run_permit: context.share.begin(),
             deadline,

@@ -14,6 +14,7 @@ use super::{
     fair_share::FairShare,
     kernel::KernelModule,
     slots::{self, SlotLayout},
+    stack,
     state::GuestState,
     ticker::Ticker,
 };
@@ -84,6 +85,7 @@ impl EngineVariant {
             .wasm_relaxed_simd(false)
             .wasm_tail_call(true)
             .wasm_extended_const(true)
+            .wasm_backtrace_max_frames(Some(stack::FRAMES))
             .max_wasm_stack(512 << 10);
         layout.apply(&mut config);
         let engine = Engine::new(&config).map_err(failed)?;

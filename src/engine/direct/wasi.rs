@@ -1,14 +1,20 @@
 //! WASI preview 1 for plugins that import it: clocks, randomness, exit. No preopened files, no arguments, no
-//! environment, no stdio (input is empty, output goes nowhere), no sockets.
+//! environment, no input, no sockets. Of what is written to standard output and error, [a part](super::streams) is kept.
 
 use wasmtime::Linker;
 use wasmtime_wasi::{WasiCtx, p1};
 
-use super::state::GuestState;
+use super::{state::GuestState, streams::Streams};
 
 /// Adds WASI's functions to a linker.
 pub(super) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     // WASI makes random bytes before it knows whether the guest has room for them: bound what one call asks for.
-    let context = || WasiCtx::builder().max_random_size(1 << 20).build_p1();
-    p1::add_to_linker_async(linker, move |state: &mut GuestState| state.wasi.get_or_insert_with(context))
+    let context = |streams: &Streams| {
+        let mut context = WasiCtx::builder();
+        context.max_random_size(1 << 20).stdout(streams.stdout.clone()).stderr(streams.stderr.clone()).build_p1()
+    };
+    p1::add_to_linker_async(linker, move |state: &mut GuestState| {
+        let GuestState { wasi, streams, .. } = state;
+        wasi.get_or_insert_with(|| context(streams.get_or_insert_default()))
+    })
 }

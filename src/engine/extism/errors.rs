@@ -8,9 +8,10 @@ use super::functions::Broken;
 use crate::{
     engine::{
         InstanceLimits,
-        text::{first_line, shorten},
+        text::{first_line, message_of},
     },
     error::Error,
+    last_words::LastWords,
 };
 
 const OUT_OF_FUEL: &str = "plugin ran out of fuel";
@@ -20,13 +21,17 @@ pub(super) fn invalid(error: &extism::Error, limits: &InstanceLimits) -> Error {
     let root = error.root_cause().to_string();
     let reason = match (error.downcast_ref::<Trap>(), root.as_str(), limits.fuel) {
         (Some(Trap::OutOfFuel), _, Some(limit)) | (None, OUT_OF_FUEL, Some(limit)) => {
-            return Error::OutOfFuel { limit, initialising: true };
+            return Error::out_of_fuel(limit, true);
         }
         (Some(trap), ..) => format!("its initialisation trapped: {trap}"),
-        (None, "oom", _) => "it needs more memory than its limit to start".to_owned(),
+        (None, "oom", _) => return Error::out_of_memory(limits.memory),
         (None, root, _) => first_line(root),
     };
-    Error::InvalidPlugin { reason, cause: Some(Arc::from(Box::from(format!("{error:#}")))) }
+    Error::InvalidPlugin {
+        reason,
+        cause: Some(Arc::from(Box::from(format!("{error:#}")))),
+        last_words: LastWords::none(),
+    }
 }
 
 /// Why a call failed that ended after `elapsed`, and whether its instance can be called again.
@@ -35,33 +40,33 @@ pub(super) fn invalid(error: &extism::Error, limits: &InstanceLimits) -> Error {
 /// that is in doubt is not sound.
 pub(super) fn classify(error: &extism::Error, elapsed: Duration, limits: &InstanceLimits) -> (Error, bool) {
     let root = error.root_cause().to_string();
-    let timeout = Error::ExecTimeout { after: limits.exec_timeout };
+    let timeout = Error::exec_timeout(limits.exec_timeout);
     // extism hands on a returning guest's message bare; what ended the guest comes wrapped in its backtrace.
     let returned = error.chain().len() == 1;
     let is_late = elapsed >= limits.exec_timeout;
-    let out_of_fuel = |limit| Error::OutOfFuel { limit, initialising: false };
+    let out_of_fuel = |limit| Error::out_of_fuel(limit, false);
     let exit = root.strip_prefix("Exited with i32 exit status ").and_then(|code| code.parse().ok());
     let error = match (error.downcast_ref::<Trap>(), error.downcast_ref::<Broken>(), exit, root.as_str()) {
         (Some(Trap::Interrupt), ..) => timeout,
         (Some(Trap::OutOfFuel), ..) => out_of_fuel(limits.fuel.unwrap_or_default()),
         // A guest that sets an error and then traps on purpose, as AssemblyScript's `abort` does, has reported it.
-        (Some(trap), .., text) if text != trap.to_string() => Error::GuestError { message: shorten(text) },
-        (Some(trap), ..) => Error::GuestTrap { reason: trap.to_string() },
+        (Some(trap), .., text) if text != trap.to_string() => Error::guest_error(message_of(text)),
+        (Some(trap), ..) => Error::guest_trap(trap.to_string()),
         (_, Some(broken), ..) => Error::internal("a host function broke its declaration", broken.to_string()),
-        (_, _, Some(code), _) => Error::GuestExit { code },
+        (_, _, Some(code), _) => Error::guest_exit(code),
         // extism says so of a deadline and of a cancel; nobody is left to hear of a cancel.
         (.., "timeout") if is_late => timeout,
         // An interrupt in a call of the kernel's from within a host function: extism takes it for a wild pointer.
         _ if !returned && is_late => timeout,
-        (.., "oom") => Error::OutOfMemory,
+        (.., "oom") => Error::out_of_memory(limits.memory),
         (.., OUT_OF_FUEL) if let Some(limit) = limits.fuel => out_of_fuel(limit),
-        (.., text) if text.ends_with("out of memory") => Error::OutOfMemory,
+        (.., text) if text.ends_with("out of memory") => Error::out_of_memory(limits.memory),
         (.., text) => {
             let message = match text.strip_prefix("Returned non-zero exit code: ") {
                 Some(code) => format!("it returned {code}"),
-                None => shorten(text),
+                None => message_of(text),
             };
-            return (Error::GuestError { message }, returned && text != "timeout");
+            return (Error::guest_error(message), returned && text != "timeout");
         }
     };
     (error, false)

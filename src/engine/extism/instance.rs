@@ -50,7 +50,7 @@ impl Guest {
         let (result, is_sound) = match self.plugin.call::<&[u8], &[u8]>(entry_point, input) {
             // The length is the guest's word: checked before any byte is read.
             Ok(output) if output.len() as u64 > limits.output_size => {
-                (Err(Error::OutputTooLarge { limit: limits.output_size }), true)
+                (Err(Error::output_too_large(limits.output_size)), true)
             }
             Ok(output) => (Ok(Bytes::copy_from_slice(output)), true),
             Err(error) => {

@@ -12,7 +12,7 @@ use super::{
 use crate::{clock, error::Error};
 
 /// How many failed builds are remembered at most.
-const MAX_FAILURES: usize = 4096;
+const MAX_FAILURES: usize = 1024;
 
 impl<R: Resident> RegistryState<R> {
     /// Whether all builds that have no place yet, and `more`, would get one without waiting for a lease to end.

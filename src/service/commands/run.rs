@@ -3,12 +3,17 @@
 use super::{read_input, read_plugin};
 use crate::{
     EvaluatorPool, Settings, Source,
-    service::{Exit, cli::RunArguments, exit::print, store::RunOptions},
+    service::{
+        Exit,
+        cli::RunArguments,
+        exit::{print, shown},
+        store::RunOptions,
+    },
 };
 
 pub(in crate::service) async fn run(arguments: RunArguments, settings: &Settings) -> Result<(), Exit> {
     let RunArguments { plugin, entry, input, wasi, timeout } = arguments;
-    let options = RunOptions { entry_point: entry, isolation: None, wasi };
+    let options = RunOptions { entry_point: entry, wasi, ..RunOptions::default() };
     let mut spec = options.spec(Source::Bytes(read_plugin(&plugin, settings.limits.plugin_size)?));
     if let Some(timeout) = timeout {
         spec = spec.with_exec_timeout(timeout);
@@ -16,5 +21,8 @@ pub(in crate::service) async fn run(arguments: RunArguments, settings: &Settings
     let input = input.map(|input| read_input(input, settings.limits.input_size)).transpose()?.unwrap_or_default();
     let evaluator = EvaluatorPool::from_settings(settings)?.evaluator("run", spec)?;
     let response = evaluator.evaluate(input).await?;
+    if let Some(written) = response.written() {
+        eprint!("{}", shown(written));
+    }
     print(response.bytes())
 }

@@ -6,7 +6,7 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, LastWords};
 
 /// A problem's type is this with the error's kind appended, which leads to the section about that kind.
 const TYPES: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/ERRORS.md#");
@@ -17,18 +17,23 @@ const RETRY_AFTER: &str = "1";
 /// A longer detail is cut: a plugin chooses some of it, such as the names of its exports.
 const MAX_DETAIL: usize = 8 * 1024;
 
+/// The same of a plugin's own message, which the engine has cut: it is often JSON.
+const MAX_MESSAGE: usize = 128 * 1024;
+
 /// An error on its way to a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Problem {
     status: StatusCode,
     kind: ErrorKind,
     detail: String,
+    /// Only if the evaluator's owner wants clients to see them.
+    last_words: Option<LastWords>,
 }
 
 impl Problem {
     /// A problem with a status of its own; others are made [from an error](From).
     pub(super) fn new(status: StatusCode, kind: ErrorKind, detail: impl Into<String>) -> Self {
-        Self { status, kind, detail: detail.into() }
+        Self { status, kind, detail: detail.into(), last_words: None }
     }
 }
 
@@ -41,7 +46,8 @@ impl From<Error> for Problem {
             ErrorKind::SourceUnavailable => tracing::warn!(error = %error.chain(), "a stored plugin cannot be read"),
             _ => {}
         }
-        Self { status: status_and_title(kind).0, kind, detail: error.to_string() }
+        let last_words = error.last_words().and_then(LastWords::for_clients).cloned();
+        Self { status: status_and_title(kind).0, kind, detail: error.to_string(), last_words }
     }
 }
 
@@ -54,11 +60,21 @@ impl IntoResponse for Problem {
             status: u16,
             detail: &'a str,
             kind: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            last_words: Option<Words<'a>>,
         }
 
-        let Self { status, kind, mut detail } = self;
-        if detail.len() > MAX_DETAIL {
-            detail.truncate(detail.floor_char_boundary(MAX_DETAIL));
+        #[derive(Serialize)]
+        struct Words<'a> {
+            stack: &'a [String],
+            stderr: &'a str,
+            stdout: &'a str,
+        }
+
+        let Self { status, kind, mut detail, last_words } = self;
+        let most = if kind == ErrorKind::GuestError { MAX_MESSAGE } else { MAX_DETAIL };
+        if detail.len() > most {
+            detail.truncate(detail.floor_char_boundary(most));
             detail.push('…');
         }
         let body = Body {
@@ -67,6 +83,11 @@ impl IntoResponse for Problem {
             status: status.as_u16(),
             detail: &detail,
             kind: kind.as_str(),
+            last_words: last_words.as_ref().map(|words| Words {
+                stack: words.stack(),
+                stderr: words.stderr(),
+                stdout: words.stdout(),
+            }),
         };
         let json = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], json).into_response();

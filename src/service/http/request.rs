@@ -38,7 +38,7 @@ pub(super) struct Upload {
 
 impl Upload {
     pub(super) fn of(uri: &Uri) -> Result<Self, Error> {
-        let mut said = parameters(uri, &["entry_point", "isolation", "wasi", "digest"])?;
+        let mut said = parameters(uri, &["entry_point", "isolation", "wasi", "debug", "digest"])?;
         let entry_point = said.remove("entry_point");
         if entry_point.as_deref() == Some("") {
             return Err(Error::invalid_request("entry_point is empty; leave it out to have one chosen"));
@@ -48,6 +48,7 @@ impl Upload {
                 entry_point,
                 isolation: value(&mut said, "isolation", word)?,
                 wasi: value(&mut said, "wasi", word)?,
+                debug: value(&mut said, "debug", str::parse)?.unwrap_or_default(),
             },
             digest: value(&mut said, "digest", str::parse)?,
         })

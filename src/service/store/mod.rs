@@ -53,6 +53,8 @@ pub(super) struct Record {
     isolation: Option<Isolation>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     wasi: Option<Wasi>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    debug: bool,
 }
 
 /// How to run an evaluator. Where a field is `None` the settings decide, also after they have changed.
@@ -61,13 +63,15 @@ pub(super) struct RunOptions {
     pub(super) entry_point: Option<String>,
     pub(super) isolation: Option<Isolation>,
     pub(super) wasi: Option<Wasi>,
+    /// Whether those who call it see the last words of its guests.
+    pub(super) debug: bool,
 }
 
 impl RunOptions {
     /// The spec that runs a plugin from `source` so.
     pub(super) fn spec(self, source: Source) -> Spec {
-        let Self { entry_point, isolation, wasi } = self;
-        Spec { entry_point, isolation, wasi, ..Spec::new(source) }
+        let Self { entry_point, isolation, wasi, debug } = self;
+        Spec { entry_point, isolation, wasi, debug, ..Spec::new(source) }
     }
 }
 
@@ -170,6 +174,7 @@ impl Store {
             size_bytes: size,
             isolation: options.isolation,
             wasi: options.wasi,
+            debug: options.debug,
         };
         let path = self.evaluators.join(file_name(name));
         let json = serde_json::to_vec_pretty(&record)?;
@@ -248,8 +253,9 @@ fn found(blobs: &Blobs, record: Record, digest: Digest) -> Option<(String, Spec)
         tracing::warn!(evaluator = record.name, file = %path.display(), "its plugin is missing or cut; it is left out");
         return None;
     }
-    let options = RunOptions { entry_point: Some(record.entry_point), isolation: record.isolation, wasi: record.wasi };
-    Some((record.name, options.spec(Source::File(path)).with_digest(digest)))
+    let Record { name, entry_point, isolation, wasi, debug, .. } = record;
+    let options = RunOptions { entry_point: Some(entry_point), isolation, wasi, debug };
+    Some((name, options.spec(Source::File(path)).with_digest(digest)))
 }
 
 #[cfg(test)]

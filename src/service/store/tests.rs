@@ -14,7 +14,12 @@ fn plugin(export: &str) -> Plugin {
 }
 
 fn options(entry_point: &str) -> RunOptions {
-    RunOptions { entry_point: Some(entry_point.into()), isolation: Some(Isolation::Reuse), wasi: Some(Wasi::Off) }
+    RunOptions {
+        entry_point: Some(entry_point.into()),
+        isolation: Some(Isolation::Reuse),
+        wasi: Some(Wasi::Off),
+        debug: true,
+    }
 }
 
 fn put(store: &Store, name: &str, export: &str) {

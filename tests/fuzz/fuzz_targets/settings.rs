@@ -7,7 +7,7 @@
 use std::{sync::LazyLock, time::Duration};
 
 use evalpool::{
-    Error, ErrorKind, EvaluatorPool, Settings, Source, Spec,
+    Error, ErrorKind, EvaluatorPool, LastWords, Settings, Source, Spec,
     engine::{BoxFuture, CompileRequest, CompiledPlugin, Engine},
 };
 use evalpool_fuzz::{fuzz, split};
@@ -72,6 +72,6 @@ struct Refuses;
 
 impl Engine for Refuses {
     fn compile(&self, _: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>> {
-        Box::pin(async { Err(Error::InvalidPlugin { reason: "it is refused".into(), cause: None }) })
+        Box::pin(async { Err(Error::InvalidPlugin { reason: "it is refused".into(), cause: None, last_words: LastWords::default() }) })
     }
 }

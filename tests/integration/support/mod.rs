@@ -14,6 +14,8 @@ use evalpool::{
 pub(crate) const GREET: &[u8] = include_bytes!("../../../src/service/greet/greet.wasm");
 /// Written in C: `upper`, `count_vowels`, `fail`, `counter`.
 pub(crate) const TEXT: &[u8] = include_bytes!("../../plugins/c/text.wasm");
+/// Written in C, for WASI: `say`, `crash`, `leave`, `hang`, `chatter`.
+pub(crate) const CRASH: &[u8] = include_bytes!("../../plugins/c/crash.wasm");
 /// Written in `AssemblyScript` with the official PDK: `word_count`, `remember`, `setting`.
 pub(crate) const WORDS: &[u8] = include_bytes!("../../plugins/assemblyscript/words.wasm");
 /// The same, importing an `abort` that no host provides.
@@ -22,6 +24,17 @@ pub(crate) const NO_ABORT: &[u8] = include_bytes!("../../plugins/assemblyscript/
 pub(crate) const TOTALS: &[u8] = include_bytes!("../../plugins/rust/totals.wasm");
 /// Written in Rust with the official PDK: `call_host`, which calls `host_upper` of the host.
 pub(crate) const CALL_HOST: &[u8] = include_bytes!("../../plugins/rust-host/call_host.wasm");
+
+/// Written in Rust with the official PDK, for WASI: `last`, which panics without an input.
+pub(crate) const PANICS: &[u8] = include_bytes!("../../plugins/rust-panic/panics.wasm");
+/// Writes `starting` to WASI's standard error while it is initialised, and traps.
+pub(crate) const START_TRAPS: &str = r#"(module
+    (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 0) "\08\00\00\00\09\00\00\00starting\0a")
+    (func $begin (drop (call $write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 100))) unreachable)
+    (start $begin)
+    (func (export "run")))"#;
 
 /// A WebAssembly binary from its text.
 pub(crate) fn wasm(text: &str) -> Vec<u8> {

@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use evalpool::{
-    Error, EvaluatorPool, PoolBuilder, Source, Spec,
+    Error, EvaluatorPool, LastWords, PoolBuilder, Source, Spec,
     engine::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Instance, Permit, SlotCounts, Slots},
 };
 use tokio::{sync::Notify, time::Instant};
@@ -238,8 +238,12 @@ impl Shared {
                 tokio::time::sleep(time).await;
                 Ok(())
             }
-            Act::Fail => Err(Error::InvalidPlugin { reason: "told to fail".into(), cause: None }),
-            Act::Starve => Err(Error::OutOfFuel { limit: 1, initialising: true }),
+            Act::Fail => Err(Error::InvalidPlugin {
+                reason: "told to fail".into(),
+                cause: None,
+                last_words: LastWords::default(),
+            }),
+            Act::Starve => Err(Error::OutOfFuel { limit: 1, initialising: true, last_words: LastWords::default() }),
             Act::FailOnce => Err(Error::Internal { reason: "told to fail", cause: None }),
             Act::Panic => panic!("told to panic"),
             Act::Never => std::future::pending().await,
@@ -379,7 +383,7 @@ impl Instance for SpyInstance {
                 shared.until(|| shared.script.lock().unwrap().open_gates.contains(&gate)).await;
             }
             if act == Act::Fail || input == "trap" {
-                return Err(Error::GuestTrap { reason: "told to trap".into() });
+                return Err(Error::GuestTrap { reason: "told to trap".into(), last_words: LastWords::default() });
             }
             shared.act(act).await?;
             self.sound = true;

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use wasmtime::{AsContext, AsContextMut, Engine, Instance, Memory, Module, ModuleExport, Store};
 
 use super::{classify::HostTrap, state::GuestState};
-use crate::{engine::text::MAX_MESSAGE, error::Error};
+use crate::error::Error;
 
 /// `kernel.wat`, assembled. A test compares the two.
 const BYTES: &[u8] = include_bytes!("kernel.wasm");
@@ -100,17 +100,16 @@ impl Kernel {
     pub(super) fn output(&self, store: &Store<GuestState>, limit: u64) -> Result<Bytes, Error> {
         let (offset, len) = (self.get(store, root::OUTPUT), self.get(store, root::OUTPUT_LEN));
         match slice(self.memory.data(store), offset, len) {
-            Some(_) if len > limit => Err(Error::OutputTooLarge { limit }),
+            Some(_) if len > limit => Err(Error::output_too_large(limit)),
             Some(bytes) => Ok(Bytes::copy_from_slice(bytes)),
-            None => Err(Error::GuestError { message: "its output is not within its memory".to_owned() }),
+            None => Err(Error::guest_error("its output is not within its memory")),
         }
     }
 
     /// The error that the guest has set, if it has.
     pub(super) fn error<'a>(&self, store: &'a Store<GuestState>) -> Option<&'a [u8]> {
         let offset = self.get(store, root::ERROR);
-        // One character more than is shown: the message is then cut between characters.
-        let len = store.data().allocator.length(offset).min(MAX_MESSAGE as u64 + 4);
+        let len = store.data().allocator.length(offset);
         if offset == 0 || len == 0 { None } else { slice(self.memory.data(store), offset, len) }
     }
 

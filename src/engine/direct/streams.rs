@@ -1,0 +1,166 @@
+//! What a guest writes to WASI's standard output and error: the first and the last bytes of each stream.
+//!
+//! The beginning of a long output often has the cause (Go's deadlock, whose stacks follow it), and its end always has
+//! what came last (a panic after much logging). What is between them is only counted.
+
+use std::{
+    collections::VecDeque,
+    fmt::Write,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use tokio::io::AsyncWrite;
+use wasmtime_wasi::{
+    async_trait,
+    cli::{IsTerminal, StdoutStream},
+    p2::{OutputStream, Pollable, StreamResult, pipe::SinkOutputStream},
+};
+
+/// Bytes of one stream that are kept from its beginning, and from its end.
+const FIRST: usize = 4 << 10;
+const LAST: usize = 12 << 10;
+
+/// Both streams of one instance. Takes no memory for what is not written.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    pub(super) stdout: Stream,
+    pub(super) stderr: Stream,
+}
+
+/// One of them; clones write to the same one. Shared, because WASI's context holds it, and is dropped with a guest that is
+/// stopped.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Stream(Arc<Mutex<Kept>>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    first: Vec<u8>,
+    last: VecDeque<u8>,
+    left_out: usize,
+}
+
+impl Stream {
+    /// What was written since the last time, as text. Bytes that are not UTF-8 are replaced.
+    pub(super) fn take(&self) -> String {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)).text()
+    }
+}
+
+impl Kept {
+    fn write(&mut self, bytes: &[u8]) {
+        let room = FIRST.saturating_sub(self.first.len());
+        let (first, rest) = bytes.split_at(room.min(bytes.len()));
+        self.first.extend_from_slice(first);
+        let (skipped, rest) = rest.split_at(rest.len().saturating_sub(LAST));
+        let pushed_out = (self.last.len() + rest.len()).saturating_sub(LAST);
+        self.last.drain(..pushed_out);
+        self.last.extend(rest);
+        self.left_out = self.left_out.saturating_add(skipped.len() + pushed_out);
+    }
+
+    fn text(self) -> String {
+        let Self { mut first, last, left_out } = self;
+        let last = Vec::from(last);
+        if left_out == 0 {
+            first.extend_from_slice(&last);
+            return String::from_utf8_lossy(&first).into_owned();
+        }
+        // Cut between characters.
+        let whole = match str::from_utf8(&first) {
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            _ => first.len(),
+        };
+        let begin = last.iter().take(3).take_while(|byte| **byte & 0xC0 == 0x80).count();
+        let left_out = left_out + (first.len() - whole) + begin;
+        first.truncate(whole);
+        let mut text = String::from_utf8_lossy(&first).into_owned();
+        // A `String` takes everything.
+        let _ = write!(text, "\n… {left_out} bytes are left out …\n");
+        text.push_str(&String::from_utf8_lossy(last.get(begin..).unwrap_or_default()));
+        text
+    }
+}
+
+impl IsTerminal for Stream {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Stream {
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+
+    /// Of a later WASI, which is not linked.
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        SinkOutputStream.async_stream()
+    }
+}
+
+impl OutputStream for Stream {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(&bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(64 << 10)
+    }
+}
+
+#[async_trait]
+impl Pollable for Stream {
+    async fn ready(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(parts: &[&[u8]]) -> String {
+        let mut kept = Kept::default();
+        parts.iter().for_each(|part| kept.write(part));
+        assert!(kept.first.len() <= FIRST && kept.last.len() <= LAST);
+        kept.text()
+    }
+
+    #[test]
+    fn an_output_is_whole_until_it_is_too_long() {
+        assert_eq!(written(&[]), "");
+        assert_eq!(written(&[b"pan", b"ic\n"]), "panic\n");
+        assert_eq!(written(&[b"\xffx"]), "\u{fffd}x");
+        let all = "é".repeat((FIRST + LAST) / 2);
+        assert_eq!(written(&[all.as_bytes()]), all);
+        assert_eq!(written(&all.as_bytes().chunks(1000).collect::<Vec<_>>()), all);
+    }
+
+    #[test]
+    fn of_a_longer_one_the_beginning_and_the_end_are_kept() {
+        let all = format!("cause{}panic", "x".repeat(1 << 20));
+        let expected = format!(
+            "cause{}\n… {} bytes are left out …\n{}panic",
+            "x".repeat(FIRST - 5),
+            all.len() - FIRST - LAST,
+            "x".repeat(LAST - 5)
+        );
+        for size in [1, 4096, 100_000, 2 << 20] {
+            assert_eq!(written(&all.as_bytes().chunks(size).collect::<Vec<_>>()), expected, "{size}");
+        }
+    }
+
+    #[test]
+    fn it_is_cut_between_characters() {
+        let text = written(&[format!("x{}x", "é".repeat(1 << 14)).as_bytes()]);
+        let (first, rest) = text.split_once('\n').unwrap();
+        let (mark, last) = rest.split_once('\n').unwrap();
+        assert_eq!((first.len(), last.len()), (FIRST - 1, LAST - 1));
+        assert_eq!(mark, format!("… {} bytes are left out …", (2 << 14) + 2 - first.len() - last.len()));
+        assert!(!text.contains('\u{fffd}'));
+    }
+}

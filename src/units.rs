@@ -1,0 +1,72 @@
+//! Times and sizes as people read them, for messages.
+
+use std::{fmt, time::Duration};
+
+/// A time, rounded to three digits at most: `10 s`, `1.5 s`, `250 ms`, `0.4 ms`.
+pub(crate) struct Time(pub(crate) Duration);
+
+/// A number of bytes in the largest unit of which there is one, exact or with one decimal: `64 MiB`, `70.3 MiB`,
+/// `1000 bytes`.
+pub(crate) struct Size(pub(crate) u64);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs_f64();
+        let (amount, unit) = if seconds >= 1.0 { (seconds, "s") } else { (seconds * 1000.0, "ms") };
+        // Whole from 10 on; below, a decimal unless it is 0.
+        let tenths = (amount * 10.0).round();
+        if tenths >= 100.0 || tenths % 10.0 == 0.0 {
+            write!(f, "{amount:.0} {unit}")
+        } else {
+            write!(f, "{amount:.1} {unit}")
+        }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [("GiB", 1_u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+        match units.into_iter().find(|(_, unit)| self.0 >= *unit) {
+            Some((name, unit)) if self.0.is_multiple_of(unit) => write!(f, "{} {name}", self.0 / unit),
+            Some((name, unit)) => write!(f, "{:.1} {name}", self.0 as f64 / unit as f64),
+            None => write!(f, "{} bytes", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rounded() {
+        for (nanos, shown) in [
+            (10_000_840_358, "10 s"),
+            (1_500_000_000, "1.5 s"),
+            (1_000_000_000, "1 s"),
+            (9_960_000_000, "10 s"),
+            (250_000_000, "250 ms"),
+            (12_345_678, "12 ms"),
+            (1_040_000, "1 ms"),
+            (400_000, "0.4 ms"),
+            (0, "0 ms"),
+        ] {
+            assert_eq!(Time(Duration::from_nanos(nanos)).to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn sizes_are_shown_in_their_unit() {
+        for (bytes, shown) in [
+            (64 << 20, "64 MiB"),
+            (73_400_320, "70 MiB"),
+            (73_400_321, "70.0 MiB"),
+            (1 << 30, "1 GiB"),
+            (1536, "1.5 KiB"),
+            (1000, "1000 bytes"),
+            (0, "0 bytes"),
+        ] {
+            assert_eq!(Size(bytes).to_string(), shown);
+        }
+    }
+}
