@@ -26,7 +26,7 @@ use crate::{
     error::Error,
     metrics::Metrics,
     registry::{Admission, Place},
-    runtime::{Policy, Program, Report, Runtime},
+    runtime::{BuildTime, Policy, Program, Report, Runtime},
     source::{Interface, Plugin},
 };
 
@@ -167,7 +167,8 @@ async fn attempt(
     let request = CompileRequest { permit: engine::Permit::new(place.clone()), ..request };
     let started = Instant::now();
     let compiled = engine.compile(request).await?;
-    metrics.build_phase("compile", started.elapsed());
+    let compile = started.elapsed();
+    metrics.build_phase("compile", compile);
     // If the engine can interrupt initialisers, a slow one keeps no other plugin from compiling.
     let _slot = (!engine.interrupts_initialisers()).then_some(slot);
     let mut guard = Guard::new(compiled, place);
@@ -177,17 +178,19 @@ async fn attempt(
         Ok(probe) => probe,
         Err(error) => return Err(guard.close(report.failure(error)).await),
     };
-    metrics.build_phase("probe", started.elapsed());
+    let init = started.elapsed();
+    metrics.build_phase("probe", init);
     guard.keep(probe);
 
     if !guard.compiled().has_entry_point(&entry_point) {
-        let available = plugin.interface().entry_points().to_vec();
+        let available = plugin.interface().candidates();
         let error = Error::EntryPointMissing { entry_point: Some(entry_point), available };
         return Err(guard.close(error).await);
     }
     Ok(guard.disarm(|compiled, probe, place| {
         let spares_wait = engine.instances_are_cheap();
-        let program = Program { compiled, entry_point, digest: plugin.digest(), report, spares_wait };
+        let (digest, took) = (plugin.digest(), BuildTime { compile, init });
+        let program = Program { compiled, entry_point, digest, report, took, spares_wait };
         Runtime::new(program, probe, policy, metrics, place)
     }))
 }

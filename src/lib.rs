@@ -60,7 +60,7 @@
 //! | [`config`] | every setting. The only reader of the settings file and of its variables |
 //! | [`metrics`] | the catalogue. Installs no exporter, knows no room |
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
-//! | [`LastWords`] | what a guest wrote, and where it was when it failed. Plain data |
+//! | `last_words` | what a guest wrote, and where it was when it failed. Plain data |
 //! | `units` | times and sizes as people read them |
 //! | `words` | closed sets of words |
 

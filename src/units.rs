@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-/// A time, rounded to three digits at most: `10 s`, `1.5 s`, `250 ms`, `0.4 ms`.
+/// A time, rounded: `10 min`, `10 s`, `1.5 s`, `250 ms`, `0.4 ms`.
 pub(crate) struct Time(pub(crate) Duration);
 
 /// A number of bytes in the largest unit of which there is one, exact or with one decimal: `64 MiB`, `70.3 MiB`,
@@ -12,6 +12,9 @@ pub(crate) struct Size(pub(crate) u64);
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.0.as_secs_f64();
+        if seconds >= 120.0 && self.0.as_secs().is_multiple_of(60) {
+            return write!(f, "{} min", self.0.as_secs() / 60);
+        }
         let (amount, unit) = if seconds >= 1.0 { (seconds, "s") } else { (seconds * 1000.0, "ms") };
         // Whole from 10 on; below, a decimal unless it is 0.
         let tenths = (amount * 10.0).round();
@@ -41,6 +44,8 @@ mod tests {
     #[test]
     fn times_are_rounded() {
         for (nanos, shown) in [
+            (600_001_000_000, "10 min"),
+            (90_000_000_000, "90 s"),
             (10_000_840_358, "10 s"),
             (1_500_000_000, "1.5 s"),
             (1_000_000_000, "1 s"),

@@ -38,6 +38,7 @@ use crate::{
     registry::{CloseReason, RuntimeState, Snapshot},
     response::EvaluatorId,
     revision::{PoolInner, Revision},
+    runtime::BuildTime,
     source::Plugin,
     spec::Spec,
 };
@@ -117,12 +118,13 @@ impl EvaluatorPool {
     /// the source. Unless the source itself is in memory, its bytes are dropped when that build has ended.
     pub(crate) async fn prepare_with(&self, name: &str, spec: Spec, plugin: Option<Plugin>) -> Result<Prepared, Error> {
         check_name(name)?;
-        let (prepared, revision) = self.prepared(name, spec);
+        let (mut prepared, revision) = self.prepared(name, spec);
         if let Some(plugin) = plugin {
             revision.set_plugin(plugin);
         }
         // The lease is for the build's sake: it ends here, and the runtime stays, idle.
-        revision.lease(&self.inner).await?;
+        let lease = revision.lease(&self.inner).await?;
+        prepared.took = lease.resident().map(|runtime| runtime.program().took).unwrap_or_default();
         Ok(prepared)
     }
 
@@ -131,7 +133,7 @@ impl EvaluatorPool {
         let open = self.get(name).filter(|evaluator| !evaluator.is_closed());
         let id = open.map_or_else(|| self.inner.unique(), |evaluator| evaluator.id().0);
         let revision = Revision::new(&self.inner, id, name, spec);
-        (Prepared { pool: self.clone(), id, revision: Some(revision.clone()) }, revision)
+        (Prepared { pool: self.clone(), id, revision: Some(revision.clone()), took: BuildTime::default() }, revision)
     }
 
     /// The evaluator registered under a name.
@@ -290,9 +292,16 @@ pub struct Prepared {
     id: u64,
     /// `None` once published.
     revision: Option<Arc<Revision>>,
+    /// Nothing for one that was not built.
+    took: BuildTime,
 }
 
 impl Prepared {
+    /// How long its build took.
+    pub(crate) fn took(&self) -> BuildTime {
+        self.took
+    }
+
     /// What it will be registered as.
     #[must_use]
     pub fn info(&self) -> Option<EvaluatorInfo> {

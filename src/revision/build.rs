@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout};
 
 use super::{PluginInfo, PoolInner, Revision, resolve::blueprint};
-use crate::{background, error::Error, registry::BuildTicket, runtime::Runtime, source::Source};
+use crate::{background, error::Error, registry::BuildTicket, runtime::Runtime, source::Source, units::Time};
 
 pub(super) async fn build(inner: Arc<PoolInner>, revision: Arc<Revision>, ticket: BuildTicket<Runtime>) {
     if revision.is_retired() {
@@ -56,7 +56,7 @@ async fn attempt(
         Ok::<_, Error>((plugin, linked))
     };
     let Ok(loaded) = timeout(within, load).await else {
-        let slow = std::io::Error::other(format!("it was not read within {within:?}"));
+        let slow = std::io::Error::other(format!("it was not read within {}", Time(within)));
         return Err(Error::SourceUnavailable { cause: Arc::new(slow) });
     };
     let (plugin, linked) = loaded?;

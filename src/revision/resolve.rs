@@ -7,6 +7,7 @@ use crate::{
     compiler::{self, Blueprint},
     engine::{CompileRequest, InstanceLimits, LinkedModule, Permit},
     error::Error,
+    last_words::LastWords,
     runtime::{Policy, Report},
     source::Plugin,
     spec::Spec,
@@ -36,6 +37,11 @@ pub(super) fn blueprint(
         build_timeout: inner.limits.build_timeout,
         fuel: spec.fuel.unwrap_or(inner.limits.fuel),
     };
+    let to_start = all().fold(0_u64, |sum, plugin| sum.saturating_add(plugin.interface().memory()));
+    if to_start > limits.memory {
+        let (limit, to_start) = (limits.memory, Some(to_start));
+        return Err(Error::OutOfMemory { limit, to_start, last_words: LastWords::none() });
+    }
     let policy = Policy {
         isolation: spec.isolation.unwrap_or(inner.engine.isolation),
         max_uses: inner.pool.max_uses,

@@ -57,7 +57,7 @@ pub(super) struct ServeArguments {
 pub(super) struct RunArguments {
     /// The plugin: a WebAssembly binary.
     pub(super) plugin: PathBuf,
-    /// The export to call [default: `run` if it is exported, else the only one that fits]
+    /// The export to call [default: `run` if it is exported, else the only one of the author's]
     #[arg(long, value_name = "NAME")]
     pub(super) entry: Option<String>,
     /// The plugin's input: the text itself, @FILE for a file's bytes, - for standard input [default: nothing]
@@ -75,7 +75,7 @@ pub(super) struct RunArguments {
 pub(super) struct CheckArguments {
     /// The plugin: a WebAssembly binary.
     pub(super) plugin: PathBuf,
-    /// The export that would be called [default: `run` if it is exported, else the only one that fits]
+    /// The export that would be called [default: `run` if it is exported, else the only one of the author's]
     #[arg(long, value_name = "NAME")]
     pub(super) entry: Option<String>,
 }
@@ -108,7 +108,7 @@ pub(super) struct LoadArguments {
     /// The plugin that every evaluator runs [default: the built-in one]
     #[arg(long, value_name = "FILE")]
     pub(super) plugin: Option<PathBuf>,
-    /// The export to call [default: `run` if it is exported, else the only one that fits]
+    /// The export to call [default: `run` if it is exported, else the only one of the author's]
     #[arg(long, value_name = "NAME", requires = "plugin")]
     pub(super) entry: Option<String>,
     /// The input of each evaluation: the text itself, @FILE or - [default: a name to greet, or nothing with --plugin]

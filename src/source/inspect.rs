@@ -16,11 +16,18 @@ pub(super) const FEATURES: WasmFeatures =
 /// Exports that toolchains make for initialisation. They have an entry point's type, and are none.
 const INITIALISERS: [&str; 3] = ["_initialize", "__wasm_call_ctors", "hs_init"];
 
+/// Exports that toolchains make for their own use. They can be called by their names, but are not what an author means who
+/// names none. The same goes for all that begin with `__`, which C and its relatives reserve, or with `asyncify_`.
+const TOOLCHAINS: [&str; 8] =
+    ["_start", "hs_exit", "hs_perform_gc", "malloc", "free", "calloc", "realloc", "cabi_realloc"];
+
 /// What a plugin imports and exports.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Interface {
     imports: Vec<Import>,
+    exports: Vec<String>,
     entry_points: Vec<String>,
+    memory: u64,
 }
 
 /// Something that a plugin needs from its host.
@@ -41,6 +48,18 @@ impl Interface {
         &self.imports
     }
 
+    /// The names of all exports, in the binary's order.
+    #[must_use]
+    pub fn exports(&self) -> &[String] {
+        &self.exports
+    }
+
+    /// The bytes that its own memories begin with. Those that it imports are not counted.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.memory
+    }
+
     /// Exported functions that can be called: those without parameters and with no result or one `i32`. Initialisers
     /// are left out.
     #[must_use]
@@ -54,22 +73,31 @@ impl Interface {
         self.imports.iter().any(|import| import.module == "wasi_snapshot_preview1")
     }
 
-    /// The entry point to use: the named one, else `run`, else the only one.
+    /// The entry points that an author may mean: without those that toolchains make for their own use, unless there are no
+    /// others. A command, for example, may have nothing but its `_start`.
+    #[must_use]
+    pub fn candidates(&self) -> Vec<String> {
+        let meant = |name: &&String| {
+            !TOOLCHAINS.contains(&name.as_str()) && !name.starts_with("__") && !name.starts_with("asyncify_")
+        };
+        let meant: Vec<_> = self.entry_points.iter().filter(meant).cloned().collect();
+        if meant.is_empty() { self.entry_points.clone() } else { meant }
+    }
+
+    /// The entry point to use: the named one, else `run`, else the only one that an author may mean.
     ///
     /// # Errors
     ///
-    /// [`Error::EntryPointMissing`], with the names of those that exist.
+    /// [`Error::EntryPointMissing`], with the names to choose from.
     pub fn resolve(&self, named: Option<&str>) -> Result<String, Error> {
-        let find = |name: &str| self.entry_points.iter().find(|export| *export == name);
-        let only = || self.entry_points.first().filter(|_| self.entry_points.len() == 1);
-        let chosen = match named {
-            Some(name) => find(name),
-            None => find("run").or_else(only),
+        let find = |name: &str| self.entry_points.iter().find(|export| *export == name).cloned();
+        let available = self.candidates();
+        let chosen = match (named, &available[..]) {
+            (Some(name), _) => find(name),
+            (None, [only]) => Some(only.clone()),
+            (None, _) => find("run"),
         };
-        chosen.cloned().ok_or_else(|| Error::EntryPointMissing {
-            entry_point: named.map(str::to_owned),
-            available: self.entry_points.clone(),
-        })
+        chosen.ok_or_else(|| Error::EntryPointMissing { entry_point: named.map(str::to_owned), available })
     }
 }
 
@@ -114,6 +142,7 @@ fn read(bytes: &[u8]) -> Result<(Interface, Weight), wasmparser::BinaryReaderErr
             Payload::ExportSection(section) => {
                 for export in section.clone() {
                     let export = export?;
+                    interface.exports.push(export.name.to_owned());
                     if export.kind == ExternalKind::Func {
                         exported.push((export.name.to_owned(), export.index));
                     }
@@ -135,6 +164,7 @@ fn read(bytes: &[u8]) -> Result<(Interface, Weight), wasmparser::BinaryReaderErr
                 .collect();
         }
     }
+    interface.memory = weight.memory();
     Ok((interface, weight))
 }
 
@@ -163,6 +193,8 @@ mod tests {
                 (func (export "long") (result i64) i64.const 0))"#,
         );
         assert_eq!(interface.entry_points(), ["silent", "coded"]);
+        assert_eq!(interface.exports(), ["memory", "_initialize", "silent", "coded", "asks", "long"]);
+        assert_eq!(interface.memory(), 65_536);
         assert_eq!(interface.imports()[0].name, "alloc");
         assert!(!interface.wants_wasi());
     }
@@ -179,6 +211,27 @@ mod tests {
             ambiguous.resolve(None).unwrap_err().to_string(),
             "the plugin's entry point must be named: it has a, b"
         );
+    }
+
+    #[test]
+    fn what_a_toolchain_adds_is_not_what_an_author_means() {
+        // As TinyGo makes it, with one export of the author's.
+        let tinygo = r#"(func (export "_start")) (func (export "asyncify_stop_unwind")) (func (export "free"))
+            (func (export "asyncify_get_state") (result i32) i32.const 0) (func (export "__wasm_call_dtors"))
+            (func (export "malloc") (param i32) (result i32) i32.const 0) (func (export "__arg_len") (result i32) i32.const 0)"#;
+        let plugin = interface(&format!(r#"(module {tinygo} (func (export "greet") (result i32) i32.const 0))"#));
+        assert_eq!(plugin.resolve(None).unwrap(), "greet");
+        // They can be called, if somebody wants to.
+        assert_eq!(plugin.resolve(Some("_start")).unwrap(), "_start");
+        let two = interface(&format!(r#"(module {tinygo} (func (export "a")) (func (export "b")))"#));
+        let choose = "the plugin's entry point must be named: it has a, b";
+        assert_eq!(two.resolve(None).unwrap_err().to_string(), choose);
+        let wrong = two.resolve(Some("c")).unwrap_err().to_string();
+        assert_eq!(wrong, "the plugin has no entry point \"c\": it has a, b");
+        // A command has nothing else.
+        assert_eq!(interface(r#"(module (func (export "_start")))"#).resolve(None).unwrap(), "_start");
+        let nothing = interface(r#"(module (func (export "_initialize")))"#).resolve(None).unwrap_err();
+        assert!(nothing.to_string().contains("no function that could be an entry point"), "{nothing}");
     }
 
     #[test]

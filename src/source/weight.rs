@@ -171,6 +171,11 @@ impl Weight {
         self.work.saturating_add(self.elements.work()).saturating_add(self.data.work())
     }
 
+    /// The bytes that its own memories begin with.
+    pub(super) fn memory(&self) -> u64 {
+        self.memories.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+    }
+
     /// What is over its bound, if anything, in words for the plugin's author.
     pub(super) fn check(&self) -> Result<(), String> {
         let bounds = [

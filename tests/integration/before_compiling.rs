@@ -125,3 +125,15 @@ async fn what_an_engine_does_not_run_costs_no_place() {
     came.unwrap();
     assert!(compiled);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_plugin_that_needs_too_much_memory_to_start_is_told_how_much() {
+    let needs = |mebibytes: u64| format!(r#"(module (memory {}) (func (export "run")))"#, mebibytes * 16);
+    runs(module(&needs(64))).await;
+    let says = "the plugin needs 70 MiB to start; limits.memory is 64 MiB";
+    is_refused(module(&needs(70)), "out_of_memory", says).await;
+    // Modules that are linked count as well.
+    let linked = module(&needs(40)).with_module("more", Source::bytes(wasm(&needs(30))));
+    is_refused(linked, "out_of_memory", says).await;
+    is_refused(module(&needs(2)).with_memory(1 << 20), "out_of_memory", "2 MiB to start; limits.memory is 1 MiB").await;
+}

@@ -66,7 +66,7 @@ async fn a_trap_shows_names_or_numbers_and_the_way_there() {
 }
 
 #[tokio::test]
-async fn who_runs_too_long_shows_what_it_wrote_before() {
+async fn a_guest_that_runs_too_long_shows_what_it_wrote_before() {
     let spec = spec(CRASH, "hang").with_exec_timeout(Duration::from_millis(200));
     let (kind, words) = failure(spec, "").await;
     assert_eq!((kind.as_str(), words.stderr()), ("exec_timeout", "waiting\n"));
@@ -104,7 +104,7 @@ async fn what_one_evaluation_writes_is_not_the_next_ones() {
             assert_eq!(written(&say, name).await, said, "{isolation:?}");
         }
     }
-    // Whoever writes nothing leaves nothing, whether it fails or not.
+    // A guest that writes nothing leaves nothing, whether it fails or not.
     let upper = pool.evaluator("upper", spec(TEXT, "upper").with_isolation(Isolation::Reuse)).unwrap();
     assert_eq!(written(&upper, "a").await, None);
     let fail = pool.evaluator("fail", spec(TEXT, "fail")).unwrap();

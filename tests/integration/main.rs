@@ -11,6 +11,8 @@ mod support;
 mod before_compiling;
 mod cancellation;
 #[cfg(feature = "service")]
+mod check;
+#[cfg(feature = "service")]
 mod collateral;
 mod config;
 #[cfg(feature = "service")]

@@ -1,38 +1,42 @@
 //! `evalpool check`: builds and validates a plugin as an upload would, and describes it.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, fmt::Write};
 
 use super::read_plugin;
 use crate::{
-    EvaluatorPool, Plugin, Settings, Source,
+    Error, EvaluatorPool, Plugin, Settings, Source,
+    runtime::BuildTime,
     service::{
         Exit,
         cli::CheckArguments,
         exit::{one_line, print},
         store::RunOptions,
     },
+    units::{Size, Time},
 };
 
 pub(in crate::service) async fn check(arguments: CheckArguments, settings: &Settings) -> Result<(), Exit> {
     let CheckArguments { plugin, entry } = arguments;
     let bytes = read_plugin(&plugin, settings.limits.plugin_size)?;
-    let began = Instant::now();
     let plugin = Plugin::new(bytes.clone(), None)?;
-    let options = RunOptions { entry_point: entry, ..RunOptions::default() };
+    let (calls, builds) = match plugin.interface().resolve(entry.as_deref()) {
+        Ok(name) => (name.clone(), name),
+        // A sound plugin, of which nothing is called here: any of its entry points will do for the build.
+        Err(Error::EntryPointMissing { entry_point: None, available }) if !available.is_empty() => {
+            ("it has to be named".to_owned(), available.into_iter().next().unwrap_or_default())
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let options = RunOptions { entry_point: Some(builds), ..RunOptions::default() };
     let spec = options.spec(Source::Bytes(bytes));
     let prepared = EvaluatorPool::from_settings(settings)?.prepare_with("check", spec, Some(plugin.clone())).await?;
-    let took = began.elapsed();
-    let entry_point = prepared.info().and_then(|info| info.entry_point).unwrap_or_default();
+    let took = prepared.took();
     // Not published: the runtime closes in the background, or with the process.
     drop(prepared);
-    print(describe(&plugin, &entry_point, took))
+    print(describe(&plugin, &calls, took, settings.limits.memory))
 }
 
-fn describe(plugin: &Plugin, entry_point: &str, took: Duration) -> String {
+fn describe(plugin: &Plugin, calls: &str, took: BuildTime, most_memory: u64) -> String {
     let interface = plugin.interface();
     let mut imports: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for import in interface.imports() {
@@ -45,10 +49,12 @@ fn describe(plugin: &Plugin, entry_point: &str, took: Duration) -> String {
     };
     line("digest", &plugin.digest().to_string());
     line("size", &format!("{} bytes", plugin.bytes().len()));
-    line("entry points", &interface.entry_points().join(", "));
-    line("calls", entry_point);
+    line("memory", &format!("{} to start; limits.memory is {}", Size(interface.memory()), Size(most_memory)));
+    line("entry points", &interface.candidates().join(", "));
+    line("calls", calls);
     line("imports", &imports.next().unwrap_or_else(|| "none".to_owned()));
     imports.for_each(|import| line("", &import));
-    line("time", &format!("{:.1} ms to read, compile and initialise", took.as_secs_f64() * 1000.0));
+    line("exports", &interface.exports().join(", "));
+    line("time", &format!("{} to compile, {} to initialise", Time(took.compile), Time(took.init)));
     text
 }

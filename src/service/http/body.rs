@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::problem::Problem;
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, units::Time};
 
 /// How long a client may pause within a body.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -111,7 +111,7 @@ impl Bodies {
 }
 
 fn too_slow() -> Problem {
-    let detail = format!("the request's body did not come within {WHOLE:?}, or paused for {SILENCE:?}");
+    let detail = format!("the request's body did not come within {}, or paused for {}", Time(WHOLE), Time(SILENCE));
     Problem::new(StatusCode::REQUEST_TIMEOUT, ErrorKind::InvalidRequest, detail)
 }
 

@@ -85,7 +85,7 @@ fn ending_cases() -> Vec<Case> {
         case("an access out of bounds", env("(i32.load (i32.const -1))"), "", Error("guest_trap", "out of bounds memory access")),
         case("an indirect call of nothing", with_functions("(table 1 funcref)", "(call_indirect (result i32) (i32.const 0))"), "", Error("guest_trap", "uninitialized element")),
         case("endless recursion", with_functions("(func $again (call $again))", "(call $again) i32.const 0"), "", Error("guest_trap", "call stack exhausted")),
-        case("an endless loop", env("(loop br 0) i32.const 0").with_exec_timeout(Duration::from_millis(300)), "", Error("exec_timeout", "stopped after 300ms")),
+        case("an endless loop", env("(loop br 0) i32.const 0").with_exec_timeout(Duration::from_millis(300)), "", Error("exec_timeout", "longer than limits.exec_timeout, 300 ms")),
         case("out of memory", env("(drop (memory.grow (i32.const 2000))) i32.const 0"), "", Error("out_of_memory", "out of memory")),
         case("out of fuel", env("(loop br 0) i32.const 0").with_fuel(Some(100_000)), "", Error("out_of_fuel", "ran out of fuel")),
         case("within its fuel", env("(call $echo) i32.const 0").with_fuel(Some(1_000_000)), "abc", Output(b"abc")),
@@ -197,7 +197,7 @@ fn module_cases() -> Vec<Case> {
         case("a host function of another type", host("host_upper", "(param i32)", "").with_host_function(slow.clone()), "", Error("invalid_plugin", "")),
         case("a host function that breaks its word", host("answer", "(result i64)", "(call $out (call $f))").with_host_function(broken), "", Error("internal", "broke its declaration")),
         case("a host function that waits", fixture(CALL_HOST, "call_host").with_host_function(slow), "quiet", Output(b"QUIET")),
-        case("a host function that never answers", fixture(CALL_HOST, "call_host").with_host_function(stuck).with_exec_timeout(Duration::from_millis(300)), "quiet", Error("exec_timeout", "300ms")),
+        case("a host function that never answers", fixture(CALL_HOST, "call_host").with_host_function(stuck).with_exec_timeout(Duration::from_millis(300)), "quiet", Error("exec_timeout", "limits.exec_timeout, 300 ms")),
         case("a host function that refuses", fixture(CALL_HOST, "call_host").with_host_function(refuses), "x", Error("guest_error", "not for you")),
     ]
 }

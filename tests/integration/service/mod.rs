@@ -3,6 +3,7 @@
 mod answer;
 mod evaluate;
 mod folder;
+mod last_words;
 mod operate;
 mod request;
 mod server;

@@ -17,7 +17,7 @@ use super::{
 #[test]
 fn a_body_over_its_limit_is_refused_however_it_is_sent() {
     let server = Server::start(&[("LIMITS_PLUGIN_SIZE", "100KiB"), ("LIMITS_INPUT_SIZE", "50KiB")]);
-    for (method, limit) in [("PUT", 100 * 1024), ("POST", 50 * 1024)] {
+    for (method, limit, shown) in [("PUT", 100 * 1024, "100 KiB"), ("POST", 50 * 1024, "50 KiB")] {
         let path = "/v1/evaluators/greet";
         // Announced, and not a byte of it sent: answered all the same.
         let announced = server.begin(method, path, &format!("content-length: {}\r\n", limit + 1), b"");
@@ -29,7 +29,7 @@ fn a_body_over_its_limit_is_refused_however_it_is_sent() {
         // Sent whole by a client that reads nothing until then: it is answered, not cut off.
         let answer = server.request(method, path, &[], &vec![0; 20 << 20]);
         answer.is(413, "payload_too_large");
-        assert!(answer.json()["detail"].as_str().unwrap().contains(&limit.to_string()));
+        assert!(answer.json()["detail"].as_str().unwrap().ends_with(shown));
     }
     assert_eq!(server.post("greet", &vec![b' '; 50 * 1024]).kind(), "guest_error", "just within its limit");
     server.put("greet", &vec![0; 100 * 1024]).is(422, "invalid_plugin");
