@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use crate::{
-    config::{Isolation, Wasi},
+    config::{HostPattern, Isolation, Wasi},
     data::DataProvider,
     engine::HostFunction,
+    error::Error,
     source::{Digest, Source},
 };
 
@@ -119,7 +120,16 @@ impl Spec {
         self
     }
 
-    /// Hosts that the plugin may call over HTTP, as glob patterns, in place of the pool's. An empty list allows none.
+    /// Hosts that the plugin may call over HTTP, in place of the pool's. An empty list allows none.
+    ///
+    /// An entry is a host (`api.example.com`), a glob pattern of hosts (`*.example.com`) or an address (`127.0.0.1`,
+    /// `[::1]`), with a port if only that one is allowed (`127.0.0.1:8080`); it has no scheme, user or path. On the
+    /// `direct` engine an entry without wildcards decides alone for its host: with `*` and `localhost:8080`, no other
+    /// port of `localhost` can be reached. Hosts with private addresses are reached by such entries only. The `extism`
+    /// engine takes no entries with ports.
+    ///
+    /// An entry that no request could match is refused with [`InvalidRequest`](crate::Error::InvalidRequest) when the
+    /// spec is registered or prepared.
     pub fn with_allowed_hosts<I: IntoIterator<Item = S>, S: Into<String>>(mut self, hosts: I) -> Self {
         self.allowed_hosts = Some(hosts.into_iter().map(Into::into).collect());
         self
@@ -130,6 +140,13 @@ impl Spec {
     pub fn with_host_function(mut self, function: impl Into<HostFunction>) -> Self {
         self.host_functions = self.host_functions.iter().cloned().chain([function.into()]).collect();
         self
+    }
+
+    /// Refuses what no build could use.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let hosts = self.allowed_hosts.as_deref().unwrap_or_default();
+        let checked = HostPattern::parse_all(hosts);
+        checked.map(drop).map_err(|why| Error::invalid_request(format!("the spec's allowed_hosts has {why}")))
     }
 }
 

@@ -4,6 +4,8 @@
 //! (`EVALPOOL_<SECTION>_<KEY>`), then the program's flags. An unknown key is an error that names the nearest known one.
 
 mod formats;
+#[cfg_attr(not(all(feature = "direct", feature = "extism")), allow(unused, reason = "each engine uses a part of it"))]
+mod hosts;
 mod read;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -11,6 +13,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use self::formats::{list_or_commas, off_or_number, size, word};
+pub(crate) use self::hosts::HostPattern;
 pub use self::read::SettingsError;
 
 /// All settings. [`Default`] is what the program runs with if you set nothing.
@@ -115,10 +118,13 @@ pub struct EngineSettings {
     /// Whether you trust all plugins. The `extism` engine refuses others with
     /// [`InvalidRequest`](crate::Error::InvalidRequest). Default `false`.
     pub trusted: bool,
-    /// Hosts that plugins may call over HTTP, as glob patterns; none by default. In the environment, separate them by
-    /// commas.
+    /// Hosts that plugins may call over HTTP; none by default. In the environment, separate them by commas. See
+    /// [`Spec::with_allowed_hosts`](crate::Spec::with_allowed_hosts) for what an entry may be.
     #[serde(deserialize_with = "list_or_commas")]
     pub allowed_hosts: Vec<String>,
+    /// The `User-Agent` of plugins' HTTP requests on the `direct` engine, unless a plugin sets its own: 1 to 256
+    /// printable ASCII characters. Default: `evalpool/` and the version.
+    pub http_user_agent: String,
     /// Where the `direct` engine keeps compiled code, so that it need not compile an evicted plugin again: `memory`,
     /// `off`, or a folder that only this user may enter, where the code outlives the process. Default `memory`.
     pub code_cache: CodeCache,
@@ -301,6 +307,7 @@ impl Default for EngineSettings {
             wasi: Wasi::default(),
             trusted: false,
             allowed_hosts: Vec::new(),
+            http_user_agent: concat!("evalpool/", env!("CARGO_PKG_VERSION")).to_owned(),
             code_cache: CodeCache::default(),
             code_cache_size: 256 * 1024 * 1024,
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt, path::Path};
 
-use super::{EngineKind, Settings};
+use super::{EngineKind, HostPattern, Settings};
 
 /// A setting that cannot be used. Its text is one line that names the key and says what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -116,6 +116,15 @@ impl Settings {
             if value.is_zero() {
                 return Err(SettingsError(format!("{key} is 0s; it must be longer")));
             }
+        }
+        HostPattern::parse_all(&self.engine.allowed_hosts)
+            .map_err(|why| SettingsError(format!("engine.allowed_hosts has {why}")))?;
+        let user_agent = self.engine.http_user_agent.as_bytes();
+        if !(1..=256).contains(&user_agent.len()) || user_agent.iter().any(|byte| !(b' '..=b'~').contains(byte)) {
+            return Err(SettingsError(format!(
+                "engine.http_user_agent is {:.100?}; it must be 1 to 256 printable ASCII characters",
+                self.engine.http_user_agent
+            )));
         }
         Ok(())
     }
@@ -254,6 +263,12 @@ mod tests {
             ("[engine]\nisolation = 'some'", "expected `fresh` or `reuse`"),
             ("[pool]\ncapacity = 0", "pool.capacity is 0; it must be at least 1"),
             ("[pool]\nmax_instances = 1", "pool.max_instances is 1"),
+            (
+                "[engine]\nallowed_hosts = ['http://127.0.0.1:80/']",
+                r#"engine.allowed_hosts has "http://127.0.0.1:80/", which no request could match; write "127.0.0.1:80""#,
+            ),
+            ("[engine]\nhttp_user_agent = ''", "engine.http_user_agent is \"\"; it must be 1 to 256"),
+            ("[engine]\nhttp_user_agent = \"a\\nb\"", "engine.http_user_agent is \"a\\nb\""),
             ("pool = 3", "pool is a section"),
             ("[pool", "test.toml"),
             ("{\"pool\": 3}", "test.toml"),

@@ -83,9 +83,10 @@ impl EvaluatorPool {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidName`].
+    /// [`Error::InvalidName`], or [`Error::InvalidRequest`] for a spec that no build could use.
     pub fn evaluator(&self, name: &str, spec: Spec) -> Result<Evaluator, Error> {
         check_name(name)?;
+        spec.check()?;
         let id = self.inner.unique();
         Ok(Evaluator::new(self.inner.clone(), id, Revision::new(&self.inner, id, name, spec)))
     }
@@ -97,9 +98,10 @@ impl EvaluatorPool {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidName`].
+    /// [`Error::InvalidName`], or [`Error::InvalidRequest`] for a spec that no build could use.
     pub fn register(&self, name: &str, spec: Spec) -> Result<Evaluator, Error> {
         check_name(name)?;
+        spec.check()?;
         Ok(self.prepared(name, spec).0.publish().0)
     }
 
@@ -118,6 +120,7 @@ impl EvaluatorPool {
     /// the source. Unless the source itself is in memory, its bytes are dropped when that build has ended.
     pub(crate) async fn prepare_with(&self, name: &str, spec: Spec, plugin: Option<Plugin>) -> Result<Prepared, Error> {
         check_name(name)?;
+        spec.check()?;
         let (mut prepared, revision) = self.prepared(name, spec);
         if let Some(plugin) = plugin {
             revision.set_plugin(plugin);

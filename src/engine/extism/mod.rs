@@ -26,7 +26,7 @@ mod instance;
 
 pub use self::compiled::Compiled;
 use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine};
-use crate::error::Error;
+use crate::{config::HostPattern, error::Error};
 
 /// Writes what guests print to this process's own output.
 const WASI_OUTPUT: &str = "EXTISM_ENABLE_WASI_OUTPUT";
@@ -58,6 +58,14 @@ impl Engine for ExtismEngine {
             return Err(Error::invalid_request(
                 "the extism engine cannot contain a hostile plugin and takes trusted ones only: set engine.trusted = true \
                  (--trusted on the command line) or Spec::with_trusted(true), or choose the direct engine",
+            ));
+        }
+        let hosts = HostPattern::parse_all(allowed_hosts)
+            .map_err(|why| Error::invalid_request(format!("allowed_hosts has {why}")))?;
+        if hosts.iter().any(HostPattern::has_port) {
+            return Err(Error::invalid_request(
+                "the extism engine does not tell the ports of allowed hosts apart; leave the port out, or choose the \
+                 direct engine",
             ));
         }
         if !cfg!(feature = "extism-http") && !allowed_hosts.is_empty() {

@@ -1,0 +1,188 @@
+//! The entries of `allowed_hosts`: which hosts a plugin may call over HTTP.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// What an entry may look like, for errors.
+const FORM: &str = "an entry is a host, an address or a glob pattern, with :port to allow that port only, such as \
+                    api.example.com, *.example.com:443, 127.0.0.1:8080 or [::1]";
+
+/// One entry: a host or a pattern of hosts, and a port if it is for that one only.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct HostPattern {
+    host: Host,
+    port: Option<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Host {
+    Address(IpAddr),
+    Name(String),
+    Wildcard(glob::Pattern),
+}
+
+impl HostPattern {
+    /// Reads all entries.
+    ///
+    /// # Errors
+    ///
+    /// Shows the first entry that no request could match, and the right form.
+    pub(crate) fn parse_all(entries: &[String]) -> Result<Vec<Self>, String> {
+        entries.iter().map(|entry| Self::parse(entry).ok_or_else(|| refusal(entry))).collect()
+    }
+
+    fn parse(entry: &str) -> Option<Self> {
+        // As in a URL, an address of version 6 is in brackets. Others are part of a pattern.
+        let bracketed = entry.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+        let address = bracketed.and_then(|(address, rest)| Some((address.parse::<Ipv6Addr>().ok()?, rest)));
+        let (host, port) = match address {
+            Some((address, "")) => (Host::Address(address.into()), None),
+            Some((address, rest)) => (Host::Address(address.into()), Some(rest.strip_prefix(':')?)),
+            None => match entry.split_once(':') {
+                Some((host, port)) => (Host::parse(host)?, Some(port)),
+                None => (Host::parse(entry)?, None),
+            },
+        };
+        let is_number = |port: &&str| port.bytes().all(|byte| byte.is_ascii_digit());
+        let port = port.map(|port| Some(port).filter(is_number)?.parse().ok().filter(|port| *port != 0));
+        // `None` for no port; an unreadable one is no entry.
+        Some(Self { host, port: port.map_or(Some(None), |port| port.map(Some))? })
+    }
+
+    /// Whether a request to this host, as a URL spells it, may match: its port is another question.
+    fn matches_host(&self, host: &str) -> bool {
+        match &self.host {
+            Host::Wildcard(pattern) => pattern.matches(host),
+            _ => self.names(host),
+        }
+    }
+
+    /// Whether this is an entry for the host, with any port or one, and not a pattern that it matches.
+    pub(crate) fn names(&self, host: &str) -> bool {
+        match &self.host {
+            Host::Address(address) => host.trim_matches(['[', ']']).parse() == Ok(*address),
+            Host::Name(name) => name == host,
+            Host::Wildcard(_) => false,
+        }
+    }
+
+    /// Whether a request to this host, as a URL spells it, and port is what this entry allows.
+    pub(crate) fn matches(&self, host: &str, port: u16) -> bool {
+        self.port.is_none_or(|own| own == port) && self.matches_host(host)
+    }
+
+    /// Whether it is for one port only.
+    pub(crate) fn has_port(&self) -> bool {
+        self.port.is_some()
+    }
+}
+
+impl Host {
+    fn parse(text: &str) -> Option<Self> {
+        // URLs have hosts in small letters.
+        let text = text.to_ascii_lowercase();
+        let is_pattern = text.contains(['*', '?', '[', ']']);
+        let is_allowed = |byte: u8| {
+            byte.is_ascii_alphanumeric() || b"-._".contains(&byte) || (is_pattern && b"*?[]!".contains(&byte))
+        };
+        if text.is_empty() || !text.bytes().all(is_allowed) {
+            return None;
+        }
+        if is_pattern {
+            return glob::Pattern::new(&text).ok().map(Host::Wildcard);
+        }
+        // A URL whose host ends in a number has an address, which it spells in four parts.
+        let last = text.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
+        let is_number = last.bytes().all(|byte| byte.is_ascii_digit()) || last.starts_with("0x");
+        if is_number {
+            return text.parse::<Ipv4Addr>().ok().map(|address| Host::Address(address.into()));
+        }
+        Some(Host::Name(text))
+    }
+}
+
+/// Why an entry is refused, and what to write instead if that can be guessed.
+fn refusal(entry: &str) -> String {
+    let bare = entry.split_once("://").map_or(entry, |(_, rest)| rest).trim();
+    let bare = bare.split(['/', '?', '#', '\\']).next().unwrap_or_default();
+    let bare = bare.rsplit('@').next().unwrap_or_default();
+    let guess = match bare.parse::<Ipv6Addr>() {
+        Ok(address) => Some(format!("[{address}]")),
+        Err(_) => Some(bare.to_owned()).filter(|bare| HostPattern::parse(bare).is_some()),
+    };
+    let advice = guess.map_or_else(String::new, |guess| format!("; write {guess:?}"));
+    let shown: String = entry.chars().take(100).collect();
+    format!("{shown:?}, which no request could match{advice} ({FORM})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(entry: &str) -> HostPattern {
+        HostPattern::parse(entry).unwrap_or_else(|| panic!("{entry} is an entry"))
+    }
+
+    #[test]
+    fn an_entry_matches_its_host_and_its_port_or_any() {
+        for (entry, host, port, matches) in [
+            ("127.0.0.1:18090", "127.0.0.1", 18090, true),
+            ("127.0.0.1:18090", "127.0.0.1", 80, false),
+            ("127.0.0.1:18090", "127.0.0.2", 18090, false),
+            ("127.0.0.1", "127.0.0.1", 18090, true),
+            ("API.Example.com", "api.example.com", 443, true),
+            ("*.example.com:443", "api.example.com", 443, true),
+            ("*.example.com:443", "api.example.com", 80, false),
+            ("*.example.com", "example.com", 443, false),
+            ("*", "[2606:4700::1111]", 443, true),
+            ("[::1]", "[::1]", 8080, true),
+            ("[::1]:8080", "[::1]", 8080, true),
+            ("[::1]:8080", "[::1]", 8081, false),
+            ("[0:0::1]", "[::1]", 80, true),
+            ("[::ffff:127.0.0.1]", "[::ffff:7f00:1]", 80, true),
+            ("[ab].example.com", "a.example.com", 80, true),
+            ("host_1.internal", "host_1.internal", 80, true),
+        ] {
+            assert_eq!(parse(entry).matches(host, port), matches, "{entry} {host} {port}");
+        }
+    }
+
+    #[test]
+    fn only_an_entry_without_wildcards_names_a_host() {
+        assert!(parse("localhost:8080").names("localhost"));
+        assert!(parse("[::1]").names("[::1]"));
+        assert!(!parse("local*").names("localhost"));
+        assert!(!parse("127.0.0.[1]").names("127.0.0.1"));
+    }
+
+    #[test]
+    fn what_no_request_could_match_is_refused_with_the_right_form() {
+        for (entry, advice) in [
+            ("http://127.0.0.1:18090", r#"write "127.0.0.1:18090""#),
+            ("https://*.example.com/v1?x=1", r#"write "*.example.com""#),
+            ("user:secret@example.com", r#"write "example.com""#),
+            ("example.com/", r#"write "example.com""#),
+            (" example.com", r#"write "example.com""#),
+            ("::1", r#"write "[::1]""#),
+            ("http://::1/", r#"write "[::1]""#),
+            ("http://[::1]:80/", r#"write "[::1]:80""#),
+            ("", ""),
+            ("example.com:", ""),
+            ("example.com:*", ""),
+            ("example.com:0", ""),
+            ("example.com:+80", ""),
+            ("example.com:65536", ""),
+            ("[::1]8080", ""),
+            ("[::1", ""),
+            ("[a", ""),
+            ("127.1", ""),
+            ("2130706433", ""),
+            ("0x7f.0.0.0x1", ""),
+            ("münchen.example", ""),
+            ("two words", ""),
+        ] {
+            let error = HostPattern::parse_all(&[entry.to_owned()]).unwrap_err();
+            assert!(error.starts_with(&format!("{entry:?}, ")) && error.contains(FORM), "{error}");
+            assert!(error.contains(advice) && (error.contains("; write ") != advice.is_empty()), "{error}");
+        }
+    }
+}
