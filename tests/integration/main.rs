@@ -31,6 +31,8 @@ mod host_functions;
 #[cfg(feature = "service")]
 mod hostile;
 #[cfg(feature = "service")]
+mod http;
+#[cfg(feature = "service")]
 mod isolation;
 #[cfg(feature = "service")]
 mod last_words;

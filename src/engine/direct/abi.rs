@@ -127,7 +127,7 @@ async fn http_request(caller: &mut Caller<'_>, request: u64, body: u64) -> Resul
     let context = caller.data().context.clone();
     let mut outgoing = context.http.read(&block(caller, request, "http request")?)?;
     if body != 0 {
-        outgoing = outgoing.body(block(caller, body, "http request body")?);
+        outgoing.body = block(caller, body, "http request body")?;
     }
     free(caller, [request, body])?;
     let (response, body) = context.http.send(outgoing).await?;

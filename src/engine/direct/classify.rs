@@ -24,6 +24,9 @@ pub(super) enum HostTrap {
     /// A host function failed, or cannot do what it was called with.
     #[error("{0}")]
     Failed(String),
+    /// An HTTP request failed, or is not allowed.
+    #[error("{0}")]
+    Request(String),
     /// The host is at fault, such as by a host function that broke its declaration.
     #[error("{0}")]
     Broken(String),
@@ -36,7 +39,7 @@ pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error
         (Some(HostTrap::Deadline), _) => return Error::build_timeout(limits.build_timeout),
         (Some(HostTrap::OutOfMemory), _) => return Error::out_of_memory(limits.memory),
         (Some(HostTrap::Broken(text)), _) => return Error::internal("initialising failed", text.clone()),
-        (Some(HostTrap::Failed(text)), _) => text.clone(),
+        (Some(HostTrap::Failed(text) | HostTrap::Request(text)), _) => text.clone(),
         (None, Some(Trap::OutOfFuel)) => return out_of_fuel(limits, true),
         (None, Some(trap)) => format!("its initialisation trapped: {trap}"),
         (None, None) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
@@ -95,6 +98,7 @@ fn why(error: &wasmtime::Error, limits: &InstanceLimits) -> (Error, bool) {
         (_, Some(Trap::OutOfFuel), _) => (out_of_fuel(limits, false), true),
         (Some(HostTrap::OutOfMemory), ..) => (Error::out_of_memory(limits.memory), false),
         (Some(HostTrap::Failed(text)), ..) => (said(text), false),
+        (Some(HostTrap::Request(text)), ..) => (Error::guest_trap(shorten(text)), false),
         (_, Some(trap), _) => (Error::guest_trap(trap.to_string()), false),
         (.., Some(exit)) => (Error::guest_exit(exit.0), false),
         // WASI ends a guest that calls it with what no guest may.

@@ -2,6 +2,7 @@
 
 use std::{any::Any, sync::Arc};
 
+use reqwest::header::HeaderValue;
 use wasmtime::Module;
 
 use super::{http::Http, instance::DirectInstance, modules::Modules, state::PluginContext, variant::EngineVariant};
@@ -26,10 +27,16 @@ impl Compiled {
     }
 
     /// Compiles the plugin, or loads its code from the cache. Blocks.
-    pub(super) fn new(variant: Arc<EngineVariant>, request: CompileRequest) -> Result<Self, Error> {
+    pub(super) fn new(
+        variant: Arc<EngineVariant>,
+        user_agent: HeaderValue,
+        request: CompileRequest,
+    ) -> Result<Self, Error> {
+        let http = Http::new(&request.allowed_hosts, user_agent, request.limits.output_size);
+        let http = http.map_err(|why| Error::invalid_request(format!("allowed_hosts has {why}")))?;
         let modules = Modules::new(variant, &request)?;
         let context = PluginContext {
-            http: Http::new(&request.allowed_hosts, request.limits.output_size),
+            http,
             config: request.config,
             limits: request.limits,
             evaluator: request.evaluator,

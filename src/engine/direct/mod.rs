@@ -70,6 +70,8 @@ mod wasi;
 
 use std::{fmt, sync::Arc};
 
+use reqwest::header::HeaderValue;
+
 pub use self::compiled::Compiled;
 use self::variant::EngineVariants;
 use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Slots, host::panic_text};
@@ -82,6 +84,7 @@ use crate::{
 /// Runs plugins on wasmtime.
 pub struct DirectEngine {
     variants: Arc<EngineVariants>,
+    user_agent: HeaderValue,
 }
 
 impl DirectEngine {
@@ -90,18 +93,21 @@ impl DirectEngine {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidRequest`] when the slots do not fit into the address space, or the folder for compiled code cannot
-    /// be used; [`Error::Internal`] when the system refuses the reservation or the thread.
+    /// [`Error::InvalidRequest`] when the slots do not fit into the address space, the folder for compiled code cannot be
+    /// used, or the user agent is no header's value; [`Error::Internal`] when the system refuses the reservation or the
+    /// thread.
     pub fn new(pool: &PoolSettings, limits: &LimitSettings, engine: &EngineSettings) -> Result<Self, Error> {
-        Ok(Self { variants: Arc::new(EngineVariants::new(pool, limits, engine)?) })
+        let user_agent = HeaderValue::from_str(&engine.http_user_agent)
+            .map_err(|error| Error::invalid_request(format!("engine.http_user_agent: {error}")))?;
+        Ok(Self { variants: Arc::new(EngineVariants::new(pool, limits, engine)?), user_agent })
     }
 }
 
 impl Engine for DirectEngine {
     fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>> {
         Box::pin(async move {
-            let variants = self.variants.clone();
-            let compile = move || Compiled::new(variants.get(request.limits.fuel.is_some())?, request);
+            let (variants, user_agent) = (self.variants.clone(), self.user_agent.clone());
+            let compile = move || Compiled::new(variants.get(request.limits.fuel.is_some())?, user_agent, request);
             let compiled = tokio::task::spawn_blocking(compile).await;
             let compiled = compiled.map_err(|error| match error.try_into_panic() {
                 // The compiler met something that it cannot compile, and would again.

@@ -56,6 +56,13 @@ pub(crate) fn resident_mib() -> usize {
     Held::by_this_process().resident_mib
 }
 
+/// The most that has been resident of this process at any moment.
+pub(crate) fn peak_mib() -> usize {
+    let status = fs::read_to_string("/proc/self/status").expect("Linux has /proc");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+    peak.map(|kib: usize| kib / 1024).expect("Linux counts it")
+}
+
 /// Whether the process of this number has a handler of its own for the signal of this number.
 pub(crate) fn catches(process: u32, signal: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("Linux has /proc");

@@ -1,0 +1,260 @@
+//! The client behind `http_request`, and what it may reach.
+//!
+//! Each compiled plugin has a client of its own, so that customers share no connection and all connections go with the
+//! runtime. A plugin reaches an address of this machine or of a private network only if an entry names its host without
+//! wildcards: a wildcard, a redirect or a name that resolves to such an address does not lead there.
+
+mod decode;
+mod reach;
+
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    sync::{Arc, OnceLock},
+};
+
+use reqwest::{
+    Client, Method, RequestBuilder, Url,
+    header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, RANGE},
+    redirect,
+};
+use rustls::{ClientConfig, RootCertStore};
+use serde::Deserialize;
+
+use self::{
+    decode::{Coding, Undecoded},
+    reach::AllowedHosts,
+};
+use super::classify::HostTrap;
+
+/// As many as extism's client follows.
+const MAX_REDIRECTS: usize = 10;
+
+/// Bytes of JSON with a request's address, method and headers, which are read before the address can be checked.
+pub(super) const MAX_REQUEST: u64 = 64 << 10;
+const MAX_HEADERS: usize = 100;
+
+/// Characters of a URL that errors show.
+const MAX_SHOWN: usize = 200;
+
+/// What frames a message or is for the next hop alone: it is the client's. Beside these, all of `proxy-…`.
+const CLIENTS_OWN: [&str; 9] = [
+    "connection",
+    "content-length",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// One plugin's client, and the hosts that it may reach.
+pub(super) struct Http {
+    hosts: Arc<AllowedHosts>,
+    client: OnceLock<Client>,
+    user_agent: HeaderValue,
+    /// Bytes of a response's body, at most.
+    largest: u64,
+}
+
+/// A request that is allowed.
+pub(super) struct Request {
+    built: RequestBuilder,
+    /// Empty for none.
+    pub(super) body: Vec<u8>,
+    /// Whether servers expect a length, though it be 0.
+    has_length: bool,
+    /// Whether the response's body is decoded: not for plugins that chose the encoding, nor for parts of a body.
+    decodes: bool,
+    /// Its URL, for errors.
+    shown: String,
+}
+
+impl Http {
+    /// A client that may reach these hosts and reads bodies of at most `largest` bytes.
+    ///
+    /// # Errors
+    ///
+    /// Shows the first entry of the allowed hosts that no request could match.
+    pub(super) fn new(allowed_hosts: &[String], user_agent: HeaderValue, largest: u64) -> Result<Self, String> {
+        let hosts = Arc::new(AllowedHosts::new(allowed_hosts)?);
+        Ok(Self { hosts, client: OnceLock::new(), user_agent, largest })
+    }
+
+    /// Reads a request without its body, as PDKs pass it, and refuses it unless it is allowed.
+    pub(super) fn read(&self, request: &[u8]) -> Result<Request, HostTrap> {
+        let unreadable = |why: &dyn Display| HostTrap::Request(format!("http_request failed: {why}"));
+        let text: RequestText = serde_json::from_slice(request).map_err(|error| unreadable(&error))?;
+        let url = Url::parse(&text.url).map_err(|error| unreadable(&format_args!("Invalid URL: {error:?}")))?;
+        if !url.has_host() {
+            return Err(unreadable(&"Invalid URL: it has no host"));
+        }
+        let shown = shown(&url);
+        let failed = |why: &dyn Display| failed(&shown, why);
+        self.hosts.check(&url).map_err(|why| failed(&format_args!("HTTP request to {shown} is not allowed: {why}")))?;
+        let method = text.method.as_deref().unwrap_or("GET").to_uppercase();
+        let method = Method::from_bytes(method.as_bytes()).map_err(|error| failed(&error))?;
+        if method == Method::CONNECT {
+            return Err(failed(&"a plugin may not use the method CONNECT"));
+        }
+        let mut headers = headers(&text.headers).map_err(|why| failed(&why))?;
+        let decodes = !headers.contains_key(ACCEPT_ENCODING) && !headers.contains_key(RANGE);
+        if decodes {
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(decode::ACCEPTED));
+        }
+        let has_length = [Method::POST, Method::PUT, Method::PATCH].contains(&method);
+        let built = self.client()?.request(method, url).headers(headers);
+        Ok(Request { built, body: Vec::new(), has_length, decodes, shown })
+    }
+
+    /// Sends a request and returns the response and its body. Dropping the future closes the connection.
+    pub(super) async fn send(&self, request: Request) -> Result<(Response, Vec<u8>), HostTrap> {
+        let Request { built, body, has_length, decodes, shown } = request;
+        let too_large = || {
+            let text = "HTTP response exceeds the configured maximum number of bytes";
+            failed(&shown, &format_args!("{text}: {} (limits.output_size)", self.largest))
+        };
+        let built = match body.is_empty() {
+            false => built.body(body),
+            // The client itself says nothing of a body that is empty.
+            true if has_length => built.header(CONTENT_LENGTH, 0),
+            true => built,
+        };
+        let mut incoming = built.send().await.map_err(|error| failed(&shown, &innermost(&error)))?;
+        let mut body = Vec::new();
+        while let Some(chunk) = incoming.chunk().await.map_err(|error| failed(&shown, &innermost(&error)))? {
+            if (body.len() + chunk.len()) as u64 > self.largest {
+                return Err(too_large());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let coding = coding(incoming.headers()).filter(|_| decodes && !body.is_empty());
+        if let Some(coding) = coding {
+            body = coding.decode(&body, self.largest).await.map_err(|error| match error {
+                Undecoded::TooLarge => too_large(),
+                Undecoded::Corrupt(error) => {
+                    let coding = coding.as_str();
+                    failed(&shown, &format_args!("the response's {coding} body is cut off or corrupt ({error})"))
+                }
+            })?;
+        }
+        let is_shown = |name: &HeaderName| coding.is_none() || (name != CONTENT_ENCODING && name != CONTENT_LENGTH);
+        let text = |value: &HeaderValue| value.to_str().ok().map(str::to_owned);
+        let headers = incoming.headers().iter().filter(|(name, _)| is_shown(name));
+        let headers = headers.filter_map(|(name, value)| Some((name.as_str().to_owned(), text(value)?))).collect();
+        Ok((Response { status: incoming.status().as_u16(), headers }, body))
+    }
+
+    fn client(&self) -> Result<&Client, HostTrap> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let hosts = self.hosts.clone();
+        let redirects = redirect::Policy::custom(move |attempt| {
+            if attempt.previous().len() > MAX_REDIRECTS {
+                return attempt.error("too many redirects");
+            }
+            match hosts.check(attempt.url()) {
+                Ok(()) => attempt.follow(),
+                Err(why) => {
+                    let text = format!("it redirects to {}, which is not allowed: {why}", shown(attempt.url()));
+                    attempt.error(text)
+                }
+            }
+        });
+        let made = Client::builder()
+            .tls_backend_preconfigured(tls()?)
+            .user_agent(self.user_agent.clone())
+            .no_proxy()
+            .redirect(redirects)
+            // It would tell a host where a plugin comes from.
+            .referer(false)
+            .dns_resolver(self.hosts.clone())
+            .build()
+            .map_err(|error| HostTrap::Broken(error.to_string()))?;
+        Ok(self.client.get_or_init(|| made))
+    }
+}
+
+/// TLS with the web's trust roots, made once for the process.
+fn tls() -> Result<ClientConfig, HostTrap> {
+    static CONFIG: OnceLock<Result<ClientConfig, rustls::Error>> = OnceLock::new();
+    let made = CONFIG.get_or_init(|| {
+        let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        Ok(config.with_root_certificates(roots).with_no_client_auth())
+    });
+    made.clone().map_err(|error| HostTrap::Broken(error.to_string()))
+}
+
+/// A plugin's headers, none of which is the client's.
+fn headers(given: &BTreeMap<String, String>) -> Result<HeaderMap, String> {
+    if given.len() > MAX_HEADERS {
+        return Err(format!("the HTTP request has more than {MAX_HEADERS} headers"));
+    }
+    let mut headers = HeaderMap::new();
+    for (name, value) in given {
+        let read = |error: &dyn Display| format!("the header {name:.100?} cannot be sent: {error}");
+        let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|error| read(&error))?;
+        if CLIENTS_OWN.contains(&parsed.as_str()) || parsed.as_str().starts_with("proxy-") {
+            return Err(format!("a plugin may not set the header {name:.100?}"));
+        }
+        headers.append(parsed, HeaderValue::from_str(value).map_err(|error| read(&error))?);
+    }
+    Ok(headers)
+}
+
+/// How a response's body is encoded, if it is so once.
+fn coding(headers: &HeaderMap) -> Option<Coding> {
+    let mut codings = headers.get_all(CONTENT_ENCODING).iter();
+    let (first, None) = (codings.next()?, codings.next()) else { return None };
+    Coding::named(first.to_str().ok()?)
+}
+
+/// A URL for errors: without what may be secret.
+fn shown(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    // They fail for URLs that have neither.
+    let _ = (url.set_username(""), url.set_password(None));
+    url.as_str().chars().take(MAX_SHOWN).collect()
+}
+
+fn failed(shown: &str, why: &dyn Display) -> HostTrap {
+    HostTrap::Request(format!("http_request to {shown} failed: {why}"))
+}
+
+/// reqwest itself says only "error sending request"; its innermost source says why.
+fn innermost(error: &reqwest::Error) -> String {
+    let sources = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    sources.last().map_or_else(String::new, ToString::to_string)
+}
+
+/// The JSON that PDKs pass.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RequestText {
+    url: String,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    method: Option<String>,
+}
+
+/// The response to a guest's last request, without its body.
+#[derive(Debug, Default)]
+pub(super) struct Response {
+    /// 0 before the first response.
+    pub(super) status: u16,
+    headers: BTreeMap<String, String>,
+}
+
+impl Response {
+    /// The headers as JSON.
+    pub(super) fn headers(&self) -> String {
+        serde_json::to_string(&self.headers).unwrap_or_default()
+    }
+}
