@@ -26,7 +26,7 @@ use crate::{
     error::Error,
     metrics::Metrics,
     registry::{Admission, Place},
-    runtime::{BuildTime, Policy, Program, Report, Runtime},
+    runtime::{BuildTimes, Policy, Program, Report, Runtime},
     source::{Interface, Plugin},
 };
 
@@ -189,7 +189,7 @@ async fn attempt(
     }
     Ok(guard.disarm(|compiled, probe, place| {
         let spares_wait = engine.instances_are_cheap();
-        let (digest, took) = (plugin.digest(), BuildTime { compile, init });
+        let (digest, took) = (plugin.digest(), BuildTimes { compile, init });
         let program = Program { compiled, entry_point, digest, report, took, spares_wait };
         Runtime::new(program, probe, policy, metrics, place)
     }))

@@ -20,7 +20,7 @@ pub struct EvaluatorInfo {
     pub entry_point: Option<String>,
     /// The size of its plugin, in bytes; `None` until the plugin has been read.
     pub size_bytes: Option<u64>,
-    /// Whether those who call it over HTTP see the [last words](crate::LastWords) of its guests.
+    /// Whether clients may see the [last words](crate::LastWords) of its guests.
     pub debug: bool,
     /// What its runtime is doing.
     pub state: RuntimeState,

@@ -13,7 +13,7 @@ use std::{fmt, sync::Arc};
 pub struct LastWords {
     /// `None` when there is nothing, which costs nothing.
     words: Option<Arc<Words>>,
-    /// Whether the evaluator's owner wants those who call it over HTTP to see them.
+    /// Whether the evaluator's owner wants its clients to see them.
     for_clients: bool,
 }
 
@@ -63,13 +63,15 @@ impl LastWords {
         self.words.as_ref().map_or("", |words| &words.stdout)
     }
 
-    /// Says whether those who call the evaluator over HTTP may see them.
+    /// Says whether the evaluator's clients may see them.
     pub(crate) fn show_to_clients(&mut self, show: bool) {
         self.for_clients = show;
     }
 
-    /// Themselves, if those who call the evaluator over HTTP may see them.
-    pub(crate) fn for_clients(&self) -> Option<&Self> {
+    /// Themselves, if the evaluator's clients may see them: see [`Spec::with_debug`](crate::Spec::with_debug). The server of
+    /// this crate answers with no others.
+    #[must_use]
+    pub fn for_clients(&self) -> Option<&Self> {
         (self.for_clients && !self.is_empty()).then_some(self)
     }
 }

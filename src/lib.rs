@@ -103,6 +103,7 @@ pub use crate::{
     pool::{EvaluatorPool, PoolBuilder, Prepared},
     registry::RuntimeState,
     response::{EvaluatorId, Response, Timings},
+    runtime::BuildTimes,
     source::{Digest, Import, Interface, ParseDigestError, Plugin, Source},
     spec::Spec,
 };

@@ -52,7 +52,6 @@ pub struct Spec {
     pub(crate) allowed_hosts: Option<Arc<[String]>>,
     pub(crate) host_functions: Arc<[HostFunction]>,
     pub(crate) data: Option<Arc<dyn DataProvider>>,
-    /// Whether those who call the evaluator over HTTP see the last words of its guests.
     pub(crate) debug: bool,
 }
 
@@ -102,6 +101,9 @@ impl Spec {
         /// `None` for no limit. A guest that needs more fails with [`OutOfFuel`](crate::Error::OutOfFuel). What counts is
         /// said with [`LimitSettings::fuel`](crate::config::LimitSettings::fuel).
         fn with_fuel(fuel: Option<u64>) => fuel = Some(fuel);
+        /// Whether clients of a server may see the [last words](crate::LastWords) of the plugin's guests. Default: no. They
+        /// are in the error that your own code gets in any case.
+        fn with_debug(debug: bool) => debug = debug;
         /// The evaluator's own data, into which each call's data is merged: see [`data`](crate::data).
         fn with_data(provider: impl DataProvider) => data = Some(Arc::new(provider));
     }

@@ -38,7 +38,7 @@ use crate::{
     registry::{CloseReason, RuntimeState, Snapshot},
     response::EvaluatorId,
     revision::{PoolInner, Revision},
-    runtime::BuildTime,
+    runtime::BuildTimes,
     source::Plugin,
     spec::Spec,
 };
@@ -136,7 +136,7 @@ impl EvaluatorPool {
         let open = self.get(name).filter(|evaluator| !evaluator.is_closed());
         let id = open.map_or_else(|| self.inner.unique(), |evaluator| evaluator.id().0);
         let revision = Revision::new(&self.inner, id, name, spec);
-        (Prepared { pool: self.clone(), id, revision: Some(revision.clone()), took: BuildTime::default() }, revision)
+        (Prepared { pool: self.clone(), id, revision: Some(revision.clone()), took: BuildTimes::default() }, revision)
     }
 
     /// The evaluator registered under a name.
@@ -295,13 +295,13 @@ pub struct Prepared {
     id: u64,
     /// `None` once published.
     revision: Option<Arc<Revision>>,
-    /// Nothing for one that was not built.
-    took: BuildTime,
+    took: BuildTimes,
 }
 
 impl Prepared {
     /// How long its build took.
-    pub(crate) fn took(&self) -> BuildTime {
+    #[must_use]
+    pub fn took(&self) -> BuildTimes {
         self.took
     }
 

@@ -78,17 +78,19 @@ pub(crate) struct Program {
     pub(crate) entry_point: String,
     pub(crate) digest: Digest,
     pub(crate) report: Report,
-    pub(crate) took: BuildTime,
+    pub(crate) took: BuildTimes,
     /// A spare instance is made once the runtime is at rest, rather than at once.
     pub(crate) spares_wait: bool,
 }
 
 /// How long a build took.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct BuildTime {
-    pub(crate) compile: Duration,
-    /// Making the probe, whose initialisers run.
-    pub(crate) init: Duration,
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BuildTimes {
+    /// Compiling, or loading code that was compiled before.
+    pub compile: Duration,
+    /// Making the first instance, whose initialisers run.
+    pub init: Duration,
 }
 
 /// How a runtime treats its instances.

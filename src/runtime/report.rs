@@ -15,7 +15,7 @@ macro_rules! target {
 #[derive(Debug, Clone)]
 pub(crate) struct Report {
     pub(crate) evaluator: Arc<str>,
-    /// Those who call the evaluator over HTTP.
+    /// The evaluator's clients.
     pub(crate) to_clients: bool,
 }
 

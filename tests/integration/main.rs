@@ -37,6 +37,8 @@ mod isolation;
 #[cfg(feature = "service")]
 mod last_words;
 mod lifecycle;
+#[cfg(feature = "service")]
+mod messages;
 mod model;
 #[cfg(feature = "service")]
 mod pool;

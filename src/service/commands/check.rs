@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write};
 use super::read_plugin;
 use crate::{
     Error, EvaluatorPool, Plugin, Settings, Source,
-    runtime::BuildTime,
+    runtime::BuildTimes,
     service::{
         Exit,
         cli::CheckArguments,
@@ -36,7 +36,7 @@ pub(in crate::service) async fn check(arguments: CheckArguments, settings: &Sett
     print(describe(&plugin, &calls, took, settings.limits.memory))
 }
 
-fn describe(plugin: &Plugin, calls: &str, took: BuildTime, most_memory: u64) -> String {
+fn describe(plugin: &Plugin, calls: &str, took: BuildTimes, most_memory: u64) -> String {
     let interface = plugin.interface();
     let mut imports: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for import in interface.imports() {

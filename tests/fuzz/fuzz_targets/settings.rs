@@ -72,6 +72,8 @@ struct Refuses;
 
 impl Engine for Refuses {
     fn compile(&self, _: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>> {
-        Box::pin(async { Err(Error::InvalidPlugin { reason: "it is refused".into(), cause: None, last_words: LastWords::default() }) })
+        Box::pin(async {
+            Err(Error::InvalidPlugin { reason: "it is refused".into(), cause: None, last_words: LastWords::default() })
+        })
     }
 }

@@ -11,7 +11,7 @@
 use std::sync::LazyLock;
 
 use evalpool::{
-    ErrorKind::{BuildTimeout, EntryPointMissing, InvalidPlugin, PayloadTooLarge, SourceUnavailable},
+    ErrorKind::{BuildTimeout, EntryPointMissing, InvalidPlugin, OutOfMemory, PayloadTooLarge, SourceUnavailable},
     Plugin, Source, Spec,
 };
 use evalpool_fuzz::{Shape, Stage, assert_plugins_fault, fuzz, settings, split};
@@ -39,7 +39,8 @@ fn upload(input: &[u8]) {
         Ok(()) => assert!(plugin.is_ok(), "built although it cannot be read"),
         Err(error) => {
             // The last is what a process that was stopped meanwhile finds: its time to read the bytes is over.
-            let kinds = [InvalidPlugin, EntryPointMissing, PayloadTooLarge, BuildTimeout, SourceUnavailable];
+            let kinds =
+                [InvalidPlugin, EntryPointMissing, OutOfMemory, PayloadTooLarge, BuildTimeout, SourceUnavailable];
             assert_plugins_fault(&error, &kinds);
         }
     }

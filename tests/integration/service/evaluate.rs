@@ -121,3 +121,15 @@ fn a_client_that_leaves_stops_its_guest() {
     assert_eq!(server.metric("evalpool_instances_discarded_total", r#"reason="cancelled""#), 3);
     assert_eq!(server.post("greet", br#"{"name":"Bo"}"#).status, 200);
 }
+
+/// Many are JSON, which a cut would break.
+#[test]
+fn a_plugins_own_message_is_whole() {
+    let server = Server::start(&[]);
+    assert_eq!(server.put("fail?entry_point=fail", TEXT).status, 201);
+    let message = serde_json::json!({ "reason": "\"\n".repeat(15_000) }).to_string();
+    assert!(message.len() > 60_000);
+    let answer = server.post("fail", message.as_bytes());
+    answer.is(422, "guest_error");
+    assert_eq!(answer.json()["detail"], format!("the plugin reported an error: {message}"));
+}
