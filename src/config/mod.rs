@@ -227,7 +227,8 @@ pub enum Isolation {
     Reuse,
 }
 
-/// Whether a plugin gets WASI: clocks, randomness and exit, with nothing preopened, no environment and no stdio.
+/// Whether a plugin gets WASI: clocks, randomness and exit, with nothing preopened, no environment and no
+/// input.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tracing::Level;
+
 use crate::{error::Error, last_words::LastWords};
 
 /// The target of what guests leave behind. Below that of what they log, so that one filter is for both.
@@ -22,7 +24,9 @@ pub(crate) struct Report {
 impl Report {
     /// Logs what a guest left behind that failed, and says in the error who may see it.
     pub(crate) fn failure(&self, error: Error) -> Error {
-        if let Some(words) = error.last_words() {
+        if let Some(words) = error.last_words()
+            && tracing::enabled!(target: target!(), Level::WARN)
+        {
             let [stack, stderr, stdout] = fields(words);
             let (evaluator, kind) = (&*self.evaluator, error.kind().as_str());
             tracing::warn!(target: target!(), evaluator, kind, stack, stderr, stdout, "{error}");
@@ -32,7 +36,7 @@ impl Report {
 
     /// Logs what a guest wrote that did not fail.
     pub(crate) fn written(&self, words: &LastWords) {
-        if !words.is_empty() {
+        if !words.is_empty() && tracing::enabled!(target: target!(), Level::DEBUG) {
             let [_, stderr, stdout] = fields(words);
             tracing::debug!(target: target!(), evaluator = &*self.evaluator, stderr, stdout, "the plugin has written");
         }
