@@ -66,6 +66,13 @@ fn endless() -> Vec<Hostile> {
         ),
         wasi("a yield without end", "sched_yield", "(result i32)", "(loop (drop (call $f)) (br 0)) i32.const 0", late),
         wasi(
+            "standard error without end",
+            "fd_write",
+            "(param i32 i32 i32 i32) (result i32)",
+            "(i32.store (i32.const 1004) (i32.const 60000)) (loop (drop (call $f (i32.const 2) (i32.const 1000) (i32.const 1) (i32.const 2000))) (br 0)) i32.const 0",
+            late,
+        ),
+        wasi(
             "randomness without end",
             "random_get",
             "(param i32 i32) (result i32)",
@@ -159,7 +166,7 @@ fn amplified() -> Vec<Hostile> {
             "(param i32 i32) (result i32)",
             "(if (i32.lt_u (memory.size) (i32.const 80)) (then (drop (memory.grow (i32.const 80)))))
              (drop (call $f (i32.const 0) (i32.const 4000000))) i32.const 0",
-            Ends("guest_error"),
+            Ends("guest_trap"),
         ),
         wasi(
             "a wait for a hundred thousand clocks",

@@ -25,7 +25,11 @@ fn initialisers() -> Vec<Hostile> {
         module("a start that traps", &start("unreachable"), bad),
         module("a start that never ends", &start("(loop br 0)"), Refused("build_timeout")),
         module("a start that recurses", "(module (func $s (call $s)) (start $s) (func (export \"run\")))", bad),
-        module("a start that takes all memory", &start("(loop (drop (memory.grow (i32.const 16))) (br 0))"), bad),
+        module(
+            "a start that takes all memory",
+            &start("(loop (drop (memory.grow (i32.const 16))) (br 0))"),
+            Refused("out_of_memory"),
+        ),
         module("a start that exits", exits, bad),
         module("an _initialize that never ends", &export("_initialize", "", "(loop br 0)"), Refused("build_timeout")),
         module("an _initialize of another type", &export("_initialize", "(param i32)", ""), bad),

@@ -224,8 +224,8 @@ fn endings() -> Vec<Hostile> {
     let start = |trick, body: &str, comes| parts(trick, &format!("(func $s {body}) (start $s)"), "i32.const 0", comes);
     vec![
         exit("an exit with the greatest code", 125, Ends("guest_exit")),
-        exit("an exit with −1", -1, Ends("guest_error")),
-        exit("an exit with a code that no system has", 70_000, Ends("guest_error")),
+        exit("an exit with −1", -1, Ends("guest_trap")),
+        exit("an exit with a code that no system has", 70_000, Ends("guest_trap")),
         run("the least of all codes", "i32.const -2147483648", Ends("guest_error")),
         run("output, then a trap", "(call $echo) unreachable", Ends("guest_trap")),
         run("a number too large for its type", "(i32.trunc_f64_s (f64.const 1e300))", Ends("guest_trap")),
@@ -253,7 +253,7 @@ fn endings() -> Vec<Hostile> {
         start(
             "a start that takes the kernel's memory",
             "(loop (drop (call $alloc (i64.const 60000))) (br 0))",
-            Refused("invalid_plugin"),
+            Refused("out_of_memory"),
         ),
     ]
 }
