@@ -27,14 +27,14 @@ use crate::{
     metrics::Metrics,
     registry::{Admission, Place},
     runtime::{BuildTimes, Policy, Program, Report, Runtime},
-    source::{Interface, Plugin},
+    source::{EntryPoints, Interface, Plugin},
 };
 
 /// A plugin that has passed all that can be checked without an engine, and how to run it.
 #[derive(Debug, Clone)]
 pub(crate) struct Blueprint {
     pub(crate) plugin: Plugin,
-    pub(crate) entry_point: String,
+    pub(crate) entry_points: EntryPoints,
     /// With a permit for nothing, until there is a place.
     pub(crate) request: CompileRequest,
     pub(crate) report: Report,
@@ -163,7 +163,7 @@ async fn attempt(
     slot: OwnedSemaphorePermit,
 ) -> Result<Runtime, Error> {
     let Admission { place, permit } = admission;
-    let Blueprint { plugin, entry_point, request, report, policy } = blueprint;
+    let Blueprint { plugin, entry_points, request, report, policy } = blueprint;
     let request = CompileRequest { permit: engine::Permit::new(place.clone()), ..request };
     let started = Instant::now();
     let compiled = engine.compile(request).await?;
@@ -182,15 +182,15 @@ async fn attempt(
     metrics.build_phase("probe", init);
     guard.keep(probe);
 
-    if !guard.compiled().has_entry_point(&entry_point) {
-        let available = plugin.interface().candidates();
-        let error = Error::EntryPointMissing { entry_point: Some(entry_point), available };
+    // What was read of the plugin, and what the engine made of it, agree.
+    let unknown = entry_points.iter().find(|name| !guard.compiled().has_entry_point(name));
+    if let Some(error) = unknown.map(|name| entry_points.missing(Some(name))) {
         return Err(guard.close(error).await);
     }
     Ok(guard.disarm(|compiled, probe, place| {
         let spares_wait = engine.instances_are_cheap();
         let (digest, took) = (plugin.digest(), BuildTimes { compile, init });
-        let program = Program { compiled, entry_point, digest, report, took, spares_wait };
+        let program = Program { compiled, entry_points, digest, report, took, spares_wait };
         Runtime::new(program, probe, policy, metrics, place)
     }))
 }

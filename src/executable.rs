@@ -33,10 +33,10 @@ impl Executable {
         self.info.digest
     }
 
-    /// The export that is called.
+    /// The export that is called when a call names none; `None` if each has to name its own.
     #[must_use]
-    pub fn entry_point(&self) -> &str {
-        &self.info.entry_point
+    pub fn entry_point(&self) -> Option<&str> {
+        self.info.entry_point.as_deref()
     }
 
     /// Calls `view` with the compiled plugin, in the engine's own terms. Takes a lease for as long as `view` runs, and

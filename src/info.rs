@@ -16,7 +16,8 @@ pub struct EvaluatorInfo {
     pub id: EvaluatorId,
     /// The digest of its plugin; `None` until the plugin has been read.
     pub digest: Option<Digest>,
-    /// The export that calls run; `None` if the spec names none and the plugin has not been read yet.
+    /// The export that calls run which name none; `None` if each has to name its own, or if the spec names none and the
+    /// plugin has not been read yet.
     pub entry_point: Option<String>,
     /// The size of its plugin, in bytes; `None` until the plugin has been read.
     pub size_bytes: Option<u64>,

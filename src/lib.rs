@@ -96,7 +96,7 @@ pub use crate::{
     data::Data,
     engine::{HostFunction, HostFunctionError},
     error::{Cause, Error, ErrorKind},
-    evaluator::Evaluator,
+    evaluator::{EntryPoint, Evaluator},
     executable::Executable,
     info::{EvaluatorInfo, RuntimeInfo},
     last_words::LastWords,

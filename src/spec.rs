@@ -81,8 +81,10 @@ impl Spec {
         /// The digest that the bytes must have. A build of other bytes fails with
         /// [`DigestMismatch`](crate::Error::DigestMismatch).
         fn with_digest(digest: Digest) => digest = Some(digest);
-        /// The export to call. Default: `run` if the plugin exports it, else the only export that fits and that the
-        /// toolchain did not add. If there is no such export, a build fails with [`EntryPointMissing`](crate::Error::EntryPointMissing).
+        /// The export that calls run which name [none](crate::Evaluator::entry_point). Default: `run` if the plugin exports
+        /// it, else the only export that fits and that the toolchain did not add, else none, and each call names its own.
+        /// A build of a plugin without this export, or without any that fits, fails with
+        /// [`EntryPointMissing`](crate::Error::EntryPointMissing).
         fn with_entry_point(name: impl Into<String>) => entry_point = Some(name.into());
         /// Whether an instance serves one evaluation or many.
         fn with_isolation(isolation: Isolation) => isolation = Some(isolation);

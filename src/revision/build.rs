@@ -72,7 +72,7 @@ async fn attempt(
     inner.compiler.check(&blueprint)?;
     let info = PluginInfo {
         digest: blueprint.plugin.digest(),
-        entry_point: blueprint.entry_point.clone(),
+        entry_point: blueprint.entry_points.default().map(str::to_owned),
         size: blueprint.plugin.bytes().len() as u64,
     };
     // A file may have changed since the last build; what was seen first is what was validated and is shown.

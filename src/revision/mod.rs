@@ -53,7 +53,7 @@ pub(crate) struct Revision {
 #[derive(Debug, Clone)]
 pub(crate) struct PluginInfo {
     pub(crate) digest: Digest,
-    pub(crate) entry_point: String,
+    pub(crate) entry_point: Option<String>,
     pub(crate) size: u64,
 }
 
@@ -94,7 +94,7 @@ impl Revision {
         let info = self.info();
         EvaluatorInfo {
             digest: info.map(|info| info.digest).or(self.spec.digest),
-            entry_point: info.map(|info| info.entry_point.clone()).or_else(|| self.spec.entry_point.clone()),
+            entry_point: info.map_or_else(|| self.spec.entry_point.clone(), |info| info.entry_point.clone()),
             size_bytes: info.map(|info| info.size),
             debug: self.spec.debug,
             ..EvaluatorInfo::closed(self.name.to_string(), id, state, instances)

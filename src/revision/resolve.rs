@@ -9,7 +9,7 @@ use crate::{
     error::Error,
     last_words::LastWords,
     runtime::{Policy, Report},
-    source::Plugin,
+    source::{EntryPoints, Plugin},
     spec::Spec,
 };
 
@@ -21,7 +21,7 @@ pub(super) fn blueprint(
     plugin: Plugin,
     linked: &[(&str, Plugin)],
 ) -> Result<Blueprint, Error> {
-    let entry_point = plugin.interface().resolve(spec.entry_point.as_deref())?;
+    let entry_points = EntryPoints::of(plugin.interface(), spec.entry_point.as_deref())?;
     let wasi = spec.wasi.unwrap_or(inner.engine.wasi);
     let linked = compiler::order_linked(linked.iter().map(|(name, plugin)| (*name, plugin)).collect())?;
     let all = || linked.iter().map(|(_, plugin)| *plugin).chain([&plugin]);
@@ -72,5 +72,5 @@ pub(super) fn blueprint(
         limits,
         permit: Permit::new(()),
     };
-    Ok(Blueprint { plugin, entry_point, request, report, policy })
+    Ok(Blueprint { plugin, entry_points, request, report, policy })
 }

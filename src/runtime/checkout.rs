@@ -82,16 +82,22 @@ impl<'a> Checkout<'a> {
         Ok(Self { held: Some(Parked { lease, instance }), cache, epoch: None, discard: None })
     }
 
-    /// Runs the guest, from `now` on. Dropping the future stops it. Gives the digest of the plugin that ran as well.
-    pub(crate) async fn call(&mut self, input: Bytes, now: Instant) -> (Digest, Ended) {
+    /// Runs the guest by this entry point, or the default one, from `now` on. Dropping the future stops it. Gives the digest
+    /// of the plugin that ran as well.
+    pub(crate) async fn call(&mut self, entry_point: Option<&str>, input: Bytes, now: Instant) -> (Digest, Ended) {
         let Some(Parked { lease, instance }) = &mut self.held else { unreachable!("held until it is dropped") };
         let Some(runtime) = lease.resident() else { unreachable!("a lease has its runtime until it ends") };
         let inner = &runtime.inner;
+        let entry_point = match inner.program.entry_points.find(entry_point) {
+            Ok(entry_point) => entry_point,
+            // The instance was not used.
+            Err(error) => return (inner.program.digest, Ended::Failed(error)),
+        };
         instance.uses += 1;
         // Until the guest has returned, the instance is one that was interrupted.
         self.discard = Some(Discard::Cancelled);
         let deadline = clock::later(now, inner.policy.exec_timeout);
-        let (ended, panicked) = run(runtime, &mut *instance.guest, input, deadline).await;
+        let (ended, panicked) = run(runtime, &mut *instance.guest, entry_point, input, deadline).await;
         let (words, report) = (instance.guest.last_words(), &inner.program.report);
         let ended = match ended {
             Ended::Output(output, _) => {
@@ -117,9 +123,15 @@ impl<'a> Checkout<'a> {
 
 /// Runs a guest until it returns, until `deadline`, or until the runtime's close interrupts it. Says as well whether it
 /// panicked.
-async fn run(runtime: &Runtime, guest: &mut dyn engine::Instance, input: Bytes, deadline: Instant) -> (Ended, bool) {
+async fn run(
+    runtime: &Runtime,
+    guest: &mut dyn engine::Instance,
+    entry_point: &str,
+    input: Bytes,
+    deadline: Instant,
+) -> (Ended, bool) {
     let inner = &runtime.inner;
-    let call = guest.call(&inner.program.entry_point, input, deadline);
+    let call = guest.call(entry_point, input, deadline);
     let mut call = pin!(AssertUnwindSafe(call).catch_unwind());
     // Most guests return at once, and then neither a timer nor a subscription is needed, which all threads share.
     match poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await {

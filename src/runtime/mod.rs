@@ -49,7 +49,7 @@ use crate::{
     error::Error,
     metrics::Metrics,
     registry::{InstancePermit, Lease, Place, Resident, ThreadCache},
-    source::Digest,
+    source::{Digest, EntryPoints},
     words::words,
 };
 
@@ -72,10 +72,10 @@ words! {
 /// How long a runtime must be left alone before a spare is made for it, where spares wait.
 const SPARE_DELAY: Duration = Duration::from_millis(1);
 
-/// A compiled plugin together with the entry point that is known to exist in it.
+/// A compiled plugin together with the entry points that are known to exist in it.
 pub(crate) struct Program {
     pub(crate) compiled: Box<dyn CompiledPlugin>,
-    pub(crate) entry_point: String,
+    pub(crate) entry_points: EntryPoints,
     pub(crate) digest: Digest,
     pub(crate) report: Report,
     pub(crate) took: BuildTimes,

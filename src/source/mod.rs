@@ -7,6 +7,7 @@
 mod digest;
 #[cfg(feature = "direct")]
 pub(crate) mod effort;
+mod entry_points;
 mod inspect;
 mod weight;
 
@@ -16,6 +17,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
+pub(crate) use self::entry_points::EntryPoints;
 pub use self::{
     digest::{Digest, ParseDigestError},
     inspect::{Import, Interface},

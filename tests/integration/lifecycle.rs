@@ -238,7 +238,7 @@ fn corner_16_whoever_looks_at_the_compiled_plugin_holds_its_close_off() {
         let pool = crate::support::builder(evalpool::config::EngineKind::Direct).capacity(1).build().unwrap();
         let evaluator = pool.evaluator("greet", Spec::new(Source::bytes(GREET))).unwrap();
         let executable = evaluator.executable().await.unwrap();
-        assert_eq!((executable.digest(), executable.entry_point()), (evalpool::Digest::of(GREET), "greet"));
+        assert_eq!((executable.digest(), executable.entry_point()), (evalpool::Digest::of(GREET), Some("greet")));
         let closing = executable
             .with_compiled(|compiled| {
                 assert!(compiled.as_any().is::<evalpool::engine::direct::Compiled>());

@@ -22,6 +22,8 @@ mod dashboards;
 #[cfg(feature = "service")]
 mod engine;
 #[cfg(feature = "service")]
+mod entry_points;
+#[cfg(feature = "service")]
 mod extism;
 #[cfg(feature = "service")]
 mod fuel;

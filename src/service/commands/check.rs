@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use super::read_plugin;
 use crate::{
-    Error, EvaluatorPool, Plugin, Settings, Source,
+    EvaluatorPool, Plugin, Settings, Source,
     runtime::BuildTimes,
     service::{
         Exit,
@@ -12,6 +12,7 @@ use crate::{
         exit::{one_line, print},
         store::RunOptions,
     },
+    source::EntryPoints,
     units::{Size, Time},
 };
 
@@ -19,21 +20,15 @@ pub(in crate::service) async fn check(arguments: CheckArguments, settings: &Sett
     let CheckArguments { plugin, entry } = arguments;
     let bytes = read_plugin(&plugin, settings.limits.plugin_size)?;
     let plugin = Plugin::new(bytes.clone(), None)?;
-    let (calls, builds) = match plugin.interface().resolve(entry.as_deref()) {
-        Ok(name) => (name.clone(), name),
-        // A sound plugin, of which nothing is called here: any of its entry points will do for the build.
-        Err(Error::EntryPointMissing { entry_point: None, available }) if !available.is_empty() => {
-            ("it has to be named".to_owned(), available.into_iter().next().unwrap_or_default())
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let options = RunOptions { entry_point: Some(builds), ..RunOptions::default() };
+    let entry_points = EntryPoints::of(plugin.interface(), entry.as_deref())?;
+    let options = RunOptions { entry_point: entry, ..RunOptions::default() };
     let spec = options.spec(Source::Bytes(bytes));
     let prepared = EvaluatorPool::from_settings(settings)?.prepare_with("check", spec, Some(plugin.clone())).await?;
     let took = prepared.took();
     // Not published: the runtime closes in the background, or with the process.
     drop(prepared);
-    print(describe(&plugin, &calls, took, settings.limits.memory))
+    let calls = entry_points.default().unwrap_or("it has to be named");
+    print(describe(&plugin, calls, took, settings.limits.memory))
 }
 
 fn describe(plugin: &Plugin, calls: &str, took: BuildTimes, most_memory: u64) -> String {

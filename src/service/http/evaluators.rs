@@ -14,7 +14,7 @@ use serde::{Serialize, de::IgnoredAny};
 use super::{
     App,
     problem::Problem,
-    request::{Name, Page, Upload, check_is_wasm, check_not_coded, no_parameters},
+    request::{Call, Name, Page, Upload, check_is_wasm, check_not_coded, no_parameters},
 };
 use crate::{CloseReport, Error, Evaluator, EvaluatorInfo, Plugin, Timings};
 
@@ -67,11 +67,14 @@ pub(super) async fn evaluate(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    no_parameters(&uri)?;
+    let Call { entry_point } = Call::of(&uri)?;
     let evaluator = find(&app, &name)?;
     check_not_coded(&headers)?;
     let input = app.inputs.read(body, "input", app.input_size).await?;
-    let response = evaluator.evaluate(input).await?;
+    let response = match entry_point {
+        Some(name) => evaluator.entry_point(name).evaluate(input).await?,
+        None => evaluator.evaluate(input).await?,
+    };
     let timing = server_timing(response.timings());
     let output = response.into_bytes();
     let kind = if is_json(&output).await? { "application/json" } else { "application/octet-stream" };

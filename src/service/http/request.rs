@@ -39,10 +39,7 @@ pub(super) struct Upload {
 impl Upload {
     pub(super) fn of(uri: &Uri) -> Result<Self, Error> {
         let mut said = parameters(uri, &["entry_point", "isolation", "wasi", "debug", "digest"])?;
-        let entry_point = said.remove("entry_point");
-        if entry_point.as_deref() == Some("") {
-            return Err(Error::invalid_request("entry_point is empty; leave it out to have one chosen"));
-        }
+        let entry_point = entry_point(&mut said)?;
         Ok(Self {
             options: RunOptions {
                 entry_point,
@@ -52,6 +49,17 @@ impl Upload {
             },
             digest: value(&mut said, "digest", str::parse)?,
         })
+    }
+}
+
+/// The parameters of an evaluation.
+pub(super) struct Call {
+    pub(super) entry_point: Option<String>,
+}
+
+impl Call {
+    pub(super) fn of(uri: &Uri) -> Result<Self, Error> {
+        Ok(Self { entry_point: entry_point(&mut parameters(uri, &["entry_point"])?)? })
     }
 }
 
@@ -95,6 +103,15 @@ fn parameters(uri: &Uri, known: &[&str]) -> Result<BTreeMap<String, String>, Err
         said.insert(name, value);
     }
     Ok(said)
+}
+
+fn entry_point(said: &mut BTreeMap<String, String>) -> Result<Option<String>, Error> {
+    match said.remove("entry_point") {
+        Some(name) if name.is_empty() => {
+            Err(Error::invalid_request("entry_point is empty; leave it out to have one chosen"))
+        }
+        named => Ok(named),
+    }
 }
 
 fn value<T, E: std::fmt::Display>(

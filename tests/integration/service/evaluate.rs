@@ -133,3 +133,18 @@ fn a_plugins_own_message_is_whole() {
     answer.is(422, "guest_error");
     assert_eq!(answer.json()["detail"], format!("the plugin reported an error: {message}"));
 }
+
+#[test]
+fn a_call_names_its_entry_point_or_runs_the_default() {
+    let server = Server::start(&[]);
+    assert_eq!(server.put("text?entry_point=upper", TEXT).status, 201);
+    assert_eq!(server.post("text", b"tea").text(), "TEA");
+    let vowels = server.post("text?entry_point=count_vowels", b"tea");
+    assert!(vowels.status == 200 && vowels.text().contains("\"count\":2"), "{vowels:?}");
+    let unknown = server.post("text?entry_point=price", b"tea");
+    server.post("text?entry_point=price", b"tea").is(422, "entry_point_missing");
+    assert!(unknown.text().contains("upper") && unknown.text().contains("count_vowels"), "{unknown:?}");
+    server.post("text?entry_point=", b"tea").is(400, "invalid_request");
+    server.post("text?entry=upper", b"tea").is(400, "invalid_request");
+    assert_eq!(server.metric("evalpool_builds_total", r#"outcome="ok""#), 1);
+}

@@ -1,6 +1,8 @@
 //! The handle that users hold: it takes one evaluation from data to response, and caches instances for the threads that
 //! call it without a pause.
 
+mod entry_point;
+
 use std::{
     collections::BTreeSet,
     fmt,
@@ -16,6 +18,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use tokio::{runtime::Handle, time::Instant};
 
+pub use self::entry_point::EntryPoint;
 use crate::{
     background, clock,
     close::{Close, CloseReport},
@@ -85,7 +88,22 @@ impl Evaluator {
         self.inner.id
     }
 
-    /// Runs the plugin once: merges the data, leases the runtime (and builds it if it is cold), runs the guest.
+    /// A handle on the entry point of this name, which calls of it run instead of the default one. Whether the plugin has
+    /// it is known once the plugin is built: an evaluation says so.
+    ///
+    /// ```no_run
+    /// # async fn example(evaluator: evalpool::Evaluator) -> Result<(), evalpool::Error> {
+    /// let price = evaluator.entry_point("price");
+    /// let response = price.evaluate(r#"{"item":"tea"}"#).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn entry_point(&self, name: impl Into<Arc<str>>) -> EntryPoint {
+        EntryPoint::new(self.clone(), name.into())
+    }
+
+    /// Runs the plugin once, by its default entry point: merges the data, leases the runtime (and builds it if it is cold), runs the guest.
     ///
     /// Waits in three places, each bounded: for a place or an instance (`limits.wait_timeout`), for the build
     /// (`limits.build_timeout`), for the guest (`limits.exec_timeout`). Must be polled on a tokio runtime with its
@@ -103,19 +121,20 @@ impl Evaluator {
     /// [`OutOfMemory`](Error::OutOfMemory), [`OutOfFuel`](Error::OutOfFuel), [`OutputTooLarge`](Error::OutputTooLarge),
     /// [`ExecTimeout`](Error::ExecTimeout). [`Internal`](Error::Internal) for a panic in a host function.
     pub async fn evaluate(&self, data: impl Into<Data>) -> Result<Response, Error> {
-        self.evaluate_from(data.into(), inside_host_function()).await
+        self.evaluate_from(data.into(), None, inside_host_function()).await
     }
 
-    async fn evaluate_from(&self, data: Data, inside: bool) -> Result<Response, Error> {
+    /// The same by an entry point, or the default one.
+    async fn evaluate_from(&self, data: Data, entry_point: Option<&str>, inside: bool) -> Result<Response, Error> {
         let metrics = &self.inner.pool.metrics;
         let mut outcome = Outcome { metrics, is_known: false };
-        let result = self.evaluate_inner(data, inside).await;
+        let result = self.evaluate_inner(data, entry_point, inside).await;
         outcome.is_known = true;
         metrics.evaluated(result.as_ref().map(drop));
         result
     }
 
-    async fn evaluate_inner(&self, data: Data, inside: bool) -> Result<Response, Error> {
+    async fn evaluate_inner(&self, data: Data, entry_point: Option<&str>, inside: bool) -> Result<Response, Error> {
         // An evaluation may end without having waited for anything. A caller in a loop must yield its thread now and then.
         tokio::task::consume_budget().await;
         let EvaluatorInner { pool, parked, .. } = &*self.inner;
@@ -128,7 +147,7 @@ impl Evaluator {
             if let Some(checkout) = Checkout::parked(parked, id, began) {
                 pool.metrics.lookup(Lookup::Hit.as_str());
                 pool.ensure_sweeping();
-                return self.run(checkout, input, Duration::ZERO, began).await;
+                return self.run(checkout, entry_point, input, Duration::ZERO, began).await;
             }
             prepared = Some((id, input));
         }
@@ -155,7 +174,7 @@ impl Evaluator {
             // A caller that joins a build late waits for the rest of it only.
             let build = lease.build.min(began.elapsed());
             let checkout = Checkout::new(lease, parked).await?;
-            return self.run(checkout, input, build, began).await;
+            return self.run(checkout, entry_point, input, build, began).await;
         }
     }
 
@@ -177,6 +196,7 @@ impl Evaluator {
     async fn run(
         &self,
         mut checkout: Checkout<'_>,
+        entry_point: Option<&str>,
         input: Bytes,
         build: Duration,
         began: Instant,
@@ -185,7 +205,7 @@ impl Evaluator {
         let started = Instant::now();
         let wait = (started - began).saturating_sub(build);
         pool.metrics.evaluation_phase("wait", wait);
-        let (digest, ended) = checkout.call(input, started).await;
+        let (digest, ended) = checkout.call(entry_point, input, started).await;
         let exec = started.elapsed();
         pool.metrics.evaluation_phase("exec", exec);
         drop(checkout);
@@ -209,8 +229,12 @@ impl Evaluator {
     ///
     /// As [`evaluate`](Self::evaluate).
     pub fn evaluate_blocking(&self, data: impl Into<Data>) -> Result<Response, Error> {
-        let (data, inside, this) = (data.into(), inside_host_function(), self.clone());
-        block(inside, async move { this.evaluate_from(data, inside).await })?
+        self.block_on(data.into(), None)
+    }
+
+    fn block_on(&self, data: Data, entry_point: Option<Arc<str>>) -> Result<Response, Error> {
+        let (inside, this) = (inside_host_function(), self.clone());
+        block(inside, async move { this.evaluate_from(data, entry_point.as_deref(), inside).await })?
     }
 
     /// Refuses new work, lets calls in flight finish for `pool.grace`, interrupts the rest, and returns when the
