@@ -30,7 +30,11 @@ async fn a_limit_that_was_passed_is_named_with_its_value(engine: EngineKind) {
     let spins = from_text(r#"(module (func (export "run") (loop (br 0))))"#);
     for (spec, message) in [
         (from_text(output), "the plugin's output is over limits.output_size, 1 KiB"),
-        (from_text(grows), "the plugin ran out of memory; limits.memory is 4 MiB"),
+        (
+            from_text(grows),
+            "the plugin ran out of memory; limits.memory is 4 MiB, for all memories of an instance, with that for input and \
+             output, from their first page on",
+        ),
         (
             spins.with_exec_timeout(Duration::from_millis(1500)),
             "the plugin ran longer than limits.exec_timeout, 1.5 s, and was stopped",
