@@ -21,7 +21,7 @@
 //! | a fresh instance | tens of microseconds, on all cores | 0.1 to 0.3 ms, on one |
 //! | an evicted plugin comes back | in a few milliseconds, from its cache of compiled code | in tens to hundreds, compiled again |
 //! | host functions | ours; those that wait block nobody | ours, and `extism::Function` as it is |
-//! | address space | reserved at start for all: `max_instances` × (4 × (`memory` + 32 MiB) + tables) | 17 GB for each instance |
+//! | address space | reserved at start for all: `max_instances` × (5 × (`memory` + 32 MiB) + tables) | 17 GB for each instance |
 //! | threads | none; one ticker for each pool | one for each guest that runs; one timer for the process |
 //!
 //! Choose **`direct`**. Choose **`extism`** for plugins that you trust, to compare with what other hosts of Extism do, or for

@@ -236,15 +236,24 @@ mod tests {
 
     #[test]
     fn features_that_no_plugin_needs_are_refused() {
-        for text in [
-            "(module (memory i64 1))",
-            "(module (memory 1 2 shared))",
-            "(module (memory 1) (memory 1))",
-            "(module (tag))",
-            "(module (type (struct)))",
+        for (text, proposal) in [
+            ("(module (memory i64 1))", "memory64"),
+            ("(module (memory 1 2 shared))", "threads"),
+            ("(module (memory 1) (memory 1))", "multiple memories"),
+            ("(module (tag))", "exceptions"),
+            ("(module (table 1 exnref))", "exception"),
+            ("(module (type (struct)))", "gc"),
+            ("(module (type (array i8)))", "gc"),
+            ("(module (rec (type (func))))", "gc"),
+            ("(module (table 1 anyref))", "gc"),
+            ("(module (global i31ref (ref.null i31)))", "gc"),
+            ("(module (func (param eqref)))", "gc"),
+            ("(module (func (result nullexternref) unreachable))", "gc"),
+            ("(module (func (param (ref extern))))", "function references"),
         ] {
-            let bytes = wat::parse_str(text).unwrap();
-            assert_eq!(inspect(&bytes).unwrap_err().kind(), "invalid_plugin", "{text}");
+            let error = inspect(&wat::parse_str(text).unwrap()).unwrap_err();
+            assert_eq!(error.kind(), "invalid_plugin", "{text}");
+            assert!(error.to_string().contains(proposal), "{text}: {error}");
         }
     }
 }

@@ -52,6 +52,8 @@ mod release;
 #[cfg(feature = "service")]
 mod service;
 #[cfg(feature = "service")]
+mod slots;
+#[cfg(feature = "service")]
 mod soak;
 #[cfg(feature = "service")]
 mod structure;

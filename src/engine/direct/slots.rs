@@ -10,6 +10,10 @@ use crate::config::{LimitSettings, PoolSettings};
 /// Modules of one instance: the kernel, the plugin, and those that it is linked with.
 const MODULES: u64 = 4;
 
+/// Memories of one instance: one of each module, and one for wasmtime's own heap, which it makes where a table or a global
+/// has the type `externref`. Nothing is ever in it, because hosts pass no such references.
+const MEMORIES: u64 = MODULES + 1;
+
 /// Modules that a plugin may be linked with.
 pub(super) const MAX_LINKED: usize = 2;
 
@@ -54,7 +58,7 @@ impl SlotLayout {
     }
 
     fn bytes(self) -> u128 {
-        let memory = u128::from(MODULES) * u128::from(self.memory + self.guard);
+        let memory = u128::from(MEMORIES) * u128::from(self.memory + self.guard);
         let tables = u128::from(MODULES * TABLES) * u128::from(self.table_elements * 8);
         u128::from(self.instances) * (memory + tables + u128::from(STACK))
     }
@@ -63,7 +67,8 @@ impl SlotLayout {
         let count = |each: u64| u32::try_from(self.instances.saturating_mul(each)).unwrap_or(u32::MAX);
         let mut pool = PoolingAllocationConfig::new();
         pool.total_core_instances(count(MODULES))
-            .total_memories(count(MODULES))
+            .total_memories(count(MEMORIES))
+            .total_gc_heaps(count(1))
             .total_tables(count(MODULES * TABLES))
             .total_stacks(count(1))
             .max_memories_per_module(1)
@@ -109,7 +114,7 @@ mod tests {
 
     #[test]
     fn guards_shrink_before_the_layout_is_refused() {
-        assert_eq!(layout(1024, 64 << 20, 300 << 30).unwrap().guard, 1 << 20);
+        assert_eq!(layout(1024, 64 << 20, 400 << 30).unwrap().guard, 1 << 20);
         let error = layout(1_000_000, 4 << 30, 1 << 45).unwrap_err();
         assert!(error.contains("pool.max_instances = 1000000") && error.contains("limits.memory"), "{error}");
     }

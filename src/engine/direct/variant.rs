@@ -79,6 +79,8 @@ impl EngineVariant {
             .epoch_interruption(true)
             .consume_fuel(fueled)
             // No more than `source::inspect` lets through.
+            .wasm_exceptions(false)
+            .wasm_function_references(false)
             .wasm_gc(false)
             .wasm_memory64(false)
             .wasm_multi_memory(false)

@@ -7,15 +7,16 @@
 //! read later.
 
 use wasmparser::{
-    BinaryReaderError, FuncValidator, FunctionBody, ModuleArity, Operator, OperatorsReader, WasmModuleResources,
+    BinaryReaderError, FuncValidator, FunctionBody, HeapType, ModuleArity, Operator, OperatorsReader, ValType,
+    WasmModuleResources,
 };
 
 use super::{
     FUNCTION, Nanos,
     prices::{
-        BLOCKS_OF_IF, BLOCKS_OF_LOOP, EACH, EACH_ACCESS, EACH_CALL, EACH_CARRIED, EACH_CELL, EACH_LOCAL, EACH_LOOK,
-        EACH_MERGE, EACH_OF_PAIRS, EACH_PAIR_OF_MERGES, EACH_PAIR_OF_WAYS, EACH_SET, EACH_TARGET, EACH_VALUE,
-        EACH_WAITING, MERGES_OF_LOOP, may_trap,
+        BLOCKS_OF_IF, BLOCKS_OF_LOOP, EACH, EACH_ACCESS, EACH_CALL, EACH_CARRIED, EACH_CELL, EACH_KEPT_BY_CALL,
+        EACH_KEPT_BY_LOOP, EACH_LOCAL, EACH_LOOK, EACH_MERGE, EACH_OF_PAIRS, EACH_PAIR_OF_MERGES, EACH_PAIR_OF_WAYS,
+        EACH_SET, EACH_TARGET, EACH_VALUE, EACH_WAITING, MERGES_OF_LOOP, may_trap,
     },
 };
 
@@ -93,13 +94,18 @@ pub(super) struct Function<'a> {
     tables: Nanos,
     carried: Nanos,
     waiting: Nanos,
+    /// Locals that hold references.
+    references: u64,
+    /// Whether there may be references on the stack.
+    has_references: bool,
+    kept: Nanos,
     merged: Merges,
     /// For each position among what blocks carry, how many carry it.
     carrying: Vec<u64>,
 }
 
 impl<'a> Function<'a> {
-    pub(super) fn new(locals: &'a mut Locals) -> Self {
+    pub(super) fn new(locals: &'a mut Locals, has_references: bool) -> Self {
         Self {
             locals,
             frames: vec![Frame::default()],
@@ -114,6 +120,9 @@ impl<'a> Function<'a> {
             tables: 0,
             carried: 0,
             waiting: 0,
+            references: 0,
+            has_references,
+            kept: 0,
             merged: Merges::default(),
             carrying: Vec::new(),
         }
@@ -129,6 +138,10 @@ impl<'a> Function<'a> {
         validator.read_locals(&mut reader)?;
         let locals = validator.len_locals();
         self.linear = EACH_LOCAL * u64::from(locals);
+        let is_reference = |local: &u32| validator.get_local_type(*local) == Some(ValType::EXTERNREF);
+        self.references = (0..locals).filter(is_reference).count() as u64;
+        // At its entrance, as in a loop.
+        self.kept = EACH_KEPT_BY_LOOP * self.references.min(1);
         self.locals.0.clear();
         self.locals.0.resize(locals as usize, Local::default());
         let mut operators = OperatorsReader::new(reader);
@@ -154,7 +167,7 @@ impl<'a> Function<'a> {
         self.spent().saturating_add(self.pairs_of_merges())
     }
 
-    fn parts(&self) -> [(Nanos, &'static str); 8] {
+    fn parts(&self) -> [(Nanos, &'static str); 9] {
         let pairs = self.now.saturating_mul(self.now) / EACH_OF_PAIRS;
         let loops = (2 * self.loops).saturating_mul(2 * self.loops).saturating_mul(EACH_PAIR_OF_MERGES);
         let merged = (self.merged.count.saturating_mul(EACH_MERGE))
@@ -166,6 +179,7 @@ impl<'a> Function<'a> {
             (self.tables, "its branch tables"),
             (self.carried, "the parameters and results of its blocks"),
             (self.waiting, "the values that wait on its stack at its branches"),
+            (self.kept, "the references that it keeps in its loops and calls"),
             (self.used.saturating_mul(self.blocks).saturating_mul(EACH_CELL), "as many locals times branches"),
             (loops, "as many loops"),
             (merged, "the locals that are set where its branches meet"),
@@ -200,12 +214,14 @@ impl<'a> Function<'a> {
             | Operator::ReturnCall { .. }
             | Operator::ReturnCallIndirect { .. } => {
                 self.calls += EACH_CALL + EACH_VALUE * values(arity());
+                self.keep_in_call(validator);
                 self.blocks += u64::from(matches!(operator, Operator::CallIndirect { .. })) * 2;
                 self.dead |= matches!(operator, Operator::ReturnCall { .. } | Operator::ReturnCallIndirect { .. });
             }
             Operator::Block { blockty } => self.open(false, carries(validator, *blockty, false)),
             Operator::Loop { blockty } => {
                 self.loops += 1;
+                self.kept = self.kept.saturating_add(EACH_KEPT_BY_LOOP.saturating_mul(self.kept_now(validator)));
                 self.branch(BLOCKS_OF_LOOP, validator);
                 self.stretch = self.now;
                 self.open(true, carries(validator, *blockty, true));
@@ -259,11 +275,31 @@ impl<'a> Function<'a> {
             | Operator::TableInit { .. }
             | Operator::DataDrop { .. }
             | Operator::ElemDrop { .. }
-            | Operator::RefFunc { .. } => self.calls += EACH_CALL,
+            | Operator::RefFunc { .. } => {
+                self.calls += EACH_CALL;
+                self.keep_in_call(validator);
+            }
+            Operator::RefNull { hty } if *hty == HeapType::EXTERN => self.has_references = true,
             _ if may_trap(operator) => self.linear += EACH_ACCESS,
             _ => {}
         }
         Ok(())
+    }
+
+    /// References in locals and on the stack.
+    fn kept_now<R: WasmModuleResources>(&self, validator: &FuncValidator<R>) -> u64 {
+        let height = if self.has_references { validator.operand_stack_height() } else { 0 };
+        let is_reference = |at: &u32| {
+            let operand = validator.get_operand_type(*at as usize);
+            operand.is_some_and(|ty| ty.is_none_or(|ty| ty == ValType::EXTERNREF))
+        };
+        self.references + (0..height).filter(is_reference).count() as u64
+    }
+
+    /// As many as there may be: what is on the stack is not looked through at each call.
+    fn keep_in_call<R: WasmModuleResources>(&mut self, validator: &FuncValidator<R>) {
+        let height = if self.has_references { validator.operand_stack_height() } else { 0 };
+        self.kept += EACH_KEPT_BY_CALL * (self.references + u64::from(height));
     }
 
     fn get(&mut self, index: u32) {

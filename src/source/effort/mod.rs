@@ -16,8 +16,8 @@ mod function;
 mod prices;
 
 use wasmparser::{
-    ConstExpr, DataKind, ElementItems, ElementKind, ExternalKind, FuncValidatorAllocations, Parser, Payload, TableInit,
-    ValidPayload, Validator, WasmModuleResources,
+    ConstExpr, DataKind, ElementItems, ElementKind, ExternalKind, FuncValidatorAllocations, Parser, Payload, RefType,
+    TableInit, TypeRef, ValType, ValidPayload, Validator, WasmModuleResources,
 };
 
 use self::{
@@ -58,6 +58,8 @@ struct Effort {
     total: Nanos,
     /// That of the most expensive function.
     largest: Nanos,
+    /// Whether a type, table or global holds references to the host's objects.
+    has_references: bool,
 }
 
 impl Effort {
@@ -93,12 +95,15 @@ fn measure(wasm: &[u8]) -> Result<Effort, Error> {
         effort.pay(EACH_FUNCTION, 1, "many functions")?;
         effort.pay(EACH_OF_A_FUNCTION, signature, "functions' parameters and results")?;
         let mut validator = function.into_validator(std::mem::take(&mut allocations));
-        let cost = Function::new(&mut locals).cost(&mut validator, &body).map_err(|stop| match stop {
-            function::Stop::Invalid(error) => invalid(&error),
-            function::Stop::TooMuch(what) => {
-                Error::invalid_plugin(format!("its function {index} would take too long to compile, with {what}"))
-            }
-        })?;
+        let cost =
+            Function::new(&mut locals, effort.has_references).cost(&mut validator, &body).map_err(
+                |stop| match stop {
+                    function::Stop::Invalid(error) => invalid(&error),
+                    function::Stop::TooMuch(what) => Error::invalid_plugin(format!(
+                        "its function {index} would take too long to compile, with {what}"
+                    )),
+                },
+            )?;
         allocations = validator.into_allocations();
         effort.largest = effort.largest.max(cost);
         effort.pay(cost, 1, "functions together")?;
@@ -132,8 +137,19 @@ fn around(payload: &Payload<'_>, effort: &mut Effort) -> Result<(), Stop> {
                     if let wasmparser::CompositeInnerType::Func(ty) = &ty.composite_type.inner {
                         let values = ty.params().len() + ty.results().len();
                         effort.pay(EACH_OF_A_TYPE, values, "types' parameters and results")?;
+                        effort.has_references |=
+                            ty.params().iter().chain(ty.results()).any(|ty| *ty == ValType::EXTERNREF);
                     }
                 }
+            }
+        }
+        Payload::ImportSection(section) => {
+            for import in section.clone().into_imports() {
+                effort.has_references |= match import?.ty {
+                    TypeRef::Table(table) => table.element_type == RefType::EXTERNREF,
+                    TypeRef::Global(global) => global.content_type == ValType::EXTERNREF,
+                    _ => false,
+                };
             }
         }
         Payload::ExportSection(section) => {
@@ -145,12 +161,16 @@ fn around(payload: &Payload<'_>, effort: &mut Effort) -> Result<(), Stop> {
         }
         Payload::GlobalSection(section) => {
             for global in section.clone() {
-                expression(&global?.init_expr, effort)?;
+                let global = global?;
+                effort.has_references |= global.ty.content_type == ValType::EXTERNREF;
+                expression(&global.init_expr, effort)?;
             }
         }
         Payload::TableSection(section) => {
             for table in section.clone() {
-                if let TableInit::Expr(init) = table?.init {
+                let table = table?;
+                effort.has_references |= table.ty.element_type == RefType::EXTERNREF;
+                if let TableInit::Expr(init) = table.init {
                     expression(&init, effort)?;
                 }
             }

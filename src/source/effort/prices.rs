@@ -46,6 +46,10 @@ pub(super) const EACH_CARRIED: Nanos = 2_000;
 /// A local at a branch or loop: a compiler keeps a table of both.
 pub(super) const EACH_CELL: Nanos = 100;
 
+/// A reference that is kept while a loop runs, and while a function or the engine is called: the code says where it is.
+pub(super) const EACH_KEPT_BY_LOOP: Nanos = 200_000;
+pub(super) const EACH_KEPT_BY_CALL: Nanos = 500;
+
 /// A value that waits on the stack, at a branch or loop.
 pub(super) const EACH_WAITING: Nanos = 20;
 

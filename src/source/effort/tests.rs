@@ -98,6 +98,28 @@ fn values_by_the_thousand_are_refused() {
 }
 
 #[test]
+fn references_that_many_loops_or_calls_keep_are_refused() {
+    let with = |locals: usize, stack: usize, body: &str| {
+        module(&format!(
+            "(module (global $g (mut i32) (i32.const 0)) (func $f) (func (export \"run\") (local {}) {} {body} {}))",
+            "externref ".repeat(locals),
+            "(ref.null extern)".repeat(stack),
+            "drop ".repeat(stack)
+        ))
+    };
+    let (loops, calls) = (format!("(loop {AGAIN})").repeat(300), "(call $f)".repeat(10_000));
+    for (locals, stack) in [(300, 0), (0, 300)] {
+        assert!(refused(&with(locals, stack, &loops)).contains("the references that it keeps"));
+    }
+    for (locals, stack) in [(3_000, 0), (0, 3_000)] {
+        assert!(refused(&with(locals, stack, &calls)).contains("the references that it keeps"));
+    }
+    for (locals, stack, body) in [(30, 30, &loops), (100, 100, &calls)] {
+        assert!(measure(&with(locals, stack, body)).unwrap().largest < FUNCTION);
+    }
+}
+
+#[test]
 fn very_many_functions_and_long_constants_are_refused() {
     let functions = format!("(module {})", "(func)".repeat(300_000));
     assert!(refused(&module(&functions)).contains("many functions"));

@@ -1,6 +1,7 @@
-//! The cases: kernel (in its own file), environment, endings, modules, and plugins made with official PDKs.
+//! The cases: kernel and references (each in its own file), environment, endings, modules, and plugins made with official PDKs.
 
 mod kernel;
+mod references;
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use super::{
 use crate::support::{CALL_HOST, GREET, TEXT, TOTALS, WORDS, wasm};
 
 pub(super) fn all() -> Vec<Case> {
-    [kernel::cases(), environment_cases(), ending_cases(), module_cases(), fixture_cases()]
+    [kernel::cases(), references::cases(), environment_cases(), ending_cases(), module_cases(), fixture_cases()]
         .into_iter()
         .flatten()
         .collect()

@@ -1,0 +1,47 @@
+//! The slots of `direct` are as many as its instances may need, whatever each is made of.
+
+use std::sync::Arc;
+
+use evalpool::{HostFunction, Source, Spec, config::EngineKind};
+use futures_util::future::join_all;
+use tokio::sync::Barrier;
+
+use crate::support::{builder, wasm};
+
+/// Three memories and a heap for references beside the kernel's memory: the most that an instance can have.
+#[tokio::test]
+async fn every_instance_that_the_pool_permits_has_its_slots() {
+    const INSTANCES: usize = 3;
+    let pool =
+        builder(EngineKind::Direct).capacity(1).max_instances(INSTANCES).max_instances_per_evaluator(INSTANCES).build();
+    let pool = pool.unwrap();
+    let module =
+        |tables: &str| Source::bytes(wasm(&format!("(module (memory 1) {tables} (func (export \"nothing\")))")));
+    let four = "(table 1 externref)".repeat(4);
+    let text = format!(
+        r#"(module (import "extism:host/user" "meet" (func $meet (param i64) (result i64)))
+            (import "one" "nothing" (func)) (import "two" "nothing" (func))
+            (memory 1) {four} (global (mut externref) (ref.null extern))
+            (func (export "run") (drop (call $meet (i64.const 0)))))"#
+    );
+    // Nobody returns before all have met.
+    let barrier = Arc::new(Barrier::new(INSTANCES));
+    let meet = HostFunction::bytes_async("meet", move |_| {
+        let barrier = barrier.clone();
+        async move {
+            barrier.wait().await;
+            Ok(vec![])
+        }
+    });
+    let spec = Spec::new(Source::bytes(wasm(&text)))
+        .with_module("one", module(&four))
+        .with_module("two", module(&four))
+        .with_host_function(meet);
+    let evaluator = pool.evaluator("large", spec).unwrap();
+    for _ in 0..2 {
+        for response in join_all((0..INSTANCES).map(|_| evaluator.evaluate(""))).await {
+            response.unwrap();
+        }
+    }
+    pool.close().await;
+}
