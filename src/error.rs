@@ -366,6 +366,14 @@ impl Error {
         Error::GuestError { message: message.into(), last_words: LastWords::none() }
     }
 
+    pub(crate) fn internal(reason: &'static str, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Error::Internal { reason, cause: Some(Arc::from(cause.into())) }
+    }
+}
+
+/// How guests fail, in the words of engines.
+#[cfg(any(feature = "direct", feature = "extism"))]
+impl Error {
     pub(crate) fn guest_trap(reason: impl Into<String>) -> Self {
         Error::GuestTrap { reason: reason.into(), last_words: LastWords::none() }
     }
@@ -384,10 +392,6 @@ impl Error {
 
     pub(crate) fn output_too_large(limit: u64) -> Self {
         Error::OutputTooLarge { limit, last_words: LastWords::none() }
-    }
-
-    pub(crate) fn internal(reason: &'static str, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Error::Internal { reason, cause: Some(Arc::from(cause.into())) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! A plugin's source together with how to run it.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use crate::{
     config::{HostPattern, Isolation, Wasi},
@@ -45,6 +45,9 @@ pub struct Spec {
     pub(crate) wasi: Option<Wasi>,
     pub(crate) trusted: Option<bool>,
     pub(crate) memory: Option<u64>,
+    pub(crate) output_size: Option<u64>,
+    pub(crate) instances: Option<NonZeroUsize>,
+    pub(crate) build_timeout: Option<Duration>,
     pub(crate) exec_timeout: Option<Duration>,
     #[expect(clippy::option_option, reason = "not said, off, or a number")]
     pub(crate) fuel: Option<Option<u64>>,
@@ -67,6 +70,9 @@ impl Spec {
             wasi: None,
             trusted: None,
             memory: None,
+            output_size: None,
+            instances: None,
+            build_timeout: None,
             exec_timeout: None,
             fuel: None,
             config: Arc::default(),
@@ -96,6 +102,15 @@ impl Spec {
         /// Linear memory of one instance, in bytes; rounded down to 64 KiB pages. A guest that needs more fails with
         /// [`OutOfMemory`](crate::Error::OutOfMemory).
         fn with_memory(bytes: u64) => memory = Some(bytes);
+        /// Size of an evaluation's output, in bytes. A guest with more fails with
+        /// [`OutputTooLarge`](crate::Error::OutputTooLarge).
+        fn with_output_size(bytes: u64) => output_size = Some(bytes);
+        /// Instances of the plugin at once, within the pool's own bound
+        /// ([`max_instances_per_evaluator`](crate::config::PoolSettings::max_instances_per_evaluator)).
+        fn with_instances(instances: NonZeroUsize) => instances = Some(instances);
+        /// How long reading, compiling and initialising the plugin may each take. A build that takes longer fails with
+        /// [`BuildTimeout`](crate::Error::BuildTimeout).
+        fn with_build_timeout(timeout: Duration) => build_timeout = Some(timeout);
         /// How long the guest may run in one evaluation. Then the engine stops it, and the evaluation fails with
         /// [`ExecTimeout`](crate::Error::ExecTimeout).
         fn with_exec_timeout(timeout: Duration) => exec_timeout = Some(timeout);

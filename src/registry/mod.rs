@@ -59,7 +59,6 @@ pub(crate) struct RevisionId {
 pub(crate) struct Limits {
     pub(crate) capacity: usize,
     pub(crate) max_instances: usize,
-    pub(crate) max_instances_per_runtime: usize,
     pub(crate) max_waiting: usize,
     pub(crate) negative_ttl: Duration,
     /// Calls without a pause after which a runtime's instances stay with the threads that use them.
@@ -70,6 +69,9 @@ pub(crate) struct Limits {
 pub(crate) trait Resident: Clone + Send + Sync + 'static {
     /// Its place, which it keeps for as long as it exists.
     fn place(&self) -> &Place<Self>;
+
+    /// How many instances it may have at once.
+    fn max_instances(&self) -> usize;
 
     /// It has left the registry: drop what is idle, let what is leased drain, then close. `idle` instances in its pool are
     /// free; the others are set aside for leases that have not taken them yet. `leased` says whether there is anything to

@@ -43,7 +43,7 @@ async fn attempt(
     let mut fetched =
         inner.fetching.acquire_many(cost).await.map_err(|error| Error::internal("fetching is over", error))?;
     let started = Instant::now();
-    let within = inner.limits.build_timeout;
+    let within = spec.build_timeout.unwrap_or(inner.limits.build_timeout);
     let load = async {
         let plugin = match known {
             Some(plugin) => plugin,

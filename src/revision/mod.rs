@@ -117,7 +117,8 @@ impl Revision {
     ) -> Result<Lease<Runtime>, Error> {
         inner.ensure_sweeping();
         let start = |ticket| background::spawn(build::build(inner.clone(), self.clone(), ticket));
-        inner.registry.lease(self.id, age, deadline, inner.limits.build_timeout, !inside, start).await
+        let build_timeout = self.spec.build_timeout.unwrap_or(inner.limits.build_timeout);
+        inner.registry.lease(self.id, age, deadline, build_timeout, !inside, start).await
     }
 
     /// Takes the revision out of service for good. Whoever waits for it is told that the evaluator is closed.

@@ -55,7 +55,6 @@ impl PoolInner {
         let bounds = Limits {
             capacity: pool.capacity,
             max_instances: pool.max_instances,
-            max_instances_per_runtime: pool.max_instances_per_evaluator,
             max_waiting: pool.max_waiting,
             negative_ttl: pool.negative_ttl,
             park_after,

@@ -32,9 +32,9 @@ pub(super) fn blueprint(
     let limits = InstanceLimits {
         memory: spec.memory.unwrap_or(inner.limits.memory),
         table_elements: inner.limits.table_elements,
-        output_size: inner.limits.output_size,
+        output_size: spec.output_size.unwrap_or(inner.limits.output_size),
         exec_timeout: spec.exec_timeout.unwrap_or(inner.limits.exec_timeout),
-        build_timeout: inner.limits.build_timeout,
+        build_timeout: spec.build_timeout.unwrap_or(inner.limits.build_timeout),
         fuel: spec.fuel.unwrap_or(inner.limits.fuel),
     };
     let to_start = all().fold(0_u64, |sum, plugin| sum.saturating_add(plugin.interface().memory()));
@@ -42,10 +42,11 @@ pub(super) fn blueprint(
         let (limit, to_start) = (limits.memory, Some(to_start));
         return Err(Error::OutOfMemory { limit, to_start, last_words: LastWords::none() });
     }
+    let most = inner.pool.max_instances_per_evaluator.min(inner.pool.max_instances);
     let policy = Policy {
         isolation: spec.isolation.unwrap_or(inner.engine.isolation),
         max_uses: inner.pool.max_uses,
-        max_instances: inner.pool.max_instances_per_evaluator.min(inner.pool.max_instances),
+        max_instances: spec.instances.map_or(most, |instances| most.min(instances.get())),
         grace: inner.pool.grace,
         exec_timeout: limits.exec_timeout,
         build_timeout: limits.build_timeout,

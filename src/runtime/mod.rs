@@ -312,6 +312,10 @@ impl Resident for Runtime {
         drop(self.inner.idle.try_remove());
     }
 
+    fn max_instances(&self) -> usize {
+        self.inner.policy.max_instances
+    }
+
     fn last_parked_use(&self) -> Option<Instant> {
         self.inner.parking.get().and_then(|cache| cache.history().1)
     }

@@ -83,6 +83,7 @@ struct Fake(Arc<FakeInner>);
 struct FakeInner {
     idle: StdMutex<Vec<Instance>>,
     leases: AtomicUsize,
+    max_instances: usize,
     /// Where its leases are parked, once any is.
     parking: OnceLock<Cache>,
     world: Arc<World>,
@@ -100,6 +101,10 @@ impl Drop for FakeInner {
 impl Resident for Fake {
     fn place(&self) -> &Place<Self> {
         &self.0.place
+    }
+
+    fn max_instances(&self) -> usize {
+        self.0.max_instances
     }
 
     fn retire(&self, idle: usize, _leased: bool, _grace: Option<Duration>) {
@@ -159,11 +164,9 @@ impl Drop for InUse {
 }
 
 fn limits() -> Limits {
-    let instances = draw(1..5);
     Limits {
         capacity: draw(1..4),
-        max_instances: instances,
-        max_instances_per_runtime: draw(1..3).min(instances),
+        max_instances: draw(1..5),
         max_waiting: 64,
         negative_ttl: Duration::ZERO,
         park_after: 0,
@@ -189,6 +192,7 @@ async fn build(world: Arc<World>, ticket: BuildTicket<Fake>) {
     let fake = Fake(Arc::new(FakeInner {
         idle: StdMutex::new(vec![probe]),
         leases: AtomicUsize::new(0),
+        max_instances: draw(1..3),
         parking: OnceLock::new(),
         world,
         _exists: exists,

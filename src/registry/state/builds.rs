@@ -97,6 +97,7 @@ impl<R: Resident> RegistryState<R> {
         self.waiting_instance += build.waiters.len();
         self.idle += 1;
         let live = Live {
+            most: resident.max_instances(),
             resident,
             place,
             leases: 0,

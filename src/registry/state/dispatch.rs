@@ -46,7 +46,7 @@ impl<R: Resident> RegistryState<R> {
         let build = self.eldest_build();
         let Some(live) = self.live.peek_mut(&revision) else { return };
         let eldest = live.waiters.front().map(|waiter| waiter.age);
-        let room = live.idle == 0 && live.instances < self.limits.max_instances_per_runtime;
+        let room = live.idle == 0 && live.instances < live.most;
         let wants = eldest.filter(|eldest| room && !live.holds_back(*eldest, build));
         if live.awaits_permit == wants {
             return;

@@ -23,6 +23,8 @@ pub(super) struct Live<R: Resident> {
     pub(super) resident: R,
     pub(super) place: PlaceId,
     pub(super) leases: usize,
+    /// Instances that it may have.
+    pub(super) most: usize,
     /// Permits out for it, whatever their instance is doing.
     pub(super) instances: usize,
     /// Instances in its pool that are set aside for nobody.

@@ -50,13 +50,7 @@ impl<R: Resident> RegistryState<R> {
             self.instances < self.limits.max_instances && self.permit_waiters.is_empty() && self.build_queue.is_empty();
         let live = self.live.peek_mut(&revision).filter(|live| live.place == place);
         match live {
-            Some(live)
-                if free
-                    && !live.reserved
-                    && !live.sparing
-                    && live.idle == 0
-                    && live.instances < self.limits.max_instances_per_runtime =>
-            {
+            Some(live) if free && !live.reserved && !live.sparing && live.idle == 0 && live.instances < live.most => {
                 live.sparing = true;
                 live.instances += 1;
                 self.instances += 1;

@@ -44,7 +44,7 @@ impl<R: Resident> RegistryState<R> {
                 // While a reclaim is under way, an instance may be about to come back.
                 let free = self.instances < self.limits.max_instances && (self.reclaiming == 0 || !may_wait || full);
                 // Permits go by age: while anyone contends for one, this caller queues behind.
-                if free && self.permit_waiters.is_empty() && live.instances < self.limits.max_instances_per_runtime {
+                if free && self.permit_waiters.is_empty() && live.instances < live.most {
                     live.instances += 1;
                     self.instances += 1;
                     return Requested::Granted(Grant { hot, ..live.grant(revision, false, Duration::ZERO) });

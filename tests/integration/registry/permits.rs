@@ -1,7 +1,7 @@
 //! Who gets a permit when there are fewer than callers: by age, whether an instance is in use, idle, kept by a thread, or
 //! not made yet. In paused time, where whoever is served without waiting is served at the same instant.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{num::NonZeroUsize, sync::atomic::Ordering, time::Duration};
 
 use evalpool::{Evaluator, EvaluatorPool, Isolation, Settings};
 use tokio::{
@@ -207,4 +207,26 @@ async fn a_caller_that_is_no_longer_held_back_gets_the_permit_of_an_idle_instanc
     younger.await.unwrap().unwrap();
     pool.close().await;
     spy.assert_nothing_left();
+}
+
+/// A spec may have fewer instances than the pool allows each evaluator; it never has more.
+#[tokio::test(start_paused = true)]
+async fn a_spec_bounds_its_own_instances() {
+    for (asked, most) in [(1, 1), (2, 2), (9, 3)] {
+        let spy = Spy::default();
+        let pool = pool(&spy, 1, 8, 3, Isolation::Reuse);
+        let spec = Spy::spec().with_instances(NonZeroUsize::new(asked).unwrap());
+        let evaluator = pool.register("one", spec).unwrap();
+        let mut running = Vec::new();
+        for gate in ["a", "b", "c"].into_iter().take(most) {
+            running.push(hold(&spy, &evaluator, gate).await);
+        }
+        let waits = wait_behind(&evaluator).await;
+        assert_eq!(spy.instances_live(), most);
+        ["a", "b", "c"].iter().for_each(|gate| spy.open_gate(gate));
+        waits.await.unwrap().unwrap();
+        for call in running {
+            call.await.unwrap();
+        }
+    }
 }
