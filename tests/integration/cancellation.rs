@@ -4,7 +4,6 @@
 
 use std::{
     future::Future,
-    ops::Deref,
     pin::pin,
     task::{Context, Waker},
     time::Duration,
@@ -12,11 +11,11 @@ use std::{
 
 use futures_util::FutureExt;
 
-use evalpool::{EvaluatorPool, Isolation, Settings};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use evalpool::{Isolation, Settings};
 
 use crate::support::{
     eventually,
+    measured::Measured,
     spy::{Act, Spy},
 };
 
@@ -40,42 +39,11 @@ async fn poll_and_drop(polls: usize, future: impl Future) -> bool {
     false
 }
 
-/// A pool whose metrics are its own.
-struct Measured {
-    pool: EvaluatorPool,
-    metrics: PrometheusHandle,
-}
-
-impl Deref for Measured {
-    type Target = EvaluatorPool;
-
-    fn deref(&self) -> &EvaluatorPool {
-        &self.pool
-    }
-}
-
-impl Measured {
-    /// What the gauges of a family add up to, as they are rendered.
-    fn gauge(&self, name: &str) -> usize {
-        let rendered = self.metrics.render();
-        let series = rendered.lines().filter(|line| line.starts_with(&format!("{name}{{")));
-        series.map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum()
-    }
-
-    /// Evaluations whose callers left.
-    fn cancelled(&self) -> usize {
-        let rendered = self.metrics.render();
-        let series =
-            rendered.lines().find(|line| line.starts_with(r#"evalpool_evaluations_total{outcome="cancelled"}"#));
-        series.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
-    }
-
-    /// At rest the gauges say what there is.
-    fn gauges_are_true(&self, spy: &Spy) -> bool {
-        self.gauge("evalpool_runtimes_live") == spy.runtimes_live()
-            && self.gauge("evalpool_instances_live") == spy.instances_live()
-            && self.gauge("evalpool_waiting") == 0
-    }
+/// At rest the gauges say what there is.
+fn gauges_are_true(pool: &Measured, spy: &Spy) -> bool {
+    pool.sum("evalpool_runtimes_live", "") == spy.runtimes_live()
+        && pool.sum("evalpool_instances_live", "") == spy.instances_live()
+        && pool.sum("evalpool_waiting", "") == 0
 }
 
 fn pool(spy: &Spy, isolation: Isolation) -> Measured {
@@ -86,10 +54,7 @@ fn pool(spy: &Spy, isolation: Isolation) -> Measured {
     settings.engine.isolation = isolation;
     settings.limits.build_timeout = Duration::from_secs(1);
     settings.limits.exec_timeout = Duration::from_secs(1);
-    let recorder = PrometheusBuilder::new().build_recorder();
-    let metrics = recorder.handle();
-    let pool = metrics::with_local_recorder(&recorder, || spy.pool(|builder| builder.settings(settings)));
-    Measured { pool, metrics }
+    Measured::new(spy, |builder| builder.settings(settings))
 }
 
 /// After the drop: what is held is released, and the pool must come to rest and be whole.
@@ -105,17 +70,17 @@ async fn comes_to_rest(case: &str, spy: &Spy, pool: &Measured) {
     next.evaluate("").await.unwrap_or_else(|error| panic!("{case}: the next caller got {error}"));
     // What never answers holds its place and is no object yet; everything else is counted as it is.
     if !case.contains("Never") {
-        eventually(&format!("the gauges tell the truth: {case}"), || pool.gauges_are_true(spy)).await;
+        eventually(&format!("the gauges tell the truth: {case}"), || gauges_are_true(pool, spy)).await;
     }
     drop(next);
     let report = pool.close().await;
     // A compile that never answers cannot be interrupted: it, and nothing else, is reported and stays counted.
     if spy.runtimes_live() > 0 {
-        assert!(case.contains("compile Never") || case.contains("probe Never"), "{case}: {report:?}, {:?}", pool.pool);
+        assert!(case.contains("compile Never") || case.contains("probe Never"), "{case}: {report:?}, {:?}", **pool);
         return;
     }
     assert_eq!(pool.runtimes(), 0, "{case}");
-    assert!(pool.gauges_are_true(spy), "{case}: {}", pool.metrics.render());
+    assert!(gauges_are_true(pool, spy), "{case}: {}", pool.metrics.render());
     assert_eq!(spy.opens(), spy.closes(), "{case}");
     assert_eq!(spy.instances_live(), 0, "{case}");
     assert!(spy.runtimes_live_max() <= 2, "{case}");
@@ -149,7 +114,11 @@ async fn an_evaluation_dropped_at_any_await_leaves_the_pool_whole() {
                     let pool = pool(&spy, isolation);
                     let evaluator = pool.evaluator("victim", Spy::spec()).unwrap();
                     let ended = poll_and_drop(polls, evaluator.evaluate("")).await;
-                    assert_eq!(pool.cancelled(), usize::from(polls > 0 && !ended), "{case}");
+                    assert_eq!(
+                        pool.sum("evalpool_evaluations_total", r#"outcome="cancelled""#),
+                        usize::from(polls > 0 && !ended),
+                        "{case}"
+                    );
                     drop(evaluator);
                     comes_to_rest(&case, &spy, &pool).await;
                 }
@@ -191,7 +160,7 @@ async fn a_close_dropped_at_any_await_closes_all_the_same() {
                     let _ = poll_and_drop(MOST_POLLS, call).await;
                     pool.close().await;
                     spy.assert_nothing_left();
-                    assert!(pool.gauges_are_true(&spy), "{case}");
+                    assert!(gauges_are_true(&pool, &spy), "{case}");
                 } else {
                     poll_and_drop(polls, evaluator.close()).await;
                     tokio::time::sleep(Duration::from_millis(50)).await;

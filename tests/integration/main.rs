@@ -17,6 +17,7 @@ mod collateral;
 mod config;
 #[cfg(feature = "service")]
 mod conformance;
+mod counted;
 #[cfg(feature = "service")]
 mod dashboards;
 #[cfg(feature = "service")]

@@ -1,0 +1,153 @@
+//! What the counters and gauges say, on the spy, where each cause can be made to happen alone.
+
+use std::time::Duration;
+
+use evalpool::{Isolation, RuntimeState, Settings};
+use tokio::time::sleep;
+
+use crate::support::{
+    measured::Measured,
+    spy::{Act, Spy},
+};
+
+fn settings(isolation: Isolation) -> Settings {
+    let mut settings = Settings::default();
+    settings.engine.isolation = isolation;
+    settings
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_is_counted_by_its_reason() {
+    let spy = Spy::default();
+    let pool = Measured::new(&spy, |builder| builder.capacity(2).idle_ttl(Duration::from_mins(1)));
+    let [one, two] = ["one", "two"].map(|name| pool.register(name, Spy::spec()).unwrap());
+    let closes = |reason: &str| pool.sum("evalpool_closes_total", &format!("reason=\"{reason}\""));
+    let reasons = ["capacity", "idle", "replaced", "closed", "shutdown", "invalid"];
+    let mut expected = [0; 6];
+    for at in 0..reasons.len() {
+        one.evaluate("").await.unwrap();
+        match reasons[at] {
+            "capacity" => {
+                two.evaluate("").await.unwrap();
+                pool.evaluator("three", Spy::spec()).unwrap().evaluate("").await.unwrap();
+                // The last handle of the third was dropped.
+                expected[3] += 1;
+            }
+            // So is the second, which was used just as long ago.
+            "idle" => {
+                sleep(Duration::from_mins(3)).await;
+                expected[at] += 1;
+            }
+            "replaced" => drop(pool.register("one", Spy::spec()).unwrap()),
+            "closed" => drop(one.unload().await),
+            "shutdown" => drop(pool.close().await),
+            _ => {
+                // By the guard, whose pool is another.
+                let pool = Measured::new(&spy, |builder| builder);
+                spy.on_instantiate([Act::Fail]);
+                pool.evaluator("bad", Spy::spec()).unwrap().evaluate("").await.unwrap_err();
+                assert_eq!(pool.sum("evalpool_closes_total", r#"reason="invalid""#), 1);
+                assert_eq!(pool.sum("evalpool_closes_total", ""), 1);
+                continue;
+            }
+        }
+        sleep(Duration::from_millis(10)).await;
+        expected[at] += 1;
+        assert_eq!(reasons.map(closes), expected, "after {}", reasons[at]);
+        if reasons[at] == "shutdown" {
+            break;
+        }
+    }
+    spy.assert_nothing_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_discarded_instance_is_counted_by_its_reason() {
+    for (reason, isolation, input, act) in [
+        ("used", Isolation::Fresh, "", Act::Succeed),
+        ("max_uses", Isolation::Reuse, "", Act::Succeed),
+        ("timeout", Isolation::Reuse, "", Act::Never),
+        ("cancelled", Isolation::Reuse, "", Act::Never),
+        ("trap", Isolation::Reuse, "trap", Act::Succeed),
+        ("panic", Isolation::Reuse, "", Act::Panic),
+        ("closed", Isolation::Reuse, "", Act::Never),
+    ] {
+        let spy = Spy::default();
+        let mut settings = settings(isolation);
+        settings.pool.max_uses = 1;
+        let pool = Measured::new(&spy, |builder| builder.settings(settings));
+        let evaluator = pool.register("one", Spy::spec()).unwrap();
+        spy.on_call([act]);
+        let mut call = Box::pin(evaluator.evaluate(input));
+        match reason {
+            "cancelled" => drop(tokio::time::timeout(Duration::from_secs(1), call.as_mut()).await.unwrap_err()),
+            "closed" => {
+                let closing = async {
+                    sleep(Duration::from_millis(100)).await;
+                    evaluator.close_with(Duration::from_millis(10)).await
+                };
+                assert_eq!(tokio::join!(call.as_mut(), closing).0.unwrap_err().kind(), "closed");
+            }
+            _ => drop(call.as_mut().await),
+        }
+        drop(call);
+        sleep(Duration::from_millis(1)).await;
+        let discards = |labels: &str| pool.sum("evalpool_instances_discarded_total", labels);
+        assert_eq!((discards(&format!("\"{reason}\"")), discards("")), (1, 1), "{reason}");
+    }
+}
+
+/// It is the thread's until the thread has not used it for a while, or somebody asks how many are idle.
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_a_thread_keeps_counts_as_busy() {
+    let spy = Spy::default();
+    let pool = Measured::new(&spy, |builder| builder.settings(settings(Isolation::Reuse)).park_after(2));
+    let evaluator = pool.register("one", Spy::spec()).unwrap();
+    let (busy, idle) = (r#"state="busy""#, r#"state="idle""#);
+    let shown = || [busy, idle].map(|state| pool.sum("evalpool_instances_live", state));
+    for _ in 0..2 {
+        // After a pause it is given back, and after the next two calls.
+        sleep(Duration::from_secs(1)).await;
+        for _ in 0..3 {
+            evaluator.evaluate("").await.unwrap();
+            assert_eq!(shown(), [0, 1]);
+        }
+        // From then on the thread keeps it, and takes what it keeps.
+        for _ in 0..10 {
+            evaluator.evaluate("").await.unwrap();
+            assert_eq!(shown(), [1, 0]);
+        }
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(shown(), [0, 1]);
+    }
+    for _ in 0..4 {
+        evaluator.evaluate("").await.unwrap();
+    }
+    assert_eq!(shown(), [1, 0]);
+    assert_eq!(pool.snapshot()[0].busy, 0);
+    assert_eq!(shown(), [0, 1]);
+    assert_eq!(spy.instances_live(), 1);
+}
+
+/// A plugin that fails is not built again for a while. Of those the pool remembers a bounded number.
+#[tokio::test(start_paused = true)]
+async fn the_thousand_failures_that_came_last_are_remembered() {
+    const MOST: usize = 1024;
+    let spy = Spy::default();
+    let pool = spy.pool(|builder| builder.capacity(4));
+    let all: Vec<_> = (0..=MOST).map(|at| pool.register(&at.to_string(), Spy::spec()).unwrap()).collect();
+    spy.on_compile(vec![Act::Fail; 2 * MOST]);
+    let compiles = async |at: usize| {
+        let before = spy.compiles();
+        all[at].evaluate("").await.unwrap_err();
+        spy.compiles() - before
+    };
+    for at in 0..MOST {
+        assert_eq!(compiles(at).await, 1);
+    }
+    assert_eq!(compiles(0).await, 0);
+    // One more, and the one that was not asked for longest is forgotten.
+    assert_eq!(compiles(MOST).await, 1);
+    assert_eq!((compiles(0).await, compiles(2).await, compiles(1).await), (0, 0, 1));
+    assert!(all.iter().all(|evaluator| pool.info(evaluator.name()).unwrap().state == RuntimeState::Cold));
+}
