@@ -106,12 +106,6 @@ impl PoolInner {
     }
 }
 
-impl Drop for PoolInner {
-    fn drop(&mut self) {
-        self.registry.shut_down(None);
-    }
-}
-
 /// The task that takes back what threads no longer use and evicts what is idle for too long. When the tokio runtime under it
 /// goes, the next call starts it again.
 struct Sweep(Weak<PoolInner>);

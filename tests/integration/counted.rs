@@ -39,8 +39,8 @@ async fn a_close_is_counted_by_its_reason() {
                 expected[at] += 1;
             }
             "replaced" => drop(pool.register("one", Spy::spec()).unwrap()),
-            "closed" => drop(one.unload().await),
-            "shutdown" => drop(pool.close().await),
+            "closed" => _ = one.unload().await,
+            "shutdown" => _ = pool.close().await,
             _ => {
                 // By the guard, whose pool is another.
                 let pool = Measured::new(&spy, |builder| builder);

@@ -352,3 +352,23 @@ async fn warming_builds_ahead_and_says_what_could_not_be_built() {
     pool.get("a").unwrap().evaluate("").await.unwrap();
     assert_eq!(spy.compiles(), 2);
 }
+
+/// The grace goes on although the executor that was to wait for it has ended.
+#[test]
+fn a_close_interrupts_a_guest_after_its_grace_although_its_own_executor_has_ended() {
+    let spy = Spy::default();
+    let pool = spy.pool(|builder| builder.capacity(1));
+    let evaluator = pool.register("one", Spy::spec()).unwrap();
+    spy.on_call([Act::Never]);
+    let calling = thread::spawn({
+        let evaluator = evaluator.clone();
+        move || on_threads(async move { evaluator.evaluate("").await.unwrap_err() })
+    });
+    eventually_here("the guest runs", || spy.calls_started() == 1);
+    let ends = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    ends.block_on(async { drop(evaluator.close_with(Duration::from_millis(100))) });
+    drop(ends);
+    assert_eq!(calling.join().unwrap().kind(), "closed");
+    eventually_here("it is closed", || spy.closes() == 1);
+    spy.assert_nothing_left();
+}

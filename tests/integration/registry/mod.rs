@@ -1,6 +1,7 @@
 //! Capacity, order, single flight, waiting and closing, on the spy, where rare orders of events can be forced.
 
 mod corners;
+mod edges;
 mod permits;
 
 use std::{sync::Arc, time::Duration};
