@@ -95,7 +95,7 @@ pub use crate::{
     config::{Isolation, Settings, SettingsError, Wasi},
     data::Data,
     engine::{HostFunction, HostFunctionError},
-    error::{Cause, Error, ErrorKind},
+    error::{Cause, Error, ErrorKind, Fault},
     evaluator::{EntryPoint, Evaluator},
     executable::Executable,
     info::{EvaluatorInfo, RuntimeInfo},

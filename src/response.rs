@@ -72,6 +72,15 @@ impl Response {
         self.output
     }
 
+    /// The output as text.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError`](Error::GuestError) if it is not UTF-8: for a caller that expects text, the plugin has failed.
+    pub fn text(&self) -> Result<&str, Error> {
+        str::from_utf8(&self.output).map_err(|error| Error::guest_error(format!("its output is not text: {error}")))
+    }
+
     /// The output as JSON of any shape.
     ///
     /// # Errors

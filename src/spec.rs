@@ -1,6 +1,8 @@
 //! A plugin's source together with how to run it.
 
-use std::{collections::BTreeMap, fmt, num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
 
 use crate::{
     config::{HostPattern, Isolation, Wasi},
@@ -27,9 +29,9 @@ pub(crate) use setters;
 ///
 /// ```
 /// use std::time::Duration;
-/// use evalpool::{Source, Spec};
+/// use evalpool::Spec;
 ///
-/// let spec = Spec::new(Source::file("plugins/price.wasm"))
+/// let spec = Spec::file("plugins/price.wasm")
 ///     .with_entry_point("price")
 ///     .with_config("currency", "EUR")
 ///     .with_exec_timeout(Duration::from_millis(250));
@@ -59,6 +61,16 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// A plugin in a file, read at each build: see [`Source::file`].
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self::new(Source::file(path))
+    }
+
+    /// A plugin in memory.
+    pub fn bytes(bytes: impl Into<Bytes>) -> Self {
+        Self::new(Source::Bytes(bytes.into()))
+    }
+
     /// A plugin from this source that runs as the pool's settings say.
     pub fn new(source: Source) -> Self {
         Self {

@@ -282,6 +282,18 @@ impl Evaluator {
         Ok(Executable::new(self.inner.pool.clone(), revision.clone(), info.clone()))
     }
 
+    /// Builds the runtime ahead of the first call, as [`EvaluatorPool::warm`](crate::EvaluatorPool::warm) does for many. If
+    /// it is live already, it counts as used now.
+    ///
+    /// Cancel safe: a build that has begun goes on.
+    ///
+    /// # Errors
+    ///
+    /// All that a build fails with, and the waits before it: see [`evaluate`](Self::evaluate).
+    pub async fn warm(&self) -> Result<(), Error> {
+        self.executable().await.map(drop)
+    }
+
     fn revision(&self) -> Result<Arc<Revision>, Error> {
         self.inner.revision.load_full().ok_or_else(|| self.closed(false))
     }

@@ -5,13 +5,13 @@ use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use evalpool::{CloseReport, EvaluatorPool, Source, Spec, config::EngineKind};
+use evalpool::{CloseReport, EvaluatorPool, Fault, Source, Spec, config::EngineKind};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::support::{ENGINES, GREET, builder, on_threads, wasm};
+use crate::support::{ENGINES, GREET, TOTALS, builder, on_threads, wasm};
 
 fn greet() -> Spec {
     Spec::new(Source::bytes(GREET))
@@ -191,4 +191,31 @@ fn a_replaced_plugin_finishes_its_calls(engine: EngineKind) {
         pool.close().await;
         assert_eq!(pool.runtimes(), 0);
     });
+}
+
+#[tokio::test]
+async fn an_evaluator_is_built_ahead_of_its_first_call() {
+    let pool = builder(EngineKind::Direct).capacity(1).build().unwrap();
+    let warm = pool.evaluator("warm", greet()).unwrap();
+    assert_eq!(pool.runtimes(), 0);
+    warm.warm().await.unwrap();
+    warm.warm().await.unwrap();
+    assert_eq!(pool.runtimes(), 1);
+    let response = warm.evaluate(json!({"name": "Ada"})).await.unwrap();
+    assert_eq!(response.timings().build, std::time::Duration::ZERO);
+    let bad = pool.evaluator("bad", Spec::bytes("no plugin")).unwrap();
+    assert_eq!(bad.warm().await.unwrap_err().fault(), Fault::Plugin);
+    warm.close().await;
+    assert_eq!(warm.warm().await.unwrap_err().fault(), Fault::Caller);
+    pool.close().await;
+}
+
+#[tokio::test]
+async fn an_output_is_text_if_it_is_utf_8() {
+    let pool = builder(EngineKind::Direct).capacity(1).build().unwrap();
+    let echo = pool.evaluator("echo", Spec::bytes(TOTALS).with_entry_point("echo")).unwrap();
+    assert_eq!(echo.evaluate("größe").await.unwrap().text().unwrap(), "größe");
+    let error = echo.evaluate(b"\xff").await.unwrap().text().unwrap_err();
+    assert_eq!((error.kind().as_str(), error.fault()), ("guest_error", Fault::Plugin));
+    pool.close().await;
 }

@@ -4,8 +4,11 @@
 //! limit, and never a host path or a backtrace. Its [`source`](std::error::Error::source) chain is for the operator: it
 //! has the errors of the layers below. [`Error::chain`] joins both for a log.
 
+mod fault;
+
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
+pub use self::fault::Fault;
 use crate::{
     last_words::LastWords,
     units::{Size, Time},
