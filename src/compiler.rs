@@ -72,6 +72,11 @@ pub(crate) fn check_imports(
     Ok(())
 }
 
+/// Whether a linked module cannot have this name, because another module is imported by it.
+pub(crate) fn is_taken(name: &str) -> bool {
+    ["", "main", "extism:host/env", "extism:host/user", "wasi_snapshot_preview1"].contains(&name)
+}
+
 /// Sorts linked modules so that each comes after those that it imports from.
 ///
 /// # Errors
@@ -79,8 +84,7 @@ pub(crate) fn check_imports(
 /// `invalid_request` for a name that cannot be linked, `invalid_plugin` for modules that import from each other.
 pub(crate) fn order_linked<'a>(mut modules: Vec<(&'a str, &'a Plugin)>) -> Result<Vec<(&'a str, &'a Plugin)>, Error> {
     for (at, (name, _)) in modules.iter().enumerate() {
-        let taken = ["", "main", "extism:host/env", "extism:host/user", "wasi_snapshot_preview1"].contains(name);
-        if taken || modules[..at].iter().any(|(other, _)| other == name) {
+        if is_taken(name) || modules[..at].iter().any(|(other, _)| other == name) {
             return Err(Error::invalid_request(format!("a linked module cannot be named {name:?}: the name is taken")));
         }
     }

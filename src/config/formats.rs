@@ -61,3 +61,28 @@ pub(super) fn list_or_commas<'de, D: serde::Deserializer<'de>>(deserializer: D) 
         }
     })
 }
+
+#[cfg(feature = "service")]
+/// The texts in a JSON or TOML object, by their keys as they are written. An error quotes no value: it may be a secret.
+pub(crate) fn strings(text: &str) -> Result<Vec<(String, String)>, String> {
+    use config::{FileFormat, Source, ValueKind};
+
+    let unusable =
+        |why: String| format!("is no JSON or TOML object of strings: {}", why.lines().next().unwrap_or_default());
+    let no_string = |key: &str| unusable(format!("{key:?} has another value"));
+    if text.trim_start().starts_with('{') {
+        let object: serde_json::Map<_, _> = serde_json::from_str(text).map_err(|error| unusable(error.to_string()))?;
+        let string = |(key, value): (String, serde_json::Value)| match value {
+            serde_json::Value::String(value) => Ok((key, value)),
+            _ => Err(no_string(&key)),
+        };
+        return object.into_iter().map(string).collect();
+    }
+    let table =
+        config::File::from_str(text, FileFormat::Toml).collect().map_err(|error| unusable(error.to_string()))?;
+    let string = |(key, value): (String, config::Value)| match value.kind {
+        ValueKind::String(value) => Ok((key, value)),
+        _ => Err(no_string(&key)),
+    };
+    table.into_iter().map(string).collect()
+}

@@ -12,6 +12,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "service")]
+pub(crate) use self::formats::strings;
 use self::formats::{list_or_commas, off_or_number, size, word};
 pub(crate) use self::hosts::HostPattern;
 pub use self::read::SettingsError;

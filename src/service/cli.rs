@@ -11,8 +11,8 @@ use serde::{
     de::{IntoDeserializer, value},
 };
 
-use super::Exit;
-use crate::{Isolation, Settings, Wasi, config::EngineKind};
+use super::{Exit, commands::PluginOptions};
+use crate::{Isolation, Settings, config::EngineKind};
 
 /// Runs Extism plugins (WebAssembly) in a capacity-bounded pool.
 #[derive(Debug, Parser)]
@@ -63,12 +63,8 @@ pub(super) struct RunArguments {
     /// The plugin's input: the text itself, @FILE for a file's bytes, - for standard input [default: nothing]
     #[arg(long, value_name = "TEXT|@FILE|-", allow_hyphen_values = true)]
     pub(super) input: Option<Input>,
-    /// Whether a plugin that imports WASI gets it: auto or off [default: auto]
-    #[arg(long, value_name = "auto|off", value_parser = word::<Wasi>)]
-    pub(super) wasi: Option<Wasi>,
-    /// How long the plugin may run, such as 250ms or 5s [default: 5s]
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    pub(super) timeout: Option<Duration>,
+    #[command(flatten)]
+    pub(super) options: PluginOptions,
 }
 
 #[derive(Debug, Args)]
@@ -78,6 +74,8 @@ pub(super) struct CheckArguments {
     /// The export that would be called [default: `run` if it is exported, else the only one of the author's]
     #[arg(long, value_name = "NAME")]
     pub(super) entry: Option<String>,
+    #[command(flatten)]
+    pub(super) options: PluginOptions,
 }
 
 #[derive(Debug, Args)]
@@ -120,6 +118,8 @@ pub(super) struct LoadArguments {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) options: PluginOptions,
 }
 
 /// Where a guest's input comes from.
@@ -149,11 +149,16 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Co
     let mut settings = Settings::load(config.as_deref())?;
     settings.engine.kind = engine.unwrap_or(settings.engine.kind);
     settings.engine.trusted |= trusted;
-    if let Command::Serve(ServeArguments { listen, data }) = &command {
-        settings.service.listen = listen.unwrap_or(settings.service.listen);
-        if let Some(data) = data {
-            settings.service.data.clone_from(data);
+    match &command {
+        Command::Serve(ServeArguments { listen, data }) => {
+            settings.service.listen = listen.unwrap_or(settings.service.listen);
+            if let Some(data) = data {
+                settings.service.data.clone_from(data);
+            }
         }
+        Command::Run(RunArguments { options, .. })
+        | Command::Check(CheckArguments { options, .. })
+        | Command::Load(LoadArguments { options, .. }) => options.raise(&mut settings),
     }
     Ok((command, settings))
 }
@@ -173,7 +178,7 @@ fn not_understood(error: &clap::Error) -> Exit {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     match humantime_serde::re::humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("it must be longer".to_owned()),
         Ok(duration) => Ok(duration),

@@ -27,6 +27,14 @@ impl Exit {
         Exit::Unusable(line.into())
     }
 
+    /// The same, naming the option whose value cannot be used.
+    pub(super) fn of_option(self, name: &str) -> Self {
+        match self {
+            Exit::Unusable(line) => Exit::Unusable(format!("{name}: {line}")),
+            other => other,
+        }
+    }
+
     /// Prints the text and returns the exit code.
     #[must_use]
     pub fn report(self) -> ExitCode {

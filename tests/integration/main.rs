@@ -44,6 +44,8 @@ mod lifecycle;
 mod messages;
 mod model;
 #[cfg(feature = "service")]
+mod options;
+#[cfg(feature = "service")]
 mod pool;
 #[cfg(feature = "service")]
 mod program;

@@ -62,7 +62,7 @@ pub(crate) fn refusal(output: &Output, code: i32) -> String {
 
 /// The same where a guest may have left something behind, which follows, indented.
 #[track_caller]
-fn refusal_of_guest(output: &Output, code: i32) -> String {
+pub(crate) fn refusal_of_guest(output: &Output, code: i32) -> String {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     let (line, rest) = text.split_once('\n').unwrap();
     assert!(rest.lines().all(|line| line.starts_with("  ")), "{text}");

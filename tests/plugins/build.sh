@@ -39,6 +39,7 @@ plugins=(
     rust-host/call_host.wasm
     rust-panic/panics.wasm
     rust/totals.wasm
+    wat/fetch.wasm # Not built here: a test compares it with its text, which it reads itself.
 )
 
 fail() {

@@ -4,31 +4,30 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use super::read_plugin;
 use crate::{
-    EvaluatorPool, Plugin, Settings, Source,
+    EvaluatorPool, Plugin, Settings, Source, Spec,
     runtime::BuildTimes,
     service::{
         Exit,
         cli::CheckArguments,
         exit::{one_line, print},
-        store::RunOptions,
     },
     source::EntryPoints,
     units::{Size, Time},
 };
 
 pub(in crate::service) async fn check(arguments: CheckArguments, settings: &Settings) -> Result<(), Exit> {
-    let CheckArguments { plugin, entry } = arguments;
+    let CheckArguments { plugin, entry, options } = arguments;
     let bytes = read_plugin(&plugin, settings.limits.plugin_size)?;
-    let plugin = Plugin::new(bytes.clone(), None)?;
+    let spec = options.spec(Source::Bytes(bytes.clone()), settings.limits.plugin_size)?;
+    let plugin = Plugin::new(bytes, None)?;
     let entry_points = EntryPoints::of(plugin.interface(), entry.as_deref())?;
-    let options = RunOptions { entry_point: entry, ..RunOptions::default() };
-    let spec = options.spec(Source::Bytes(bytes));
+    let spec = Spec { entry_point: entry, ..spec };
     let prepared = EvaluatorPool::from_settings(settings)?.prepare_with("check", spec, Some(plugin.clone())).await?;
     let took = prepared.took();
     // Not published: the runtime closes in the background, or with the process.
     drop(prepared);
     let calls = entry_points.default().unwrap_or("it has to be named");
-    print(describe(&plugin, calls, took, settings.limits.memory))
+    print(describe(&plugin, calls, took, options.memory.unwrap_or(settings.limits.memory)))
 }
 
 fn describe(plugin: &Plugin, calls: &str, took: BuildTimes, most_memory: u64) -> String {

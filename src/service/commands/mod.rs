@@ -2,6 +2,7 @@
 
 mod check;
 mod load;
+mod options;
 mod run;
 mod serve;
 mod signals;
@@ -14,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 
-pub(super) use self::{check::check, load::load, run::run, serve::serve};
+pub(super) use self::{check::check, load::load, options::PluginOptions, run::run, serve::serve};
 use super::{Exit, cli::Input};
 use crate::Error;
 

@@ -2,25 +2,23 @@
 
 use super::{read_input, read_plugin};
 use crate::{
-    EvaluatorPool, Settings, Source,
+    Data, EvaluatorPool, Settings, Source, Spec,
     service::{
         Exit,
         cli::RunArguments,
         exit::{print, shown},
-        store::RunOptions,
     },
 };
 
 pub(in crate::service) async fn run(arguments: RunArguments, settings: &Settings) -> Result<(), Exit> {
-    let RunArguments { plugin, entry, input, wasi, timeout } = arguments;
-    let options = RunOptions { entry_point: entry, wasi, ..RunOptions::default() };
-    let mut spec = options.spec(Source::Bytes(read_plugin(&plugin, settings.limits.plugin_size)?));
-    if let Some(timeout) = timeout {
-        spec = spec.with_exec_timeout(timeout);
-    }
-    let input = input.map(|input| read_input(input, settings.limits.input_size)).transpose()?.unwrap_or_default();
+    let RunArguments { plugin, entry, input, options } = arguments;
+    let plugin_size = settings.limits.plugin_size;
+    let spec = options.spec(Source::Bytes(read_plugin(&plugin, plugin_size)?), plugin_size)?;
+    let spec = Spec { entry_point: entry, ..spec };
+    let input = input.map(|input| read_input(input, settings.limits.input_size)).transpose()?;
+    let data = input.map_or(Data::Empty, |input| options.data(input));
     let evaluator = EvaluatorPool::from_settings(settings)?.evaluator("run", spec)?;
-    let response = evaluator.evaluate(input).await?;
+    let response = evaluator.evaluate(data).await?;
     if let Some(written) = response.written() {
         eprint!("{}", shown(written));
     }

@@ -10,14 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use hdrhistogram::Histogram;
 use rand::{SeedableRng, rngs::StdRng};
 use rand_distr::{Distribution, Zipf};
 
 use super::chaos::{self, Act};
 use crate::{
-    CloseReport, Error, Evaluator, EvaluatorPool, Spec,
+    CloseReport, Data, Error, Evaluator, EvaluatorPool, Spec,
     service::{Exit, cli::LoadArguments},
 };
 
@@ -42,7 +41,7 @@ impl Tally {
 /// What the tasks share.
 pub(super) struct Workload {
     pub(super) pool: EvaluatorPool,
-    pub(super) input: Bytes,
+    pub(super) input: Data,
     spec: Spec,
     /// By rank: the first has the largest share. The locks are for chaos, which replaces them.
     evaluators: Vec<Mutex<Evaluator>>,
@@ -76,7 +75,7 @@ impl Workload {
     pub(super) fn new(
         pool: &EvaluatorPool,
         spec: Spec,
-        input: Bytes,
+        input: Data,
         evaluators: u32,
         live_max: Arc<AtomicUsize>,
     ) -> Result<Self, Exit> {

@@ -25,7 +25,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use self::{drive::Workload, figures::Figures, report::Report, watch::Watch};
 use super::{read_input, read_plugin, signals::Signals};
 use crate::{
-    EvaluatorPool, Plugin, Settings, Source, Spec,
+    Data, EvaluatorPool, Plugin, Settings, Source, Spec,
     service::{Exit, cli::LoadArguments, exit::print, greet},
 };
 
@@ -94,13 +94,17 @@ pub(in crate::service) async fn load(
 }
 
 /// The spec and the input of every evaluator. A plugin that no evaluation could run is refused here, once.
-fn subject(arguments: &LoadArguments, settings: &Settings) -> Result<(Spec, bytes::Bytes), Exit> {
+fn subject(arguments: &LoadArguments, settings: &Settings) -> Result<(Spec, Data), Exit> {
     let input = arguments.input.clone().map(|input| read_input(input, settings.limits.input_size)).transpose()?;
+    let input = input.map(|input| arguments.options.data(input));
+    let plugin_size = settings.limits.plugin_size;
     let Some(path) = &arguments.plugin else {
-        return Ok((greet::spec(), input.unwrap_or_else(|| greet::INPUT.into())));
+        let spec = arguments.options.spec(Source::Bytes(greet::WASM), plugin_size)?;
+        return Ok((spec.with_entry_point(greet::NAME), input.unwrap_or_else(|| greet::INPUT.into())));
     };
-    let plugin = Plugin::new(read_plugin(path, settings.limits.plugin_size)?, None)?;
+    let bytes = read_plugin(path, plugin_size)?;
+    let spec = arguments.options.spec(Source::Bytes(bytes.clone()), plugin_size)?;
+    let plugin = Plugin::new(bytes, None)?;
     let entry_point = plugin.interface().resolve(arguments.entry.as_deref())?;
-    let spec = Spec::new(Source::Bytes(plugin.bytes().clone())).with_entry_point(entry_point);
-    Ok((spec, input.unwrap_or_default()))
+    Ok((spec.with_entry_point(entry_point), input.unwrap_or_default()))
 }

@@ -1,0 +1,200 @@
+//! The plugin options: what `run`, `check` and `load` let their user say about a plugin, as flags that become a [`Spec`].
+//!
+//! Whoever types the command owns the process. So a limit above the setting's raises the setting as well: the engine then
+//! has room for it, and one plugin needs no settings file.
+
+use std::{
+    fs::File,
+    io::Read,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use clap::{Args, value_parser};
+use serde_json::Value;
+
+use super::read_plugin;
+use crate::{
+    Data, Settings, Source, Spec, Wasi, compiler,
+    config::{HostPattern, strings},
+    data::Static,
+    service::{
+        Exit,
+        cli::{duration, word},
+    },
+    units::Size,
+};
+
+/// What a file of config values may have, in bytes.
+const MOST_CONFIG: u64 = 1024 * 1024;
+
+/// Modules that can be linked with a plugin: as many as the `direct` engine takes.
+const MOST_LINKED: usize = 2;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Plugin options")]
+pub(in crate::service) struct PluginOptions {
+    /// A config value that the plugin may read. Repeatable; wins over --config-values.
+    // Taken as it is: clap shows a value that it refuses, and this one may be a secret.
+    #[arg(long, value_name = "KEY=VALUE")]
+    config_value: Vec<String>,
+    /// A file with config values, a JSON or TOML object of strings: secrets in it stay out of the list of processes.
+    /// Repeatable; later files win.
+    #[arg(long, value_name = "FILE")]
+    config_values: Vec<PathBuf>,
+    /// A host that the plugin may call over HTTP, such as api.example.com, *.example.com or 127.0.0.1:8080. Repeatable
+    /// [default: as set, else none]
+    #[arg(long, value_name = "GLOB", value_parser = host)]
+    allow_host: Vec<String>,
+    /// Linear memory of an instance, from 64KiB to 4GiB [default: as set, else 64MiB]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    pub(super) memory: Option<u64>,
+    /// How long the plugin may run in an evaluation, such as 250ms or 5s [default: as set, else 5s]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    timeout: Option<Duration>,
+    /// How long compiling and initialising may take [default: as set, else 10s]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    build_timeout: Option<Duration>,
+    /// How many instructions the plugin may run in an evaluation [default: as set, else no limit]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    fuel: Option<u64>,
+    /// Size of an evaluation's output, such as 64KiB [default: as set, else 16MiB]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    output_size: Option<u64>,
+    /// Instances of the plugin at once [default: as set, else cores × 2]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1_000_000))]
+    instances: Option<u32>,
+    /// A module from which the plugin imports by this name. At most two.
+    #[arg(long, value_name = "NAME=FILE", value_parser = link)]
+    link: Vec<(String, PathBuf)>,
+    /// JSON into which the input of each evaluation is merged.
+    #[arg(long, value_name = "JSON", value_parser = json, allow_hyphen_values = true)]
+    static_data: Option<Value>,
+    /// Whether a plugin that imports WASI gets it: auto or off [default: as set, else auto]
+    #[arg(long, value_name = "auto|off", value_parser = word::<Wasi>)]
+    wasi: Option<Wasi>,
+}
+
+impl PluginOptions {
+    /// Raises the settings to the limits that are said here.
+    pub(in crate::service) fn raise(&self, settings: &mut Settings) {
+        fn raise<T: Ord + Copy>(setting: &mut T, said: Option<T>) {
+            *setting = said.map_or(*setting, |said| said.max(*setting));
+        }
+        let Settings { pool, limits, engine, .. } = settings;
+        raise(&mut limits.memory, self.memory);
+        raise(&mut limits.exec_timeout, self.timeout);
+        raise(&mut limits.build_timeout, self.build_timeout);
+        raise(&mut limits.output_size, self.output_size);
+        // Without a limit there is none to raise.
+        if let Some(fuel) = &mut limits.fuel {
+            raise(fuel, self.fuel);
+        }
+        let instances = self.instances().map(NonZeroUsize::get);
+        raise(&mut pool.max_instances_per_evaluator, instances);
+        raise(&mut pool.max_instances, instances);
+        if !self.allow_host.is_empty() {
+            engine.allowed_hosts.clone_from(&self.allow_host);
+        }
+    }
+
+    /// The spec that runs a plugin from `source` so. Reads the files that the options name, each module up to
+    /// `plugin_size` bytes.
+    pub(super) fn spec(&self, source: Source, plugin_size: u64) -> Result<Spec, Exit> {
+        let mut spec = Spec {
+            wasi: self.wasi,
+            memory: self.memory,
+            output_size: self.output_size,
+            instances: self.instances(),
+            build_timeout: self.build_timeout,
+            exec_timeout: self.timeout,
+            fuel: self.fuel.map(Some),
+            ..Spec::new(source)
+        };
+        for (key, value) in self.config()? {
+            spec = spec.with_config(key, value);
+        }
+        if !self.allow_host.is_empty() {
+            spec = spec.with_allowed_hosts(self.allow_host.clone());
+        }
+        if self.link.len() > MOST_LINKED {
+            return Err(Exit::unusable(format!("--link: at most {MOST_LINKED} modules can be linked with a plugin")));
+        }
+        for (at, (name, path)) in self.link.iter().enumerate() {
+            if self.link.iter().take(at).any(|(other, _)| other == name) {
+                return Err(Exit::unusable(format!("--link: the name {name:?} is given twice")));
+            }
+            let bytes = read_plugin(path, plugin_size).map_err(|exit| exit.of_option("--link"))?;
+            spec = spec.with_module(name, Source::Bytes(bytes));
+        }
+        if let Some(data) = &self.static_data {
+            spec = spec.with_data(Static(Data::Json(data.clone())));
+        }
+        Ok(spec)
+    }
+
+    /// An input as the data of a call: merged into the static data if it is JSON, as a caller of the library would do it.
+    pub(super) fn data(&self, input: Bytes) -> Data {
+        let json = self.static_data.as_ref().and_then(|_| serde_json::from_slice(&input).ok());
+        json.map_or(Data::Bytes(input), Data::Json)
+    }
+
+    fn instances(&self) -> Option<NonZeroUsize> {
+        NonZeroUsize::new(self.instances? as usize)
+    }
+
+    /// The config values in the order in which they are set: later ones win.
+    fn config(&self) -> Result<Vec<(String, String)>, Exit> {
+        let mut config = Vec::new();
+        for path in &self.config_values {
+            config.extend(read_config(path).map_err(|why| Exit::unusable(format!("--config-values: {why}")))?);
+        }
+        for pair in &self.config_value {
+            let pair = pair.split_once('=').filter(|(key, _)| !key.is_empty());
+            let (key, value) = pair.ok_or_else(|| Exit::unusable("--config-value: one is not KEY=VALUE"))?;
+            config.push((key.to_owned(), value.to_owned()));
+        }
+        Ok(config)
+    }
+}
+
+fn read_config(path: &Path) -> Result<Vec<(String, String)>, String> {
+    let (name, mut text) = (path.display(), String::new());
+    let read = File::open(path).and_then(|file| file.take(MOST_CONFIG + 1).read_to_string(&mut text));
+    match read {
+        Err(error) => Err(format!("cannot read {name}: {error}")),
+        Ok(size) if size as u64 > MOST_CONFIG => Err(format!("{name} is over {}", Size(MOST_CONFIG))),
+        Ok(_) => strings(&text).map_err(|why| format!("{name} {why}")),
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    text.parse().map(|size: bytesize::ByteSize| size.as_u64()).map_err(|_| "expected a size, such as 64MiB".to_owned())
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    let range = (64 << 10)..=(4 << 30);
+    size(text).and_then(|size| {
+        let is_in = range.contains(&size);
+        is_in.then_some(size).ok_or_else(|| "it must be from 64KiB to 4GiB".to_owned())
+    })
+}
+
+fn host(text: &str) -> Result<String, String> {
+    HostPattern::parse_all(&[text.to_owned()]).map(|_| text.to_owned())
+}
+
+fn link(text: &str) -> Result<(String, PathBuf), String> {
+    let pair = text.split_once('=').filter(|(name, path)| !name.is_empty() && !path.is_empty());
+    let (name, path) = pair.ok_or("expected NAME=FILE")?;
+    if compiler::is_taken(name) {
+        return Err(format!("the name {name:?} is taken"));
+    }
+    Ok((name.to_owned(), path.into()))
+}
+
+fn json(text: &str) -> Result<Value, serde_json::Error> {
+    serde_json::from_str(text)
+}
