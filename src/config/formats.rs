@@ -62,8 +62,8 @@ pub(super) fn list_or_commas<'de, D: serde::Deserializer<'de>>(deserializer: D) 
     })
 }
 
-#[cfg(feature = "service")]
 /// The texts in a JSON or TOML object, by their keys as they are written. An error quotes no value: it may be a secret.
+#[cfg(feature = "service")]
 pub(crate) fn strings(text: &str) -> Result<Vec<(String, String)>, String> {
     use config::{FileFormat, Source, ValueKind};
 

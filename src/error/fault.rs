@@ -30,12 +30,12 @@ impl Error {
     /// Whose fault it is.
     ///
     /// ```
-    /// use evalpool::{EvaluatorPool, Fault, Spec};
+    /// use evalpool::{Error, Fault};
     ///
-    /// let pool = EvaluatorPool::builder().build()?;
-    /// let error = pool.evaluator("", Spec::bytes("")).unwrap_err();
-    /// assert_eq!(error.fault(), Fault::Caller);
-    /// # Ok::<(), evalpool::SettingsError>(())
+    /// fn is_worth_a_retry(error: &Error) -> bool {
+    ///     error.fault() == Fault::Capacity
+    /// }
+    /// assert!(is_worth_a_retry(&Error::Saturated { reason: "no instance is free" }));
     /// ```
     #[must_use]
     pub fn fault(&self) -> Fault {

@@ -23,7 +23,7 @@ const NEVER_STARTS: &str = r#"(module (func $spin (loop (br 0))) (start $spin) (
 const GROWS: &str = r#"(module (memory 1) (func (export "run")
     (if (i32.lt_s (memory.grow (i32.const 1600)) (i32.const 0)) (then unreachable))))"#;
 
-/// Fails unless `config` and `math` give 42 together.
+/// Fails unless `math` and `numbers`, from which that imports, give 42 together.
 const ADDS: &str = r#"(module
     (import "math" "sum" (func $sum (result i32)))
     (func (export "run") (if (i32.ne (call $sum) (i32.const 42)) (then unreachable))))"#;
