@@ -223,7 +223,9 @@ async fn a_spec_bounds_its_own_instances() {
         }
         let waits = wait_behind(&evaluator).await;
         assert_eq!(spy.instances_live(), most);
-        ["a", "b", "c"].iter().for_each(|gate| spy.open_gate(gate));
+        for gate in ["a", "b", "c"] {
+            spy.open_gate(gate);
+        }
         waits.await.unwrap().unwrap();
         for call in running {
             call.await.unwrap();
