@@ -205,13 +205,13 @@ fn names_and_logs() -> Vec<Hostile> {
             "a request whose method is another request",
             "{\\22url\\22:\\22http://127.0.0.1/\\22,\\22method\\22:\\22GET / HTTP/1.1\\\\r\\\\n\\22}",
             "(drop (call $http (call $given) (i64.const 0)))",
-            Ends("guest_error"),
+            Ends("guest_trap"),
         ),
         with(
             "a request of a file of this machine",
             "{\\22url\\22:\\22file:///etc/passwd\\22}",
             "(drop (call $http (call $given) (i64.const 0)))",
-            Ends("guest_error"),
+            Ends("guest_trap"),
         ),
     ]
 }
