@@ -6,6 +6,50 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 const FORM: &str = "an entry is a host, an address or a glob pattern, with :port to allow that port only, such as \
                     api.example.com, *.example.com:443, 127.0.0.1:8080 or [::1]";
 
+/// Among the operator's entries: clients may name any host.
+const ANY: &str = "any";
+
+/// What a plugin gets whose spec names no hosts.
+pub(crate) fn default_hosts(settings: &[String]) -> impl Iterator<Item = String> {
+    settings.iter().filter(|entry| *entry != ANY).cloned()
+}
+
+/// The entries of a client's spec as the engine may have them, each within the operator's.
+///
+/// Whoever names a host without wildcards reaches it at private addresses too. A client may not, where the operator's
+/// entry is a pattern: what the client names becomes a pattern of that one host. And where the operator's entry names a
+/// host, it decides alone for it: beside a client's pattern that matches it, it stays in force.
+///
+/// # Errors
+///
+/// Shows the first entry that the operator's do not cover.
+#[cfg(feature = "service")]
+pub(crate) fn hosts_within(entries: &[String], operators: &[String]) -> Result<Vec<String>, String> {
+    let parsed = HostPattern::parse_all(entries)?;
+    if let Some(word) = entries.iter().find(|entry| *entry == ANY) {
+        return Err(format!("{word:?}, which is for the operator's engine.allowed_hosts; \"*\" matches every host"));
+    }
+    if operators.iter().any(|entry| entry == ANY) {
+        return Ok(entries.to_owned());
+    }
+    let most: Vec<_> = operators.iter().filter_map(|entry| Some((entry, HostPattern::parse(entry)?))).collect();
+    let mut within = Vec::new();
+    for (entry, own) in entries.iter().zip(&parsed) {
+        let narrowed = own.within(entry, &most).ok_or_else(|| {
+            format!(
+                "{:?}, which no entry of the operator's engine.allowed_hosts covers",
+                entry.chars().take(100).collect::<String>()
+            )
+        })?;
+        within.push(narrowed);
+        if let Host::Wildcard(pattern) = &own.host {
+            let stays = |host: &Host| host.text().is_some_and(|host| pattern.matches(&host));
+            within.extend(most.iter().filter(|(_, most)| stays(&most.host)).map(|(entry, _)| (*entry).clone()));
+        }
+    }
+    Ok(within)
+}
+
 /// One entry: a host or a pattern of hosts, and a port if it is for that one only.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct HostPattern {
@@ -70,6 +114,38 @@ impl HostPattern {
         self.port.is_none_or(|own| own == port) && self.matches_host(host)
     }
 
+    /// This entry, which is spelled `entry`, if the operator's cover it.
+    #[cfg(feature = "service")]
+    fn within(&self, entry: &str, most: &[(&String, Self)]) -> Option<String> {
+        let has_port = |allowed: &&(&String, Self)| allowed.1.port.is_none() || allowed.1.port == self.port;
+        let text = self.host.text();
+        // Entries that name this host decide alone for it.
+        if text.is_some() && most.iter().any(|(_, allowed)| allowed.host == self.host) {
+            let named = most.iter().filter(has_port).any(|(_, allowed)| allowed.host == self.host);
+            return named.then(|| entry.to_owned());
+        }
+        let covers = |allowed: &Host| match (allowed, &self.host) {
+            (Host::Wildcard(allowed), Host::Wildcard(own)) => {
+                let suffix = allowed.as_str().strip_prefix('*').filter(|suffix| !suffix.contains(['*', '?', '[']));
+                allowed == own || suffix.is_some_and(|suffix| own.as_str().ends_with(suffix))
+            }
+            (Host::Wildcard(allowed), _) => text.as_ref().is_some_and(|host| allowed.matches(host)),
+            _ => false,
+        };
+        if !most.iter().filter(has_port).any(|(_, allowed)| covers(&allowed.host)) {
+            return None;
+        }
+        match text {
+            None => Some(entry.to_owned()),
+            // In a pattern, `[a]` is the letter a. An address of version 6 cannot be written so.
+            Some(text) => {
+                let (first, rest) = text.split_at_checked(1).filter(|(first, _)| *first != "[")?;
+                let port = self.port.map_or_else(String::new, |port| format!(":{port}"));
+                Some(format!("[{first}]{rest}{port}"))
+            }
+        }
+    }
+
     /// Whether it is for one port only.
     pub(crate) fn has_port(&self) -> bool {
         self.port.is_some()
@@ -77,6 +153,17 @@ impl HostPattern {
 }
 
 impl Host {
+    /// As a URL spells it; none for a pattern.
+    #[cfg(feature = "service")]
+    fn text(&self) -> Option<String> {
+        match self {
+            Host::Address(IpAddr::V4(address)) => Some(address.to_string()),
+            Host::Address(IpAddr::V6(address)) => Some(format!("[{address}]")),
+            Host::Name(name) => Some(name.clone()),
+            Host::Wildcard(_) => None,
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         // URLs have hosts in small letters.
         let text = text.to_ascii_lowercase();
@@ -144,6 +231,47 @@ mod tests {
         ] {
             assert_eq!(parse(entry).matches(host, port), matches, "{entry} {host} {port}");
         }
+    }
+
+    #[test]
+    #[cfg(feature = "service")]
+    fn a_client_stays_within_the_operators_entries() {
+        let within = |client: &[&str], operator: &[&str]| {
+            let [client, operator] =
+                [client, operator].map(|list| list.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>());
+            hosts_within(&client, &operator).ok().map(|hosts| hosts.join(" "))
+        };
+        for (client, operator, gets) in [
+            (&["api.example.com"][..], &["api.example.com"][..], Some("api.example.com")),
+            (&["API.example.com:443"], &["api.example.com"], Some("API.example.com:443")),
+            (&["api.example.com"], &["api.example.com:443"], None),
+            (&["api.example.com"], &["*", "api.example.com:443"], None),
+            // A pattern leads to no private address, whatever host the client names.
+            (&["api.example.com"], &["*.example.com"], Some("[a]pi.example.com")),
+            (&["api.example.com:443"], &["*.example.com"], Some("[a]pi.example.com:443")),
+            (&["localhost"], &["*"], Some("[l]ocalhost")),
+            (&["127.0.0.1:80"], &["*"], Some("[1]27.0.0.1:80")),
+            (&["[::1]"], &["*"], None),
+            (&["[::1]:80"], &["[::1]"], Some("[::1]:80")),
+            (&["*"], &["*"], Some("*")),
+            (&["*.a.example.com:443"], &["*.example.com"], Some("*.a.example.com:443")),
+            (&["*.example.com"], &["*.a.example.com"], None),
+            (&["*"], &["*:443"], None),
+            (&["*"], &["*", "db.internal:5432"], Some("* db.internal:5432")),
+            (&["*"], &["a.example.com"], None),
+            (&["10.0.0.1"], &["any"], Some("10.0.0.1")),
+            (&["*.example.com"], &["a.example.com", "any"], Some("*.example.com")),
+            (&["any"], &["any"], None),
+            (&["any"], &["*"], None),
+            (&["x.example"], &[], None),
+            (&[], &[], Some("")),
+        ] {
+            assert_eq!(within(client, operator).as_deref(), gets, "{client:?} within {operator:?}");
+        }
+        assert_eq!(default_hosts(&["any".to_owned(), "x.example".to_owned()]).collect::<Vec<_>>(), ["x.example"]);
+        let [narrow, _] = [parse("[a]pi.example.com"), parse("*")];
+        assert!(narrow.matches("api.example.com", 443) && !narrow.matches("bpi.example.com", 443));
+        assert!(!narrow.names("api.example.com"));
     }
 
     #[test]

@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 #[cfg(feature = "service")]
 pub(crate) use self::formats::strings;
 use self::formats::{list_or_commas, off_or_number, size, word};
-pub(crate) use self::hosts::HostPattern;
+pub(crate) use self::hosts::{HostPattern, default_hosts};
 pub use self::read::SettingsError;
+#[cfg(feature = "service")]
+pub(crate) use self::{hosts::hosts_within, read::nearest};
 
 /// All settings. [`Default`] is what the program runs with if you set nothing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -120,8 +122,12 @@ pub struct EngineSettings {
     /// Whether you trust all plugins. The `extism` engine refuses others with
     /// [`InvalidRequest`](crate::Error::InvalidRequest). Default `false`.
     pub trusted: bool,
-    /// Hosts that plugins may call over HTTP; none by default. In the environment, separate them by commas. See
-    /// [`Spec::with_allowed_hosts`](crate::Spec::with_allowed_hosts) for what an entry may be.
+    /// Hosts that plugins may call over HTTP unless their spec names others; none by default. In the environment, separate
+    /// them by commas. See [`Spec::with_allowed_hosts`](crate::Spec::with_allowed_hosts) for what an entry may be.
+    ///
+    /// A client of the server may name hosts that these entries match, and no others, unless the word `any` is among
+    /// them: then any host, also one of this machine or a private network. To a plugin whose spec names none, `any` gives
+    /// nothing.
     #[serde(deserialize_with = "list_or_commas")]
     pub allowed_hosts: Vec<String>,
     /// The `User-Agent` of plugins' HTTP requests on the `direct` engine, unless a plugin sets its own: 1 to 256

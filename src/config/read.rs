@@ -183,7 +183,7 @@ fn check_keys(name: &str, table: &HashMap<String, config::Value>, known: &[Strin
 }
 
 /// `; did you mean X?`, or nothing when no known name is near.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
+pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     known
         .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
         .filter(|(likeness, _)| *likeness > 0.7)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::PoolInner;
 use crate::{
     compiler::{self, Blueprint},
+    config::default_hosts,
     engine::{CompileRequest, InstanceLimits, LinkedModule, Permit},
     error::Error,
     last_words::LastWords,
@@ -68,7 +69,7 @@ pub(super) fn blueprint(
         wasi: wants_wasi,
         trusted: spec.trusted.unwrap_or(inner.engine.trusted),
         config: spec.config.clone(),
-        allowed_hosts: hosts.unwrap_or_else(|| inner.engine.allowed_hosts.iter().cloned().collect()),
+        allowed_hosts: hosts.unwrap_or_else(|| default_hosts(&inner.engine.allowed_hosts).collect()),
         host_functions: spec.host_functions.clone(),
         limits,
         permit: Permit::new(()),
