@@ -9,7 +9,7 @@ words! {
     ///
     /// | fault | kinds |
     /// |---|---|
-    /// | `Caller` | `not_found`, `invalid_name`, `invalid_request`, `payload_too_large`, `unauthorized`, `closed`, `cancelled` |
+    /// | `Caller` | `not_found`, `invalid_name`, `invalid_request`, `payload_too_large`, `unauthorized`, `precondition_failed`, `closed`, `cancelled` |
     /// | `Plugin` | `invalid_plugin`, `entry_point_missing`, `digest_mismatch`, `build_timeout`, `guest_trap`, `guest_error`, `guest_exit`, `out_of_memory`, `out_of_fuel`, `output_too_large`, `exec_timeout` |
     /// | `Capacity` | `saturated`, `wait_timeout` |
     /// | `Host` | `source_unavailable`, `shutting_down`, `internal` |
@@ -55,6 +55,7 @@ impl ErrorKind {
             | Kind::InvalidRequest
             | Kind::PayloadTooLarge
             | Kind::Unauthorized
+            | Kind::PreconditionFailed
             | Kind::Closed
             | Kind::Cancelled => Fault::Caller,
             Kind::InvalidPlugin

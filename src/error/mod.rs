@@ -167,6 +167,12 @@ pub enum Error {
         /// What the guest left behind.
         last_words: LastWords,
     },
+    /// The evaluator is not as the request wants it to be: somebody else changed it.
+    #[error("{reason}")]
+    PreconditionFailed {
+        /// What was asked for, and what there is.
+        reason: &'static str,
+    },
     /// The evaluator was closed before the call, or its runtime was closed during the call and the grace ran out.
     #[error("{}", describe_closed(.name, *.interrupted))]
     Closed {
@@ -270,6 +276,7 @@ kinds! {
     OutOfMemory = "out_of_memory",
     OutOfFuel = "out_of_fuel",
     OutputTooLarge = "output_too_large",
+    PreconditionFailed = "precondition_failed",
     Closed = "closed",
     ShuttingDown = "shutting_down",
     Cancelled = "cancelled",

@@ -82,6 +82,12 @@ impl Evaluator {
         &self.inner.name
     }
 
+    /// Whether it has data of its own, into which that of a call is merged.
+    #[cfg(feature = "service")]
+    pub(crate) fn has_data(&self) -> bool {
+        self.inner.revision.load().as_ref().is_some_and(|revision| revision.spec.data.is_some())
+    }
+
     /// Distinguishes it from other evaluators of that name.
     #[must_use]
     pub fn id(&self) -> EvaluatorId {

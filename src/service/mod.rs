@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `cli` | flags, and the settings below them |
 //! | `commands` | `serve`, `run`, `check` and `load` |
+//! | `document` | the spec as clients write it, and the operator's ceilings over it |
 //! | `http` | routes and their handlers |
 //! | `listen` | connections: how many there may be, how long they may stall, how they end |
 //! | `store` | the folder in which evaluators are stored |
@@ -15,6 +16,7 @@
 
 mod cli;
 mod commands;
+mod document;
 mod exit;
 pub mod exporter;
 mod greet;

@@ -31,6 +31,7 @@ use crate::{
     config::{EngineKind, ServiceSettings},
     service::{
         Exit,
+        document::Ceilings,
         exit::print,
         exporter::UPKEEP,
         greet,
@@ -54,8 +55,9 @@ pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHa
     let listener = TcpListener::bind(service.listen).await.map_err(cannot_listen)?;
     let address = listener.local_addr().map_err(cannot_listen)?;
     let pool = EvaluatorPool::from_settings(&settings)?;
-    let store = open_store(service, &pool)?;
-    let app = Arc::new(App::new(pool.clone(), store, &settings.limits, tokens, exporter.clone()));
+    let ceilings = Ceilings::new(&settings);
+    let store = open_store(service, &ceilings, &pool)?;
+    let app = Arc::new(App::new(pool.clone(), store, ceilings, &settings.limits, tokens, exporter.clone()));
 
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(listen::serve(listener, http::router(app.clone()), service.max_connections, async {
@@ -98,12 +100,12 @@ fn read_tokens(service: &ServiceSettings) -> Result<Option<Tokens>, Exit> {
 }
 
 /// Opens the folder and registers the evaluators in it, cold, and the built-in one unless it was replaced.
-fn open_store(service: &ServiceSettings, pool: &EvaluatorPool) -> Result<Store, Exit> {
+fn open_store(service: &ServiceSettings, ceilings: &Ceilings, pool: &EvaluatorPool) -> Result<Store, Exit> {
     let folder = &service.data;
     if folder.to_string_lossy().contains("://") {
         return Err(Exit::unusable(format!("service.data is {}; only a local folder can be used", folder.display())));
     }
-    let (store, stored) = Store::open(folder)
+    let (store, stored) = Store::open(folder, ceilings)
         .map_err(|error| Exit::unusable(format!("cannot use the data folder {}: {error}", folder.display())))?;
     tracing::info!(evaluators = stored.len(), folder = %folder.display(), "stored evaluators");
     for (name, spec) in stored {
@@ -111,6 +113,7 @@ fn open_store(service: &ServiceSettings, pool: &EvaluatorPool) -> Result<Store, 
     }
     if pool.get(greet::NAME).is_none() {
         pool.register(greet::NAME, greet::spec())?;
+        store.built_in(greet::NAME);
     }
     Ok(store)
 }

@@ -31,10 +31,21 @@ pub(super) struct Bodies {
     free: Arc<Semaphore>,
 }
 
+/// What bytes in memory take of the budget, until it is dropped.
+#[derive(Default)]
+pub(super) struct Charge(Option<OwnedSemaphorePermit>);
+
+impl Charge {
+    /// The bytes, charged until the last clone of them is dropped. Others may share the charge.
+    pub(super) fn hold(self: Arc<Self>, bytes: Bytes) -> Bytes {
+        Bytes::from_owner(BufferedBody { bytes, _charge: self })
+    }
+}
+
 /// Owns the bytes of a body and their charge, which ends when the last clone of the bytes is dropped.
 struct BufferedBody {
     bytes: Bytes,
-    _charge: OwnedSemaphorePermit,
+    _charge: Arc<Charge>,
 }
 
 impl AsRef<[u8]> for BufferedBody {
@@ -58,14 +69,24 @@ impl Bodies {
     ///
     /// `payload_too_large` as soon as the body is known to be over `limit`; `saturated` when the budget is used up; 408
     /// when the client is too slow; `invalid_request` when the body breaks off.
-    pub(super) async fn read(&self, mut body: Body, what: &'static str, limit: u64) -> Result<Bytes, Problem> {
-        let too_large = || Error::PayloadTooLarge { what, limit };
+    pub(super) async fn read(&self, body: Body, what: &'static str, limit: u64) -> Result<Bytes, Problem> {
+        let (bytes, charge) = self.read_whole(body, limit, || Error::PayloadTooLarge { what, limit }).await?;
+        Ok(Arc::new(charge).hold(bytes))
+    }
+
+    /// The same with an error of the caller's for a body that is too large, and with the charge apart.
+    pub(super) async fn read_whole(
+        &self,
+        mut body: Body,
+        limit: u64,
+        too_large: impl Fn() -> Error,
+    ) -> Result<(Bytes, Charge), Problem> {
         // The length that the client announces, if it does.
         if body.size_hint().lower() > limit {
             return Err(too_large().into());
         }
         let end = Instant::now() + WHOLE;
-        let mut charge: Option<OwnedSemaphorePermit> = None;
+        let mut charge = Charge::default();
         let mut only = None;
         let mut whole = BytesMut::new();
         let mut length = 0;
@@ -90,14 +111,16 @@ impl Bodies {
                 }
             }
         }
-        let bytes = only.unwrap_or_else(|| whole.freeze());
-        Ok(match charge {
-            Some(charge) => Bytes::from_owner(BufferedBody { bytes, _charge: charge }),
-            None => bytes,
-        })
+        Ok((only.unwrap_or_else(|| whole.freeze()), charge))
     }
 
-    fn charge(&self, so_far: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Error> {
+    /// Charges bytes that are made of a body.
+    pub(super) fn charge_more(&self, bytes: usize) -> Result<Charge, Error> {
+        let mut charge = Charge::default();
+        self.charge(&mut charge, bytes).map(|()| charge)
+    }
+
+    fn charge(&self, Charge(so_far): &mut Charge, bytes: usize) -> Result<(), Error> {
         // Refused rather than queued: half-read bodies would wait for each other.
         let full = Error::Saturated { reason: "too many bytes of requests are in memory" };
         let bytes = u32::try_from(bytes).map_err(|_| full.clone())?;

@@ -1,6 +1,6 @@
 //! The requests about evaluators.
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     body::Body,
@@ -10,13 +10,24 @@ use axum::{
 };
 use bytes::Bytes;
 use serde::{Serialize, de::IgnoredAny};
+use serde_json::Value;
 
 use super::{
     App,
+    form::{self, Form, is_form},
     problem::Problem,
-    request::{Call, Name, Page, Upload, check_is_wasm, check_not_coded, no_parameters},
+    request::{
+        Call, Conditions, Name, Page, check_is_patch, check_is_wasm, check_not_coded, etag, no_parameters, upload,
+    },
 };
-use crate::{CloseReport, Error, Evaluator, EvaluatorInfo, Plugin, Timings};
+use crate::{
+    CloseReport, Data, Error, ErrorKind, Evaluator, EvaluatorInfo, Plugin, Timings,
+    service::{
+        document::{Document, MAX_DOCUMENT},
+        store::{Current, Staged},
+    },
+    units::Size,
+};
 
 /// Outputs up to this size are parsed on the async thread; a larger one takes milliseconds.
 const QUICK: usize = 64 * 1024;
@@ -29,34 +40,120 @@ pub(super) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let Upload { options, digest } = Upload::of(&uri)?;
-    check_is_wasm(&headers)?;
-    let wasm = app.uploads.read(body, "plugin", app.plugin_size).await?;
-    let (store, wanted) = (app.store.clone(), options.entry_point.clone());
-    let (plugin, staged) = blocking(move || {
+    let conditions = Conditions::of(&headers)?;
+    // Once more when it is stored: here, who has lost the race already does not pay for an upload.
+    conditions.check(app.store.revision(&name))?;
+    let form = if is_form(&headers) {
+        // A form says in its spec what a bare plugin says in the query.
+        no_parameters(&uri)?;
+        form::read(&app, &headers, body).await?
+    } else {
+        let document = upload(&uri)?;
+        check_is_wasm(&headers)?;
+        Form { document, plugin: app.uploads.read(body, "plugin", app.plugin_size).await?, linked: Vec::new() }
+    };
+    let Form { document, plugin, linked } = form;
+    app.ceilings.check(&document)?;
+    let store = app.store.clone();
+    let (plugin, staged, document) = blocking(move || {
         // Most bad uploads end here, before anything is written.
-        let plugin = Plugin::new(wasm, digest)?;
-        plugin.interface().resolve(wanted.as_deref())?;
-        let staged = store.stage(&plugin).map_err(not_stored)?;
-        Ok((plugin, staged))
+        let plugin = Plugin::new(plugin, document.digest)?;
+        let linked = linked.into_iter().map(|(name, bytes)| Ok::<_, Error>((name, Plugin::new(bytes, None)?)));
+        let linked = linked.collect::<Result<Vec<_>, _>>()?;
+        plugin.interface().resolve(document.entry_point.as_deref())?;
+        let staged = store.stage(&plugin, &linked)?;
+        Ok((plugin, staged, document))
     })
     .await?;
-    let prepared = app.pool.prepare_with(&name, staged.spec(&options), Some(plugin)).await?;
+    publish(app, name, document, staged, Some(plugin), move |revision| conditions.check(revision)).await
+}
+
+/// Changes an evaluator's spec by a JSON merge patch, without a new upload.
+pub(super) async fn patch(
+    State(app): State<Arc<App>>,
+    Name(name): Name,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    no_parameters(&uri)?;
+    let conditions = Conditions::of(&headers)?;
+    find(&app, &name)?;
+    check_is_patch(&headers)?;
+    let too_large = format!("the patch is over {}", Size(MAX_DOCUMENT));
+    let read = app.uploads.read(body, "patch", MAX_DOCUMENT).await;
+    let patch = read.map_err(|problem| {
+        let is_large = problem.is(ErrorKind::PayloadTooLarge);
+        if is_large {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::PayloadTooLarge, too_large)
+        } else {
+            problem
+        }
+    })?;
+    let shared = app.clone();
+    let (name, Current { revision, staged, .. }, document) = blocking(move || {
+        let built_in =
+            || Error::invalid_request(format!("{name:?} is built in and has no spec; upload a plugin first"));
+        let current = shared.store.current(&name)?.ok_or_else(built_in)?;
+        conditions.check(Some(current.revision))?;
+        let document = current.document.patched(&patch)?;
+        shared.ceilings.check(&document)?;
+        if let Some(expected) = document.digest.filter(|expected| *expected != current.staged.digest()) {
+            let actual = current.staged.digest().to_string();
+            return Err(Error::DigestMismatch { expected: expected.to_string(), actual });
+        }
+        Ok((name, current, document))
+    })
+    .await?;
+    let reason = "the evaluator was changed meanwhile; read it again, and repeat the patch";
+    let check = move |now| if now == Some(revision) { Ok(()) } else { Err(Error::PreconditionFailed { reason }) };
+    publish(app, name, document, staged, None, check).await
+}
+
+/// Builds what is staged, stores it and makes it the evaluator's new revision. `plugin` is what is staged, if it is in
+/// memory; `check` is asked at the last moment, with the revision that would be replaced.
+async fn publish(
+    app: Arc<App>,
+    name: String,
+    document: Document,
+    staged: Staged,
+    plugin: Option<Plugin>,
+    check: impl FnOnce(Option<u64>) -> Result<(), Error> + Send + 'static,
+) -> Result<Response, Problem> {
+    let prepared = app.pool.prepare_with(&name, staged.spec(&document, &app.ceilings), plugin).await?;
     let nameless = Error::Internal { reason: "a plugin was prepared without being read", cause: None };
     let info = prepared.info().ok_or(nameless)?;
-    let (store, location) = (app.store.clone(), format!("/v1/evaluators/{}", name.replace('/', "%2F")));
-    let (info, replaced) = blocking(move || {
-        let entry_point = info.entry_point.clone().unwrap_or_default();
+    let unnamed =
+        || Error::invalid_request("the spec must name an entry_point: the plugin has several, or none that fits");
+    let entry_point = info.entry_point.clone().ok_or_else(unnamed)?;
+    let location = format!("/v1/evaluators/{}", name.replace('/', "%2F"));
+    let (shown, replaced) = blocking(move || {
         // If the store fails, `prepared` is dropped, which closes the new runtime.
         let publish = || prepared.publish().1;
-        let replaced = store.commit(&name, &entry_point, &options, staged, publish).map_err(not_stored)?;
+        let (replaced, revision) = app.store.commit(&name, &entry_point, &document, staged, check, publish)?;
         let digest = info.digest.map(|digest| digest.to_string());
-        tracing::info!(name, digest, entry_point, replaced, "an evaluator was registered");
-        Ok((info, replaced))
+        let labels = (!document.labels.is_empty()).then(|| serde_json::to_string(&document.labels).unwrap_or_default());
+        tracing::info!(name, digest, entry_point, revision, labels, replaced, "an evaluator was registered");
+        Ok((Shown { info, revision, spec: document.shown()? }, replaced))
     })
     .await?;
     let status = if replaced { StatusCode::OK } else { StatusCode::CREATED };
-    Ok((status, [(header::LOCATION, location)], json(&info)?).into_response())
+    Ok((status, [(header::LOCATION, location)], shown.into_response()?).into_response())
+}
+
+/// An evaluator as its clients see it.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    info: EvaluatorInfo,
+    revision: u64,
+    spec: Value,
+}
+
+impl Shown {
+    fn into_response(self) -> Result<Response, Problem> {
+        Ok(([(header::ETAG, etag(self.revision))], json(&self)?).into_response())
+    }
 }
 
 /// Evaluates once: the request's body is the plugin's input, and its output is the answer's body.
@@ -71,6 +168,7 @@ pub(super) async fn evaluate(
     let evaluator = find(&app, &name)?;
     check_not_coded(&headers)?;
     let input = app.inputs.read(body, "input", app.input_size).await?;
+    let input = if evaluator.has_data() { mergeable(input).await? } else { input.into() };
     let response = match entry_point {
         Some(name) => evaluator.entry_point(name).evaluate(input).await?,
         None => evaluator.evaluate(input).await?,
@@ -85,8 +183,13 @@ pub(super) async fn evaluate(
 /// Shows one evaluator.
 pub(super) async fn show(State(app): State<Arc<App>>, Name(name): Name, uri: Uri) -> Result<Response, Problem> {
     no_parameters(&uri)?;
-    let info = app.pool.info(&name).ok_or(Error::NotFound { name })?;
-    json(&info)
+    blocking(move || {
+        let shown = app.store.shown(&name)?;
+        let (info, (revision, spec)) = app.pool.info(&name).zip(shown).ok_or(Error::NotFound { name })?;
+        Ok(Shown { info, revision, spec })
+    })
+    .await?
+    .into_response()
 }
 
 /// Lists registered evaluators in the order of their names.
@@ -113,20 +216,28 @@ pub(super) async fn unload(State(app): State<Arc<App>>, Name(name): Name, uri: U
 }
 
 /// Removes an evaluator and closes it.
-pub(super) async fn remove(State(app): State<Arc<App>>, Name(name): Name, uri: Uri) -> Result<StatusCode, Problem> {
+pub(super) async fn remove(
+    State(app): State<Arc<App>>,
+    Name(name): Name,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
     no_parameters(&uri)?;
+    let conditions = Conditions::of(&headers)?;
     find(&app, &name)?;
+    conditions.check(app.store.revision(&name))?;
     tracing::info!(name, "an evaluator is removed");
     let shared = app.clone();
-    let (evaluator, claim) = blocking(move || {
-        let (taken, claim) = shared.store.forget(&name, || shared.pool.take(&name)).map_err(not_stored)?;
+    let (evaluator, claims) = blocking(move || {
+        let check = |revision| conditions.check(revision);
+        let (taken, claims) = shared.store.forget(&name, check, || shared.pool.take(&name))?;
         // Another request may have removed it meanwhile.
-        Ok((taken.ok_or(Error::NotFound { name })?, claim))
+        Ok((taken.ok_or(Error::NotFound { name })?, claims))
     })
     .await?;
     let closed = evaluator.close().await;
     // No build reads the plugin's file any more.
-    drop(claim);
+    drop(claims);
     gone(closed)
 }
 
@@ -143,13 +254,19 @@ fn gone(closed: CloseReport) -> Result<StatusCode, Problem> {
     }
 }
 
-fn not_stored(error: io::Error) -> Error {
-    Error::internal("the evaluator cannot be stored", error)
-}
-
 fn json(value: &impl Serialize) -> Result<Response, Problem> {
     let json = serde_json::to_vec(value).map_err(|error| Error::internal("an answer cannot be written", error))?;
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
+}
+
+/// An input as what can be merged into an evaluator's own data: a JSON object, or nothing. Others replace that data.
+async fn mergeable(input: Bytes) -> Result<Data, Error> {
+    let parse = |input: Bytes| match serde_json::from_slice::<Value>(&input) {
+        Ok(object @ Value::Object(_)) => Data::Json(object),
+        _ if input.is_empty() => Data::Empty,
+        _ => Data::Bytes(input),
+    };
+    if input.len() <= QUICK { Ok(parse(input)) } else { blocking(move || Ok(parse(input))).await }
 }
 
 /// The header `server-timing`, in milliseconds.

@@ -3,8 +3,9 @@
 //! | file | what it holds |
 //! |---|---|
 //! | [`evaluators`] | the requests about evaluators |
+//! | [`form`] | uploads in parts |
 //! | [`operations`] | health, readiness, metrics |
-//! | [`request`] | names and parameters, parsed |
+//! | [`request`] | names, parameters and conditions, parsed |
 //! | [`body`], [`linger`] | request bodies, bounded in size, time and sum, and the rest of one that is not read |
 //! | [`problem`] | errors as clients see them. Only this file knows the status of an error |
 //! | [`tokens`] | who may use the service |
@@ -15,6 +16,7 @@
 
 mod body;
 mod evaluators;
+mod form;
 mod linger;
 mod operations;
 mod problem;
@@ -37,13 +39,17 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use self::{body::Bodies, problem::Problem};
 pub(super) use self::{tokens::Tokens, work::Work};
-use super::store::Store;
+use super::{
+    document::{Ceilings, MAX_DOCUMENT},
+    store::Store,
+};
 use crate::{Error, ErrorKind, EvaluatorPool, config::LimitSettings};
 
 /// State that all requests share.
 pub(super) struct App {
     pool: EvaluatorPool,
     store: Arc<Store>,
+    ceilings: Ceilings,
     plugin_size: u64,
     input_size: u64,
     /// Separate budgets: an upload is held until it is built, and must not keep out evaluations meanwhile.
@@ -58,6 +64,7 @@ impl App {
     pub(super) fn new(
         pool: EvaluatorPool,
         store: Store,
+        ceilings: Ceilings,
         limits: &LimitSettings,
         tokens: Option<Tokens>,
         exporter: PrometheusHandle,
@@ -65,9 +72,10 @@ impl App {
         Self {
             pool,
             store: Arc::new(store),
+            ceilings,
             plugin_size: limits.plugin_size,
             input_size: limits.input_size,
-            uploads: Bodies::new(limits.plugin_size),
+            uploads: Bodies::new(limits.plugin_size.saturating_add(MAX_DOCUMENT)),
             inputs: Bodies::new(limits.input_size),
             tokens,
             work: Work::default(),
@@ -86,7 +94,11 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/v1/evaluators", get(evaluators::list))
         .route(
             "/v1/evaluators/{name}",
-            get(evaluators::show).put(evaluators::put).post(evaluators::evaluate).delete(evaluators::remove),
+            get(evaluators::show)
+                .put(evaluators::put)
+                .patch(evaluators::patch)
+                .post(evaluators::evaluate)
+                .delete(evaluators::remove),
         )
         .route("/v1/evaluators/{name}/runtime", delete(evaluators::unload))
         .route_layer(middleware::from_fn_with_state(app.clone(), count));

@@ -35,6 +35,10 @@ impl Problem {
     pub(super) fn new(status: StatusCode, kind: ErrorKind, detail: impl Into<String>) -> Self {
         Self { status, kind, detail: detail.into(), last_words: None }
     }
+
+    pub(super) fn is(&self, kind: ErrorKind) -> bool {
+        self.kind == kind
+    }
 }
 
 impl From<Error> for Problem {
@@ -126,6 +130,7 @@ fn status_and_title(kind: ErrorKind) -> (StatusCode, &'static str) {
         ErrorKind::OutOfMemory => (422, "The plugin ran out of memory"),
         ErrorKind::OutOfFuel => (422, "The plugin ran out of fuel"),
         ErrorKind::OutputTooLarge => (422, "The plugin's output is too large"),
+        ErrorKind::PreconditionFailed => (412, "Not as the request wants it"),
         ErrorKind::Closed => (409, "The evaluator is closed"),
         ErrorKind::ShuttingDown => (503, "The server is shutting down"),
         // The caller is gone: no client sees this status.

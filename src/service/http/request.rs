@@ -9,9 +9,9 @@ use axum::{
 
 use super::problem::Problem;
 use crate::{
-    Digest, Error, ErrorKind,
+    Error, ErrorKind,
     pool::check_name,
-    service::{cli::word, store::RunOptions},
+    service::{cli::word, document::Document},
 };
 
 /// The evaluator's name in a path, decoded and checked.
@@ -30,26 +30,64 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     }
 }
 
-/// The parameters of an upload.
-pub(super) struct Upload {
-    pub(super) options: RunOptions,
-    pub(super) digest: Option<Digest>,
+/// The parameters of an upload: what of a document is harmless in a log.
+pub(super) fn upload(uri: &Uri) -> Result<Document, Error> {
+    let mut said = parameters(uri, &["entry_point", "isolation", "wasi", "debug", "digest"])?;
+    Ok(Document {
+        entry_point: entry_point(&mut said)?,
+        isolation: value(&mut said, "isolation", word)?,
+        wasi: value(&mut said, "wasi", word)?,
+        debug: value(&mut said, "debug", str::parse)?.unwrap_or_default(),
+        digest: value(&mut said, "digest", str::parse)?,
+        ..Document::default()
+    })
 }
 
-impl Upload {
-    pub(super) fn of(uri: &Uri) -> Result<Self, Error> {
-        let mut said = parameters(uri, &["entry_point", "isolation", "wasi", "debug", "digest"])?;
-        let entry_point = entry_point(&mut said)?;
-        Ok(Self {
-            options: RunOptions {
-                entry_point,
-                isolation: value(&mut said, "isolation", word)?,
-                wasi: value(&mut said, "wasi", word)?,
-                debug: value(&mut said, "debug", str::parse)?.unwrap_or_default(),
-            },
-            digest: value(&mut said, "digest", str::parse)?,
-        })
+/// What a client wants to be so before its request changes anything: `If-Match` and `If-None-Match`.
+#[derive(Debug, Default)]
+pub(super) struct Conditions {
+    matches: Option<String>,
+    must_be_new: bool,
+}
+
+impl Conditions {
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Error> {
+        let list = |name: HeaderName| {
+            let lines = headers.get_all(&name).iter().map(|line| line.to_str().unwrap_or_default().trim());
+            let all = lines.collect::<Vec<_>>().join(",");
+            headers.contains_key(&name).then_some(all)
+        };
+        let must_be_new = match list(header::IF_NONE_MATCH).as_deref() {
+            None => false,
+            Some("*") => true,
+            Some(_) => {
+                return Err(Error::invalid_request("if-none-match can be * alone, for an evaluator that is new"));
+            }
+        };
+        Ok(Self { matches: list(header::IF_MATCH), must_be_new })
     }
+
+    /// # Errors
+    ///
+    /// `precondition_failed`, if the evaluator's present revision, or that there is none, is not what the client wants.
+    pub(super) fn check(&self, revision: Option<u64>) -> Result<(), Error> {
+        let failed = |reason: &'static str| Err(Error::PreconditionFailed { reason });
+        if self.must_be_new && revision.is_some() {
+            return failed("if-none-match: * was asked for, and there is an evaluator of this name");
+        }
+        let Some(matches) = &self.matches else { return Ok(()) };
+        match revision {
+            None => failed("if-match was asked for, and there is no evaluator of this name"),
+            // A weak tag, `W/"…"`, never matches here.
+            Some(revision) if matches == "*" || matches.split(',').any(|tag| tag.trim() == etag(revision)) => Ok(()),
+            Some(_) => failed("the evaluator is not what if-match names; it was changed meanwhile, so read it again"),
+        }
+    }
+}
+
+/// The header `etag` of an evaluator: its revision, of which nobody can guess what the spec holds.
+pub(super) fn etag(revision: u64) -> String {
+    format!("\"{revision}\"")
 }
 
 /// The parameters of an evaluation.
@@ -139,7 +177,19 @@ pub(super) fn check_is_wasm(headers: &HeaderMap) -> Result<(), Problem> {
     let essence = named.map(|text| text.split(';').next().unwrap_or(text).trim().to_ascii_lowercase());
     match essence.as_deref() {
         None | Some("application/wasm" | "application/octet-stream") => check_not_coded(headers),
-        Some(_) => Err(unsupported("a plugin is a WebAssembly binary; send it as content-type: application/wasm")),
+        Some(_) => Err(unsupported(
+            "a plugin is a WebAssembly binary; send it as content-type: application/wasm, or as a part of a form",
+        )),
+    }
+}
+
+/// Refuses patches that are no JSON, or one of another kind.
+pub(super) fn check_is_patch(headers: &HeaderMap) -> Result<(), Problem> {
+    let named = header_text(headers, &header::CONTENT_TYPE);
+    let essence = named.map(|text| text.split(';').next().unwrap_or(text).trim().to_ascii_lowercase());
+    match essence.as_deref() {
+        Some("application/merge-patch+json" | "application/json") => check_not_coded(headers),
+        _ => Err(unsupported("a patch is a JSON merge patch; send it as content-type: application/merge-patch+json")),
     }
 }
 

@@ -3,9 +3,12 @@
 //! ```text
 //! lock                          held by the one server that uses the folder
 //! plugins/sha256-HEX.wasm       plugins, each under its digest, shared by evaluators
-//! evaluators/NAME.json          one evaluator each; a `/` in its name is written `+`, which no name holds
+//! evaluators/NAME.json          one evaluator each, its config values included; a `/` in its name is written `+`, which
+//!                               no name holds
 //! ….part                        being written, or left by a server that was killed
 //! ```
+//!
+//! Only the server's user may read the files, since they hold secrets.
 //!
 //! # The order of an upload
 //!
@@ -23,70 +26,62 @@
 
 mod blobs;
 mod files;
+mod record;
 
 use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
 };
 
-use serde::{Deserialize, Serialize};
-
-use self::blobs::Blobs;
 pub(super) use self::blobs::Claim;
-use crate::{Digest, Isolation, Plugin, Source, Spec, Wasi};
+use self::{
+    blobs::Blobs,
+    record::{Blob, Record, Stored},
+};
+use serde_json::Value;
 
-/// A larger file was not written by this program.
-const MAX_RECORD: u64 = 64 * 1024;
+use super::document::{Ceilings, Document};
+use crate::{Digest, Error, Plugin, Source, Spec};
 
-/// An evaluator's file. Unknown fields are refused: this version must not ignore a restriction that a later one wrote.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Record {
-    pub(super) name: String,
-    digest: String,
-    entry_point: String,
-    size_bytes: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    isolation: Option<Isolation>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    wasi: Option<Wasi>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    debug: bool,
-}
-
-/// How to run an evaluator. Where a field is `None` the settings decide, also after they have changed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct RunOptions {
-    pub(super) entry_point: Option<String>,
-    pub(super) isolation: Option<Isolation>,
-    pub(super) wasi: Option<Wasi>,
-    /// Whether those who call it see the last words of its guests.
-    pub(super) debug: bool,
-}
-
-impl RunOptions {
-    /// The spec that runs a plugin from `source` so.
-    pub(super) fn spec(self, source: Source) -> Spec {
-        let Self { entry_point, isolation, wasi, debug } = self;
-        Spec { entry_point, isolation, wasi, debug, ..Spec::new(source) }
-    }
-}
-
-/// A plugin that is in the folder, but not committed. Dropping it removes the file unless an evaluator names it.
+/// Modules that are in the folder, but not committed. Dropping it removes those that no evaluator names.
 #[derive(Debug)]
 pub(super) struct Staged {
-    claim: Claim,
-    size: u64,
+    plugin: (Claim, u64),
+    linked: Vec<(String, Claim, u64)>,
 }
 
 impl Staged {
-    /// The spec that builds it from the folder.
-    pub(super) fn spec(&self, options: &RunOptions) -> Spec {
-        options.clone().spec(Source::File(self.claim.path())).with_digest(self.claim.digest())
+    /// The spec that builds the plugin from the folder.
+    pub(super) fn spec(&self, document: &Document, ceilings: &Ceilings) -> Spec {
+        let spec = document.spec(Source::File(self.plugin.0.path()), ceilings).with_digest(self.plugin.0.digest());
+        self.linked.iter().fold(spec, |spec, (name, claim, _)| spec.with_module(name, Source::File(claim.path())))
     }
+
+    pub(super) fn digest(&self) -> Digest {
+        self.plugin.0.digest()
+    }
+}
+
+/// What is stored of an evaluator, for a change of its spec.
+pub(super) struct Current {
+    pub(super) revision: u64,
+    pub(super) document: Document,
+    pub(super) staged: Staged,
+}
+
+/// What an evaluator's file names, and the revision that it is.
+#[derive(Debug, Default)]
+struct Named {
+    blobs: Vec<Digest>,
+    /// `None` for one that is not registered, because its plugin is missing.
+    revision: Option<u64>,
 }
 
 /// The folder, locked by this process.
@@ -94,9 +89,11 @@ impl Staged {
 pub(super) struct Store {
     evaluators: PathBuf,
     blobs: Arc<Blobs>,
-    /// Which plugin each evaluator's file names. The lock is held while such a file is written or removed and the pool
-    /// is told, so that folder and pool agree; never while a plugin is written or built.
-    named: Mutex<BTreeMap<String, Digest>>,
+    /// What each evaluator's file names. The lock is held while such a file is written or removed and the pool is told, so
+    /// that folder and pool agree; never while a plugin is written or built.
+    named: Mutex<BTreeMap<String, Named>>,
+    /// The last revision that was given out. Changed only under the lock.
+    last: AtomicU64,
     /// Keeps the folder locked until it is dropped or the process ends.
     _lock: File,
 }
@@ -109,7 +106,7 @@ impl Store {
     /// # Errors
     ///
     /// The folder cannot be used, or another server uses it.
-    pub(super) fn open(folder: &Path) -> io::Result<(Self, Vec<(String, Spec)>)> {
+    pub(super) fn open(folder: &Path, ceilings: &Ceilings) -> io::Result<(Self, Vec<(String, Spec)>)> {
         let evaluators = folder.join("evaluators");
         let plugins = folder.join("plugins");
         fs::create_dir_all(&evaluators)?;
@@ -120,17 +117,72 @@ impl Store {
             TryLockError::Error(error) => error,
         })?;
         let (records, all_read) = read_records(&evaluators)?;
-        let named: BTreeMap<_, _> = records.iter().map(|(record, digest)| (record.name.clone(), *digest)).collect();
-        let blobs = Blobs::new(plugins, named.values().copied());
+        let blobs = Blobs::new(plugins, records.iter().flat_map(Stored::blobs).map(|blob| blob.digest));
         // A file that cannot be read may name any of the plugins, and may be repaired later.
         blobs.tidy(all_read)?;
-        let specs = records.into_iter().filter_map(|(record, digest)| found(&blobs, record, digest)).collect();
-        Ok((Self { evaluators, blobs: Arc::new(blobs), named: Mutex::new(named), _lock: lock }, specs))
+        let (mut named, mut specs) = (BTreeMap::new(), Vec::new());
+        for stored in records {
+            let blobs_of = stored.blobs().map(|blob| blob.digest).collect();
+            let (name, revision) = (stored.record.name.clone(), stored.record.revision);
+            let spec = found(&blobs, stored, ceilings);
+            named.insert(name.clone(), Named { blobs: blobs_of, revision: spec.as_ref().map(|_| revision) });
+            specs.extend(spec.map(|spec| (name, spec)));
+        }
+        let last = named.values().filter_map(|named: &Named| named.revision).max().unwrap_or(0).into();
+        Ok((Self { evaluators, blobs: Arc::new(blobs), named: Mutex::new(named), last, _lock: lock }, specs))
     }
 
-    fn named(&self) -> MutexGuard<'_, BTreeMap<String, Digest>> {
+    fn named(&self) -> MutexGuard<'_, BTreeMap<String, Named>> {
         // Each change is one insertion or removal: a panic leaves nothing half-done.
         self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes an evaluator that is registered without a file.
+    pub(super) fn built_in(&self, name: &str) {
+        self.named().insert(name.to_owned(), Named { blobs: Vec::new(), revision: Some(0) });
+    }
+
+    /// The revision of a registered evaluator.
+    pub(super) fn revision(&self, name: &str) -> Option<u64> {
+        self.named().get(name)?.revision
+    }
+
+    /// A registered evaluator's revision and its document, as clients may see it.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read.
+    pub(super) fn shown(&self, name: &str) -> Result<Option<(u64, Value)>, Error> {
+        let named = self.named();
+        let Some(Named { blobs, revision: Some(revision) }) = named.get(name) else { return Ok(None) };
+        let document = if blobs.is_empty() { Document::default() } else { self.read(name)?.document };
+        Ok(Some((*revision, document.shown()?)))
+    }
+
+    fn read(&self, name: &str) -> Result<Stored, Error> {
+        record::read(&self.evaluators.join(file_name(name)))
+            .map_err(|reason| Error::internal("the evaluator's file cannot be read", reason))
+    }
+
+    /// What an evaluator's file says now, with a claim on its plugin. `None` if there is no evaluator, or it has no file.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read.
+    pub(super) fn current(&self, name: &str) -> Result<Option<Current>, Error> {
+        // Under the lock, so that no plugin goes before it is claimed.
+        let named = self.named();
+        if named.get(name).is_none_or(|named| named.revision.is_none() || named.blobs.is_empty()) {
+            return Ok(None);
+        }
+        let stored = self.read(name)?;
+        let claim = |blob: Blob| (Claim::new(self.blobs.clone(), blob.digest), blob.size);
+        let linked = stored.linked.into_iter().map(|(name, blob)| {
+            let (claim, size) = claim(blob);
+            (name, claim, size)
+        });
+        let staged = Staged { linked: linked.collect(), plugin: claim(stored.plugin) };
+        Ok(Some(Current { revision: stored.record.revision, document: stored.document, staged }))
     }
 
     /// Failures are only logged: the change is made, and lost only if the machine fails right now.
@@ -140,73 +192,105 @@ impl Store {
         }
     }
 
-    /// Writes a plugin under its digest.
+    /// Writes a plugin, and the modules that it is linked with, each under its digest.
     ///
     /// # Errors
     ///
-    /// It cannot be written.
-    pub(super) fn stage(&self, plugin: &Plugin) -> io::Result<Staged> {
-        let claim = Claim::new(self.blobs.clone(), plugin.digest());
-        // Also if the file exists: a new upload repairs one that a bad disk has damaged.
-        files::write(&claim.path(), plugin.bytes())?;
-        files::sync_folder_of(&claim.path())?;
-        Ok(Staged { claim, size: plugin.bytes().len() as u64 })
+    /// They cannot be written.
+    pub(super) fn stage(&self, plugin: &Plugin, linked: &[(String, Plugin)]) -> Result<Staged, Error> {
+        let write = |plugin: &Plugin| {
+            let claim = Claim::new(self.blobs.clone(), plugin.digest());
+            // Also if the file exists: a new upload repairs one that a bad disk has damaged.
+            files::write(&claim.path(), plugin.bytes()).map_err(not_stored)?;
+            files::sync_folder_of(&claim.path()).map_err(not_stored)?;
+            Ok((claim, plugin.bytes().len() as u64))
+        };
+        let plugin = write(plugin)?;
+        let linked = linked.iter().map(|(name, module)| write(module).map(|(claim, size)| (name.clone(), claim, size)));
+        Ok(Staged { plugin, linked: linked.collect::<Result<_, Error>>()? })
     }
 
     /// Writes the evaluator's file for a staged plugin, and calls `publish` before anyone else can change the folder.
+    /// Returns the new revision as well. `check` is given the present one, if there is an evaluator of that name.
     ///
     /// # Errors
     ///
-    /// The file cannot be written. Then nothing has changed and `publish` was not called.
+    /// That of `check`, or the file cannot be written. Then nothing has changed and `publish` was not called.
     pub(super) fn commit<T>(
         &self,
         name: &str,
         entry_point: &str,
-        options: &RunOptions,
+        document: &Document,
         staged: Staged,
+        check: impl FnOnce(Option<u64>) -> Result<(), Error>,
         publish: impl FnOnce() -> T,
-    ) -> io::Result<T> {
-        let Staged { claim, size } = staged;
-        let record = Record {
-            name: name.to_owned(),
-            digest: claim.digest().to_string(),
-            entry_point: entry_point.to_owned(),
-            size_bytes: size,
-            isolation: options.isolation,
-            wasi: options.wasi,
-            debug: options.debug,
-        };
+    ) -> Result<(T, u64), Error> {
+        let Staged { plugin: (plugin, size), linked } = staged;
+        let blob = |claim: &Claim, size| Blob { digest: claim.digest(), size };
+        let modules: Vec<_> = linked.iter().map(|(name, claim, size)| (name.clone(), blob(claim, *size))).collect();
         let path = self.evaluators.join(file_name(name));
-        let json = serde_json::to_vec_pretty(&record)?;
+        let document = document.json()?;
         let mut named = self.named();
-        files::write(&path, &json)?;
+        check(named.get(name).and_then(|named| named.revision))?;
+        let revision = self.next_revision();
+        let record = Record::new(name, revision, entry_point, blob(&plugin, size), &modules, document);
+        let json = serde_json::to_vec(&record).map_err(|error| not_stored(error.into()))?;
+        files::write(&path, &json).map_err(not_stored)?;
         self.sync_evaluators(&path);
-        let replaced = named.insert(name.to_owned(), claim.keep());
+        let blobs =
+            [plugin].into_iter().chain(linked.into_iter().map(|(_, claim, _)| claim)).map(Claim::keep).collect();
+        let replaced = named.insert(name.to_owned(), Named { blobs, revision: Some(revision) });
         let published = publish();
         drop(named);
         // Only now that the pool no longer builds the old plugin may its file go.
-        drop(replaced.map(|digest| Claim::adopt(self.blobs.clone(), digest)));
-        Ok(published)
+        drop(self.adopt(replaced));
+        Ok((published, revision))
     }
 
     /// Removes the evaluator's file, if there is one, and calls `forget` before anyone else can change the folder.
-    /// Returns a claim on its plugin, to be dropped once the pool no longer needs the file.
+    /// Returns claims on its plugin, to be dropped once the pool no longer needs the files. `check` is given its revision.
     ///
     /// # Errors
     ///
-    /// The file cannot be removed. Then nothing has changed and `forget` was not called.
-    pub(super) fn forget<T>(&self, name: &str, forget: impl FnOnce() -> T) -> io::Result<(T, Option<Claim>)> {
+    /// That of `check`, or the file cannot be removed. Then nothing has changed and `forget` was not called.
+    pub(super) fn forget<T>(
+        &self,
+        name: &str,
+        check: impl FnOnce(Option<u64>) -> Result<(), Error>,
+        forget: impl FnOnce() -> T,
+    ) -> Result<(T, Vec<Claim>), Error> {
         let path = self.evaluators.join(file_name(name));
         let mut named = self.named();
+        check(named.get(name).and_then(|named| named.revision))?;
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(not_stored(error)),
             _ => {}
         }
         self.sync_evaluators(&path);
         let removed = named.remove(name);
         let forgotten = forget();
-        Ok((forgotten, removed.map(|digest| Claim::adopt(self.blobs.clone(), digest))))
+        Ok((forgotten, self.adopt(removed)))
     }
+
+    /// No revision comes again, also of an evaluator that was deleted before the server started: it is the time in
+    /// milliseconds, or later. So no client takes another evaluator for the one that it has read.
+    fn next_revision(&self) -> u64 {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        let last = self.last.load(Ordering::Relaxed).saturating_add(1);
+        let next = u64::try_from(now).unwrap_or(0).max(last);
+        self.last.store(next, Ordering::Relaxed);
+        next
+    }
+
+    /// Claims on what an evaluator's file named.
+    fn adopt(&self, named: Option<Named>) -> Vec<Claim> {
+        let blobs = named.map(|named| named.blobs).unwrap_or_default();
+        blobs.into_iter().map(|digest| Claim::adopt(self.blobs.clone(), digest)).collect()
+    }
+}
+
+fn not_stored(error: io::Error) -> Error {
+    Error::internal("the evaluator cannot be stored", error)
 }
 
 /// `+` stands for `/`: no evaluator's name has one.
@@ -215,11 +299,11 @@ fn file_name(name: &str) -> String {
 }
 
 /// Every evaluator's file that can be read, and whether all of them could.
-fn read_records(folder: &Path) -> io::Result<(Vec<(Record, Digest)>, bool)> {
+fn read_records(folder: &Path) -> io::Result<(Vec<Stored>, bool)> {
     let mut records = Vec::new();
     let mut all_read = true;
     for entry in files::tidied(folder)? {
-        match read_record(&entry) {
+        match record::read(&entry) {
             Ok(record) => records.push(record),
             Err(reason) => {
                 tracing::warn!(file = %entry.display(), %reason, "not an evaluator's file; it is left alone");
@@ -230,32 +314,23 @@ fn read_records(folder: &Path) -> io::Result<(Vec<(Record, Digest)>, bool)> {
     Ok((records, all_read))
 }
 
-fn read_record(path: &Path) -> Result<(Record, Digest), String> {
-    let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
-    if !metadata.is_file() || metadata.len() > MAX_RECORD {
-        return Err("it is not a small regular file".to_owned());
-    }
-    let bytes = fs::read(path).map_err(|error| error.to_string())?;
-    let record: Record = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-    crate::pool::check_name(&record.name).map_err(|error| error.to_string())?;
-    if path.file_name().and_then(|name| name.to_str()) != Some(&file_name(&record.name)) {
-        return Err(format!("it describes {:?}", record.name));
-    }
-    let digest = record.digest.parse().map_err(|error: crate::ParseDigestError| error.to_string())?;
-    Ok((record, digest))
-}
-
 /// The evaluator's spec, if its plugin is there and whole.
-fn found(blobs: &Blobs, record: Record, digest: Digest) -> Option<(String, Spec)> {
-    let path = blobs.path(digest);
-    let size = fs::metadata(&path).ok().filter(fs::Metadata::is_file).map(|metadata| metadata.len());
-    if size != Some(record.size_bytes) {
-        tracing::warn!(evaluator = record.name, file = %path.display(), "its plugin is missing or cut; it is left out");
-        return None;
+fn found(blobs: &Blobs, stored: Stored, ceilings: &Ceilings) -> Option<Spec> {
+    let Stored { record: Record { name, entry_point, .. }, plugin, linked, document } = stored;
+    let file = |blob: Blob| {
+        let path = blobs.path(blob.digest);
+        let size = fs::metadata(&path).ok().filter(fs::Metadata::is_file).map(|metadata| metadata.len());
+        if size != Some(blob.size) {
+            tracing::warn!(evaluator = name, file = %path.display(), "its plugin is missing or cut; it is left out");
+            return None;
+        }
+        Some(Source::File(path))
+    };
+    if let Err(error) = ceilings.check(&document) {
+        tracing::warn!(evaluator = name, %error, "the settings allow less than before; its spec is cut to them");
     }
-    let Record { name, entry_point, isolation, wasi, debug, .. } = record;
-    let options = RunOptions { entry_point: Some(entry_point), isolation, wasi, debug };
-    Some((name, options.spec(Source::File(path)).with_digest(digest)))
+    let spec = document.spec(file(plugin)?, ceilings).with_entry_point(entry_point).with_digest(plugin.digest);
+    linked.into_iter().try_fold(spec, |spec, (name, blob)| Some(spec.with_module(name, file(blob)?)))
 }
 
 #[cfg(test)]

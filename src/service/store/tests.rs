@@ -6,29 +6,39 @@ use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::*;
-use crate::background;
+use crate::{Isolation, Settings, Wasi, background};
 
 fn plugin(export: &str) -> Plugin {
     let bytes = wat::parse_str(format!("(module (func (export {export:?})))")).unwrap();
     Plugin::new(Bytes::from(bytes), None).unwrap()
 }
 
-fn options(entry_point: &str) -> RunOptions {
-    RunOptions {
+fn document(entry_point: &str) -> Document {
+    Document {
         entry_point: Some(entry_point.into()),
         isolation: Some(Isolation::Reuse),
         wasi: Some(Wasi::Off),
         debug: true,
+        ..Document::default()
     }
 }
 
+fn opened(folder: &TempDir) -> (Store, Vec<(String, Spec)>) {
+    Store::open(folder.path(), &Ceilings::new(&Settings::default())).unwrap()
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "what the store asks for")]
+fn anything(_: Option<u64>) -> Result<(), Error> {
+    Ok(())
+}
+
 fn put(store: &Store, name: &str, export: &str) {
-    let staged = store.stage(&plugin(export)).unwrap();
-    store.commit(name, export, &options(export), staged, || ()).unwrap();
+    let staged = store.stage(&plugin(export), &[]).unwrap();
+    store.commit(name, export, &document(export), staged, anything, || ()).unwrap();
 }
 
 fn open(folder: &TempDir) -> (Store, BTreeSet<String>) {
-    let (store, specs) = Store::open(folder.path()).unwrap();
+    let (store, specs) = opened(folder);
     (store, specs.into_iter().map(|(name, _)| name).collect())
 }
 
@@ -64,7 +74,7 @@ fn what_was_committed_is_found_again_as_it_was() {
     put(&store, "a/b", "run");
     drop(store);
     assert_eq!(files(&folder, "evaluators"), set(["a+b.json"]));
-    let (_store, specs) = Store::open(folder.path()).unwrap();
+    let (_store, specs) = opened(&folder);
     let [(name, spec)] = specs.as_slice() else { panic!("{specs:?}") };
     assert_eq!(name, "a/b");
     assert_eq!(spec.digest, Some(plugin("run").digest()));
@@ -80,7 +90,7 @@ fn a_plugin_is_kept_for_as_long_as_any_evaluator_needs_it() {
     put(&store, "b", "one");
     put(&store, "a", "two");
     assert_eq!(files(&folder, "plugins"), [blob("one"), blob("two")].into());
-    let ((), claim) = store.forget("b", || ()).unwrap();
+    let ((), claim) = store.forget("b", anything, || ()).unwrap();
     assert!(files(&folder, "plugins").contains(&blob("one")), "the pool may still read it");
     drop(claim);
     eventually(|| files(&folder, "plugins") == [blob("two")].into());
@@ -95,15 +105,15 @@ fn the_old_plugin_stays_until_the_new_one_is_published() {
     let folder = TempDir::new().unwrap();
     let (store, _) = open(&folder);
     put(&store, "a", "one");
-    let staged = store.stage(&plugin("two")).unwrap();
-    let published = store.commit("a", "two", &options("two"), staged, || {
+    let staged = store.stage(&plugin("two"), &[]).unwrap();
+    let published = store.commit("a", "two", &document("two"), staged, anything, || {
         // Whatever was dropped before this is gone when this is.
         let (sender, gone) = std::sync::mpsc::channel::<()>();
         background::drop_elsewhere(sender);
         gone.recv().unwrap_err();
         files(&folder, "plugins")
     });
-    assert_eq!(published.unwrap(), [blob("one"), blob("two")].into());
+    assert_eq!(published.unwrap().0, [blob("one"), blob("two")].into());
     eventually(|| files(&folder, "plugins") == [blob("two")].into());
 }
 
@@ -111,7 +121,7 @@ fn the_old_plugin_stays_until_the_new_one_is_published() {
 fn what_is_staged_and_not_committed_leaves_nothing() {
     let folder = TempDir::new().unwrap();
     let (store, _) = open(&folder);
-    let (first, second) = (store.stage(&plugin("one")).unwrap(), store.stage(&plugin("one")).unwrap());
+    let (first, second) = (store.stage(&plugin("one"), &[]).unwrap(), store.stage(&plugin("one"), &[]).unwrap());
     drop(first);
     put(&store, "a", "two");
     assert!(files(&folder, "plugins").contains(&blob("one")), "the second upload still needs it");

@@ -1,10 +1,12 @@
 //! The server as its clients meet it: the real program, a real HTTP client, real plugins.
 
 mod answer;
+mod document;
 mod evaluate;
 mod folder;
 mod last_words;
 mod operate;
+mod patch;
 mod request;
 mod server;
 mod upload;

@@ -137,7 +137,7 @@ fn whoever_is_not_there_is_not_found() {
 fn a_method_that_a_path_does_not_take_is_told_which_it_does() {
     let server = Server::start(&[]);
     for (method, path, allow) in [
-        ("PATCH", "/v1/evaluators/greet", "GET,HEAD,PUT,POST,DELETE"),
+        ("OPTIONS", "/v1/evaluators/greet", "GET,HEAD,PUT,PATCH,POST,DELETE"),
         ("POST", "/v1/evaluators", "GET,HEAD"),
         ("GET", "/v1/evaluators/greet/runtime", "DELETE"),
         ("OPTIONS", "/healthz", "GET,HEAD"),

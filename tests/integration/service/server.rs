@@ -99,7 +99,7 @@ impl Server {
         }
         let agent: ureq::Agent =
             ureq::Agent::config_builder().http_status_as_error(false).allow_non_standard_methods(true).build().into();
-        let response = if body.is_empty() && !["PUT", "POST"].contains(&method) {
+        let response = if body.is_empty() && !["PUT", "POST", "PATCH"].contains(&method) {
             agent.run(request.body(()).unwrap())
         } else {
             agent.run(request.body(body).unwrap())
@@ -127,6 +127,29 @@ impl Server {
     /// `name` with whatever query.
     pub(crate) fn put(&self, name: &str, plugin: &[u8]) -> Answer {
         self.request("PUT", &format!("/v1/evaluators/{name}"), &[("content-type", "application/wasm")], plugin)
+    }
+
+    /// An upload in parts.
+    pub(super) fn put_form(&self, name: &str, parts: &[(&str, &[u8])]) -> Answer {
+        self.put_form_if(name, &[], parts)
+    }
+
+    /// The same with more headers.
+    pub(super) fn put_form_if(&self, name: &str, headers: &[(&str, &str)], parts: &[(&str, &[u8])]) -> Answer {
+        let mut body = Vec::new();
+        for (name, bytes) in parts {
+            let head = format!("--b0undary\r\ncontent-disposition: form-data; name=\"{name}\"; filename=\"x\"\r\n\r\n");
+            body.extend([head.as_bytes(), bytes, b"\r\n"].concat());
+        }
+        body.extend(b"--b0undary--\r\n");
+        let form = ("content-type", "multipart/form-data; boundary=b0undary");
+        self.request("PUT", &format!("/v1/evaluators/{name}"), &[&[form], headers].concat(), &body)
+    }
+
+    /// Changes a spec by a merge patch.
+    pub(super) fn patch(&self, name: &str, headers: &[(&str, &str)], patch: &str) -> Answer {
+        let kind = ("content-type", "application/merge-patch+json");
+        self.request("PATCH", &format!("/v1/evaluators/{name}"), &[&[kind], headers].concat(), patch.as_bytes())
     }
 
     /// Uploads a plugin, evaluates it twice, and deletes it: how each step ended, and after how long. `name` with
