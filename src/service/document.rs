@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::{
     Data, Digest, Error, Isolation, Settings, Source, Spec, Wasi,
     config::{LimitSettings, hosts_within, nearest},
-    data::Static,
+    data::PerCall,
     units::{Size, Time},
 };
 
@@ -184,7 +184,13 @@ impl Document {
             ..Spec::new(source)
         };
         match &self.static_data {
-            Some(data) => spec.with_data(Static(Data::from(data.clone()))),
+            // Kept as text: as values, a few bytes of JSON take many times as much, for as long as it is registered.
+            Some(data) => {
+                let text = data.to_string();
+                let parse = move || serde_json::from_str(&text).map(Data::Json);
+                let broken = |error| Error::internal("static data cannot be read again", error);
+                spec.with_data(PerCall(move || parse().map_err(broken)))
+            }
             None => spec,
         }
     }

@@ -260,13 +260,22 @@ fn json(value: &impl Serialize) -> Result<Response, Problem> {
 }
 
 /// An input as what can be merged into an evaluator's own data: a JSON object, or nothing. Others replace that data.
-async fn mergeable(input: Bytes) -> Result<Data, Error> {
-    let parse = |input: Bytes| match serde_json::from_slice::<Value>(&input) {
-        Ok(object @ Value::Object(_)) => Data::Json(object),
-        _ if input.is_empty() => Data::Empty,
-        _ => Data::Bytes(input),
-    };
-    if input.len() <= QUICK { Ok(parse(input)) } else { blocking(move || Ok(parse(input))).await }
+///
+/// # Errors
+///
+/// 413 for an object that is over [`MAX_DOCUMENT`]: parsed, it takes many times as much memory.
+async fn mergeable(input: Bytes) -> Result<Data, Problem> {
+    let object = input.trim_ascii_start().first() == Some(&b'{');
+    if object && input.len() as u64 > MAX_DOCUMENT {
+        let detail = format!("the input is over {}, the most that is merged with static_data", Size(MAX_DOCUMENT));
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::PayloadTooLarge, detail));
+    }
+    if !object {
+        return Ok(if input.is_empty() { Data::Empty } else { Data::Bytes(input) });
+    }
+    let parse = |input: Bytes| serde_json::from_slice(&input).map_or(Data::Bytes(input), Data::Json);
+    let is_quick = input.len() <= QUICK;
+    Ok(if is_quick { parse(input) } else { blocking(move || Ok(parse(input))).await? })
 }
 
 /// The header `server-timing`, in milliseconds.
