@@ -133,6 +133,29 @@ fn who_lost_the_race_is_told_so_and_changes_nothing() {
 }
 
 #[test]
+fn of_many_uploads_that_follow_one_revision_one_is_made() {
+    let server = Server::start(&[]);
+    let tag = put(&server, &json!({}));
+    for headers in [&[("if-match", tag.as_str())][..], &[("if-none-match", "*")]] {
+        let name = if headers[0].0 == "if-match" { "x" } else { "new" };
+        let statuses: Vec<u16> = thread::scope(|scope| {
+            let clients: Vec<_> = ('a'..='d')
+                .map(|client| {
+                    let server = &server;
+                    let plugin = letter(client);
+                    scope.spawn(move || server.put_form_if(name, headers, &[("plugin", &plugin)]).status)
+                })
+                .collect();
+            clients.into_iter().map(|client| client.join().unwrap()).collect()
+        });
+        assert_eq!(statuses.iter().filter(|status| **status < 300).count(), 1, "{statuses:?}");
+        assert_eq!(statuses.iter().filter(|status| **status == 412).count(), 3, "{statuses:?}");
+    }
+    eventually("what lost is closed", || server.metric("evalpool_runtimes_live", "") == 2);
+    eventually("what lost is gone", || server.files("plugins").len() <= 2);
+}
+
+#[test]
 fn of_many_who_patch_at_once_each_change_is_made_or_refused() {
     let server = Server::start(&[]);
     put(&server, &json!({}));
@@ -162,7 +185,12 @@ fn of_many_who_patch_at_once_each_change_is_made_or_refused() {
 
 #[test]
 fn calls_under_way_end_on_the_old_revision() {
-    let server = Server::start(&[]);
+    calls_while_a_value_is_patched("fresh");
+    calls_while_a_value_is_patched("reuse");
+}
+
+fn calls_while_a_value_is_patched(isolation: &str) {
+    let server = Server::start(&[("ENGINE_ISOLATION", isolation)]);
     put(&server, &json!({"k": "0"}));
     let (done, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
