@@ -58,6 +58,7 @@ pub struct Spec {
     pub(crate) host_functions: Arc<[HostFunction]>,
     pub(crate) data: Option<Arc<dyn DataProvider>>,
     pub(crate) debug: bool,
+    pub(crate) labels: Arc<BTreeMap<String, String>>,
 }
 
 impl Spec {
@@ -92,6 +93,7 @@ impl Spec {
             host_functions: Arc::new([]),
             data: None,
             debug: false,
+            labels: Arc::default(),
         }
     }
 
@@ -148,6 +150,12 @@ impl Spec {
     /// Adds a value that the plugin can read as configuration.
     pub fn with_config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         Arc::make_mut(&mut self.config).insert(key.into(), value.into());
+        self
+    }
+
+    /// Adds a label, which stands beside the evaluator's name in log lines about what its guests leave behind.
+    pub fn with_label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        Arc::make_mut(&mut self.labels).insert(key.into(), value.into());
         self
     }
 

@@ -1,6 +1,6 @@
 //! What guests leave behind goes to the operator's log, under the evaluator's name.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tracing::Level;
 
@@ -17,6 +17,8 @@ macro_rules! target {
 #[derive(Debug, Clone)]
 pub(crate) struct Report {
     pub(crate) evaluator: Arc<str>,
+    /// What its owner wants to find its log lines by.
+    pub(crate) labels: Arc<BTreeMap<String, String>>,
     /// The evaluator's clients.
     pub(crate) to_clients: bool,
 }
@@ -29,7 +31,8 @@ impl Report {
         {
             let [stack, stderr, stdout] = fields(words);
             let (evaluator, kind) = (&*self.evaluator, error.kind().as_str());
-            tracing::warn!(target: target!(), evaluator, kind, stack, stderr, stdout, "{error}");
+            let labels = self.labels();
+            tracing::warn!(target: target!(), evaluator, labels, kind, stack, stderr, stdout, "{error}");
         }
         error.change_last_words(|words| words.show_to_clients(self.to_clients))
     }
@@ -38,8 +41,15 @@ impl Report {
     pub(crate) fn written(&self, words: &LastWords) {
         if !words.is_empty() && tracing::enabled!(target: target!(), Level::DEBUG) {
             let [_, stderr, stdout] = fields(words);
-            tracing::debug!(target: target!(), evaluator = &*self.evaluator, stderr, stdout, "the plugin has written");
+            let (evaluator, labels) = (&*self.evaluator, self.labels());
+            tracing::debug!(target: target!(), evaluator, labels, stderr, stdout, "the plugin has written");
         }
+    }
+
+    /// As `key=value` and a space between two; none if there are none.
+    fn labels(&self) -> Option<String> {
+        let pairs: Vec<_> = self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        (!pairs.is_empty()).then(|| pairs.join(" "))
     }
 }
 

@@ -170,6 +170,7 @@ impl Document {
             wasi: self.wasi.filter(|_| ceilings.wasi != Wasi::Off),
             debug: self.debug,
             config: self.config.clone().into(),
+            labels: self.labels.clone().into(),
             memory: memory.map(|memory| memory.min(most.memory)),
             output_size: output_size.map(|size| size.min(most.output_size)),
             build_timeout: build_timeout.map(|time| time.min(most.build_timeout)),

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     conformance::{IMPORTS, http::http_server},
-    support::{TEXT, WORDS, wasm},
+    support::{CRASH, TEXT, WORDS, wasm},
 };
 
 /// A config value that must be seen nowhere but in the plugin and in its evaluator's file.
@@ -311,6 +311,10 @@ fn static_data_is_what_each_call_is_merged_into_and_labels_are_logged() {
     assert_eq!(server.post("x", b"{1}").text(), "{1}");
     assert_eq!(server.post("x", b"[1]").text(), "[1]", "what is no object replaces it");
     assert_eq!(server.info("x")["spec"], said);
+    let said = json!({"entry_point": "say", "labels": {"team": "billing", "region": "eu"}});
+    assert_eq!(server.put_form("say", &[("spec", &spec(&said)), ("plugin", CRASH)]).status, 201);
+    assert_eq!(server.post("say", b"hello").status, 200);
+    server.has_logged(r#"evaluator="say" labels="region=eu team=billing" stderr="#);
 }
 
 #[test]
