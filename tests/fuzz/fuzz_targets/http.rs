@@ -38,7 +38,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const QUIET: Duration = Duration::from_millis(5);
 
 /// Of answers, as documented, less 500, and hyper's own for heads that cannot be read.
-const STATUSES: [u16; 19] = [100, 200, 201, 204, 400, 404, 405, 408, 409, 412, 413, 414, 415, 422, 429, 431, 503, 504, 505];
+const STATUSES: [u16; 19] =
+    [100, 200, 201, 204, 400, 404, 405, 408, 409, 412, 413, 414, 415, 422, 429, 431, 503, 504, 505];
 
 const SETTINGS: &str = r#"
 [pool]
