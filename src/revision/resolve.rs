@@ -53,7 +53,7 @@ pub(super) fn blueprint(
         build_timeout: limits.build_timeout,
     };
     let hosts = spec.allowed_hosts.clone();
-    let report = Report { evaluator: name.clone(), labels: spec.labels.clone(), to_clients: spec.debug };
+    let report = Report::new(name.clone(), spec.labels.clone(), spec.debug);
     let request = CompileRequest {
         evaluator: name.clone(),
         wasm: plugin.bytes().clone(),

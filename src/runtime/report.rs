@@ -1,6 +1,14 @@
-//! What guests leave behind goes to the operator's log, under the evaluator's name.
+//! What guests leave behind goes to the operator's log, under the evaluator's name. A plugin that fails at each call must not
+//! fill the log: a failure is a warning now and then, and between them a line at the level `debug`.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
 
 use tracing::Level;
 
@@ -13,6 +21,10 @@ macro_rules! target {
     };
 }
 
+/// Milliseconds between two warnings about one evaluator, and between two about any.
+const PAUSE_OF_ONE: u64 = 10_000;
+const PAUSE_OF_ALL: u64 = 1_000;
+
 /// Whose guests they are, and who else may see what they leave behind.
 #[derive(Debug, Clone)]
 pub(crate) struct Report {
@@ -21,18 +33,32 @@ pub(crate) struct Report {
     pub(crate) labels: Arc<BTreeMap<String, String>>,
     /// The evaluator's clients.
     pub(crate) to_clients: bool,
+    /// When a failure was last a warning; 0 for never.
+    warned: Arc<AtomicU64>,
 }
 
 impl Report {
+    pub(crate) fn new(evaluator: Arc<str>, labels: Arc<BTreeMap<String, String>>, to_clients: bool) -> Self {
+        Self { evaluator, labels, to_clients, warned: Arc::default() }
+    }
+
     /// Logs what a guest left behind that failed, and says in the error who may see it.
     pub(crate) fn failure(&self, error: Error) -> Error {
         if let Some(words) = error.last_words()
             && tracing::enabled!(target: target!(), Level::WARN)
         {
-            let [stack, stderr, stdout] = fields(words);
-            let (evaluator, kind) = (&*self.evaluator, error.kind().as_str());
-            let labels = self.labels();
-            tracing::warn!(target: target!(), evaluator, labels, kind, stack, stderr, stdout, "{error}");
+            macro_rules! line {
+                ($level:ident) => {{
+                    let [stack, stderr, stdout] = fields(words);
+                    let (evaluator, kind, labels) = (&*self.evaluator, error.kind().as_str(), self.labels());
+                    tracing::$level!(target: target!(), evaluator, labels, kind, stack, stderr, stdout, "{error}");
+                }};
+            }
+            if self.may_warn() {
+                line!(warn);
+            } else if tracing::enabled!(target: target!(), Level::DEBUG) {
+                line!(debug);
+            }
         }
         error.change_last_words(|words| words.show_to_clients(self.to_clients))
     }
@@ -44,6 +70,18 @@ impl Report {
             let (evaluator, labels) = (&*self.evaluator, self.labels());
             tracing::debug!(target: target!(), evaluator, labels, stderr, stdout, "the plugin has written");
         }
+    }
+
+    fn may_warn(&self) -> bool {
+        static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        static WARNED: AtomicU64 = AtomicU64::new(0);
+        // Never 0.
+        let now = u64::try_from(BEGAN.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+        let is_over = |pause| move |last: u64| (last == 0 || now.saturating_sub(last) >= pause).then_some(now);
+        let (relaxed, own) = (Ordering::Relaxed, self.warned.load(Ordering::Relaxed));
+        is_over(PAUSE_OF_ONE)(own).is_some()
+            && WARNED.fetch_update(relaxed, relaxed, is_over(PAUSE_OF_ALL)).is_ok()
+            && self.warned.fetch_update(relaxed, relaxed, is_over(PAUSE_OF_ONE)).is_ok()
     }
 
     /// As `key=value` and a space between two; none if there are none.

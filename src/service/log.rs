@@ -40,7 +40,8 @@ pub struct Log<'a> {
     /// Level and format.
     pub settings: &'a LogSettings,
     /// Whether to show what plugins log at every level. Otherwise it is shown at `debug` and `trace` only, as are the
-    /// engine's lines about guests that fail: a customer's plugin must not be able to fill the server's log.
+    /// engine's lines about guests that fail: a customer's plugin must not be able to fill the server's log. What guests
+    /// leave behind that fail is a warning now and then, and is shown with the rest.
     pub with_plugins: bool,
     /// Whether what guests leave behind is logged with the rest. Otherwise the command prints it.
     pub with_last_words: bool,
@@ -118,7 +119,7 @@ fn targets(log: Log<'_>) -> Targets {
         .with_target(ENGINE, strangers)
         .with_target(WASI, strangers)
         .with_target(PLUGINS, plugins)
-        .with_target(LAST_WORDS, if log.with_last_words { plugins } else { LevelFilter::OFF })
+        .with_target(LAST_WORDS, if log.with_last_words { level } else { LevelFilter::OFF })
         .with_target(EXTISM_PLUGINS, plugins)
 }
 

@@ -1,7 +1,7 @@
 //! What a guest left behind, where the program shows it: `run` and `check` print it, the server logs it, and clients see it
 //! of an evaluator whose `debug` is on.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, time::Instant};
 
 use tempfile::TempDir;
 
@@ -121,9 +121,21 @@ fn the_operators_log_has_them_and_what_plugins_log_under_their_evaluators_names(
         let named = format!("evaluator=\"{evaluator}\"");
         assert!(!lines.is_empty() && lines.iter().any(|line| line.contains(&named)), "{said}, {named}: {log}");
     }
-    // Not at the level that a server has unless it is told: a plugin must not fill its operator's log.
+}
+
+/// At the level that a server has unless it is told another.
+#[test]
+fn a_plugin_that_fails_at_each_call_does_not_fill_its_operators_log() {
+    let began = Instant::now();
     let server = Server::start(&[("LOG_LEVEL", "info")]);
     assert_eq!(server.put("crash?entry_point=crash", CRASH).status, 201);
-    server.post("crash", b"17").is(422, "guest_trap");
-    assert!(!server.log().contains("no such order"), "{}", server.log());
+    for _ in 0..50 {
+        server.post("crash", b"17").is(422, "guest_trap");
+    }
+    server.has_logged("no such order: 17");
+    let log = server.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("no such order")).collect();
+    assert!(lines[0].contains("WARN") && lines[0].contains(r#"evaluator="crash""#), "{}", lines[0]);
+    // One in ten seconds, on a machine however slow.
+    assert!(lines.len() as u64 <= 1 + began.elapsed().as_secs() / 10, "{} lines", lines.len());
 }
