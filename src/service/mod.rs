@@ -33,7 +33,7 @@ use tokio::runtime;
 
 use self::cli::Command;
 pub use self::exit::Exit;
-use crate::Settings;
+use crate::{Settings, config::LogLevel};
 
 /// Blocking threads for reading, storing and dropping, beside one for each guest and each compilation.
 const SPARE_THREADS: usize = 64;
@@ -65,7 +65,12 @@ impl Program {
         log::Log {
             settings: &self.settings.log,
             with_plugins: matches!(self.command, Command::Run(_)),
-            with_last_words: !matches!(self.command, Command::Run(_) | Command::Check(_)),
+            with_last_words: match self.command {
+                Command::Run(_) | Command::Check(_) => false,
+                // Its chaos makes guests fail, and it counts them.
+                Command::Load(_) => matches!(self.settings.log.level, LogLevel::Debug | LogLevel::Trace),
+                Command::Serve(_) => true,
+            },
         }
     }
 
