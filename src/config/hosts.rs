@@ -6,6 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 const FORM: &str = "an entry is a host, an address or a glob pattern, with :port to allow that port only, such as \
                     api.example.com, *.example.com:443, 127.0.0.1:8080 or [::1]";
 
+/// The longest entry, in bytes: a name in DNS has at most 253. A pattern is matched by recursion, once for each wildcard.
+const MOST_OF_ONE: usize = 255;
+
+/// How many entries there may be. All of them are looked through at each request.
+const MOST: usize = 1000;
+
 /// Among the operator's entries: clients may name any host.
 const ANY: &str = "any";
 
@@ -71,10 +77,16 @@ impl HostPattern {
     ///
     /// Shows the first entry that no request could match, and the right form.
     pub(crate) fn parse_all(entries: &[String]) -> Result<Vec<Self>, String> {
+        if entries.len() > MOST {
+            return Err(format!("{} entries; it may have {MOST}", entries.len()));
+        }
         entries.iter().map(|entry| Self::parse(entry).ok_or_else(|| refusal(entry))).collect()
     }
 
     fn parse(entry: &str) -> Option<Self> {
+        if entry.len() > MOST_OF_ONE {
+            return None;
+        }
         // As in a URL, an address of version 6 is in brackets. Others are part of a pattern.
         let bracketed = entry.strip_prefix('[').and_then(|rest| rest.split_once(']'));
         let address = bracketed.and_then(|(address, rest)| Some((address.parse::<Ipv6Addr>().ok()?, rest)));
@@ -272,6 +284,17 @@ mod tests {
         let [narrow, _] = [parse("[a]pi.example.com"), parse("*")];
         assert!(narrow.matches("api.example.com", 443) && !narrow.matches("bpi.example.com", 443));
         assert!(!narrow.names("api.example.com"));
+    }
+
+    /// A pattern is matched by recursion: a long one against a long host would take the whole stack.
+    #[test]
+    fn entries_are_bounded_in_length_and_number() {
+        let pattern = |length: usize| format!("{}{}", "*a".repeat(length / 2), "b".repeat(length % 2));
+        assert!(parse(&pattern(MOST_OF_ONE)).matches(&format!("{}b", "a".repeat(253)), 80));
+        assert_eq!(HostPattern::parse(&pattern(MOST_OF_ONE + 1)), None);
+        assert!(HostPattern::parse_all(&vec!["*".to_owned(); MOST]).is_ok());
+        let error = HostPattern::parse_all(&vec!["*".to_owned(); MOST + 1]).unwrap_err();
+        assert_eq!(error, "1001 entries; it may have 1000");
     }
 
     #[test]

@@ -9,6 +9,9 @@ use reqwest::{
 
 use crate::config::HostPattern;
 
+/// The longest name in DNS, in bytes.
+const MAX_HOST: usize = 253;
+
 /// The hosts that a plugin may reach.
 pub(super) struct AllowedHosts {
     patterns: Vec<HostPattern>,
@@ -34,13 +37,16 @@ impl AllowedHosts {
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return Err("it has no host and port");
         };
-        let matches = self.patterns.iter().any(|pattern| pattern.matches(host, port));
+        if host.len() > MAX_HOST {
+            return Err("its host is longer than any name");
+        }
         if self.names(host) {
             let is_named = |pattern: &HostPattern| pattern.names(host) && pattern.matches(host, port);
             let named = self.patterns.iter().any(is_named);
             return if named { Ok(()) } else { Err("allowed_hosts names its host with another port") };
         }
         let literal: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+        let matches = self.patterns.iter().any(|pattern| pattern.matches(host, port));
         match (matches, literal.is_none_or(is_public)) {
             (true, true) => Ok(()),
             (true, false) => Err("it is a private address, which allowed_hosts must name without wildcards"),
@@ -90,6 +96,13 @@ mod tests {
     fn allows(patterns: &[&str], url: &str) -> bool {
         let patterns: Vec<String> = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
         AllowedHosts::new(&patterns).unwrap().check(&Url::parse(url).unwrap()).is_ok()
+    }
+
+    #[test]
+    fn a_host_that_is_longer_than_any_name_is_not_looked_for() {
+        let url = |length: usize| format!("http://{}/", "a".repeat(length));
+        assert!(allows(&["*"], &url(MAX_HOST)));
+        assert!(!allows(&["*"], &url(MAX_HOST + 1)));
     }
 
     #[test]
