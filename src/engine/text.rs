@@ -6,7 +6,7 @@ use std::fmt::Write;
 const MAX_REASON: usize = 4096;
 
 /// The most that is kept of a guest's own error message, in bytes. Many are JSON, which a cut breaks.
-const MAX_MESSAGE: usize = 64 << 10;
+pub(super) const MAX_MESSAGE: usize = 64 << 10;
 
 pub(super) fn shorten(text: &str) -> String {
     text[..text.floor_char_boundary(MAX_REASON)].to_owned()
@@ -18,10 +18,15 @@ pub(super) fn first_line(text: &str) -> String {
 
 /// A guest's own message: whole, or cut with a mark that says so.
 pub(super) fn message_of(text: &str) -> String {
-    let mut message = text[..text.floor_char_boundary(MAX_MESSAGE)].to_owned();
-    if message.len() < text.len() {
+    message_from(text, text.len())
+}
+
+/// The same of its beginning, and how long it is.
+pub(super) fn message_from(beginning: &str, length: usize) -> String {
+    let mut message = beginning[..beginning.floor_char_boundary(MAX_MESSAGE)].to_owned();
+    if message.len() < length {
         // A `String` takes everything.
-        let _ = write!(message, "… (cut; {} bytes in all)", text.len());
+        let _ = write!(message, "… (cut; {length} bytes in all)");
     }
     message
 }

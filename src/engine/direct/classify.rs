@@ -8,7 +8,7 @@ use wasmtime_wasi::I32Exit;
 use crate::{
     engine::{
         InstanceLimits,
-        text::{first_line, message_of, shorten},
+        text::{first_line, message_from, message_of, shorten},
     },
     error::Error,
     last_words::LastWords,
@@ -59,7 +59,7 @@ pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error
 /// What the host decided comes first, then what the guest said, then its trap: many PDKs set an error and trap.
 pub(super) fn call(
     returned: wasmtime::Result<i32>,
-    said: Option<&[u8]>,
+    said: Option<(&[u8], usize)>,
     limits: &InstanceLimits,
 ) -> (Result<(), Error>, bool) {
     // An exit with 0 is a success, but has unwound the guest's frames.
@@ -78,9 +78,13 @@ fn out_of_fuel(limits: &InstanceLimits, initialising: bool) -> Error {
     Error::out_of_fuel(limits.fuel.unwrap_or_default(), initialising)
 }
 
-fn message(said: &[u8]) -> String {
-    match str::from_utf8(said) {
-        Ok(text) => message_of(text),
+fn message((beginning, length): (&[u8], usize)) -> String {
+    match str::from_utf8(beginning) {
+        Ok(text) => message_from(text, length),
+        // It is cut within a character, of which nothing is shown.
+        Err(error) if error.error_len().is_none() && length > beginning.len() => {
+            message_from(&String::from_utf8_lossy(beginning), length)
+        }
         Err(error) => format!("unable to load error message from memory: {error}"),
     }
 }

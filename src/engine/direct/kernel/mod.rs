@@ -15,7 +15,7 @@ use bytes::Bytes;
 use wasmtime::{AsContext, AsContextMut, Engine, Instance, Memory, Module, ModuleExport, Store};
 
 use super::{classify::HostTrap, state::GuestState};
-use crate::error::Error;
+use crate::{engine::text::MAX_MESSAGE, error::Error};
 
 /// `kernel.wat`, assembled. A test compares the two.
 const BYTES: &[u8] = include_bytes!("kernel.wasm");
@@ -106,11 +106,17 @@ impl Kernel {
         }
     }
 
-    /// The error that the guest has set, if it has.
-    pub(super) fn error<'a>(&self, store: &'a Store<GuestState>) -> Option<&'a [u8]> {
+    /// The beginning of the error that the guest has set, if it has, and the length of all of it.
+    pub(super) fn error<'a>(&self, store: &'a Store<GuestState>) -> Option<(&'a [u8], usize)> {
         let offset = self.get(store, root::ERROR);
         let len = store.data().allocator.length(offset);
-        if offset == 0 || len == 0 { None } else { slice(self.memory.data(store), offset, len) }
+        if offset == 0 || len == 0 {
+            return None;
+        }
+        // One character more than is shown: the message is then cut between characters. The rest is not looked at, which
+        // would take the longer the more memory the guest has.
+        let beginning = slice(self.memory.data(store), offset, len.min(MAX_MESSAGE as u64 + 4))?;
+        Some((beginning, usize::try_from(len).unwrap_or(usize::MAX)))
     }
 
     /// Frees and clears all blocks, as Extism's kernel does.
