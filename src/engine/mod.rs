@@ -36,6 +36,10 @@ pub use self::host::{GuestMemory, HostFunction, HostFunctionError, Val, ValType}
 pub(crate) use self::host::{inside_host_function, panic_text};
 use crate::{error::Error, last_words::LastWords, source::Digest};
 
+/// Modules that a plugin may be linked with: `direct` reserves slots for as many.
+#[cfg(feature = "direct")]
+pub(crate) const MAX_LINKED: usize = 2;
+
 /// A boxed future that can be sent to another thread.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 

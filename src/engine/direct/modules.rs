@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use wasmtime::{ExternType, Instance, Linker, Module, ModuleExport, Store, ValType};
 
-use super::{abi, functions, kernel::Kernel, slots::MAX_LINKED, state::GuestState, variant::EngineVariant, wasi};
+use super::{abi, functions, kernel::Kernel, state::GuestState, variant::EngineVariant, wasi};
 use crate::{
-    engine::{CompileRequest, HostFunction},
+    engine::{CompileRequest, HostFunction, MAX_LINKED},
     error::Error,
 };
 

@@ -14,9 +14,6 @@ const MODULES: u64 = 4;
 /// has the type `externref`. Nothing is ever in it, because hosts pass no such references.
 const MEMORIES: u64 = MODULES + 1;
 
-/// Modules that a plugin may be linked with.
-pub(super) const MAX_LINKED: usize = 2;
-
 /// Tables of one module. Toolchains make one.
 const TABLES: u64 = 4;
 

@@ -20,6 +20,7 @@ use crate::{
     Data, Settings, Source, Spec, Wasi, compiler,
     config::{HostPattern, strings},
     data::Static,
+    engine::MAX_LINKED,
     service::{
         Exit,
         cli::{duration, word},
@@ -29,9 +30,6 @@ use crate::{
 
 /// What a file of config values may have, in bytes.
 const MOST_CONFIG: u64 = 1024 * 1024;
-
-/// Modules that can be linked with a plugin: as many as the `direct` engine takes.
-const MOST_LINKED: usize = 2;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Plugin options")]
@@ -119,8 +117,8 @@ impl PluginOptions {
         if !self.allow_host.is_empty() {
             spec = spec.with_allowed_hosts(self.allow_host.clone());
         }
-        if self.link.len() > MOST_LINKED {
-            return Err(Exit::unusable(format!("--link: at most {MOST_LINKED} modules can be linked with a plugin")));
+        if self.link.len() > MAX_LINKED {
+            return Err(Exit::unusable(format!("--link: at most {MAX_LINKED} modules can be linked with a plugin")));
         }
         for (at, (name, path)) in self.link.iter().enumerate() {
             if self.link.iter().take(at).any(|(other, _)| other == name) {

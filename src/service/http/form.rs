@@ -14,12 +14,10 @@ use super::{App, body::Charge, problem::Problem, request::check_not_coded};
 use crate::{
     Error, ErrorKind,
     config::nearest,
+    engine::MAX_LINKED,
     service::document::{Document, MAX_DOCUMENT},
     units::Size,
 };
-
-/// How many modules a plugin may be linked with.
-const MAX_LINKED: usize = 2;
 
 /// What the heads of parts and the boundaries may take.
 const AROUND: u64 = 64 * 1024;
