@@ -86,10 +86,7 @@ pub(super) fn shown(words: &LastWords) -> String {
     let mut shown = String::new();
     for line in words.to_string().lines() {
         shown.push_str("  ");
-        for character in line.chars() {
-            // A `String` takes every character.
-            let _ = write_harmless(&mut shown, character);
-        }
+        push_harmless(&mut shown, line);
         shown.push('\n');
     }
     shown
@@ -99,9 +96,13 @@ pub(super) fn shown(words: &LastWords) -> String {
 pub(super) fn one_line(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let mut shown = String::new();
-    for character in lines.join(" ").chars() {
-        // A `String` takes every character.
-        let _ = write_harmless(&mut shown, character);
-    }
+    push_harmless(&mut shown, &lines.join(" "));
     shown
+}
+
+fn push_harmless(shown: &mut String, text: &str) {
+    for character in text.chars() {
+        // A `String` takes every character.
+        let _ = write_harmless(shown, character);
+    }
 }

@@ -80,15 +80,10 @@ pub(super) async fn patch(
     let conditions = Conditions::of(&headers)?;
     find(&app, &name)?;
     check_is_patch(&headers)?;
-    let too_large = format!("the patch is over {}", Size(MAX_DOCUMENT));
     let read = app.uploads.read(body, "patch", MAX_DOCUMENT).await;
     let patch = read.map_err(|problem| {
-        let is_large = problem.is(ErrorKind::PayloadTooLarge);
-        if is_large {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::PayloadTooLarge, too_large)
-        } else {
-            problem
-        }
+        let too_large = || Problem::too_large(format!("the patch is over {}", Size(MAX_DOCUMENT)));
+        if problem.is(ErrorKind::PayloadTooLarge) { too_large() } else { problem }
     })?;
     let shared = app.clone();
     let (name, Current { revision, staged, .. }, document) = blocking(move || {
@@ -268,7 +263,7 @@ async fn mergeable(input: Bytes) -> Result<Data, Problem> {
     let object = input.trim_ascii_start().first() == Some(&b'{');
     if object && input.len() as u64 > MAX_DOCUMENT {
         let detail = format!("the input is over {}, the most that is merged with static_data", Size(MAX_DOCUMENT));
-        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::PayloadTooLarge, detail));
+        return Err(Problem::too_large(detail));
     }
     if !object {
         return Ok(if input.is_empty() { Data::Empty } else { Data::Bytes(input) });

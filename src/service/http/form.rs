@@ -5,14 +5,14 @@ use std::sync::Arc;
 use axum::{
     body::Body,
     extract::{DefaultBodyLimit, FromRequest, Multipart, Request, multipart::MultipartError},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, header},
 };
 use bytes::Bytes;
 use tokio::{runtime::Handle, task::spawn_blocking};
 
 use super::{App, body::Charge, problem::Problem, request::check_not_coded};
 use crate::{
-    Error, ErrorKind,
+    Error,
     config::nearest,
     engine::MAX_LINKED,
     service::document::{Document, MAX_DOCUMENT},
@@ -76,8 +76,7 @@ async fn split(whole: Bytes, kind: HeaderValue, limit: u64, charge: &Arc<Charge>
             "spec" => {
                 let spec = part.bytes().await.map_err(broken)?;
                 if spec.len() as u64 > MAX_DOCUMENT {
-                    let detail = format!("the spec is over {}", Size(MAX_DOCUMENT));
-                    return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::PayloadTooLarge, detail));
+                    return Err(Problem::too_large(format!("the spec is over {}", Size(MAX_DOCUMENT))));
                 }
                 form.document = Document::parse(&spec)?;
                 has_spec = true;

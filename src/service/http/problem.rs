@@ -36,6 +36,11 @@ impl Problem {
         Self { status, kind, detail: detail.into(), last_words: None }
     }
 
+    /// A body, or a part of one, that is too large for what it is.
+    pub(super) fn too_large(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::PayloadTooLarge, detail)
+    }
+
     pub(super) fn is(&self, kind: ErrorKind) -> bool {
         self.kind == kind
     }

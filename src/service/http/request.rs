@@ -173,9 +173,7 @@ pub(super) fn check_not_coded(headers: &HeaderMap) -> Result<(), Problem> {
 /// Refuses uploads whose type is not WebAssembly. Many tools that send a file name no type, or
 /// `application/octet-stream`.
 pub(super) fn check_is_wasm(headers: &HeaderMap) -> Result<(), Problem> {
-    let named = header_text(headers, &header::CONTENT_TYPE);
-    let essence = named.map(|text| text.split(';').next().unwrap_or(text).trim().to_ascii_lowercase());
-    match essence.as_deref() {
+    match media_type(headers).as_deref() {
         None | Some("application/wasm" | "application/octet-stream") => check_not_coded(headers),
         Some(_) => Err(unsupported(
             "a plugin is a WebAssembly binary; send it as content-type: application/wasm, or as a part of a form",
@@ -185,12 +183,16 @@ pub(super) fn check_is_wasm(headers: &HeaderMap) -> Result<(), Problem> {
 
 /// Refuses patches that are no JSON, or one of another kind.
 pub(super) fn check_is_patch(headers: &HeaderMap) -> Result<(), Problem> {
-    let named = header_text(headers, &header::CONTENT_TYPE);
-    let essence = named.map(|text| text.split(';').next().unwrap_or(text).trim().to_ascii_lowercase());
-    match essence.as_deref() {
+    match media_type(headers).as_deref() {
         Some("application/merge-patch+json" | "application/json") => check_not_coded(headers),
         _ => Err(unsupported("a patch is a JSON merge patch; send it as content-type: application/merge-patch+json")),
     }
+}
+
+/// The type of a body, without parameters and in small letters.
+fn media_type(headers: &HeaderMap) -> Option<String> {
+    let named = header_text(headers, &header::CONTENT_TYPE)?;
+    Some(named.split(';').next().unwrap_or(named).trim().to_ascii_lowercase())
 }
 
 fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {

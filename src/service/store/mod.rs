@@ -40,13 +40,13 @@ use std::{
     time::SystemTime,
 };
 
+use serde_json::Value;
+
 pub(super) use self::blobs::Claim;
 use self::{
     blobs::Blobs,
     record::{Blob, Record, Stored},
 };
-use serde_json::Value;
-
 use super::document::{Ceilings, Document};
 use crate::{Digest, Error, Plugin, Source, Spec};
 
