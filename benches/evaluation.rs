@@ -61,7 +61,7 @@ impl Sample {
 
     /// From memory, so that no file is read on either side.
     fn spec(&self) -> Spec {
-        Spec::new(Source::bytes(self.wasm())).with_entry_point(self.entry_point)
+        Spec::new(Source::bytes(self.wasm())).entry_point(self.entry_point)
     }
 
     /// Under the limits that the pool sets.

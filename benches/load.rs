@@ -45,7 +45,7 @@ impl Setup {
         let evaluators = (0..EVALUATORS).map(|number| {
             let (file, entry_point, input) = PLUGINS[number % PLUGINS.len()];
             let wasm = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
-            let spec = Spec::new(Source::bytes(wasm)).with_entry_point(entry_point);
+            let spec = Spec::new(Source::bytes(wasm)).entry_point(entry_point);
             (pool.evaluator(&format!("e{number}"), spec).unwrap(), Bytes::from_static(input))
         });
         let evaluators = evaluators.collect();

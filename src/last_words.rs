@@ -68,7 +68,7 @@ impl LastWords {
         self.for_clients = show;
     }
 
-    /// Themselves, if the evaluator's clients may see them: see [`Spec::with_debug`](crate::Spec::with_debug). The server of
+    /// Themselves, if the evaluator's clients may see them: see [`Spec::debug`](crate::Spec::debug). The server of
     /// this crate answers with no others.
     #[must_use]
     pub fn for_clients(&self) -> Option<&Self> {

@@ -32,9 +32,9 @@ pub(crate) use setters;
 /// use evalpool::Spec;
 ///
 /// let spec = Spec::file("plugins/price.wasm")
-///     .with_entry_point("price")
-///     .with_config("currency", "EUR")
-///     .with_exec_timeout(Duration::from_millis(250));
+///     .entry_point("price")
+///     .config("currency", "EUR")
+///     .exec_timeout(Duration::from_millis(250));
 /// ```
 #[derive(Clone)]
 #[must_use]
@@ -100,61 +100,61 @@ impl Spec {
     setters! {
         /// The digest that the bytes must have. A build of other bytes fails with
         /// [`DigestMismatch`](crate::Error::DigestMismatch).
-        fn with_digest(digest: Digest) => digest = Some(digest);
+        fn digest(digest: Digest) => digest = Some(digest);
         /// The export that calls run which name [none](crate::Evaluator::entry_point). Default: `run` if the plugin exports
         /// it, else the only export that fits and that the toolchain did not add, else none, and each call names its own.
         /// A build of a plugin without this export, or without any that fits, fails with
         /// [`EntryPointMissing`](crate::Error::EntryPointMissing).
-        fn with_entry_point(name: impl Into<String>) => entry_point = Some(name.into());
+        fn entry_point(name: impl Into<String>) => entry_point = Some(name.into());
         /// Whether an instance serves one evaluation or many.
-        fn with_isolation(isolation: Isolation) => isolation = Some(isolation);
+        fn isolation(isolation: Isolation) => isolation = Some(isolation);
         /// Whether the plugin gets WASI.
-        fn with_wasi(wasi: Wasi) => wasi = Some(wasi);
+        fn wasi(wasi: Wasi) => wasi = Some(wasi);
         /// Whether you trust the plugin. The `extism` [engine](crate::engine::choosing) refuses others with
         /// [`InvalidRequest`](crate::Error::InvalidRequest).
-        fn with_trusted(trusted: bool) => trusted = Some(trusted);
+        fn trusted(trusted: bool) => trusted = Some(trusted);
         /// Linear memory of one instance, in bytes; rounded down to 64 KiB pages. A guest that needs more fails with
         /// [`OutOfMemory`](crate::Error::OutOfMemory).
-        fn with_memory(bytes: u64) => memory = Some(bytes);
+        fn memory(bytes: u64) => memory = Some(bytes);
         /// Size of an evaluation's output, in bytes. A guest with more fails with
         /// [`OutputTooLarge`](crate::Error::OutputTooLarge).
-        fn with_output_size(bytes: u64) => output_size = Some(bytes);
+        fn output_size(bytes: u64) => output_size = Some(bytes);
         /// Instances of the plugin at once, within the pool's own bound
         /// ([`max_instances_per_evaluator`](crate::config::PoolSettings::max_instances_per_evaluator)).
-        fn with_instances(instances: NonZeroUsize) => instances = Some(instances);
+        fn instances(instances: NonZeroUsize) => instances = Some(instances);
         /// How long reading, compiling and initialising the plugin may each take. A build that takes longer fails with
         /// [`BuildTimeout`](crate::Error::BuildTimeout).
-        fn with_build_timeout(timeout: Duration) => build_timeout = Some(timeout);
+        fn build_timeout(timeout: Duration) => build_timeout = Some(timeout);
         /// How long the guest may run in one evaluation. Then the engine stops it, and the evaluation fails with
         /// [`ExecTimeout`](crate::Error::ExecTimeout).
-        fn with_exec_timeout(timeout: Duration) => exec_timeout = Some(timeout);
+        fn exec_timeout(timeout: Duration) => exec_timeout = Some(timeout);
         /// How many instructions the guest may run in an evaluation, and as many once more to initialise each instance;
         /// `None` for no limit. A guest that needs more fails with [`OutOfFuel`](crate::Error::OutOfFuel). What counts is
         /// said with [`LimitSettings::fuel`](crate::config::LimitSettings::fuel).
-        fn with_fuel(fuel: Option<u64>) => fuel = Some(fuel);
+        fn fuel(fuel: Option<u64>) => fuel = Some(fuel);
         /// Whether clients of a server may see the [last words](crate::LastWords) of the plugin's guests. Default: no. They
         /// are in the error that your own code gets in any case.
-        fn with_debug(debug: bool) => debug = debug;
+        fn debug(debug: bool) => debug = debug;
         /// The evaluator's own data, into which each call's data is merged: see [`data`](crate::data).
-        fn with_data(provider: impl DataProvider) => data = Some(Arc::new(provider));
+        fn data(provider: impl DataProvider) => data = Some(Arc::new(provider));
     }
 
     /// Adds a module from which the plugin, or another such module, imports by this name. Each instance of the plugin
     /// has its own instance of it. The names `main`, `extism:host/env`, `extism:host/user` and `wasi_snapshot_preview1`
     /// are taken.
-    pub fn with_module(mut self, name: impl Into<String>, source: Source) -> Self {
+    pub fn link(mut self, name: impl Into<String>, source: Source) -> Self {
         self.linked.push((name.into(), source));
         self
     }
 
     /// Adds a value that the plugin can read as configuration.
-    pub fn with_config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+    pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         Arc::make_mut(&mut self.config).insert(key.into(), value.into());
         self
     }
 
     /// Adds a label, which stands beside the evaluator's name in log lines about what its guests leave behind.
-    pub fn with_label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         Arc::make_mut(&mut self.labels).insert(key.into(), value.into());
         self
     }
@@ -169,14 +169,14 @@ impl Spec {
     ///
     /// An entry that no request could match is refused with [`InvalidRequest`](crate::Error::InvalidRequest) when the
     /// spec is registered or prepared.
-    pub fn with_allowed_hosts<I: IntoIterator<Item = S>, S: Into<String>>(mut self, hosts: I) -> Self {
+    pub fn allowed_hosts<I: IntoIterator<Item = S>, S: Into<String>>(mut self, hosts: I) -> Self {
         self.allowed_hosts = Some(hosts.into_iter().map(Into::into).collect());
         self
     }
 
     /// Adds a host function that the plugin may import. What its closure captured is dropped once the evaluator is
     /// closed and its runtime is gone.
-    pub fn with_host_function(mut self, function: impl Into<HostFunction>) -> Self {
+    pub fn host_function(mut self, function: impl Into<HostFunction>) -> Self {
         self.host_functions = self.host_functions.iter().cloned().chain([function.into()]).collect();
         self
     }

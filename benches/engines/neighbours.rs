@@ -67,7 +67,7 @@ pub(crate) fn beside_gallery(report: &mut Report, length: Duration) {
         settings.limits.memory = 8 << 20;
         settings.limits.table_elements = 10_000;
     });
-    let neighbour = pool.evaluator("short", short().with_exec_timeout(Duration::from_mins(1))).unwrap();
+    let neighbour = pool.evaluator("short", short().exec_timeout(Duration::from_mins(1))).unwrap();
     let alone = every_millisecond(&runtime, &neighbour, length);
     let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let callers: Vec<_> = (0..CALLERS)

@@ -14,7 +14,7 @@ pub(crate) struct Sample {
 
 impl Sample {
     pub(crate) fn spec(&self) -> Spec {
-        Spec::new(Source::bytes((self.wasm)())).with_entry_point(self.entry_point)
+        Spec::new(Source::bytes((self.wasm)())).entry_point(self.entry_point)
     }
 }
 

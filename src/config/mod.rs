@@ -123,7 +123,7 @@ pub struct EngineSettings {
     /// [`InvalidRequest`](crate::Error::InvalidRequest). Default `false`.
     pub trusted: bool,
     /// Hosts that plugins may call over HTTP unless their spec names others; none by default. In the environment, separate
-    /// them by commas. See [`Spec::with_allowed_hosts`](crate::Spec::with_allowed_hosts) for what an entry may be.
+    /// them by commas. See [`Spec::allowed_hosts`](crate::Spec::allowed_hosts) for what an entry may be.
     ///
     /// A client of the server may name hosts that these entries match, and no others, unless the word `any` is among
     /// them: then any host, also one of this machine or a private network. To a plugin whose spec names none, `any` gives

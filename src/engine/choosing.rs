@@ -9,7 +9,7 @@
 //! | | `direct` | `extism` |
 //! |---|---|---|
 //! | what it is | Extism's guest ABI on wasmtime 48 (long-term support) | the crate of the Extism project, on the wasmtime that it brings (43, out of support) |
-//! | plugins | everybody's | trusted ones only: `engine.trusted`, or [`Spec::with_trusted`](crate::Spec::with_trusted) |
+//! | plugins | everybody's | trusted ones only: `engine.trusted`, or [`Spec::trusted`](crate::Spec::trusted) |
 //! | a guest runs | as a future, on a fiber; gives way to others at each tick of 1 ms | on a blocking thread |
 //! | a deadline | ends it at its next tick | ends it within a few ms; extism may forget a call that is late as it begins |
 //! | a call that is left | ends at its next tick | ends within a few ms, or 60 if it has just begun; extism may forget it |

@@ -91,7 +91,7 @@ pub struct CompileRequest {
     pub trusted: bool,
     /// What `config_get` gives.
     pub config: Arc<BTreeMap<String, String>>,
-    /// Hosts that `http_request` may reach: see [`Spec::with_allowed_hosts`](crate::Spec::with_allowed_hosts).
+    /// Hosts that `http_request` may reach: see [`Spec::allowed_hosts`](crate::Spec::allowed_hosts).
     pub allowed_hosts: Arc<[String]>,
     /// What `extism:host/user` and other modules import.
     pub host_functions: Arc<[HostFunction]>,

@@ -15,30 +15,25 @@ use crate::{
 /// coincidence, and few enough that any load which gains from it gets there at once.
 const PARK_AFTER: u32 = 32;
 
-/// Sets up an [`EvaluatorPool`]. Every setting has a default: see [`Settings`].
+/// Sets up an [`EvaluatorPool`]. Begins with the default settings, or `from` some. The order of the calls makes no
+/// difference.
 #[derive(Clone)]
 #[must_use]
 pub struct PoolBuilder {
     settings: Settings,
+    capacity: Option<usize>,
+    max_instances: Option<usize>,
     engine: Option<Arc<dyn Engine>>,
     park_after: u32,
 }
 
 impl PoolBuilder {
-    pub(super) fn new(settings: Settings) -> Self {
-        Self { settings, engine: None, park_after: PARK_AFTER }
-    }
-
-    /// Runtimes that may exist at once. Raises `max_instances` to this number if it is lower. Default 256.
-    pub fn capacity(mut self, runtimes: usize) -> Self {
-        self.settings.pool.capacity = runtimes;
-        self.settings.pool.max_instances = self.settings.pool.max_instances.max(runtimes);
-        self
-    }
-
     setters! {
-        /// Instances that may exist at once, over all runtimes; at least the capacity. Default 1024.
-        fn max_instances(instances: usize) => settings.pool.max_instances = instances;
+        /// Runtimes that may exist at once. Default 256.
+        fn capacity(runtimes: usize) => capacity = Some(runtimes);
+        /// Instances that may exist at once, over all runtimes; at least the capacity. Default 1024, or the capacity if
+        /// that is more.
+        fn max_instances(instances: usize) => max_instances = Some(instances);
         /// Instances of one runtime. Default: cores × 2.
         fn max_instances_per_evaluator(instances: usize) => settings.pool.max_instances_per_evaluator = instances;
         /// Callers that may wait for a runtime or an instance. The pool refuses the next one with
@@ -55,8 +50,6 @@ impl PoolBuilder {
         fn isolation(isolation: Isolation) => settings.engine.isolation = isolation;
         /// What one plugin and one evaluation may use, unless a spec says otherwise.
         fn limits(limits: LimitSettings) => settings.limits = limits;
-        /// All settings at once. Replaces what was set before.
-        fn settings(settings: Settings) => settings = settings;
         /// Which engine, by name. Default [`EngineKind::Direct`], or the engine that this build has.
         fn engine_kind(kind: EngineKind) => settings.engine.kind = kind;
         /// After how many calls without a pause a reused instance stays with its thread. For tests of what follows.
@@ -78,15 +71,29 @@ impl PoolBuilder {
     ///
     /// The first setting that is out of its range, or the reason why the engine cannot be made.
     pub fn build(self) -> Result<EvaluatorPool, SettingsError> {
-        let Settings { pool, limits, engine, .. } = {
-            self.settings.validate()?;
-            self.settings
-        };
+        let mut settings = self.settings;
+        let PoolSettings { capacity, max_instances, .. } = &mut settings.pool;
+        *capacity = self.capacity.unwrap_or(*capacity);
+        *max_instances = self.max_instances.unwrap_or((*max_instances).max(self.capacity.unwrap_or(0)));
+        settings.validate()?;
+        let Settings { pool, limits, engine, .. } = settings;
         let chosen = match self.engine {
             Some(chosen) => chosen,
             None => make_engine(&pool, &limits, &engine)?,
         };
         Ok(EvaluatorPool::new(PoolInner::new(pool, limits, engine, chosen, self.park_after)))
+    }
+}
+
+impl Default for PoolBuilder {
+    fn default() -> Self {
+        Self::from(Settings::default())
+    }
+}
+
+impl From<Settings> for PoolBuilder {
+    fn from(settings: Settings) -> Self {
+        Self { settings, capacity: None, max_instances: None, engine: None, park_after: PARK_AFTER }
     }
 }
 

@@ -56,7 +56,7 @@ pub struct EvaluatorPool {
 impl EvaluatorPool {
     /// A builder with the default settings.
     pub fn builder() -> PoolBuilder {
-        PoolBuilder::new(Settings::default())
+        PoolBuilder::default()
     }
 
     /// A pool with these settings.
@@ -65,7 +65,7 @@ impl EvaluatorPool {
     ///
     /// The first setting that is out of its range.
     pub fn from_settings(settings: &Settings) -> Result<Self, SettingsError> {
-        PoolBuilder::new(settings.clone()).build()
+        PoolBuilder::from(settings.clone()).build()
     }
 
     fn new(inner: PoolInner) -> Self {

@@ -190,7 +190,7 @@ impl Document {
                 let text = data.to_string();
                 let parse = move || serde_json::from_str(&text).map(Data::Json);
                 let broken = |error| Error::internal("static data cannot be read again", error);
-                spec.with_data(PerCall(move || parse().map_err(broken)))
+                spec.data(PerCall(move || parse().map_err(broken)))
             }
             None => spec,
         }

@@ -33,7 +33,7 @@ pub enum Source {
     /// Held in memory as standard base64 with padding.
     Base64(Arc<str>),
     /// Read from a regular file at each build, so that a cold plugin takes no memory. Name its
-    /// [digest](crate::Spec::with_digest) if the file may change under you.
+    /// [digest](crate::Spec::digest) if the file may change under you.
     File(PathBuf),
 }
 

@@ -10,7 +10,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pool = EvaluatorPool::builder().capacity(64).build()?;
 
     // Nothing is compiled before the first call; the 65th plugin evicts the least recently used.
-    let spec = Spec::new(Source::file("src/service/greet/greet.wasm")).with_entry_point("greet");
+    let spec = Spec::new(Source::file("src/service/greet/greet.wasm")).entry_point("greet");
     let greet = pool.evaluator("greet", spec)?;
     let response = greet.evaluate(json!({"name": "Ada"})).await?;
     assert_eq!(response.json()?, json!({"greeting": "Hello, Ada!"}));

@@ -53,8 +53,8 @@ async fn imports_that_nothing_provides_are_refused_by_name() {
 async fn wasi_is_there_unless_it_is_off() {
     let text = importing(&[("wasi_snapshot_preview1", "fd_write")]);
     runs(module(&text)).await;
-    runs(module(&text).with_wasi(Wasi::Auto)).await;
-    let off = module(&text).with_wasi(Wasi::Off);
+    runs(module(&text).wasi(Wasi::Auto)).await;
+    let off = module(&text).wasi(Wasi::Off);
     is_refused(off, "invalid_plugin", "wasi_snapshot_preview1::fd_write, and WASI is off").await;
 }
 
@@ -62,16 +62,16 @@ async fn wasi_is_there_unless_it_is_off() {
 async fn an_embedders_function_is_there_under_its_own_module_and_name_only() {
     let ours = || HostFunction::bytes("ours", |input| Ok(input.to_vec()));
     let user = importing(&[("extism:host/user", "ours")]);
-    runs(module(&user).with_host_function(ours())).await;
-    runs(module(&importing(&[("theirs", "ours")])).with_host_function(ours().in_module("theirs"))).await;
+    runs(module(&user).host_function(ours())).await;
+    runs(module(&importing(&[("theirs", "ours")])).host_function(ours().in_module("theirs"))).await;
     // One that stands in for Extism's, or for WASI's where that is off.
     let alloc = importing(&[("extism:host/env", "of_old")]);
     let of_old = HostFunction::bytes("of_old", |input| Ok(input.to_vec())).in_module("extism:host/env");
-    runs(module(&alloc).with_host_function(of_old)).await;
+    runs(module(&alloc).host_function(of_old)).await;
     is_refused(module(&user), "invalid_plugin", "extism:host/user::ours").await;
-    let other = module(&user).with_host_function(ours().in_module("theirs"));
+    let other = module(&user).host_function(ours().in_module("theirs"));
     is_refused(other, "invalid_plugin", "extism:host/user::ours").await;
-    let another = module(&importing(&[("extism:host/user", "another")])).with_host_function(ours());
+    let another = module(&importing(&[("extism:host/user", "another")])).host_function(ours());
     is_refused(another, "invalid_plugin", "extism:host/user::another").await;
 }
 
@@ -83,20 +83,16 @@ async fn linked_modules_reach_the_engine_after_those_that_they_import_from() {
         let spy = Spy::default();
         let (a, b) = (source(&[("b", "run")]), source(&[]));
         let spec = module(&main);
-        let spec = if a_first {
-            spec.with_module("a", a).with_module("b", b)
-        } else {
-            spec.with_module("b", b).with_module("a", a)
-        };
+        let spec = if a_first { spec.link("a", a).link("b", b) } else { spec.link("b", b).link("a", a) };
         once(&spy, spec).await.0.unwrap();
         assert_eq!(spy.linked(), ["b", "a"]);
     }
     let (a, b) = (source(&[("b", "run")]), source(&[("a", "run")]));
-    let circle = module(&main).with_module("a", a).with_module("b", b);
+    let circle = module(&main).link("a", a).link("b", b);
     is_refused(circle, "invalid_plugin", "the modules a, b import from each other").await;
-    let itself = module(&importing(&[("a", "run")])).with_module("a", source(&[("a", "run")]));
+    let itself = module(&importing(&[("a", "run")])).link("a", source(&[("a", "run")]));
     is_refused(itself, "invalid_plugin", "the modules a import from each other").await;
-    let unknown = module(&main).with_module("a", source(&[("c", "run")])).with_module("b", source(&[]));
+    let unknown = module(&main).link("a", source(&[("c", "run")])).link("b", source(&[]));
     is_refused(unknown, "invalid_plugin", "c::run, which this host does not provide").await;
 }
 
@@ -104,13 +100,13 @@ async fn linked_modules_reach_the_engine_after_those_that_they_import_from() {
 async fn a_name_that_is_taken_cannot_be_linked() {
     let empty = || Source::bytes(wasm("(module)"));
     for name in ["", "main", "extism:host/env", "extism:host/user", "wasi_snapshot_preview1"] {
-        let spec = Spy::spec().with_module(name, empty());
+        let spec = Spy::spec().link(name, empty());
         is_refused(spec, "invalid_request", &format!("{name:?}: the name is taken")).await;
     }
-    let twice = Spy::spec().with_module("twice", empty()).with_module("twice", empty());
+    let twice = Spy::spec().link("twice", empty()).link("twice", empty());
     is_refused(twice, "invalid_request", "\"twice\": the name is taken").await;
     let spy = Spy::default();
-    once(&spy, Spy::spec().with_module("one", empty()).with_module("two", empty())).await.0.unwrap();
+    once(&spy, Spy::spec().link("one", empty()).link("two", empty())).await.0.unwrap();
     assert_eq!(spy.linked(), ["one", "two"]);
 }
 
@@ -121,7 +117,7 @@ async fn what_an_engine_does_not_run_costs_no_place() {
     let (came, compiled) = once(&spy, Spy::spec()).await;
     assert_eq!((came.unwrap_err().kind().as_str(), compiled), ("invalid_request", false));
     assert_eq!(spy.runtimes_live_max(), 0);
-    let (came, compiled) = once(&spy, Spy::spec().with_trusted(true)).await;
+    let (came, compiled) = once(&spy, Spy::spec().trusted(true)).await;
     came.unwrap();
     assert!(compiled);
 }
@@ -133,7 +129,7 @@ async fn a_plugin_that_needs_too_much_memory_to_start_is_told_how_much() {
     let says = "the plugin needs 70 MiB to start; limits.memory is 64 MiB";
     is_refused(module(&needs(70)), "out_of_memory", says).await;
     // Modules that are linked count as well.
-    let linked = module(&needs(40)).with_module("more", Source::bytes(wasm(&needs(30))));
+    let linked = module(&needs(40)).link("more", Source::bytes(wasm(&needs(30))));
     is_refused(linked, "out_of_memory", says).await;
-    is_refused(module(&needs(2)).with_memory(1 << 20), "out_of_memory", "2 MiB to start; limits.memory is 1 MiB").await;
+    is_refused(module(&needs(2)).memory(1 << 20), "out_of_memory", "2 MiB to start; limits.memory is 1 MiB").await;
 }

@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::FutureExt;
 
-use evalpool::{Isolation, Settings};
+use evalpool::{Isolation, PoolBuilder, Settings};
 
 use crate::support::{
     eventually,
@@ -54,7 +54,7 @@ fn pool(spy: &Spy, isolation: Isolation) -> Measured {
     settings.engine.isolation = isolation;
     settings.limits.build_timeout = Duration::from_secs(1);
     settings.limits.exec_timeout = Duration::from_secs(1);
-    Measured::new(spy, |builder| builder.settings(settings))
+    Measured::new(spy, |_| PoolBuilder::from(settings).park_after(0))
 }
 
 /// After the drop: what is held is released, and the pool must come to rest and be whole.

@@ -92,15 +92,15 @@ async fn beside_siblings(isolation: Isolation) {
     let (reached, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let (count, may_go) = (reached.clone(), go.clone());
     let spec = Spec::new(Source::bytes(plugin()))
-        .with_host_function(HostFunction::new("reached", [], [], move |_, _| {
+        .host_function(HostFunction::new("reached", [], [], move |_, _| {
             count.fetch_add(1, Ordering::SeqCst);
             Ok(vec![])
         }))
-        .with_host_function(HostFunction::new("may_go", [], [ValType::I32], move |_, _| {
+        .host_function(HostFunction::new("may_go", [], [ValType::I32], move |_, _| {
             Ok(vec![Val::I32(may_go.load(Ordering::SeqCst).into())])
         }));
     let evaluator = pool.evaluator("siblings", spec.clone()).unwrap();
-    let hasty = pool.evaluator("hasty", spec.with_exec_timeout(Duration::from_millis(200))).unwrap();
+    let hasty = pool.evaluator("hasty", spec.exec_timeout(Duration::from_millis(200))).unwrap();
     let call = |evaluator: &evalpool::Evaluator, input: String| {
         let evaluator = evaluator.clone();
         tokio::spawn(async move { evaluator.evaluate(input).await })

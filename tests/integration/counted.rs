@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use evalpool::{Isolation, RuntimeState, Settings};
+use evalpool::{Isolation, PoolBuilder, RuntimeState, Settings};
 use tokio::time::sleep;
 
 use crate::support::{
@@ -58,7 +58,7 @@ async fn a_discarded_instance_is_counted_by_its_reason() {
         let spy = Spy::default();
         let mut settings = settings(isolation);
         settings.pool.max_uses = 1;
-        let pool = Measured::new(&spy, |builder| builder.settings(settings));
+        let pool = Measured::new(&spy, |_| PoolBuilder::from(settings).park_after(0));
         let evaluator = pool.register("one", Spy::spec()).unwrap();
         spy.on_call([act]);
         let mut call = Box::pin(evaluator.evaluate(input));
@@ -84,7 +84,7 @@ async fn a_discarded_instance_is_counted_by_its_reason() {
 #[tokio::test(start_paused = true)]
 async fn an_instance_that_a_thread_keeps_counts_as_busy() {
     let spy = Spy::default();
-    let pool = Measured::new(&spy, |builder| builder.settings(settings(Isolation::Reuse)).park_after(2));
+    let pool = Measured::new(&spy, |_| PoolBuilder::from(settings(Isolation::Reuse)).park_after(2));
     let evaluator = pool.register("one", Spy::spec()).unwrap();
     let (busy, idle) = (r#"state="busy""#, r#"state="idle""#);
     let shown = || [busy, idle].map(|state| pool.sum("evalpool_instances_live", state));

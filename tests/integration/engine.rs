@@ -22,7 +22,7 @@ fn pool(engine: EngineKind) -> EvaluatorPool {
 }
 
 fn spec(bytes: &'static [u8], entry_point: &str) -> Spec {
-    Spec::new(Source::bytes(bytes)).with_entry_point(entry_point)
+    Spec::new(Source::bytes(bytes)).entry_point(entry_point)
 }
 
 fn from_text(text: &str) -> Spec {
@@ -95,15 +95,15 @@ async fn each_failure_of_a_guest_has_its_kind(engine: EngineKind) {
     ];
     for isolation in [Isolation::Fresh, Isolation::Reuse] {
         for (kind, text) in &cases {
-            let spec = from_text(text).with_isolation(isolation);
-            let spec = if *kind == "exec_timeout" { spec.with_exec_timeout(Duration::from_millis(200)) } else { spec };
+            let spec = from_text(text).isolation(isolation);
+            let spec = if *kind == "exec_timeout" { spec.exec_timeout(Duration::from_millis(200)) } else { spec };
             let evaluator = pool.evaluator("case", spec).unwrap();
             for _ in 0..2 {
                 assert_eq!(kind_of(&evaluator, "").await, *kind, "{text} {isolation:?}");
             }
         }
     }
-    let fuel = from_text(&env("(loop br 0) i32.const 0")).with_fuel(Some(100_000));
+    let fuel = from_text(&env("(loop br 0) i32.const 0")).fuel(Some(100_000));
     let evaluator = pool.evaluator("fuel", fuel).unwrap();
     assert_eq!(kind_of(&evaluator, "").await, "out_of_fuel");
     pool.close().await;
@@ -147,12 +147,12 @@ async fn each_plugin_that_is_not_valid_is_refused_with_its_kind(engine: EngineKi
 async fn a_fresh_instance_knows_nothing_and_a_reused_one_remembers(engine: EngineKind) {
     let pool = pool(engine);
     let fresh = pool.evaluator("fresh", spec(TEXT, "counter")).unwrap();
-    let reuse = pool.evaluator("reuse", spec(TEXT, "counter").with_isolation(Isolation::Reuse)).unwrap();
+    let reuse = pool.evaluator("reuse", spec(TEXT, "counter").isolation(Isolation::Reuse)).unwrap();
     for call in 1..=5 {
         assert_eq!(fresh.evaluate("").await.unwrap().bytes(), "1");
         assert_eq!(reuse.evaluate("").await.unwrap().bytes(), &call.to_string());
     }
-    let other = pool.evaluator("other", spec(TEXT, "counter").with_isolation(Isolation::Reuse)).unwrap();
+    let other = pool.evaluator("other", spec(TEXT, "counter").isolation(Isolation::Reuse)).unwrap();
     assert_eq!(other.evaluate("").await.unwrap().bytes(), "1");
     pool.close().await;
 }
@@ -189,7 +189,7 @@ async fn an_instance_that_trapped_or_exited_is_not_used_again(engine: EngineKind
         ("(call $say) (return (i32.const 1))", "guest_error", true),
         ("(return (i32.const 1))", "guest_error", true),
     ] {
-        let evaluator = pool.evaluator("ends", from_text(&guest(end)).with_isolation(Isolation::Reuse)).unwrap();
+        let evaluator = pool.evaluator("ends", from_text(&guest(end)).isolation(Isolation::Reuse)).unwrap();
         evaluator.evaluate("").await.unwrap();
         let first = kind_of(&evaluator, "end").await;
         assert_eq!(first, kind, "{end}");
@@ -206,7 +206,7 @@ async fn an_instance_that_exited_with_0_is_not_used_again_on_direct() {
         (memory (export "memory") 1) (global $ran (mut i32) (i32.const 0))
         (func (export "run") (if (global.get $ran) (then unreachable))
             (global.set $ran (i32.const 1)) (call $exit (i32.const 0))))"#;
-    let evaluator = pool.evaluator("exits", from_text(text).with_isolation(Isolation::Reuse)).unwrap();
+    let evaluator = pool.evaluator("exits", from_text(text).isolation(Isolation::Reuse)).unwrap();
     for _ in 0..3 {
         evaluator.evaluate("").await.unwrap();
     }
@@ -215,10 +215,10 @@ async fn an_instance_that_exited_with_0_is_not_used_again_on_direct() {
 
 async fn variables_and_config_reach_the_plugin(engine: EngineKind) {
     let pool = pool(engine);
-    let remember = pool.evaluator("remember", spec(WORDS, "remember").with_isolation(Isolation::Reuse)).unwrap();
+    let remember = pool.evaluator("remember", spec(WORDS, "remember").isolation(Isolation::Reuse)).unwrap();
     remember.evaluate("a").await.unwrap();
     assert_eq!(remember.evaluate("b").await.unwrap().bytes(), "ab");
-    let setting = pool.evaluator("setting", spec(WORDS, "setting").with_config("colour", "blue")).unwrap();
+    let setting = pool.evaluator("setting", spec(WORDS, "setting").config("colour", "blue")).unwrap();
     assert_eq!(setting.evaluate("colour").await.unwrap().bytes(), "blue");
     assert_eq!(kind_of(&setting, "shape").await, "guest_error");
     pool.close().await;
@@ -232,7 +232,7 @@ async fn host_functions_of_either_kind_are_called(engine: EngineKind) {
         counted.fetch_add(1, Ordering::SeqCst);
         Ok(input.to_ascii_uppercase())
     });
-    let ours = pool.evaluator("ours", spec(CALL_HOST, "call_host").with_host_function(upper)).unwrap();
+    let ours = pool.evaluator("ours", spec(CALL_HOST, "call_host").host_function(upper)).unwrap();
     assert_eq!(ours.evaluate("quiet").await.unwrap().bytes(), "QUIET");
     pool.close().await;
     assert_eq!(calls.load(Ordering::SeqCst), 1);
@@ -270,7 +270,7 @@ async fn each_block_costs_its_guest_what_it_costs_the_host() {
                 (import "extism:host/env" "reset" (func $reset))
                 (func (export "run") (local $n i32) {body}))"#
         );
-        let evaluator = pool.evaluator("blocks", from_text(&text).with_isolation(Isolation::Reuse)).unwrap();
+        let evaluator = pool.evaluator("blocks", from_text(&text).isolation(Isolation::Reuse)).unwrap();
         for _ in 0..2 {
             let came = evaluator.evaluate("").await.err().map(|error| error.kind().as_str());
             assert_eq!(came, kind, "{body}");
@@ -290,7 +290,7 @@ async fn memory_counts_from_the_first_page_on_direct_and_from_the_first_call_on_
         (EngineKind::Direct, 27, true),
     ] {
         let pool = pool(engine);
-        let evaluator = pool.evaluator("pages", from_text(text).with_memory(pages << 16)).unwrap();
+        let evaluator = pool.evaluator("pages", from_text(text).memory(pages << 16)).unwrap();
         let given = evaluator.evaluate(vec![b'x'; 128 << 10]).await;
         assert_eq!(given.is_ok(), runs, "{engine:?} with {pages} pages");
         if engine == EngineKind::Direct && !runs {
@@ -318,7 +318,7 @@ async fn extisms_own_functions_run_on_its_engine_and_are_refused_by_the_other() 
     };
     for engine in ENGINES {
         let pool = pool(engine);
-        let theirs = pool.evaluator("theirs", spec(CALL_HOST, "call_host").with_host_function(function())).unwrap();
+        let theirs = pool.evaluator("theirs", spec(CALL_HOST, "call_host").host_function(function())).unwrap();
         match engine {
             EngineKind::Extism => assert_eq!(theirs.evaluate("quiet").await.unwrap().bytes(), "QUIET"),
             _ => assert_eq!(kind_of(&theirs, "quiet").await, "invalid_request"),
@@ -334,13 +334,13 @@ async fn a_host_function_that_panics_or_fails_costs_only_its_own_evaluation(engi
         _ => Ok(vec![]),
     });
     let evaluator = pool
-        .evaluator("panics", spec(CALL_HOST, "call_host").with_host_function(panics).with_isolation(Isolation::Reuse))
+        .evaluator("panics", spec(CALL_HOST, "call_host").host_function(panics).isolation(Isolation::Reuse))
         .unwrap();
     for _ in 0..2 {
         assert_eq!(kind_of(&evaluator, "x").await, "internal");
     }
     let fails = HostFunction::bytes("host_upper", |_| Err(evalpool::HostFunctionError::new("no such row")));
-    let evaluator = pool.evaluator("fails", spec(CALL_HOST, "call_host").with_host_function(fails)).unwrap();
+    let evaluator = pool.evaluator("fails", spec(CALL_HOST, "call_host").host_function(fails)).unwrap();
     let error = evaluator.evaluate("x").await.unwrap_err();
     assert_eq!((error.kind().as_str(), error.to_string().contains("no such row")), ("guest_error", true), "{error}");
     pool.close().await;
@@ -354,7 +354,7 @@ async fn corner_14_a_nested_evaluation_is_saturated_rather_than_waiting_for_itse
         let nested = nested.evaluate_blocking(input.to_vec());
         Ok(nested.map_or_else(|error| error.kind().to_string().into_bytes(), |response| response.bytes().to_vec()))
     });
-    let outer = pool.evaluator("outer", spec(CALL_HOST, "call_host").with_host_function(call)).unwrap();
+    let outer = pool.evaluator("outer", spec(CALL_HOST, "call_host").host_function(call)).unwrap();
     assert_eq!(outer.evaluate("x").await.unwrap().bytes(), "saturated");
     pool.close().await;
 }

@@ -25,7 +25,7 @@ fn pool(engine: EngineKind) -> EvaluatorPool {
 }
 
 fn remembers(isolation: Isolation) -> Spec {
-    Spec::new(Source::bytes(wasm(REMEMBERS))).with_isolation(isolation)
+    Spec::new(Source::bytes(wasm(REMEMBERS))).isolation(isolation)
 }
 
 /// The kind, the name that was asked for, and those to choose from.
@@ -50,7 +50,7 @@ async fn in_reuse_entry_points_share_what_an_instance_remembers_and_in_fresh_not
 
 async fn a_call_that_names_none_runs_the_default_and_the_others_run_beside_it(engine: EngineKind) {
     let pool = pool(engine);
-    let evaluator = pool.register("text", Spec::new(Source::bytes(TEXT)).with_entry_point("upper")).unwrap();
+    let evaluator = pool.register("text", Spec::new(Source::bytes(TEXT)).entry_point("upper")).unwrap();
     assert_eq!(evaluator.evaluate("tea").await.unwrap().bytes(), "TEA");
     let vowels = evaluator.entry_point("count_vowels").evaluate("tea").await.unwrap();
     assert_eq!(vowels.typed::<serde_json::Value>().unwrap()["count"], 2);
@@ -107,7 +107,7 @@ on_each_engine!(
 #[test]
 fn without_tokio_an_entry_point_is_called_as_well() {
     let pool = pool(EngineKind::Direct);
-    let evaluator = pool.register("text", Spec::new(Source::bytes(TEXT)).with_entry_point("upper")).unwrap();
+    let evaluator = pool.register("text", Spec::new(Source::bytes(TEXT)).entry_point("upper")).unwrap();
     let response = evaluator.entry_point("count_vowels").evaluate_blocking("tea").unwrap();
     assert_eq!(response.json().unwrap()["count"], 2);
 }

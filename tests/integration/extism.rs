@@ -51,15 +51,15 @@ async fn an_untrusted_plugin_is_refused_before_it_takes_a_place_or_is_compiled()
     let metrics = recorder.handle();
     let pool = || EvaluatorPool::builder().engine_kind(EXTISM).capacity(1).build();
     let pool = metrics::with_local_recorder(&recorder, pool).unwrap();
-    let trusted = pool.evaluator("trusted", greet().with_trusted(true)).unwrap();
+    let trusted = pool.evaluator("trusted", greet().trusted(true)).unwrap();
     trusted.evaluate(json!({"name": "Ada"})).await.unwrap();
-    for spec in [greet(), greet().with_trusted(false)] {
+    for spec in [greet(), greet().trusted(false)] {
         let error = pool.evaluator("stranger", spec).unwrap().evaluate("x").await.unwrap_err();
         assert_eq!(error.kind(), "invalid_request");
         assert_eq!(
             error.to_string(),
             "the extism engine cannot contain a hostile plugin and takes trusted ones only: set engine.trusted = true \
-             (--trusted on the command line) or Spec::with_trusted(true), or choose the direct engine"
+             (--trusted on the command line) or Spec::trusted(true), or choose the direct engine"
         );
     }
     let rendered = metrics.render();
@@ -76,7 +76,7 @@ async fn an_untrusted_plugin_is_refused_before_it_takes_a_place_or_is_compiled()
 #[tokio::test]
 async fn a_spec_that_is_not_trusted_is_refused_where_all_others_are() {
     let pool = builder(EXTISM).build().unwrap();
-    let stranger = pool.evaluator("stranger", greet().with_trusted(false)).unwrap();
+    let stranger = pool.evaluator("stranger", greet().trusted(false)).unwrap();
     assert_eq!(stranger.evaluate("x").await.unwrap_err().kind(), "invalid_request");
     pool.close().await;
 }
@@ -85,7 +85,7 @@ async fn a_spec_that_is_not_trusted_is_refused_where_all_others_are() {
 #[tokio::test]
 async fn without_its_http_client_allowed_hosts_are_refused_and_the_feature_is_named() {
     let pool = builder(EXTISM).build().unwrap();
-    let spec = greet().with_allowed_hosts(["example.org"]);
+    let spec = greet().allowed_hosts(["example.org"]);
     let error = pool.evaluator("reaches-out", spec).unwrap().evaluate("x").await.unwrap_err();
     assert_eq!(error.kind(), "invalid_request");
     assert!(error.to_string().contains("extism-http"), "{error}");
@@ -214,7 +214,7 @@ fn a_deadline_or_a_cancel_leaves_a_sibling_in_the_middle_of_its_call_alone() {
             (func (export "run")
                 (if (i64.eqz (call $length)) (then (loop br 0)))
                 (drop (call $stay (i64.const 0)))))"#;
-        let spec = Spec::new(Source::bytes(wasm(text))).with_host_function(stay).with_exec_timeout(lasts);
+        let spec = Spec::new(Source::bytes(wasm(text))).host_function(stay).exec_timeout(lasts);
         let evaluator = pool.evaluator("siblings", spec).unwrap();
         let begin = |input: &'static str| {
             let evaluator = evaluator.clone();
@@ -243,8 +243,8 @@ fn after_a_burst_and_a_close_everything_is_given_back() {
             settings.pool.max_instances_per_evaluator = 8;
             let pool = EvaluatorPool::from_settings(&settings).unwrap();
             let upper = HostFunction::bytes("host_upper", |input| Ok(input.to_ascii_uppercase()));
-            let spec = Spec::new(Source::bytes(CALL_HOST)).with_entry_point("call_host").with_host_function(upper);
-            let evaluator = pool.evaluator("burst", spec.with_isolation(Isolation::Reuse)).unwrap();
+            let spec = Spec::new(Source::bytes(CALL_HOST)).entry_point("call_host").host_function(upper);
+            let evaluator = pool.evaluator("burst", spec.isolation(Isolation::Reuse)).unwrap();
             let mut calls = JoinSet::new();
             for _ in 0..32 {
                 let evaluator = evaluator.clone();

@@ -10,7 +10,7 @@ fn pool(engine: EngineKind) -> EvaluatorPool {
 }
 
 fn spec(text: &str, fuel: u64) -> Spec {
-    Spec::new(Source::bytes(wasm(text))).with_fuel(Some(fuel))
+    Spec::new(Source::bytes(wasm(text))).fuel(Some(fuel))
 }
 
 /// A function that takes some `rounds` times ten instructions.
@@ -34,7 +34,7 @@ fn used_up(error: &Error) -> (u64, bool) {
 async fn what_the_host_does_for_a_guest_costs_no_fuel(engine: EngineKind) {
     let pool = pool(engine);
     for isolation in [Isolation::Fresh, Isolation::Reuse] {
-        let nothing = spec(r#"(module (func (export "run") (result i32) (i32.const 0)))"#, 2).with_isolation(isolation);
+        let nothing = spec(r#"(module (func (export "run") (result i32) (i32.const 0)))"#, 2).isolation(isolation);
         let evaluator = pool.evaluator("nothing", nothing).unwrap();
         for input in ["", "x", "a few words"] {
             evaluator.evaluate(input).await.unwrap();
@@ -47,11 +47,11 @@ async fn each_evaluation_has_all_of_its_fuel(engine: EngineKind) {
     let pool = pool(engine);
     let text = format!(r#"(module {} (func (export "run") (call $busy)))"#, busy(1000));
     for isolation in [Isolation::Fresh, Isolation::Reuse] {
-        let evaluator = pool.evaluator("busy", spec(&text, 15_000).with_isolation(isolation)).unwrap();
+        let evaluator = pool.evaluator("busy", spec(&text, 15_000).isolation(isolation)).unwrap();
         for _ in 0..3 {
             evaluator.evaluate("").await.unwrap();
         }
-        let evaluator = pool.evaluator("short", spec(&text, 4_000).with_isolation(isolation)).unwrap();
+        let evaluator = pool.evaluator("short", spec(&text, 4_000).isolation(isolation)).unwrap();
         for _ in 0..3 {
             assert_eq!(used_up(&evaluator.evaluate("").await.unwrap_err()), (4_000, false));
         }

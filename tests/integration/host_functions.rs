@@ -32,9 +32,9 @@ async fn a_host_function_that_blocks_keeps_its_place(engine: EngineKind) {
     });
     let pool = builder(engine).capacity(2).build().unwrap();
     let spec = Spec::new(Source::bytes(CALL_HOST))
-        .with_entry_point("call_host")
-        .with_host_function(function)
-        .with_exec_timeout(Duration::from_mins(10));
+        .entry_point("call_host")
+        .host_function(function)
+        .exec_timeout(Duration::from_mins(10));
     let evaluator = pool.evaluator("blocks", spec).unwrap();
     let running = tokio::spawn({
         let evaluator = evaluator.clone();
@@ -81,7 +81,7 @@ fn what_a_host_function_captured_is_dropped(engine: EngineKind) {
                     input => Ok(input.to_ascii_uppercase()),
                 }
             });
-            Spec::new(Source::bytes(CALL_HOST)).with_entry_point(entry_point).with_host_function(function)
+            Spec::new(Source::bytes(CALL_HOST)).entry_point(entry_point).host_function(function)
         };
         let all_dropped = || alive.load(Ordering::SeqCst) == 0;
         let pool = builder(engine).capacity(2).build().unwrap();

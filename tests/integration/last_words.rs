@@ -15,7 +15,7 @@ fn pool() -> EvaluatorPool {
 }
 
 fn spec(bytes: &'static [u8], entry_point: &str) -> Spec {
-    Spec::new(Source::bytes(bytes)).with_entry_point(entry_point)
+    Spec::new(Source::bytes(bytes)).entry_point(entry_point)
 }
 
 /// How an evaluation failed, and what the guest left behind.
@@ -67,7 +67,7 @@ async fn a_trap_shows_names_or_numbers_and_the_way_there() {
 
 #[tokio::test]
 async fn a_guest_that_runs_too_long_shows_what_it_wrote_before() {
-    let spec = spec(CRASH, "hang").with_exec_timeout(Duration::from_millis(200));
+    let spec = spec(CRASH, "hang").exec_timeout(Duration::from_millis(200));
     let (kind, words) = failure(spec, "").await;
     assert_eq!((kind.as_str(), words.stderr()), ("exec_timeout", "waiting\n"));
 }
@@ -98,14 +98,14 @@ async fn written(evaluator: &Evaluator, input: &'static str) -> Option<(String, 
 async fn what_one_evaluation_writes_is_not_the_next_ones() {
     let pool = pool();
     for isolation in [Isolation::Fresh, Isolation::Reuse] {
-        let say = pool.evaluator("say", spec(CRASH, "say").with_isolation(isolation)).unwrap();
+        let say = pool.evaluator("say", spec(CRASH, "say").isolation(isolation)).unwrap();
         for name in ["Ada", "Bo", ""] {
             let said = Some((format!("out: {name}\n"), format!("err: {name}\n")));
             assert_eq!(written(&say, name).await, said, "{isolation:?}");
         }
     }
     // A guest that writes nothing leaves nothing, whether it fails or not.
-    let upper = pool.evaluator("upper", spec(TEXT, "upper").with_isolation(Isolation::Reuse)).unwrap();
+    let upper = pool.evaluator("upper", spec(TEXT, "upper").isolation(Isolation::Reuse)).unwrap();
     assert_eq!(written(&upper, "a").await, None);
     let fail = pool.evaluator("fail", spec(TEXT, "fail")).unwrap();
     assert!(fail.evaluate("a").await.unwrap_err().last_words().is_none());
@@ -120,7 +120,7 @@ fn nobody_sees_what_another_writes() {
         settings.pool.max_instances_per_evaluator = 4;
         let pool = EvaluatorPool::from_settings(&settings).unwrap();
         let tasks = ["one", "two", "three", "four"].map(|name| {
-            let spec = |entry_point| spec(CRASH, entry_point).with_isolation(Isolation::Reuse);
+            let spec = |entry_point| spec(CRASH, entry_point).isolation(Isolation::Reuse);
             let (say, crash) =
                 (pool.evaluator(name, spec("say")).unwrap(), pool.evaluator(name, spec("crash")).unwrap());
             tokio::spawn(async move {

@@ -192,7 +192,7 @@ fn corner_10_bytes_being_fetched_are_bounded_in_sum() {
         });
         let mut tasks = JoinSet::new();
         for name in 0..40 {
-            let spec = Spec::new(Source::file(&path)).with_entry_point("greet");
+            let spec = Spec::new(Source::file(&path)).entry_point("greet");
             let evaluator = pool.evaluator(&name.to_string(), spec).unwrap();
             tasks.spawn(async move { evaluator.evaluate("").await.map(drop) });
         }

@@ -36,7 +36,7 @@ async fn a_limit_that_was_passed_is_named_with_its_value(engine: EngineKind) {
              output, from their first page on",
         ),
         (
-            spins.with_exec_timeout(Duration::from_millis(1500)),
+            spins.exec_timeout(Duration::from_millis(1500)),
             "the plugin ran longer than limits.exec_timeout, 1.5 s, and was stopped",
         ),
         (
@@ -49,7 +49,7 @@ async fn a_limit_that_was_passed_is_named_with_its_value(engine: EngineKind) {
 }
 
 async fn a_plugins_own_message_is_whole_or_says_that_it_is_cut(engine: EngineKind) {
-    let fail = || Spec::new(Source::bytes(TEXT)).with_entry_point("fail");
+    let fail = || Spec::new(Source::bytes(TEXT)).entry_point("fail");
     let said = "é".repeat(32 << 10);
     let whole = failure(engine, patient(), fail(), said.clone()).await;
     assert_eq!(whole.to_string(), format!("the plugin reported an error: {said}"));

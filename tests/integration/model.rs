@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use evalpool::{Error, Evaluator, EvaluatorPool, Isolation, RuntimeState, Settings};
+use evalpool::{Error, Evaluator, EvaluatorPool, Isolation, PoolBuilder, RuntimeState, Settings};
 use proptest::{collection::vec, prelude::*, test_runner::Config};
 use tokio::{task::JoinHandle, time::sleep};
 
@@ -300,7 +300,7 @@ impl Real {
         settings.limits.exec_timeout = Duration::from_secs(100_000);
         settings.engine.isolation = Isolation::Reuse;
         let spy = Spy::default();
-        let pool = spy.pool(|builder| builder.settings(settings));
+        let pool = spy.pool(|_| PoolBuilder::from(settings).park_after(0));
         let evaluators = (0..EVALUATORS).map(|e| pool.register(&e.to_string(), Spy::spec()).unwrap()).collect();
         Self { spy, pool, evaluators, calls: BTreeMap::new() }
     }

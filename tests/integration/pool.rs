@@ -5,13 +5,13 @@ use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use evalpool::{CloseReport, EvaluatorPool, Fault, Source, Spec, config::EngineKind};
+use evalpool::{CloseReport, EvaluatorPool, Fault, PoolBuilder, Source, Spec, config::EngineKind};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::support::{ENGINES, GREET, TOTALS, builder, on_threads, wasm};
+use crate::support::{ENGINES, GREET, TOTALS, builder, on_threads, spy::Spy, wasm};
 
 fn greet() -> Spec {
     Spec::new(Source::bytes(GREET))
@@ -213,9 +213,19 @@ async fn an_evaluator_is_built_ahead_of_its_first_call() {
 #[tokio::test]
 async fn an_output_is_text_if_it_is_utf_8() {
     let pool = builder(EngineKind::Direct).capacity(1).build().unwrap();
-    let echo = pool.evaluator("echo", Spec::bytes(TOTALS).with_entry_point("echo")).unwrap();
+    let echo = pool.evaluator("echo", Spec::bytes(TOTALS).entry_point("echo")).unwrap();
     assert_eq!(echo.evaluate("größe").await.unwrap().text().unwrap(), "größe");
     let error = echo.evaluate(b"\xff").await.unwrap().text().unwrap_err();
     assert_eq!((error.kind().as_str(), error.fault()), ("guest_error", Fault::Plugin));
     pool.close().await;
+}
+
+#[test]
+fn the_order_in_which_a_builder_is_told_makes_no_difference() {
+    let spy = Spy::default();
+    let build = |builder: PoolBuilder| builder.engine(spy.clone()).build().map(drop).map_err(|error| error.to_string());
+    assert_eq!(build(PoolBuilder::default().capacity(5000)), Ok(()), "as many instances as runtimes");
+    let refused = build(PoolBuilder::default().capacity(8).max_instances(4)).unwrap_err();
+    assert!(refused.contains("max_instances"), "{refused}");
+    assert_eq!(build(PoolBuilder::default().max_instances(4).capacity(8)), Err(refused));
 }

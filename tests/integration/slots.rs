@@ -33,10 +33,8 @@ async fn every_instance_that_the_pool_permits_has_its_slots() {
             Ok(vec![])
         }
     });
-    let spec = Spec::new(Source::bytes(wasm(&text)))
-        .with_module("one", module(&four))
-        .with_module("two", module(&four))
-        .with_host_function(meet);
+    let spec =
+        Spec::new(Source::bytes(wasm(&text))).link("one", module(&four)).link("two", module(&four)).host_function(meet);
     let evaluator = pool.evaluator("large", spec).unwrap();
     for _ in 0..2 {
         for response in join_all((0..INSTANCES).map(|_| evaluator.evaluate(""))).await {

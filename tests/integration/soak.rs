@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use evalpool::{
-    EvaluatorPool, HostFunction, Isolation, Settings, Source, Spec, config::EngineKind, engine::SlotCounts,
+    EvaluatorPool, HostFunction, Isolation, PoolBuilder, Settings, Source, Spec, config::EngineKind, engine::SlotCounts,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
@@ -26,18 +26,18 @@ const NAMES: usize = 8;
 /// One of many kinds of plugin, some of them bad.
 fn some_spec(random: &mut StdRng, hostile: &[Vec<u8>]) -> Spec {
     let spec = kind(random.random_range(0..12), &hostile[random.random_range(0..hostile.len())]);
-    spec.with_isolation(if random.random() { Isolation::Fresh } else { Isolation::Reuse })
+    spec.isolation(if random.random() { Isolation::Fresh } else { Isolation::Reuse })
 }
 
 fn kind(kind: usize, hostile: &[u8]) -> Spec {
     match kind {
         0..=3 => Spec::new(Source::bytes(GREET)),
-        4 => Spec::new(Source::bytes(TEXT)).with_entry_point("upper"),
-        5 => Spec::new(Source::bytes(TOTALS)).with_entry_point("echo"),
+        4 => Spec::new(Source::bytes(TEXT)).entry_point("upper"),
+        5 => Spec::new(Source::bytes(TOTALS)).entry_point("echo"),
         6 => Spec::new(Source::bytes(CALL_HOST))
-            .with_host_function(HostFunction::bytes("host_upper", |input| Ok(input.to_ascii_uppercase()))),
-        7 => Spec::new(Source::bytes(GREET)).with_entry_point("no_such"),
-        8..=10 => Spec::new(Source::bytes(TEXT)).with_entry_point("counter"),
+            .host_function(HostFunction::bytes("host_upper", |input| Ok(input.to_ascii_uppercase()))),
+        7 => Spec::new(Source::bytes(GREET)).entry_point("no_such"),
+        8..=10 => Spec::new(Source::bytes(TEXT)).entry_point("counter"),
         _ => Spec::new(Source::bytes(hostile.to_vec())),
     }
 }
@@ -172,7 +172,7 @@ fn soak(engine: EngineKind) {
         settings.limits.build_timeout = Duration::from_millis(500);
         settings.limits.wait_timeout = Duration::from_mins(1);
         settings.limits.memory = 8 << 20;
-        let pool = EvaluatorPool::builder().settings(settings).park_after(0).build().unwrap();
+        let pool = PoolBuilder::from(settings).park_after(0).build().unwrap();
         // Warm is when another round takes no more: what the engine and the allocator take once and keep, they have.
         // Something that leaks a little each time never gets there, or shows in the long run that follows.
         everything_once(&pool, &hostile).await;

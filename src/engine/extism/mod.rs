@@ -57,7 +57,7 @@ impl Engine for ExtismEngine {
         if !trusted {
             return Err(Error::invalid_request(
                 "the extism engine cannot contain a hostile plugin and takes trusted ones only: set engine.trusted = true \
-                 (--trusted on the command line) or Spec::with_trusted(true), or choose the direct engine",
+                 (--trusted on the command line) or Spec::trusted(true), or choose the direct engine",
             ));
         }
         let hosts = HostPattern::parse_all(allowed_hosts)

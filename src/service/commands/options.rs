@@ -112,10 +112,10 @@ impl PluginOptions {
             ..Spec::new(source)
         };
         for (key, value) in self.config()? {
-            spec = spec.with_config(key, value);
+            spec = spec.config(key, value);
         }
         if !self.allow_host.is_empty() {
-            spec = spec.with_allowed_hosts(self.allow_host.clone());
+            spec = spec.allowed_hosts(self.allow_host.clone());
         }
         if self.link.len() > MAX_LINKED {
             return Err(Exit::unusable(format!("--link: at most {MAX_LINKED} modules can be linked with a plugin")));
@@ -125,10 +125,10 @@ impl PluginOptions {
                 return Err(Exit::unusable(format!("--link: the name {name:?} is given twice")));
             }
             let bytes = read_plugin(path, plugin_size).map_err(|exit| exit.of_option("--link"))?;
-            spec = spec.with_module(name, Source::Bytes(bytes));
+            spec = spec.link(name, Source::Bytes(bytes));
         }
         if let Some(data) = &self.static_data {
-            spec = spec.with_data(Static(Data::Json(data.clone())));
+            spec = spec.data(Static(Data::Json(data.clone())));
         }
         Ok(spec)
     }

@@ -14,5 +14,5 @@ pub(super) const INPUT: &str = r#"{"name":"Ada"}"#;
 pub(super) const WASM: Bytes = Bytes::from_static(include_bytes!("greet.wasm"));
 
 pub(super) fn spec() -> Spec {
-    Spec::new(Source::Bytes(WASM)).with_entry_point(NAME)
+    Spec::new(Source::Bytes(WASM)).entry_point(NAME)
 }

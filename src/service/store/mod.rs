@@ -60,8 +60,8 @@ pub(super) struct Staged {
 impl Staged {
     /// The spec that builds the plugin from the folder.
     pub(super) fn spec(&self, document: &Document, ceilings: &Ceilings) -> Spec {
-        let spec = document.spec(Source::File(self.plugin.0.path()), ceilings).with_digest(self.plugin.0.digest());
-        self.linked.iter().fold(spec, |spec, (name, claim, _)| spec.with_module(name, Source::File(claim.path())))
+        let spec = document.spec(Source::File(self.plugin.0.path()), ceilings).digest(self.plugin.0.digest());
+        self.linked.iter().fold(spec, |spec, (name, claim, _)| spec.link(name, Source::File(claim.path())))
     }
 
     pub(super) fn digest(&self) -> Digest {
@@ -329,8 +329,8 @@ fn found(blobs: &Blobs, stored: Stored, ceilings: &Ceilings) -> Option<Spec> {
     if let Err(error) = ceilings.check(&document) {
         tracing::warn!(evaluator = name, %error, "the settings allow less than before; its spec is cut to them");
     }
-    let spec = document.spec(file(plugin)?, ceilings).with_entry_point(entry_point).with_digest(plugin.digest);
-    linked.into_iter().try_fold(spec, |spec, (name, blob)| Some(spec.with_module(name, file(blob)?)))
+    let spec = document.spec(file(plugin)?, ceilings).entry_point(entry_point).digest(plugin.digest);
+    linked.into_iter().try_fold(spec, |spec, (name, blob)| Some(spec.link(name, file(blob)?)))
 }
 
 #[cfg(test)]

@@ -52,11 +52,11 @@ fn evaluate(input: &[u8]) {
     let Some(plugin) = plugin else { return };
     let has = |flag: u8| flags & flag != 0;
     let mut spec = Spec::new(Source::bytes(plugin))
-        .with_isolation(if has(flags::REUSE) { Isolation::Reuse } else { Isolation::Fresh })
-        .with_config("colour", "blue")
-        .with_fuel(has(flags::FUEL).then_some(20_000));
+        .isolation(if has(flags::REUSE) { Isolation::Reuse } else { Isolation::Fresh })
+        .config("colour", "blue")
+        .fuel(has(flags::FUEL).then_some(20_000));
     if !entry_point.is_empty() {
-        spec = spec.with_entry_point(entry_point);
+        spec = spec.entry_point(entry_point);
     }
     let evaluator = STAGE.pool.evaluator("evaluate", spec).expect("a name that is one");
     // The end of it: what comes first has chosen the plugin.

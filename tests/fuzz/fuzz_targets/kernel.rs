@@ -101,7 +101,7 @@ static PLUGINS: LazyLock<Plugins> = LazyLock::new(|| {
     let stage = Stage::new(&settings);
     let plugin = wat::parse_str(interpreter()).expect("the interpreter is well formed");
     let evaluator = |isolation| {
-        let spec = Spec::new(Source::bytes(plugin.clone())).with_isolation(isolation).with_config("colour", "blue");
+        let spec = Spec::new(Source::bytes(plugin.clone())).isolation(isolation).config("colour", "blue");
         stage.pool.evaluator("kernel", spec).expect("a name that is one")
     };
     let (fresh, reused) = (evaluator(Isolation::Fresh), evaluator(Isolation::Reuse));

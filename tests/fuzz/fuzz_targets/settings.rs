@@ -7,7 +7,7 @@
 use std::{sync::LazyLock, time::Duration};
 
 use evalpool::{
-    Error, ErrorKind, EvaluatorPool, LastWords, Settings, Source, Spec,
+    Error, ErrorKind, LastWords, PoolBuilder, Settings, Source, Spec,
     engine::{BoxFuture, CompileRequest, CompiledPlugin, Engine},
 };
 use evalpool_fuzz::{fuzz, split};
@@ -55,7 +55,7 @@ fn assert_in_range(settings: &Settings) {
 
 /// A pool whose every build fails at once: that its times and numbers can be reckoned with is what is asked here.
 async fn assert_usable(settings: &Settings) {
-    let pool = EvaluatorPool::builder().settings(settings.clone()).engine(Refuses).build();
+    let pool = PoolBuilder::from(settings.clone()).engine(Refuses).build();
     let pool = pool.expect("settings that were accepted");
     // In base64, since what must be fetched has a cost.
     let spec = Spec::new(Source::base64("AGFzbQEAAAABBAFgAAADAgEABwcBA3J1bgAACgQBAgAL"));

@@ -32,13 +32,13 @@ pub(super) const KEPT: &str = "(global $kept (mut i64) (i64.const 0))
     (func $keep (param $p i64) (result i64) (global.set $kept (local.get $p)) (local.get $p))";
 
 fn environment_cases() -> Vec<Case> {
-    let configured = |body: &str| env(body).with_config("colour", "blue").with_config("naïve", "é");
+    let configured = |body: &str| env(body).config("colour", "blue").config("naïve", "é");
     let vars = "(if (i64.eqz (call $input_length)) (then (call $var_set (call $colour) (call $digits))))
         (if (i64.eq (call $input_length) (i64.const 2)) (then (call $var_set (call $colour) (i64.const 0))))
         (call $block (call $var_get (call $colour))) i32.const 0";
     let three = |isolation| Case {
         name: "a variable is kept, read and removed",
-        spec: env(vars).with_isolation(isolation),
+        spec: env(vars).isolation(isolation),
         inputs: vec![vec![], vec![1], vec![1, 2], vec![1]],
         expected: Output(b""),
     };
@@ -50,7 +50,7 @@ fn environment_cases() -> Vec<Case> {
         case("config by no key", configured("(call $out (call $config_get (i64.const 0))) i32.const 0"), "", Output(&[0; 8])),
         three(Isolation::Fresh),
         three(Isolation::Reuse),
-        Case { name: "a variable survives a call", spec: env(vars).with_isolation(Isolation::Reuse), inputs: vec![vec![], vec![1]], expected: Output(b"0123456789") },
+        Case { name: "a variable survives a call", spec: env(vars).isolation(Isolation::Reuse), inputs: vec![vec![], vec![1]], expected: Output(b"0123456789") },
         Case { name: "a variable does not survive its instance", spec: env(vars), inputs: vec![vec![], vec![1]], expected: Output(b"") },
         case("a variable by a wild name", env("(call $var_set (i64.const 999) (call $digits)) i32.const 0"), "", Error("guest_error", "invalid handle offset for var key: 999")),
         case("a variable of a wild value", env("(call $var_set (call $colour) (i64.const 999)) i32.const 0"), "", Error("guest_error", "invalid handle offset for var value: 999")),
@@ -86,10 +86,10 @@ fn ending_cases() -> Vec<Case> {
         case("an access out of bounds", env("(i32.load (i32.const -1))"), "", Error("guest_trap", "out of bounds memory access")),
         case("an indirect call of nothing", with_functions("(table 1 funcref)", "(call_indirect (result i32) (i32.const 0))"), "", Error("guest_trap", "uninitialized element")),
         case("endless recursion", with_functions("(func $again (call $again))", "(call $again) i32.const 0"), "", Error("guest_trap", "call stack exhausted")),
-        case("an endless loop", env("(loop br 0) i32.const 0").with_exec_timeout(Duration::from_millis(300)), "", Error("exec_timeout", "longer than limits.exec_timeout, 300 ms")),
+        case("an endless loop", env("(loop br 0) i32.const 0").exec_timeout(Duration::from_millis(300)), "", Error("exec_timeout", "longer than limits.exec_timeout, 300 ms")),
         case("out of memory", env("(drop (memory.grow (i32.const 2000))) i32.const 0"), "", Error("out_of_memory", "out of memory")),
-        case("out of fuel", env("(loop br 0) i32.const 0").with_fuel(Some(100_000)), "", Error("out_of_fuel", "ran out of fuel")),
-        case("within its fuel", env("(call $echo) i32.const 0").with_fuel(Some(1_000_000)), "abc", Output(b"abc")),
+        case("out of fuel", env("(loop br 0) i32.const 0").fuel(Some(100_000)), "", Error("out_of_fuel", "ran out of fuel")),
+        case("within its fuel", env("(call $echo) i32.const 0").fuel(Some(1_000_000)), "abc", Output(b"abc")),
         case("exit 0", wasi("proc_exit", "(param i32)", "(call $echo) (call $f (i32.const 0)) i32.const 9"), "abc", Output(b"abc")),
         case("exit 3", wasi("proc_exit", "(param i32)", "(call $f (i32.const 3)) i32.const 0"), "", Error("guest_exit", "exited with code 3")),
         case("an error, then exit 0", wasi("proc_exit", "(param i32)", "(call $error_set (call $message)) (call $f (i32.const 0)) i32.const 0"), "", Error("guest_error", "message")),
@@ -114,7 +114,7 @@ const ONCE: &str = "(global $ran (mut i32) (i32.const 0))
 
 /// Three calls of one evaluator that uses its instances again.
 fn again(name: &'static str, text: &str, entry_point: &str, expected: Expected) -> Case {
-    let spec = Spec::new(Source::bytes(wasm(text))).with_entry_point(entry_point).with_isolation(Isolation::Reuse);
+    let spec = Spec::new(Source::bytes(wasm(text))).entry_point(entry_point).isolation(Isolation::Reuse);
     Case { name, spec, inputs: vec![vec![]; 3], expected }
 }
 
@@ -182,24 +182,24 @@ fn module_cases() -> Vec<Case> {
         case("Haskell", from_text(&steps(haskell)), "", Output(&[4, 0, 0, 0, 0, 0, 0, 0])),
         case("Haskell as a reactor", from_text(&steps(&format!("{haskell} {initialize}"))), "", Output(&[24, 0, 0, 0, 0, 0, 0, 0])),
         case("an initialiser of another type", from_text(&steps(typed)), "", Error("invalid_plugin", "")),
-        case("a command", from_text(&format!(r#"(module {output} (func (export "_start") (call $out (i64.const 5))))"#)).with_entry_point("_start"), "", Output(&[5, 0, 0, 0, 0, 0, 0, 0])),
+        case("a command", from_text(&format!(r#"(module {output} (func (export "_start") (call $out (i64.const 5))))"#)).entry_point("_start"), "", Output(&[5, 0, 0, 0, 0, 0, 0, 0])),
         again("a command called again", &format!(r#"(module {output} {ONCE}
             (func (export "_start") (call $once) (call $out (i64.const 5))))"#), "_start", Output(&[5, 0, 0, 0, 0, 0, 0, 0])),
         again("a command that exits, called again", &format!(r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32))) {output} {ONCE}
             (memory (export "memory") 1)
             (func (export "_start") (call $once) (call $out (i64.const 5)) (call $exit (i32.const 0))))"#), "_start", Output(&[5, 0, 0, 0, 0, 0, 0, 0])),
         Case { inputs: vec![vec![]; 2], ..again("what is not a command, called again", &format!("(module {output} {ONCE} (func (export \"run\") (call $once)))"), "run", Error("guest_trap", "unreachable")) },
-        case("linked modules, in any order", from_text(&linked).with_module("adds", adds.clone()).with_module("doubles", doubles.clone()), "", Output(&[41, 0, 0, 0, 0, 0, 0, 0])),
-        case("a linked module that is missing", from_text(&linked).with_module("adds", adds), "", Error("invalid_plugin", "doubles")),
-        case("a linked module without the export", from_text(&linked).with_module("adds", doubles), "", Error("invalid_plugin", "")),
+        case("linked modules, in any order", from_text(&linked).link("adds", adds.clone()).link("doubles", doubles.clone()), "", Output(&[41, 0, 0, 0, 0, 0, 0, 0])),
+        case("a linked module that is missing", from_text(&linked).link("adds", adds), "", Error("invalid_plugin", "doubles")),
+        case("a linked module without the export", from_text(&linked).link("adds", doubles), "", Error("invalid_plugin", "")),
         case("a host function of all types", host("sum", "(param i32 i64 f32 f64) (result f64)",
-            "(call $out (i64.trunc_f64_s (call $f (i32.const 1) (i64.const 2) (f32.const 3) (f64.const 4))))").with_host_function(sum), "", Output(&[10, 0, 0, 0, 0, 0, 0, 0])),
-        case("a host function in another module", from_text(&format!(r#"(module (import "env" "answer" (func $f (result i64))) {output} (func (export "run") (call $out (call $f))))"#)).with_host_function(other), "", Output(&[42, 0, 0, 0, 0, 0, 0, 0])),
-        case("a host function of another type", host("host_upper", "(param i32)", "").with_host_function(slow.clone()), "", Error("invalid_plugin", "")),
-        case("a host function that breaks its word", host("answer", "(result i64)", "(call $out (call $f))").with_host_function(broken), "", Error("internal", "broke its declaration")),
-        case("a host function that waits", fixture(CALL_HOST, "call_host").with_host_function(slow), "quiet", Output(b"QUIET")),
-        case("a host function that never answers", fixture(CALL_HOST, "call_host").with_host_function(stuck).with_exec_timeout(Duration::from_millis(300)), "quiet", Error("exec_timeout", "limits.exec_timeout, 300 ms")),
-        case("a host function that refuses", fixture(CALL_HOST, "call_host").with_host_function(refuses), "x", Error("guest_error", "not for you")),
+            "(call $out (i64.trunc_f64_s (call $f (i32.const 1) (i64.const 2) (f32.const 3) (f64.const 4))))").host_function(sum), "", Output(&[10, 0, 0, 0, 0, 0, 0, 0])),
+        case("a host function in another module", from_text(&format!(r#"(module (import "env" "answer" (func $f (result i64))) {output} (func (export "run") (call $out (call $f))))"#)).host_function(other), "", Output(&[42, 0, 0, 0, 0, 0, 0, 0])),
+        case("a host function of another type", host("host_upper", "(param i32)", "").host_function(slow.clone()), "", Error("invalid_plugin", "")),
+        case("a host function that breaks its word", host("answer", "(result i64)", "(call $out (call $f))").host_function(broken), "", Error("internal", "broke its declaration")),
+        case("a host function that waits", fixture(CALL_HOST, "call_host").host_function(slow), "quiet", Output(b"QUIET")),
+        case("a host function that never answers", fixture(CALL_HOST, "call_host").host_function(stuck).exec_timeout(Duration::from_millis(300)), "quiet", Error("exec_timeout", "limits.exec_timeout, 300 ms")),
+        case("a host function that refuses", fixture(CALL_HOST, "call_host").host_function(refuses), "x", Error("guest_error", "not for you")),
     ]
 }
 
@@ -213,7 +213,7 @@ fn fixture_cases() -> Vec<Case> {
         case("C: its own error", fixture(TEXT, "fail"), "my words", Error("guest_error", "my words")),
         Case {
             name: "C: state that stays",
-            spec: fixture(TEXT, "counter").with_isolation(Isolation::Reuse),
+            spec: fixture(TEXT, "counter").isolation(Isolation::Reuse),
             inputs: vec![vec![]; 3],
             expected: Output(b"3"),
         },
@@ -227,16 +227,11 @@ fn fixture_cases() -> Vec<Case> {
         case("AssemblyScript: bytes that are no text", fixture(WORDS, "word_count"), &b"a \xff b"[..], Same),
         Case {
             name: "AssemblyScript: variables",
-            spec: fixture(WORDS, "remember").with_isolation(Isolation::Reuse),
+            spec: fixture(WORDS, "remember").isolation(Isolation::Reuse),
             inputs: vec![b"a".to_vec(), b"b".to_vec()],
             expected: Output(b"ab"),
         },
-        case(
-            "AssemblyScript: config",
-            fixture(WORDS, "setting").with_config("colour", "blue"),
-            "colour",
-            Output(b"blue"),
-        ),
+        case("AssemblyScript: config", fixture(WORDS, "setting").config("colour", "blue"), "colour", Output(b"blue")),
         case("AssemblyScript: config that is not set", fixture(WORDS, "setting"), "colour", Same),
         case(
             "Rust: JSON in and out",

@@ -121,7 +121,7 @@ async fn an_initialiser_runs_once_and_may_call_the_host() {
             (func (export "_initialize") (call $mark) (call $var_set (call $colour) (call $digits)))
             (func (export "run") (result i32) (call $block (call $var_get (call $colour))) i32.const 0))"#
     );
-    let spec = Spec::new(Source::bytes(wasm(&text))).with_host_function(mark).with_isolation(Isolation::Reuse);
+    let spec = Spec::new(Source::bytes(wasm(&text))).host_function(mark).isolation(Isolation::Reuse);
     let pool = builder(EngineKind::Direct).capacity(1).max_instances(1).build().unwrap();
     let given = answers(&pool, spec, &[b"", b""]).await;
     assert_eq!(given, vec![Ok(b"0123456789".to_vec()); 2]);
@@ -182,8 +182,7 @@ async fn a_plugin_is_linked_with_at_most_two_modules() {
     let text = wasm(&format!(r#"(module {imports} (func (export "run") (result i32) (call $c)))"#));
     for (engine, ours) in BOTH {
         let pool = pool(engine);
-        let spec =
-            names.iter().fold(Spec::new(Source::bytes(text.clone())), |spec, name| spec.with_module(*name, one()));
+        let spec = names.iter().fold(Spec::new(Source::bytes(text.clone())), |spec, name| spec.link(*name, one()));
         let answer = answers(&pool, spec, &[b""]).await.remove(0);
         match answer {
             Ok(_) => assert!(!ours),
@@ -207,7 +206,7 @@ async fn a_guest_that_sleeps_blocks_nobody_and_ends_at_its_deadline() {
                 (call $poll (i32.const 1024) (i32.const 2048) (i32.const 1) (i32.const 4096))))"#
     );
     let pool = pool(EngineKind::Direct);
-    let sleeps = Spec::new(Source::bytes(wasm(&sleeps))).with_exec_timeout(Duration::from_millis(300));
+    let sleeps = Spec::new(Source::bytes(wasm(&sleeps))).exec_timeout(Duration::from_millis(300));
     let sleeper = pool.evaluator("sleeper", sleeps).unwrap();
     let neighbour = pool.evaluator("neighbour", env("(call $echo) i32.const 0")).unwrap();
     let asleep = sleeper.evaluate("");
@@ -259,7 +258,7 @@ async fn http_requests_have_a_bounded_size_and_a_bounded_number_of_headers() {
         "(func $copy (result i64) (call $echo) (call $output_offset))",
         "(call $block (call $http (call $copy) (i64.const 0))) i32.const 0",
     )
-    .with_allowed_hosts(["example.org"]);
+    .allowed_hosts(["example.org"]);
     let headers: Vec<_> = (0..101).map(|at| format!(r#""x-{at}":"1""#)).collect();
     let pool = pool(EngineKind::Direct);
     let (long, many) = ("x".repeat(65_536), headers.join(","));

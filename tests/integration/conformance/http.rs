@@ -126,9 +126,9 @@ async fn engines_speak_http_alike() {
         (r#"{"uri":"x"}"#.to_owned(), Fault("unknown field `uri`")),
     ];
     for (request, expected) in requests {
-        let mut spec = with_functions(REQUESTER_FUNCTIONS, REQUESTER).with_allowed_hosts(["127.0.0.1"]);
+        let mut spec = with_functions(REQUESTER_FUNCTIONS, REQUESTER).allowed_hosts(["127.0.0.1"]);
         if request.contains("/never") {
-            spec = spec.with_exec_timeout(Duration::from_millis(300));
+            spec = spec.exec_timeout(Duration::from_millis(300));
         }
         let mut given = Vec::new();
         for &engine in ENGINES {
@@ -164,7 +164,7 @@ async fn a_request_may_be_its_own_body() {
     );
     let pool = pool(EngineKind::Direct);
     let spec = with_functions(&functions, "(call $block (call $same (call $copy_of_input))) i32.const 0")
-        .with_allowed_hosts(["127.0.0.1"]);
+        .allowed_hosts(["127.0.0.1"]);
     let given = answers(&pool, spec, &[request.as_bytes()]).await;
     pool.close().await;
     assert_eq!(given, [Ok(request.into_bytes())]);
@@ -194,8 +194,8 @@ async fn no_evaluation_sees_the_response_of_another() {
     for &engine in ENGINES {
         for isolation in [Isolation::Fresh, Isolation::Reuse] {
             let pool = pool(engine);
-            let spec = with_functions(REQUESTER_FUNCTIONS, STATUS).with_allowed_hosts(["127.0.0.1"]);
-            let given = answers(&pool, spec.with_isolation(isolation), &[request.as_bytes(), b""]).await;
+            let spec = with_functions(REQUESTER_FUNCTIONS, STATUS).allowed_hosts(["127.0.0.1"]);
+            let given = answers(&pool, spec.isolation(isolation), &[request.as_bytes(), b""]).await;
             let status = |status: u64| Ok(status.to_le_bytes().to_vec());
             assert_eq!(given, [status(204), status(0)], "{engine:?} {isolation:?}");
             pool.close().await;
@@ -218,7 +218,7 @@ async fn this_machine_is_reached_only_by_its_name_on_direct() {
         (vec!["*", "localhost"], format!("http://localhost:{away}/"), false),
     ] {
         let pool = pool(EngineKind::Direct);
-        let spec = with_functions(REQUESTER_FUNCTIONS, REQUESTER).with_allowed_hosts(hosts.clone());
+        let spec = with_functions(REQUESTER_FUNCTIONS, REQUESTER).allowed_hosts(hosts.clone());
         let request = format!(r#"{{"url":"{url}"}}"#);
         let given = answers(&pool, spec, &[request.as_bytes()]).await.remove(0);
         match given {
@@ -237,7 +237,7 @@ async fn an_embedders_own_http_request_goes_before_ours() {
     for engine in crate::support::ENGINES {
         let pool = pool(engine);
         let spec =
-            with_functions(REQUESTER_FUNCTIONS, REQUESTER).with_host_function(own.clone().in_module("extism:host/env"));
+            with_functions(REQUESTER_FUNCTIONS, REQUESTER).host_function(own.clone().in_module("extism:host/env"));
         assert_eq!(answers(&pool, spec, &[b"x"]).await, [Ok(b"mine".to_vec())], "{engine:?}");
         pool.close().await;
     }

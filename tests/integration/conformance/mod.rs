@@ -61,7 +61,7 @@ fn case(name: &'static str, spec: Spec, input: impl Into<Vec<u8>>, expected: Exp
 }
 
 fn fixture(bytes: &'static [u8], entry_point: &str) -> Spec {
-    Spec::new(Source::bytes(bytes)).with_entry_point(entry_point)
+    Spec::new(Source::bytes(bytes)).entry_point(entry_point)
 }
 
 /// A plugin of a few lines, with everything that Extism provides at hand. `out` gives the 8 bytes of a number as

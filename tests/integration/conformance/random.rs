@@ -107,7 +107,7 @@ fn both_engines_give_the_same_answers_to_random_plugins() {
     let inputs = proptest::collection::vec(any::<u8>(), 0..40);
     TestRunner::new(config)
         .run(&(proptest::collection::vec(step(), 1..30), inputs), |(steps, input)| {
-            let spec = Spec::new(Source::bytes(wasm(&plugin(&steps)))).with_config("shape", "eight by");
+            let spec = Spec::new(Source::bytes(wasm(&plugin(&steps)))).config("shape", "eight by");
             let inputs = [&input[..], b"other"];
             let theirs = runtime.block_on(answers(&extism, spec.clone(), &inputs));
             let ours = runtime.block_on(answers(&direct, spec, &inputs));

@@ -27,7 +27,7 @@ fn forgetful(spy: &Spy) -> EvaluatorPool {
     let mut settings = evalpool::Settings::default();
     settings.pool.capacity = 1;
     settings.pool.negative_ttl = Duration::ZERO;
-    spy.pool(|builder| builder.settings(settings))
+    spy.pool(|_| evalpool::PoolBuilder::from(settings).park_after(0))
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,7 +124,7 @@ async fn no_more_compile_at_once_than_may() {
         let slow = || (0..6).map(|_| Act::Slow(Duration::from_millis(10)));
         spy.on_compile(slow());
         spy.on_instantiate(slow());
-        let pool = spy.pool(|builder| builder.settings(settings));
+        let pool = spy.pool(|_| evalpool::PoolBuilder::from(settings).park_after(0));
         let all: Vec<_> = (0..6).map(|index| pool.evaluator(&format!("e{index}"), Spy::spec()).unwrap()).collect();
         let began = tokio::time::Instant::now();
         for evaluated in futures_util::future::join_all(all.iter().map(|evaluator| evaluator.evaluate(""))).await {
@@ -149,7 +149,7 @@ async fn a_compile_over_its_time_keeps_its_slot_until_it_ends() {
     settings.limits.wait_timeout = Duration::from_secs(1);
     let spy = Spy::default();
     spy.on_compile([Act::Held]);
-    let pool = spy.pool(|builder| builder.settings(settings));
+    let pool = spy.pool(|_| evalpool::PoolBuilder::from(settings).park_after(0));
     let [slow, other] = ["slow", "other"].map(|name| pool.evaluator(name, Spy::spec()).unwrap());
     assert_eq!(slow.evaluate("").await.unwrap_err().kind(), "build_timeout");
     assert_eq!(other.evaluate("").await.unwrap_err().kind(), "wait_timeout");

@@ -51,7 +51,7 @@ async fn traceless(engine: EngineKind, spec: Spec, kind: &str) {
 
 #[test]
 fn a_wrong_entry_point_two_hundred_times_leaves_no_trace() {
-    let spec = || Spec::new(Source::bytes(GREET)).with_entry_point("great");
+    let spec = || Spec::new(Source::bytes(GREET)).entry_point("great");
     leaves_no_trace("a_wrong_entry_point_two_hundred_times_leaves_no_trace", spec, "entry_point_missing");
 }
 

@@ -42,7 +42,7 @@ async fn call(evaluator: &Evaluator, input: [u8; 8]) -> Result<Vec<u8>, Error> {
 async fn a_host_function_is_given_blocks_and_nothing_else() {
     let pool = evalpool::EvaluatorPool::from_settings(&settings(Isolation::Reuse, LONG)).unwrap();
     let (function, given) = upper();
-    let spec = Spec::new(Source::bytes(caller())).with_host_function(function);
+    let spec = Spec::new(Source::bytes(caller())).host_function(function);
     let evaluator = pool.evaluator("caller", spec).unwrap();
     assert_eq!(call(&evaluator, *b"orebegin").await.unwrap(), b"MESSAGE");
     for wild in [0, 1, 8, 64, 70, 65_535, 65_536, 1 << 31, 1 << 32, 1 << 62, u64::MAX - 7, u64::MAX] {
@@ -64,7 +64,7 @@ async fn a_host_function_is_given_blocks_and_nothing_else() {
 async fn what_a_host_function_gives_is_held_to_the_guests_memory() {
     let pool = evalpool::EvaluatorPool::from_settings(&settings(Isolation::Reuse, LONG)).unwrap();
     let much = HostFunction::bytes("upper", |_| Ok(vec![7; 16 << 20]));
-    let evaluator = pool.evaluator("caller", Spec::new(Source::bytes(caller())).with_host_function(much)).unwrap();
+    let evaluator = pool.evaluator("caller", Spec::new(Source::bytes(caller())).host_function(much)).unwrap();
     for _ in 0..2 {
         let error = call(&evaluator, *b"orebegin").await.unwrap_err();
         assert_eq!(error.kind(), "out_of_memory", "{error}");

@@ -168,7 +168,7 @@ async fn beside_a_neighbour(isolation: Isolation, deadlines: Deadlines, gallery:
 
 /// Evaluates again and again until told to stop; how often.
 async fn neighbour(pool: EvaluatorPool, stop: Arc<AtomicBool>) -> usize {
-    let spec = Spec::new(Source::bytes(GREET)).with_exec_timeout(Duration::from_mins(1));
+    let spec = Spec::new(Source::bytes(GREET)).exec_timeout(Duration::from_mins(1));
     let neighbour = pool.evaluator(NEIGHBOUR, spec).unwrap();
     let mut served = 0;
     while !stop.load(Ordering::SeqCst) {

@@ -22,7 +22,7 @@ async fn an_entry_with_a_port_allows_that_port_alone() {
         (vec!["127.0.0.1"], "127.0.0.1", other.port, true),
         (vec!["LOCALHOST"], "localhost", other.port, true),
     ] {
-        let spec = requester(false, false).with_allowed_hosts(entries.clone());
+        let spec = requester(false, false).allowed_hosts(entries.clone());
         let given = ask(spec, json!({"url": format!("http://{host}:{port}/")})).await;
         match given {
             Ok(body) => assert!(reached && body == b"ok", "{entries:?} {host}:{port}"),
@@ -38,7 +38,7 @@ async fn a_redirect_to_another_port_is_not_followed() {
     let other = Recorder::ok();
     let to = other.url("/");
     let server = Recorder::start(move |_| answer("302 Found", &[&format!("location: {to}")], b""));
-    let spec = requester(false, false).with_allowed_hosts(["*".to_owned(), format!("127.0.0.1:{}", server.port)]);
+    let spec = requester(false, false).allowed_hosts(["*".to_owned(), format!("127.0.0.1:{}", server.port)]);
     let (kind, text) = ask(spec, json!({"url": server.url("/")})).await.unwrap_err();
     assert_eq!(kind, "guest_trap");
     assert!(text.contains("it redirects to") && text.contains("names its host with another port"), "{text}");
@@ -49,7 +49,7 @@ async fn a_redirect_to_another_port_is_not_followed() {
 async fn an_entry_that_no_request_could_match_is_refused_where_it_is_given() {
     let advice = r#"allowed_hosts has "http://127.0.0.1:18090", which no request could match; write "127.0.0.1:18090""#;
     let pool = builder(EngineKind::Direct).capacity(1).max_instances(2).build().unwrap();
-    let spec = || requester(false, false).with_allowed_hosts(["http://127.0.0.1:18090"]);
+    let spec = || requester(false, false).allowed_hosts(["http://127.0.0.1:18090"]);
     let refusals =
         [pool.evaluator("a", spec()).err(), pool.register("b", spec()).err(), pool.prepare("c", spec()).await.err()];
     for refusal in refusals {

@@ -77,7 +77,7 @@ fn requester(with_body: bool, gives_headers: bool) -> Spec {
             (call $block {gives})
             i32.const 0))"#
     ))))
-    .with_allowed_hosts(["127.0.0.1", "localhost"])
+    .allowed_hosts(["127.0.0.1", "localhost"])
 }
 
 /// What a plugin gives for a request, or its error's kind and text.

@@ -57,10 +57,10 @@ async fn a_failure_that_is_remembered_is_nobody_elses() {
     }
     // The same bytes, of another evaluator whose host provides what they want.
     let function = HostFunction::new("mystery", [], [], |_, _| Ok(vec![])).in_module("env");
-    let other = pool.register("other", bad.with_host_function(function)).unwrap();
+    let other = pool.register("other", bad.host_function(function)).unwrap();
     other.evaluate("").await.unwrap();
     // Another plugin by the same name.
-    let replaced = pool.register("one", Spec::new(Source::bytes(TEXT)).with_entry_point("upper")).unwrap();
+    let replaced = pool.register("one", Spec::new(Source::bytes(TEXT)).entry_point("upper")).unwrap();
     assert_eq!(replaced.evaluate("abc").await.unwrap().bytes(), "ABC");
     pool.close().await;
 }

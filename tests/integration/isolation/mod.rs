@@ -50,7 +50,7 @@ struct Reached(Arc<AtomicUsize>);
 impl Reached {
     fn spec(&self) -> Spec {
         let reached = self.0.clone();
-        Spec::new(Source::bytes(seeker())).with_host_function(HostFunction::new("reached", [], [], move |_, _| {
+        Spec::new(Source::bytes(seeker())).host_function(HostFunction::new("reached", [], [], move |_, _| {
             reached.fetch_add(1, Ordering::SeqCst);
             Ok(vec![])
         }))
@@ -162,7 +162,7 @@ async fn what_an_instance_leaves_in_reuse_its_own_evaluator_finds_and_nothing_of
 async fn in_reuse_nothing_is_left_of_an_instance_that_did_not_end_well() {
     let pool = pool(Isolation::Reuse);
     let reached = Reached::default();
-    let evaluator = pool.evaluator("one", reached.spec().with_exec_timeout(Duration::from_mins(1))).unwrap();
+    let evaluator = pool.evaluator("one", reached.spec().exec_timeout(Duration::from_mins(1))).unwrap();
     for (command, ending) in [('t', "guest_trap"), ('x', "guest_exit")] {
         assert_eq!(ask(&evaluator, command, 1).await, Err(ending.to_owned()));
         assert_eq!(ask(&evaluator, 'n', 2).await, Ok(0), "after {ending}");
@@ -177,7 +177,7 @@ async fn in_reuse_nothing_is_left_of_an_instance_that_did_not_end_well() {
     assert!(left.await.unwrap_err().is_cancelled());
     assert_eq!(ask(&evaluator, 'n', 4).await, Ok(0), "after a cancel");
     // Long enough for its marks to be there when its time is up.
-    let hasty = pool.evaluator("hasty", reached.spec().with_exec_timeout(Duration::from_secs(1))).unwrap();
+    let hasty = pool.evaluator("hasty", reached.spec().exec_timeout(Duration::from_secs(1))).unwrap();
     assert_eq!(ask(&hasty, 's', 5).await, Err("exec_timeout".to_owned()));
     assert_eq!(reached.0.load(Ordering::SeqCst), 2);
     assert_eq!(ask(&hasty, 'n', 6).await, Ok(0), "after a timeout");
@@ -218,7 +218,7 @@ async fn each_evaluator_has_its_own_settings_and_answers() {
     let pool = pool(Isolation::Fresh);
     let reached = Reached::default();
     let [one, other] = ["one", "other"].map(|name| {
-        let spec = reached.spec().with_config("shape", name).with_allowed_hosts(["127.0.0.1"]);
+        let spec = reached.spec().config("shape", name).allowed_hosts(["127.0.0.1"]);
         pool.evaluator(name, spec).unwrap()
     });
     for _ in 0..5 {

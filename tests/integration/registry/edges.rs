@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use evalpool::{Isolation, RuntimeState, Settings};
+use evalpool::{Isolation, PoolBuilder, RuntimeState, Settings};
 use futures_util::future::join3;
 use tokio::time::sleep;
 
@@ -69,7 +69,7 @@ async fn what_became_idle_together_goes_within_a_tenth_of_its_time_and_not_toget
     let mut settings = Settings::default();
     settings.pool.capacity = ALL;
     settings.pool.idle_ttl = Duration::from_hours(10);
-    let pool = spy.pool(|builder| builder.settings(settings));
+    let pool = spy.pool(|_| PoolBuilder::from(settings).park_after(0));
     for evaluator in evaluators(&pool, ALL) {
         evaluator.evaluate("").await.unwrap();
     }

@@ -6,7 +6,7 @@ mod permits;
 
 use std::{sync::Arc, time::Duration};
 
-use evalpool::{CloseReport, Evaluator, EvaluatorPool, Isolation, RuntimeState};
+use evalpool::{CloseReport, Evaluator, EvaluatorPool, Isolation, PoolBuilder, RuntimeState};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{
     task::{JoinHandle, JoinSet},
@@ -254,7 +254,7 @@ async fn a_reused_instance_is_replaced_after_its_uses() {
     settings.pool.max_uses = 2;
     settings.engine.isolation = Isolation::Reuse;
     let spy = Spy::default();
-    let pool = spy.pool(|builder| builder.settings(settings));
+    let pool = spy.pool(|_| PoolBuilder::from(settings).park_after(0));
     let evaluator = pool.evaluator("name", Spy::spec()).unwrap();
     for expected in ["#1", "#2", "#1", "#2"] {
         assert_eq!(evaluator.evaluate("").await.unwrap().bytes(), expected);

@@ -3,7 +3,7 @@
 
 use std::{num::NonZeroUsize, sync::atomic::Ordering, time::Duration};
 
-use evalpool::{Evaluator, EvaluatorPool, Isolation, Settings};
+use evalpool::{Evaluator, EvaluatorPool, Isolation, PoolBuilder, Settings};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
@@ -22,7 +22,7 @@ fn pool(spy: &Spy, capacity: usize, instances: usize, of_each: usize, isolation:
     settings.pool.max_instances_per_evaluator = of_each;
     settings.engine.isolation = isolation;
     settings.limits.exec_timeout = Duration::from_mins(10);
-    spy.pool(|builder| builder.settings(settings))
+    spy.pool(|_| PoolBuilder::from(settings).park_after(0))
 }
 
 /// An evaluation whose guest runs until its gate is opened.
@@ -215,7 +215,7 @@ async fn a_spec_bounds_its_own_instances() {
     for (asked, most) in [(1, 1), (2, 2), (9, 3)] {
         let spy = Spy::default();
         let pool = pool(&spy, 1, 8, 3, Isolation::Reuse);
-        let spec = Spy::spec().with_instances(NonZeroUsize::new(asked).unwrap());
+        let spec = Spy::spec().instances(NonZeroUsize::new(asked).unwrap());
         let evaluator = pool.register("one", spec).unwrap();
         let mut running = Vec::new();
         for gate in ["a", "b", "c"].into_iter().take(most) {

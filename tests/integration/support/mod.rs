@@ -7,7 +7,7 @@ pub(crate) mod spy;
 use std::{future::Future, time::Duration};
 
 use evalpool::{
-    EvaluatorPool, PoolBuilder, Settings,
+    PoolBuilder, Settings,
     config::{EngineKind, LimitSettings},
 };
 
@@ -62,7 +62,7 @@ pub(crate) fn settings(engine: EngineKind) -> Settings {
 
 /// A builder with those.
 pub(crate) fn builder(engine: EngineKind) -> PoolBuilder {
-    EvaluatorPool::builder().settings(settings(engine))
+    PoolBuilder::from(settings(engine))
 }
 
 /// Waits until `condition` holds, looking again each millisecond; panics with `what` after a minute, which is far longer

@@ -15,7 +15,7 @@ use std::{
 };
 
 use evalpool::{
-    CloseReport, Data, Evaluator, EvaluatorPool, Isolation, RuntimeState, Settings,
+    CloseReport, Data, Evaluator, EvaluatorPool, Isolation, PoolBuilder, RuntimeState, Settings,
     data::{PerCall, Static},
 };
 use futures_util::FutureExt;
@@ -93,7 +93,7 @@ fn an_evaluators_own_data_is_asked_for_once_a_call() {
     };
     let spy = Spy::default();
     let pool = spy.pool(|builder| builder.isolation(Isolation::Reuse));
-    let evaluator = pool.evaluator("one", Spy::spec().with_data(PerCall(data))).unwrap();
+    let evaluator = pool.evaluator("one", Spy::spec().data(PerCall(data))).unwrap();
     on_threads(async {
         let callers = (0..4).map(|_| {
             let evaluator = evaluator.clone();
@@ -113,11 +113,11 @@ async fn a_plugin_that_is_replaced_while_its_data_is_made_has_its_successor_aske
     let (replacing, replaced) = (replace.clone(), pool.clone());
     let data = move || {
         if replacing.swap(false, Ordering::SeqCst) {
-            replaced.register("one", Spy::spec().with_data(Static("new".into()))).unwrap();
+            replaced.register("one", Spy::spec().data(Static("new".into()))).unwrap();
         }
         Ok(Data::from("old"))
     };
-    let evaluator = pool.register("one", Spy::spec().with_data(PerCall(data))).unwrap();
+    let evaluator = pool.register("one", Spy::spec().data(PerCall(data))).unwrap();
     for _ in 0..3 {
         assert!(evaluator.evaluate(()).await.unwrap().bytes().starts_with(b"old#"));
     }
@@ -135,7 +135,7 @@ async fn max_uses_and_a_trap_end_a_parked_instance() {
     settings.pool.max_uses = 10;
     settings.engine.isolation = Isolation::Reuse;
     let spy = Spy::default();
-    let pool = spy.pool(|builder| builder.settings(settings));
+    let pool = spy.pool(|_| PoolBuilder::from(settings).park_after(0));
     let evaluator = pool.evaluator("one", Spy::spec()).unwrap();
     call(&evaluator, 25).await;
     assert_eq!(spy.counts().instances_made.load(Ordering::SeqCst), 3);
@@ -222,7 +222,7 @@ async fn a_place_and_a_permit_are_reclaimed_for_callers_that_need_them() {
     settings.pool.capacity = 2;
     settings.pool.max_instances = 2;
     settings.engine.isolation = Isolation::Reuse;
-    let pool = spy.pool(|builder| builder.settings(settings));
+    let pool = spy.pool(|_| PoolBuilder::from(settings).park_after(0));
     let [one, two, three] = ["one", "two", "three"].map(|name| pool.register(name, Spy::spec()).unwrap());
     for _ in 0..20 {
         for evaluator in [&one, &two, &three] {

@@ -78,7 +78,7 @@ impl Within {
             let builder = builder(EngineKind::Direct).isolation(Isolation::Reuse);
             builder.max_instances(8).capacity(2).park_after(0).build().unwrap()
         });
-        let spec = Spec::new(Source::bytes(guest)).with_host_function(stay);
+        let spec = Spec::new(Source::bytes(guest)).host_function(stay);
         let evaluator = pool.register("one", spec).unwrap();
         Self { pool, evaluator, metrics, inside, go_on }
     }

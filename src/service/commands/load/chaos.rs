@@ -96,10 +96,10 @@ fn bad(sort: usize, lot: u64) -> (Spec, &'static [&'static str]) {
             let cut = whole.slice(..usize::try_from(cut).unwrap_or_default());
             (Spec::new(Source::Bytes(cut)), &["invalid_plugin", "entry_point_missing"])
         }
-        2 => (greet().with_entry_point("nothing"), &["entry_point_missing"]),
+        2 => (greet().entry_point("nothing"), &["entry_point_missing"]),
         3 => (of([HEAD, START, TRAPS].concat()), &["invalid_plugin"]),
         4 => (of([HEAD, TRAPS].concat()), &["guest_trap"]),
-        _ => (of([HEAD, SPINS].concat()).with_exec_timeout(SPIN), &["exec_timeout"]),
+        _ => (of([HEAD, SPINS].concat()).exec_timeout(SPIN), &["exec_timeout"]),
     }
 }
 

@@ -25,7 +25,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use self::{drive::Workload, figures::Figures, report::Report, watch::Watch};
 use super::{read_input, read_plugin, signals::Signals};
 use crate::{
-    Data, EvaluatorPool, Plugin, Settings, Source, Spec,
+    Data, Plugin, PoolBuilder, Settings, Source, Spec,
     service::{Exit, cli::LoadArguments, exit::print, greet},
 };
 
@@ -47,7 +47,7 @@ pub(in crate::service) async fn load(
         None if settings.pool.capacity == Settings::default().pool.capacity => CAPACITY,
         None => settings.pool.capacity,
     };
-    let pool = EvaluatorPool::builder().settings(settings).capacity(capacity).build()?;
+    let pool = PoolBuilder::from(settings).capacity(capacity).build()?;
     // 32 bits: readers that take JSON numbers for doubles would round a larger one.
     let seed = arguments.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
 
@@ -100,11 +100,11 @@ fn subject(arguments: &LoadArguments, settings: &Settings) -> Result<(Spec, Data
     let plugin_size = settings.limits.plugin_size;
     let Some(path) = &arguments.plugin else {
         let spec = arguments.options.spec(Source::Bytes(greet::WASM), plugin_size)?;
-        return Ok((spec.with_entry_point(greet::NAME), input.unwrap_or_else(|| greet::INPUT.into())));
+        return Ok((spec.entry_point(greet::NAME), input.unwrap_or_else(|| greet::INPUT.into())));
     };
     let bytes = read_plugin(path, plugin_size)?;
     let spec = arguments.options.spec(Source::Bytes(bytes.clone()), plugin_size)?;
     let plugin = Plugin::new(bytes, None)?;
     let entry_point = plugin.interface().resolve(arguments.entry.as_deref())?;
-    Ok((spec.with_entry_point(entry_point), input.unwrap_or_default()))
+    Ok((spec.entry_point(entry_point), input.unwrap_or_default()))
 }

@@ -60,6 +60,6 @@ pub(super) fn cases() -> Vec<Case> {
         null("references in segments", "(table $t 3 externref) (elem (table $t) (i32.const 1) externref (ref.null extern)) (elem $passive externref (ref.null extern) (ref.null extern)) (elem declare externref (ref.null extern))",
             "(block (result externref) (table.init $t $passive (i32.const 0) (i32.const 0) (i32.const 2)) (elem.drop $passive) (table.get $t (i32.const 1)))"),
         again,
-        case("references in a linked module", is_null(linked, "(block (result externref) (table.set $t (i32.const 2) (call $same (global.get $g))) (table.get $t (i32.const 2)))").with_module("holder", holder), "", Output(b"")),
+        case("references in a linked module", is_null(linked, "(block (result externref) (table.set $t (i32.const 2) (call $same (global.get $g))) (table.get $t (i32.const 2)))").link("holder", holder), "", Output(b"")),
     ]
 }

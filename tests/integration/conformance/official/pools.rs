@@ -27,7 +27,7 @@ fn threads_of_a_pool_share_at_most_the_instances_that_it_may_have() {
             });
             let pool =
                 builder(engine).capacity(1).max_instances(most).max_instances_per_evaluator(most).build().unwrap();
-            let evaluator = pool.evaluator("few", fixture(CALL_HOST, "call_host").with_host_function(stay)).unwrap();
+            let evaluator = pool.evaluator("few", fixture(CALL_HOST, "call_host").host_function(stay)).unwrap();
             std::thread::scope(|threads| {
                 for _ in 0..12 {
                     threads.spawn(|| assert_eq!(evaluator.evaluate_blocking("abc").unwrap().bytes(), "ABC"));
@@ -55,7 +55,7 @@ async fn exists_is_asked_before_anything_runs() {
 #[test]
 fn pool_with_captured_builder_makes_its_instances_on_any_thread() {
     for engine in ENGINES {
-        let spec = mirror().with_host_function(mirrors());
+        let spec = mirror().host_function(mirrors());
         let pool = pool(engine);
         let threads: Vec<_> = (0..2)
             .map(|thread| {

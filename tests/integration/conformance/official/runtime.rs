@@ -61,8 +61,8 @@ async fn it_works_on_a_long_input_again_and_again() {
     for engine in ENGINES {
         for isolation in [Isolation::Fresh, Isolation::Reuse] {
             let pool = pool(engine);
-            let spec = Spec::new(Source::bytes(wasm(tally))).with_entry_point("tally").with_isolation(isolation);
-            let spec = spec.with_host_function(mirrors()).with_host_function(other.clone().in_module("test"));
+            let spec = Spec::new(Source::bytes(wasm(tally))).entry_point("tally").isolation(isolation);
+            let spec = spec.host_function(mirrors()).host_function(other.clone().in_module("test"));
             let given = answers(&pool, spec, &[input.as_bytes(); 60]).await;
             assert!(given.iter().all(|answer| *answer == Ok(number(above))), "{engine:?}: {:?}", given[0]);
             pool.close().await;
@@ -97,7 +97,7 @@ fn cancel_ends_each_call_and_the_next_one_runs() {
             let limits = LimitSettings { exec_timeout: Duration::from_hours(1), ..patient() };
             let pool = builder(engine).capacity(1).max_instances(2).limits(limits).build().unwrap();
             let spec = env("(if (i64.eqz (call $input_length)) (then (loop br 0))) (call $echo) i32.const 0");
-            let evaluator = pool.evaluator("spins", spec.with_isolation(Isolation::Reuse)).unwrap();
+            let evaluator = pool.evaluator("spins", spec.isolation(Isolation::Reuse)).unwrap();
             for _ in 0..5 {
                 timeout(Duration::from_millis(100), evaluator.evaluate("")).await.expect_err("it never ends by itself");
                 assert_eq!(evaluator.evaluate("next").await.unwrap().bytes(), "next", "{engine:?}");
@@ -112,7 +112,7 @@ async fn fuel_that_is_used_up_ends_each_call() {
     for engine in ENGINES {
         for (fuel, isolation) in [(1, Isolation::Fresh), (20_000, Isolation::Fresh), (20_000, Isolation::Reuse)] {
             let pool = pool(engine);
-            let spec = env("(loop br 0) i32.const 0").with_fuel(Some(fuel)).with_isolation(isolation);
+            let spec = env("(loop br 0) i32.const 0").fuel(Some(fuel)).isolation(isolation);
             for answer in answers(&pool, spec, &[&b"x"[..]; 30]).await {
                 assert_eq!(answer.unwrap_err().0, "out_of_fuel", "{engine:?} {fuel}");
             }
@@ -130,8 +130,7 @@ async fn multiple_instantiations_and_calls_are_more_than_a_store_holds() {
         (EngineKind::Extism, Isolation::Reuse),
     ] {
         let pool = pool(engine);
-        let evaluator =
-            pool.evaluator("often", mirror().with_host_function(mirrors()).with_isolation(isolation)).unwrap();
+        let evaluator = pool.evaluator("often", mirror().host_function(mirrors()).isolation(isolation)).unwrap();
         for call in 0..10_050_u32 {
             let given = evaluator.evaluate(call.to_le_bytes().to_vec()).await.unwrap();
             assert_eq!(given.bytes().to_vec(), call.to_le_bytes(), "{engine:?}");
@@ -148,7 +147,7 @@ async fn globals_keep_their_values_while_an_instance_is_reused() {
     );
     for engine in ENGINES {
         let pool = pool(engine);
-        let evaluator = pool.evaluator("counts", counts.clone().with_isolation(Isolation::Reuse)).unwrap();
+        let evaluator = pool.evaluator("counts", counts.clone().isolation(Isolation::Reuse)).unwrap();
         for call in 0..9_000 {
             assert_eq!(evaluator.evaluate("").await.unwrap().bytes().to_vec(), number(call), "{engine:?}");
         }
@@ -173,7 +172,7 @@ async fn toml_manifest_and_manifest_ptr_len_are_refused_as_plugins() {
     for engine in ENGINES {
         let pool = pool(engine);
         for text in &texts {
-            let spec = Spec::new(Source::bytes(text.clone())).with_entry_point("upper");
+            let spec = Spec::new(Source::bytes(text.clone())).entry_point("upper");
             let (kind, said) = answers(&pool, spec, &[b"x"]).await.remove(0).unwrap_err();
             assert!(kind == "invalid_plugin" && !said.contains("upper.wasm"), "{engine:?} {text}: {kind} {said}");
         }
@@ -190,7 +189,7 @@ async fn fuzz_reflect_plugin_gives_back_blocks_of_every_length() {
     let input: Vec<u8> = (0..200_000_u32).map(|at| (at % 253) as u8).collect();
     for engine in ENGINES {
         let pool = pool(engine);
-        let spec = mirror().with_host_function(mirrors()).with_isolation(Isolation::Reuse);
+        let spec = mirror().host_function(mirrors()).isolation(Isolation::Reuse);
         let evaluator = pool.evaluator("mirror", spec).unwrap();
         for length in lengths.clone() {
             let given = evaluator.evaluate(input[..length].to_vec()).await.unwrap();
@@ -229,7 +228,7 @@ async fn extism_error_that_was_set_is_told_whether_the_host_function_then_fails_
     for engine in ENGINES {
         let pool = pool(engine);
         for function in [mirrors(), fails.clone()] {
-            let given = answers(&pool, imports(import, says).with_host_function(function), &[b"x"]).await.remove(0);
+            let given = answers(&pool, imports(import, says).host_function(function), &[b"x"]).await.remove(0);
             let told = "the plugin reported an error: message".to_owned();
             assert_eq!(given, Err(("guest_error".to_owned(), told)), "{engine:?}");
         }
@@ -247,7 +246,7 @@ async fn userdata_of_a_host_function_is_what_it_captured() {
             Ok(block.to_vec())
         });
         let pool = pool(engine);
-        let given = answers(&pool, mirror().with_host_function(writes), &[b"one, ", b"two"]).await;
+        let given = answers(&pool, mirror().host_function(writes), &[b"one, ", b"two"]).await;
         assert_eq!(given, [Ok(b"one, ".to_vec()), Ok(b"two".to_vec())], "{engine:?}");
         assert_eq!(std::fs::read(file.lock().unwrap().path()).unwrap(), b"one, two", "{engine:?}");
         pool.close().await;
@@ -301,7 +300,7 @@ fn http_post_sends_bodies_small_and_large() {
             let pool = pool(*engine);
             for body in ["a few words".to_owned(), "0123456789".repeat(20_000)] {
                 let input = format!("{{\"url\":\"http://127.0.0.1:{port}/\",\"method\":\"POST\"}}\n{body}");
-                let spec = posts.clone().with_allowed_hosts(["127.0.0.1"]);
+                let spec = posts.clone().allowed_hosts(["127.0.0.1"]);
                 let given = answers(&pool, spec, &[input.as_bytes()]).await.remove(0);
                 assert!(given == Ok(format!("POST {body}").into_bytes()), "{engine:?}: {:.200}", format!("{given:?}"));
             }
@@ -318,7 +317,7 @@ async fn no_vars_beyond_their_bound_and_none_of_nothing() {
         let pool = pool(engine);
         for isolation in [Isolation::Fresh, Isolation::Reuse] {
             let [fits, full] = [vec![3; 900_000], vec![3; 1 << 20]];
-            let given = answers(&pool, env(sets).with_isolation(isolation), &[&fits, &full, b""]).await;
+            let given = answers(&pool, env(sets).isolation(isolation), &[&fits, &full, b""]).await;
             assert!(given[0] == Ok(fits), "{engine:?}");
             assert!(
                 given[1]
@@ -353,14 +352,14 @@ async fn linking_gives_each_instance_linked_modules_of_its_own() {
             r#"(import "counter" "{name}" (func $count)) (import "counter" "counted" (func $counted (result i64)))"#
         );
         imports(&import, "(call $count) (call $count) (call $out (call $counted)) i32.const 0")
-            .with_module("counter", counter(name == "_start"))
-            .with_host_function(mirrors())
+            .link("counter", counter(name == "_start"))
+            .host_function(mirrors())
     };
     for engine in ENGINES {
         let pool = pool(engine);
         let fresh = answers(&pool, calls("count"), &[b"x"; 3].map(|input| &input[..])).await;
         assert_eq!(fresh, vec![Ok(number(3)); 3], "{engine:?}");
-        let reused = calls("count").with_isolation(Isolation::Reuse);
+        let reused = calls("count").isolation(Isolation::Reuse);
         let reused = answers(&pool, reused, &[b"x"; 3].map(|input| &input[..])).await;
         assert_eq!(reused, [3, 5, 7].map(|count| Ok(number(count))), "{engine:?}");
         // wasmtime's linker, which extism uses, makes a new instance of a command for each call of one of its functions.
