@@ -90,6 +90,8 @@ mod spec;
 mod units;
 mod words;
 
+#[cfg(feature = "direct")]
+pub use crate::engine::direct::init_compile_workers;
 pub use crate::{
     close::{Close, CloseReport},
     config::{Isolation, Settings, SettingsError, Wasi},

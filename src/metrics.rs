@@ -4,7 +4,10 @@
 //! first. Gauges are set from counts, never incremented. Two pools under one recorder share its series: counters add up,
 //! gauges show the pool that changed last. Give each pool a recorder with a label of its own.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use metrics::{Counter, Gauge, Histogram, Unit};
 
@@ -44,6 +47,9 @@ pub const OUTCOMES: &[&str] = &{
     }
     words
 };
+
+/// In how many ways a compile worker ends.
+const COMPILE_WORKERS_ENDINGS: usize = 5;
 
 /// Upper bounds, in seconds, that suit every histogram of the catalogue: 10 µs to 10 s, for an exporter to be given.
 pub const BUCKETS: &[f64] = &[
@@ -91,6 +97,11 @@ catalogue! {
         "Builds that ended, by outcome.";
     BUILD_SECONDS Histogram "evalpool_build_seconds" { "phase" = &["fetch", "compile", "probe"] }
         "How long each phase of a build took.";
+    COMPILE_WORKERS Gauge "evalpool_compile_workers" { "state" = &["idle", "busy"] }
+        "Processes that compile: those that wait for work, and those that are at work.";
+    COMPILE_WORKERS_ENDED Counter "evalpool_compile_workers_ended_total"
+        { "how" = &["done", "timeout", "memory", "killed", "crashed"] }
+        "Processes that compile which have ended: replaced, over their time or memory, killed since nobody wanted the build, or died of something else.";
     EVICTIONS Counter "evalpool_evictions_total" { "reason" = &["capacity", "idle"] }
         "Runtimes evicted: for a newcomer, or after their idle time.";
     EVICTION_AGE Histogram "evalpool_eviction_age_seconds"
@@ -125,6 +136,10 @@ pub(crate) struct Metrics {
     lookups: Series<Counter>,
     builds: Series<Counter>,
     build_seconds: Series<Histogram>,
+    compile_workers: Series<Gauge>,
+    compile_workers_ended: Series<Counter>,
+    /// How many ended workers the counters show.
+    ended: Arc<Mutex<[u64; COMPILE_WORKERS_ENDINGS]>>,
     evictions: Series<Counter>,
     eviction_age: Histogram,
     closes_drained: Series<Counter>,
@@ -159,6 +174,9 @@ impl Metrics {
             lookups: counters(&LOOKUPS),
             builds: counters(&BUILDS),
             build_seconds: histograms(&BUILD_SECONDS),
+            compile_workers: gauges(&COMPILE_WORKERS),
+            compile_workers_ended: counters(&COMPILE_WORKERS_ENDED),
+            ended: Arc::default(),
             evictions: counters(&EVICTIONS),
             eviction_age: metrics::histogram!(EVICTION_AGE.name),
             closes_drained: closes("drained"),
@@ -189,6 +207,16 @@ impl Metrics {
     pub(crate) fn set_slots(&self, live: [u64; 4], warm: [u64; 3]) {
         set(&self.slots_live, live.map(|count| count as f64));
         set(&self.slots_warm, warm.map(|count| count as f64));
+    }
+
+    /// Compile workers that wait and that work, and how many have ended in each way so far.
+    pub(crate) fn set_compile_workers(&self, state: [usize; 2], ended: [u64; COMPILE_WORKERS_ENDINGS]) {
+        set(&self.compile_workers, state.map(|count| count as f64));
+        let mut shown = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        for (((_, counter), now), before) in self.compile_workers_ended.iter().zip(ended).zip(shown.iter_mut()) {
+            counter.increment(now.saturating_sub(*before));
+            *before = now.max(*before);
+        }
     }
 
     /// `result` is a value of the metric's label, as every word below.

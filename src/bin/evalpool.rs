@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use evalpool::service::{Exit, Program, exporter, log};
 
 fn main() -> ExitCode {
+    evalpool::init_compile_workers();
     let outcome = Program::parse(std::env::args_os()).and_then(|program| {
         log::install(program.log());
         program.run(exporter::install()?)

@@ -92,6 +92,10 @@ pub struct LimitSettings {
     /// Time to compile and initialise a plugin; over it, [`BuildTimeout`](crate::Error::BuildTimeout). Default `10s`.
     #[serde(with = "humantime_serde")]
     pub build_timeout: Duration,
+    /// Memory that compiling a plugin may take in a process of its own, in bytes; over it,
+    /// [`InvalidPlugin`](crate::Error::InvalidPlugin). At least `64MiB`. Default `1GiB`.
+    #[serde(deserialize_with = "size")]
+    pub compile_memory: u64,
     /// Time to wait for a runtime or an instance; over it, [`WaitTimeout`](crate::Error::WaitTimeout). Default `10s`.
     #[serde(with = "humantime_serde")]
     pub wait_timeout: Duration,
@@ -139,6 +143,11 @@ pub struct EngineSettings {
     /// Size of the compiled code that is kept, in bytes. Over it, the oldest is removed first. Default `256MiB`.
     #[serde(deserialize_with = "size")]
     pub code_cache_size: u64,
+    /// Where the `direct` engine compiles: `auto`, in processes of the running program if it has called
+    /// [`init_compile_workers`](crate::init_compile_workers) at its start (as `evalpool` does), else in this process;
+    /// `off`, in this process; or the path of a program that makes that call, such as `evalpool`. In its own processes a
+    /// compile is held to `limits.build_timeout` and `limits.compile_memory`, and can be ended. Default `auto`.
+    pub compile_workers: CompileWorkers,
 }
 
 /// The HTTP server.
@@ -223,6 +232,40 @@ impl From<CodeCache> for String {
     }
 }
 
+/// Where the `direct` engine compiles.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+#[non_exhaustive]
+pub enum CompileWorkers {
+    /// In processes of the running program, if it can become them, else in this process.
+    #[default]
+    Auto,
+    /// In this process.
+    Off,
+    /// In processes of this program.
+    Program(PathBuf),
+}
+
+impl From<String> for CompileWorkers {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "auto" => CompileWorkers::Auto,
+            "off" => CompileWorkers::Off,
+            _ => CompileWorkers::Program(text.into()),
+        }
+    }
+}
+
+impl From<CompileWorkers> for String {
+    fn from(workers: CompileWorkers) -> Self {
+        match workers {
+            CompileWorkers::Auto => "auto".to_owned(),
+            CompileWorkers::Off => "off".to_owned(),
+            CompileWorkers::Program(program) => program.to_string_lossy().into_owned(),
+        }
+    }
+}
+
 /// Whether an instance serves one evaluation or many.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -301,6 +344,7 @@ impl Default for LimitSettings {
             memory: 64 * MIB,
             table_elements: 100_000,
             build_timeout: Duration::from_secs(10),
+            compile_memory: 1024 * MIB,
             wait_timeout: Duration::from_secs(10),
             exec_timeout: Duration::from_secs(5),
             fuel: None,
@@ -319,6 +363,7 @@ impl Default for EngineSettings {
             http_user_agent: concat!("evalpool/", env!("CARGO_PKG_VERSION")).to_owned(),
             code_cache: CodeCache::default(),
             code_cache_size: 256 * 1024 * 1024,
+            compile_workers: CompileWorkers::default(),
         }
     }
 }

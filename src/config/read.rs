@@ -110,6 +110,12 @@ impl Settings {
                 self.limits.memory
             )));
         }
+        if self.limits.compile_memory < 64 * 1024 * 1024 {
+            return Err(SettingsError(format!(
+                "limits.compile_memory is {} bytes; it must be at least 64MiB",
+                self.limits.compile_memory
+            )));
+        }
         for (key, value) in
             [("limits.build_timeout", self.limits.build_timeout), ("limits.exec_timeout", self.limits.exec_timeout)]
         {

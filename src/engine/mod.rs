@@ -34,7 +34,7 @@ use tokio::time::Instant;
 
 pub use self::host::{GuestMemory, HostFunction, HostFunctionError, Val, ValType};
 pub(crate) use self::host::{inside_host_function, panic_text};
-use crate::{error::Error, last_words::LastWords, source::Digest};
+use crate::{error::Error, last_words::LastWords, source::Digest, words::words};
 
 /// Modules that a plugin may be linked with: `direct` reserves slots for as many.
 #[cfg(feature = "direct")]
@@ -134,6 +134,35 @@ pub struct SlotCounts {
     pub stacks: u64,
 }
 
+words! {
+    /// How a compile worker ended.
+    #[non_exhaustive]
+    pub enum Ended {
+        /// It was replaced, after many builds or because it had grown.
+        Done = "done",
+        /// Its compile took longer than `limits.build_timeout`.
+        Timeout = "timeout",
+        /// Its compile took more than `limits.compile_memory`.
+        Memory = "memory",
+        /// Nobody waited for its compile, and another build wanted the slot.
+        Killed = "killed",
+        /// It died of something else.
+        Crashed = "crashed",
+    }
+}
+
+/// The processes in which an engine compiles.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CompileWorkerCounts {
+    /// Those that wait for work.
+    pub idle: usize,
+    /// Those that compile.
+    pub busy: usize,
+    /// Those that have ended, in the order of [`Ended::ALL`].
+    pub ended: [u64; Ended::ALL.len()],
+}
+
 /// Compiles plugins.
 pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// Refuses what this engine does not run, before anything is compiled or takes a place.
@@ -146,13 +175,28 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
         Ok(())
     }
 
-    /// Compiles a plugin. Nothing interrupts the work: when the future is dropped, it goes on to its end on its own
-    /// thread, holds its permit, and drops what it made.
+    /// Compiles a plugin. If the engine [interrupts compiles](Self::interrupts_compiles), dropping the future ends the
+    /// work. Otherwise it goes on to its end on its own thread, holds its permit, and drops what it made.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidPlugin`] when the plugin is at fault, [`Error::Internal`] when the engine is.
     fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>>;
+
+    /// Whether a compile ends when its future is dropped, and at `build_timeout`, by itself.
+    fn interrupts_compiles(&self) -> bool {
+        false
+    }
+
+    /// Whether plugins with the same bytes share their code. If so, one of them is compiled before the others begin.
+    fn shares_code(&self) -> bool {
+        false
+    }
+
+    /// The processes in which it compiles, if it does. Quick, and never blocks.
+    fn compile_workers(&self) -> Option<CompileWorkerCounts> {
+        None
+    }
 
     /// Whether an endless initialiser holds up only its own instance: it blocks no thread, and ends at `build_timeout`.
     fn interrupts_initialisers(&self) -> bool {

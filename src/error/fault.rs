@@ -12,7 +12,7 @@ words! {
     /// | `Caller` | `not_found`, `invalid_name`, `invalid_request`, `payload_too_large`, `unauthorized`, `precondition_failed`, `closed`, `cancelled` |
     /// | `Plugin` | `invalid_plugin`, `entry_point_missing`, `digest_mismatch`, `build_timeout`, `guest_trap`, `guest_error`, `guest_exit`, `out_of_memory`, `out_of_fuel`, `output_too_large`, `exec_timeout` |
     /// | `Capacity` | `saturated`, `wait_timeout` |
-    /// | `Host` | `source_unavailable`, `shutting_down`, `internal` |
+    /// | `Host` | `source_unavailable`, `overloaded`, `shutting_down`, `internal` |
     #[non_exhaustive]
     pub enum Fault {
         /// The request or the registration is wrong, or the caller ended it. The same call fails again until that changes.
@@ -70,7 +70,7 @@ impl ErrorKind {
             | Kind::OutputTooLarge
             | Kind::ExecTimeout => Fault::Plugin,
             Kind::Saturated | Kind::WaitTimeout => Fault::Capacity,
-            Kind::SourceUnavailable | Kind::ShuttingDown | Kind::Internal => Fault::Host,
+            Kind::SourceUnavailable | Kind::Overloaded | Kind::ShuttingDown | Kind::Internal => Fault::Host,
         }
     }
 }

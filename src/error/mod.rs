@@ -5,10 +5,13 @@
 //! has the errors of the layers below. [`Error::chain`] joins both for a log.
 
 mod fault;
+mod later;
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 pub use self::fault::Fault;
+#[cfg(feature = "direct")]
+pub(crate) use self::later::TryLater;
 use crate::{
     last_words::LastWords,
     units::{Size, Time},
@@ -91,8 +94,20 @@ pub enum Error {
     BuildTimeout {
         /// The budget.
         after: Duration,
+        /// That it has been so before, if that is why.
+        #[source]
+        cause: Option<Cause>,
         /// What its initialisers left behind.
         last_words: LastWords,
+    },
+    /// The host lacks what it takes: files, memory, threads or processes. A retry may succeed.
+    #[error("the host is short of something: {reason}")]
+    Overloaded {
+        /// What could not be done.
+        reason: &'static str,
+        /// The system's own error.
+        #[source]
+        cause: Cause,
     },
     /// Nothing is free, and no more callers may wait (`pool.max_waiting`).
     #[error("saturated: {reason}")]
@@ -267,6 +282,7 @@ kinds! {
     DigestMismatch = "digest_mismatch",
     PayloadTooLarge = "payload_too_large",
     BuildTimeout = "build_timeout",
+    Overloaded = "overloaded",
     Saturated = "saturated",
     WaitTimeout = "wait_timeout",
     ExecTimeout = "exec_timeout",
@@ -365,7 +381,12 @@ impl Error {
     }
 
     pub(crate) fn build_timeout(after: Duration) -> Self {
-        Error::BuildTimeout { after, last_words: LastWords::none() }
+        Error::BuildTimeout { after, cause: None, last_words: LastWords::none() }
+    }
+
+    #[cfg(feature = "direct")]
+    pub(crate) fn overloaded(reason: &'static str, cause: std::io::Error) -> Self {
+        Error::Overloaded { reason, cause: Arc::new(cause) }
     }
 
     pub(crate) fn exec_timeout(after: Duration) -> Self {

@@ -31,7 +31,7 @@ pub use self::builder::PoolBuilder;
 use crate::{
     close::{Close, CloseReport},
     config::{Settings, SettingsError},
-    engine::{BoxFuture, Slots},
+    engine::{BoxFuture, CompileWorkerCounts, Slots},
     error::Error,
     evaluator::Evaluator,
     info::{EvaluatorInfo, RuntimeInfo},
@@ -239,6 +239,12 @@ impl EvaluatorPool {
     pub fn slots(&self) -> Option<Slots> {
         self.inner.registry.settle();
         self.inner.slots()
+    }
+
+    /// The processes in which the `direct` engine compiles; `None` if it compiles in this one.
+    #[must_use]
+    pub fn compile_workers(&self) -> Option<CompileWorkerCounts> {
+        self.inner.compiler.workers()
     }
 
     /// Builds the runtimes of registered evaluators ahead of their first calls, `build_concurrency` at a time. Returns how

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{Notify, oneshot, watch},
     time::Instant,
 };
 
@@ -261,6 +261,27 @@ impl Gone {
     }
 }
 
+/// Who still wants a build.
+#[derive(Clone)]
+pub(crate) struct Interest<R: Resident> {
+    registry: Arc<Shell<R>>,
+    revision: RevisionId,
+    id: BuildId,
+}
+
+impl<R: Resident> Interest<R> {
+    /// Takes the build out of the registry if nobody waits for it, and says whether it is out: then its outcome will be
+    /// seen by nobody, and the next caller starts another.
+    pub(crate) fn renounce(&self) -> bool {
+        self.registry.apply(|state| state.renounce(self.revision, self.id, Instant::now()))
+    }
+
+    /// Notified whenever somebody leaves any build.
+    pub(crate) fn left(&self) -> Arc<Notify> {
+        self.registry.left.clone()
+    }
+}
+
 /// The one build of a revision. Dropping it without an outcome (its task panicked, or its tokio runtime ended) fails those
 /// who wait; the next caller tries again.
 pub(crate) struct BuildTicket<R: Resident> {
@@ -280,6 +301,10 @@ impl<R: Resident> BuildTicket<R> {
             return None;
         }
         admission.await.ok()
+    }
+
+    pub(crate) fn interest(&self) -> Interest<R> {
+        Interest { registry: self.registry.clone(), revision: self.revision, id: self.id }
     }
 
     /// The build succeeded. Its runtime has one idle instance.
@@ -304,7 +329,7 @@ impl<R: Resident> BuildTicket<R> {
         self.report(error);
     }
 
-    /// The build ended before it began, because nobody wants it any more.
+    /// The build ended before it began, or gave way, because nobody wants it any more.
     pub(crate) fn abandon(mut self) {
         self.done = true;
     }

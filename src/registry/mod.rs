@@ -33,7 +33,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 pub use self::counts::RuntimeState;
 use self::guards::Waiter;
@@ -41,7 +41,7 @@ use self::state::{Effect, RegistryState, Requested, Returned};
 use self::sync::{Mutex, MutexGuard, PoisonError, timeout_at};
 pub(crate) use self::{
     counts::{CloseReason, Counts, Lookup},
-    guards::{Admission, BuildTicket, Claim, Gone, InstancePermit, Lease, Place},
+    guards::{Admission, BuildTicket, Claim, Gone, InstancePermit, Interest, Lease, Place},
     state::{Age, BuildId, PlaceId},
     thread_cache::{Epoch, ThreadCache},
 };
@@ -127,6 +127,8 @@ struct Shell<R: Resident> {
     /// Held for map and queue operations only: never across an await, and effects are executed after it.
     state: Mutex<RegistryState<R>>,
     metrics: Metrics,
+    /// Notified whenever somebody leaves a build that has its place.
+    left: Arc<Notify>,
     /// The version of the state that the gauges show. Keeps two threads that publish from overtaking each other.
     published: Mutex<u64>,
 }
@@ -136,7 +138,12 @@ impl<R: Resident> Registry<R> {
         metrics.set_capacity(limits.capacity);
         Counts::default().show(&metrics);
         Self {
-            inner: Arc::new(Shell { state: Mutex::new(RegistryState::new(limits)), metrics, published: Mutex::new(0) }),
+            inner: Arc::new(Shell {
+                state: Mutex::new(RegistryState::new(limits)),
+                metrics,
+                left: Arc::default(),
+                published: Mutex::new(0),
+            }),
         }
     }
 
@@ -321,6 +328,7 @@ impl<R: Resident> Shell<R> {
                 resident.retire(idle, leased, grace);
             }
             Effect::ShortenGrace { resident, grace } => resident.shorten_grace(grace),
+            Effect::Left => self.left.notify_waiters(),
             Effect::Drained { resident } => resident.drained(),
             Effect::Reap { resident } => resident.reap(),
             Effect::Reclaim { residents } => {

@@ -18,7 +18,7 @@ pub(super) async fn build(inner: Arc<PoolInner>, revision: Arc<Revision>, ticket
                 background::drop_elsewhere(unwanted);
             }
         }
-        // Nobody waits any more and nothing was begun.
+        // Nobody waits any more, and nothing was begun or it gave way.
         Ok(None) => ticket.abandon(),
         Err(error) => {
             tracing::debug!(evaluator = &*revision.name, error = %error.chain(), "a build failed");
@@ -79,7 +79,8 @@ async fn attempt(
     let _ = revision.info.set(info);
     let Some(admission) = ticket.admit(fetching).await else { return Ok(None) };
     let plugin = matches!(spec.source, Source::Bytes(_)).then(|| blueprint.plugin.clone());
-    let runtime = inner.compiler.build(blueprint, admission, inner.limits.wait_timeout).await?;
+    let built = inner.compiler.build(blueprint, admission, ticket.interest(), inner.limits.wait_timeout).await?;
+    let Some(runtime) = built else { return Ok(None) };
     if let Some(plugin) = plugin {
         revision.set_plugin(plugin);
     }

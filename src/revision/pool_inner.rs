@@ -14,7 +14,7 @@ use crate::{
     background,
     compiler::Compiler,
     config::{EngineSettings, LimitSettings, PoolSettings},
-    engine::{Engine, Slots},
+    engine::{CompileWorkerCounts, Engine, Slots},
     metrics::Metrics,
     registry::{Limits, Registry, RevisionId},
     runtime::Runtime,
@@ -78,8 +78,16 @@ impl PoolInner {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Shows the engine's compile workers in their metrics.
+    fn show_workers(&self) {
+        if let Some(CompileWorkerCounts { idle, busy, ended }) = self.compiler.workers() {
+            self.metrics.set_compile_workers([idle, busy], ended);
+        }
+    }
+
     /// The engine's slots, which are shown in their gauges too.
     pub(crate) fn slots(&self) -> Option<Slots> {
+        self.show_workers();
         let slots = self.compiler.slots()?;
         let Slots { live, warm } = slots;
         self.metrics.set_slots(

@@ -53,7 +53,7 @@ impl From<Error> for Exit {
     fn from(error: Error) -> Self {
         // The program's user may see host paths; a client of the server may not.
         let text = match &error {
-            Error::Internal { .. } | Error::SourceUnavailable { .. } => error.chain(),
+            Error::Internal { .. } | Error::Overloaded { .. } | Error::SourceUnavailable { .. } => error.chain(),
             _ => error.to_string(),
         };
         let last_words = error.last_words().cloned().unwrap_or_default();

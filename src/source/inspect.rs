@@ -1,7 +1,7 @@
 //! Reads a binary's exports and imports before any engine sees it, and refuses what no plugin needs.
 //!
 //! Everything but function bodies is validated here, with the features below and no others. (extism would switch on
-//! more than its caller asks for.) Bodies are validated before they are compiled: see [`effort`](super::effort).
+//! more than its caller asks for.) The engine validates bodies before it compiles them.
 
 use wasmparser::{ExternalKind, FuncType, Parser, Payload, TypeRef, ValType, ValidPayload, Validator, WasmFeatures};
 

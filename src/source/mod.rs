@@ -5,8 +5,6 @@
 //! binary: extism would read them as a manifest, which can name files of this host.
 
 mod digest;
-#[cfg(feature = "direct")]
-pub(crate) mod effort;
 mod entry_points;
 mod inspect;
 mod weight;

@@ -61,3 +61,5 @@ mod soak;
 #[cfg(feature = "service")]
 mod structure;
 mod thread_cache;
+#[cfg(feature = "service")]
+mod workers;

@@ -108,7 +108,7 @@ fn a_limit_of_the_command_line_is_the_limit() {
 
     let never = folder.file("never.wasm", wasm(NEVER_STARTS));
     for command in ["run", "check"] {
-        let line = refusal(&run(&[command, &never, "--build-timeout", "150ms"]), 1);
+        let line = refusal_of_guest(&run(&[command, &never, "--build-timeout", "150ms"]), 1);
         assert!(line.starts_with("build_timeout: ") && line.ends_with("limits.build_timeout, 150 ms"), "{line}");
         let line = refusal_of_guest(&run(&[command, &never, "--fuel", "5000"]), 1);
         assert!(line.starts_with("out_of_fuel: ") && line.contains("initialised"), "{line}");

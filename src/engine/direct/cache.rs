@@ -28,9 +28,6 @@ use crate::{config::CodeCache, source::Digest};
 /// How the names of our files begin.
 const OURS: &str = "evalpool-";
 
-/// Bytes of the SHA-256 at the beginning of a file.
-const DIGEST: u64 = 32;
-
 /// Compiled code, of at most `limit` bytes.
 pub(super) struct Cache {
     kept: Kept,
@@ -47,8 +44,39 @@ enum Kept {
 }
 
 struct InMemory {
-    code: LruCache<Key, Arc<[u8]>>,
+    code: LruCache<Key, Sealed>,
     bytes: u64,
+}
+
+/// What `Module::serialize` gave, behind its SHA-256: as it lies in a file, and as a worker sends it.
+#[derive(Clone)]
+pub(super) struct Sealed(Arc<[u8]>);
+
+impl Sealed {
+    /// Bytes of the digest.
+    pub(super) const DIGEST: u64 = 32;
+
+    pub(super) fn digest(code: &[u8]) -> [u8; 32] {
+        Sha256::digest(code).into()
+    }
+
+    fn seal(code: &[u8]) -> Self {
+        Self([&Self::digest(code), code].concat().into())
+    }
+
+    /// The same bytes, if they are what was sealed.
+    pub(super) fn check(bytes: Vec<u8>) -> Option<Self> {
+        let (digest, code) = bytes.split_first_chunk::<32>()?;
+        (Self::digest(code) == *digest).then(|| Self(bytes.into()))
+    }
+
+    fn code(&self) -> &[u8] {
+        self.0.get(32..).unwrap_or_default()
+    }
+
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
 }
 
 /// A plugin under one engine.
@@ -84,8 +112,7 @@ impl Cache {
             Kept::Folder { root, .. } => root,
         };
         let path = file(root, key);
-        let code = fs::read(&path).ok()?;
-        let module = check(&code).and_then(|code| load(engine, code));
+        let module = Sealed::check(fs::read(&path).ok()?).and_then(|code| load(engine, &code));
         // `make_room` takes this as the time of the last use. If it fails, the file goes sooner.
         let _ = match module {
             Some(_) => {
@@ -96,20 +123,30 @@ impl Cache {
         module
     }
 
-    /// Keeps a module's code, if there is room for it. A failure is logged, and the code is compiled again next time.
-    pub(super) fn keep(&self, key: Key, module: &Module) {
+    /// The module of code that a worker has just sent. The code is kept, if there is room for it.
+    pub(super) fn take(&self, engine: &Engine, key: Key, code: Sealed) -> Option<Module> {
+        let module = load(engine, &code)?;
+        self.keep(key, code);
+        Some(module)
+    }
+
+    /// Keeps the code of a module that was compiled here.
+    pub(super) fn keep_module(&self, key: Key, module: &Module) {
         if self.limit == 0 {
             return;
         }
-        let code = match module.serialize() {
-            Ok(code) => code,
-            Err(error) => return tracing::warn!(%error, "compiled code cannot be kept"),
-        };
-        let size = code.len() as u64 + DIGEST;
-        let Some(room) = self.limit.checked_sub(size) else { return };
+        match module.serialize() {
+            Ok(code) => self.keep(key, Sealed::seal(&code)),
+            Err(error) => tracing::warn!(%error, "compiled code cannot be kept"),
+        }
+    }
+
+    /// A failure is logged, and the code is compiled again next time.
+    fn keep(&self, key: Key, code: Sealed) {
+        let Some(room) = self.limit.checked_sub(code.len()) else { return };
         match &self.kept {
             Kept::Memory(kept) => {
-                let evicted = lock(kept).put(key, code.into(), self.limit);
+                let evicted = lock(kept).put(key, code, self.limit);
                 // Outside the lock.
                 drop(evicted);
             }
@@ -124,14 +161,14 @@ impl Cache {
 }
 
 impl InMemory {
-    fn put(&mut self, key: Key, code: Arc<[u8]>, limit: u64) -> Vec<Arc<[u8]>> {
-        self.bytes += code.len() as u64;
+    fn put(&mut self, key: Key, code: Sealed, limit: u64) -> Vec<Sealed> {
+        self.bytes += code.len();
         let mut gone: Vec<_> = self.code.put(key, code).into_iter().collect();
-        self.bytes -= gone.iter().map(|code| code.len() as u64).sum::<u64>();
+        self.bytes -= gone.iter().map(Sealed::len).sum::<u64>();
         while self.bytes > limit
             && let Some((_, oldest)) = self.code.pop_lru()
         {
-            self.bytes -= oldest.len() as u64;
+            self.bytes -= oldest.len();
             gone.push(oldest);
         }
         gone
@@ -144,19 +181,15 @@ fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Loads code that this crate has serialized.
 #[expect(unsafe_code, reason = "the one exception: see below")]
-fn load(engine: &Engine, code: &[u8]) -> Option<Module> {
-    // SAFETY: wasmtime runs these bytes, so they must be what `Module::serialize` gave. In memory they are in a private
-    // field that only `Cache::keep` fills, from `serialize`. A folder belongs to this user and nobody else can enter it
-    // (`check_private`, at start); a file appears in it whole, by a rename, and begins with the SHA-256 of what was
-    // written (`check`, at each load). Someone who can write other bytes there can as well replace this program.
-    // wasmtime checks itself that the code is of its version and settings and for this processor.
-    unsafe { Module::deserialize(engine, code) }.ok()
-}
-
-/// The code in a file, if it is what was written.
-fn check(file: &[u8]) -> Option<&[u8]> {
-    let (digest, code) = file.split_first_chunk::<32>()?;
-    (Sha256::digest(code)[..] == digest[..]).then_some(code)
+fn load(engine: &Engine, code: &Sealed) -> Option<Module> {
+    // SAFETY: wasmtime runs these bytes, so they must be what wasmtime's own serialization gave. `Sealed` has them from one
+    // of three. `Sealed::seal` gets them from `Module::serialize`. A file in the folder begins with the SHA-256 of what was
+    // written (`Sealed::check`); the folder belongs to this user and nobody else can enter it (`check_private`, at start),
+    // and a file appears in it whole, by a rename. A compile worker sends them, with their SHA-256, through a pipe that
+    // only it and this process have; it is a process of this user, of the same release of this crate, and ran wasmtime's
+    // `precompile_module`. Someone who can write other bytes there can as well replace this program. wasmtime checks itself
+    // that the code is of its version and settings and for this processor.
+    unsafe { Module::deserialize(engine, code.code()) }.ok()
 }
 
 fn check_private(root: &Path) -> io::Result<()> {
@@ -180,14 +213,14 @@ fn file(root: &Path, key: Key) -> PathBuf {
     root.join(format!("{OURS}{:016x}-{}", key.engine, key.plugin.hex()))
 }
 
-fn store(root: &Path, key: Key, code: &[u8]) -> io::Result<()> {
+fn store(root: &Path, key: Key, code: &Sealed) -> io::Result<()> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
 
     let path = file(root, key);
     // Each writer has a name of its own, in other processes too.
     let partial = path.with_extension(format!("{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
     let written = fs::File::create_new(&partial)
-        .and_then(|mut file| file.write_all(&Sha256::digest(code)).and_then(|()| file.write_all(code)))
+        .and_then(|mut file| file.write_all(&code.0))
         .and_then(|()| fs::rename(&partial, &path));
     if written.is_err() {
         let _ = fs::remove_file(&partial);
@@ -244,9 +277,9 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         for cache in [Cache::open(&CodeCache::Memory, size * 3 / 2).unwrap(), folder(temporary.path(), size * 3 / 2)] {
             assert!(cache.load(&engine, a).is_none());
-            cache.keep(a, &module_a);
+            cache.keep_module(a, &module_a);
             assert!(cache.load(&engine, a).unwrap().get_export("a").is_some());
-            cache.keep(b, &module_b);
+            cache.keep_module(b, &module_b);
             assert!(cache.load(&engine, a).is_none(), "no room for both");
             assert!(cache.load(&engine, b).is_some());
             assert!(cache.load(&engine, Key { engine: 2, ..b }).is_none(), "of another engine");
@@ -259,7 +292,7 @@ mod tests {
         let (key, module) = module(&engine, "(module (func (export \"a\")))");
         let temporary = tempfile::tempdir().unwrap();
         let cache = folder(temporary.path(), 1 << 20);
-        cache.keep(key, &module);
+        cache.keep_module(key, &module);
         let path = file(&temporary.path().join("code"), key);
         let whole = fs::read(&path).unwrap();
         for at in [0, 40, whole.len() - 1] {

@@ -45,11 +45,16 @@ pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error
         (None, None) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
             return Error::Saturated { reason: "every slot for instances is in use" };
         }
-        (None, None) => first_line(&root),
+        (None, None) => root,
     };
+    refused(&reason, &format!("{error:#}"))
+}
+
+/// A module that is not valid: why, of which the first line is for its author, and the errors below that.
+pub(super) fn refused(reason: &str, chain: &str) -> Error {
     Error::InvalidPlugin {
-        reason: shorten(&reason),
-        cause: Some(Arc::from(Box::from(format!("{error:#}")))),
+        reason: shorten(&first_line(reason)),
+        cause: Some(Arc::from(Box::from(chain))),
         last_words: LastWords::none(),
     }
 }

@@ -5,7 +5,9 @@ use std::{any::Any, sync::Arc};
 use reqwest::header::HeaderValue;
 use wasmtime::Module;
 
-use super::{http::Http, instance::DirectInstance, modules::Modules, state::PluginContext, variant::EngineVariant};
+use super::{
+    http::Http, instance::DirectInstance, modules::Modules, state::PluginContext, variant::EngineVariant, workers::Stop,
+};
 use crate::{
     clock,
     engine::{BoxFuture, CompileRequest, CompiledPlugin, Instance, Permit},
@@ -26,15 +28,16 @@ impl Compiled {
         self.modules.main()
     }
 
-    /// Compiles the plugin, or loads its code from the cache. Blocks.
+    /// Compiles the plugin, or takes what was compiled before. Blocks; `stop` ends a compile in a worker.
     pub(super) fn new(
         variant: Arc<EngineVariant>,
         user_agent: HeaderValue,
         request: CompileRequest,
+        stop: &Stop,
     ) -> Result<Self, Error> {
         let http = Http::new(&request.allowed_hosts, user_agent, request.limits.output_size);
         let http = http.map_err(|why| Error::invalid_request(format!("allowed_hosts has {why}")))?;
-        let modules = Modules::new(variant, &request)?;
+        let modules = Modules::new(variant, &request, stop)?;
         let context = PluginContext {
             http,
             config: request.config,

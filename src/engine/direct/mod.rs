@@ -25,11 +25,14 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `mod` | the engine: compiles on a blocking thread, counts its slots |
+//! | `mod` | the engine: has plugins compiled, counts its slots |
 //! | `compiled` | a compiled plugin: its modules and what its instances share |
 //! | `instance` | one guest: its store, its calls |
 //! | `modules` | a plugin's modules: where each import comes from, instantiation, initialisers |
 //! | `variant` | the wasmtime engines, with and without fuel, and what all guests on one of them share |
+//! | `code` | a module's code: in use already, kept, or compiled now |
+//! | `workers` | processes that compile |
+//! | `in_process` | compiles in this process, where there are none |
 //! | `functions` | the embedder's host functions, in wasmtime's terms |
 //! | `abi` | the host's part of `extism:host/env`: allocation, settings, variables, logs, HTTP |
 //! | `wasi` | WASI preview 1 with nothing behind it |
@@ -45,6 +48,7 @@
 //! | `ticker` | the thread that makes running guests return to their executor |
 //! | `cache` | compiled code, kept in memory or in a folder |
 //! | `slots` | how much address space the slots of all instances take |
+//! | `tunables` | the settings of an engine that change its code |
 //!
 #![doc = include_str!("DIFFERENCES.md")]
 
@@ -52,10 +56,12 @@ mod abi;
 mod allocator;
 mod cache;
 mod classify;
+mod code;
 mod compiled;
 mod fair_share;
 mod functions;
 mod http;
+mod in_process;
 mod instance;
 mod kernel;
 mod log;
@@ -65,8 +71,10 @@ mod stack;
 mod state;
 mod streams;
 mod ticker;
+mod tunables;
 mod variant;
 mod wasi;
+mod workers;
 
 use std::{fmt, sync::Arc};
 
@@ -74,11 +82,14 @@ use reqwest::header::HeaderValue;
 
 pub use self::compiled::Compiled;
 use self::variant::EngineVariants;
-use super::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Slots, host::panic_text};
+use tokio::time::timeout;
+
+pub use self::workers::inside::init_compile_workers;
+use self::workers::{Stop, Why};
+use super::{BoxFuture, CompileRequest, CompileWorkerCounts, CompiledPlugin, Engine, Slots, host::panic_text};
 use crate::{
     config::{EngineSettings, LimitSettings, PoolSettings},
     error::Error,
-    last_words::LastWords,
 };
 
 /// Runs plugins on wasmtime.
@@ -107,19 +118,41 @@ impl Engine for DirectEngine {
     fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>> {
         Box::pin(async move {
             let (variants, user_agent) = (self.variants.clone(), self.user_agent.clone());
-            let compile = move || Compiled::new(variants.get(request.limits.fuel.is_some())?, user_agent, request);
-            let compiled = tokio::task::spawn_blocking(compile).await;
+            let within = request.limits.build_timeout;
+            let stop = StopOnDrop(Arc::default());
+            let stopped = stop.0.clone();
+            let compile =
+                move || Compiled::new(variants.get(request.limits.fuel.is_some())?, user_agent, request, &stopped);
+            let work = tokio::task::spawn_blocking(compile);
+            let compiled = if self.interrupts_compiles() {
+                let Ok(compiled) = timeout(within, work).await else {
+                    if let Some(terms) = stop.0.stop(Why::Timeout) {
+                        self.variants.code.over_time(terms);
+                    }
+                    return Err(Error::build_timeout(within));
+                };
+                compiled
+            } else {
+                work.await
+            };
             let compiled = compiled.map_err(|error| match error.try_into_panic() {
-                // The compiler met something that it cannot compile, and would again.
-                Ok(panic) => Error::InvalidPlugin {
-                    reason: "the compiler cannot cope with it".into(),
-                    cause: Some(Arc::from(Box::from(panic_text(&*panic)))),
-                    last_words: LastWords::none(),
-                },
+                Ok(panic) => in_process::panicked(panic_text(&*panic)),
                 Err(error) => Error::internal("compiling did not finish", error),
             })??;
             Ok(Box::new(compiled) as Box<dyn CompiledPlugin>)
         })
+    }
+
+    fn interrupts_compiles(&self) -> bool {
+        self.variants.code.workers.is_some()
+    }
+
+    fn shares_code(&self) -> bool {
+        true
+    }
+
+    fn compile_workers(&self) -> Option<CompileWorkerCounts> {
+        Some(self.variants.code.workers.as_ref()?.counts())
     }
 
     fn interrupts_initialisers(&self) -> bool {
@@ -143,6 +176,16 @@ impl Engine for DirectEngine {
             slots.warm.stacks += u64::from(metrics.unused_warm_stacks());
         }
         Some(slots)
+    }
+}
+
+/// Ends a compile that nobody waits for any more.
+struct StopOnDrop(Arc<Stop>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        // Does nothing once the compile has ended.
+        self.0.stop(Why::Unwanted);
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use wasmtime::{ExternType, Instance, Linker, Module, ModuleExport, Store, ValType};
 
-use super::{abi, functions, kernel::Kernel, state::GuestState, variant::EngineVariant, wasi};
+use super::{abi, functions, kernel::Kernel, state::GuestState, variant::EngineVariant, wasi, workers::Stop};
 use crate::{
     engine::{CompileRequest, HostFunction, MAX_LINKED},
     error::Error,
@@ -20,7 +20,7 @@ pub(super) struct Modules {
 }
 
 struct Linked {
-    module: Module,
+    module: Arc<Module>,
     imports: Vec<Import>,
 }
 
@@ -35,8 +35,8 @@ enum Import {
 }
 
 impl Modules {
-    /// Compiles the modules, or loads what was compiled before, and links them. Blocks.
-    pub(super) fn new(variant: Arc<EngineVariant>, request: &CompileRequest) -> Result<Self, Error> {
+    /// Compiles the modules, or takes what was compiled before, and links them. Blocks; `stop` ends a compile in a worker.
+    pub(super) fn new(variant: Arc<EngineVariant>, request: &CompileRequest, stop: &Stop) -> Result<Self, Error> {
         if request.linked.len() > MAX_LINKED {
             let text = format!("the direct engine links at most {MAX_LINKED} modules with a plugin");
             return Err(Error::invalid_request(text));
@@ -53,7 +53,7 @@ impl Modules {
         let names: Vec<&str> = request.linked.iter().map(|linked| linked.name.as_str()).collect();
         let all = request.linked.iter().map(|linked| (linked.digest, &linked.wasm));
         for (digest, wasm) in all.chain([(request.digest, &request.wasm)]) {
-            let module = this.variant.module(digest, wasm, &request.limits)?;
+            let module = this.variant.module(digest, wasm, &request.limits, stop)?;
             let imports = this.imports(&module, &names, &request.host_functions)?;
             this.linked.push(Linked { module, imports });
         }
@@ -85,7 +85,7 @@ impl Modules {
 
     /// The plugin's own module.
     pub(super) fn main(&self) -> Option<&Module> {
-        self.linked.last().map(|linked| &linked.module)
+        self.linked.last().map(|linked| &*linked.module)
     }
 
     /// Instantiates the kernel, then each module with its initialisers.

@@ -5,6 +5,7 @@
 
 use wasmtime::{Config, Enabled, PoolingAllocationConfig};
 
+use super::tunables::MemoryLayout;
 use crate::config::{LimitSettings, PoolSettings};
 
 /// Modules of one instance: the kernel, the plugin, and those that it is linked with.
@@ -60,6 +61,11 @@ impl SlotLayout {
         u128::from(self.instances) * (memory + tables + u128::from(STACK))
     }
 
+    /// No larger than the limit: thousands of slots fit into 47 bits, with smaller page tables.
+    pub(super) fn memory(self) -> MemoryLayout {
+        MemoryLayout { reservation: self.memory, guard: self.guard }
+    }
+
     pub(super) fn apply(self, config: &mut Config) {
         let count = |each: u64| u32::try_from(self.instances.saturating_mul(each)).unwrap_or(u32::MAX);
         let mut pool = PoolingAllocationConfig::new();
@@ -76,12 +82,7 @@ impl SlotLayout {
             .table_keep_resident(KEEP_RESIDENT)
             // Asks the system which pages were touched, from Linux 6.7 on, instead of taking them for the first ones.
             .pagemap_scan(Enabled::Auto);
-        config
-            .allocation_strategy(pool)
-            // No larger than the limit: thousands of slots fit into 47 bits, with smaller page tables.
-            .memory_reservation(self.memory)
-            .memory_guard_size(self.guard)
-            .async_stack_size(usize::try_from(STACK).unwrap_or(usize::MAX));
+        config.allocation_strategy(pool).async_stack_size(usize::try_from(STACK).unwrap_or(usize::MAX));
     }
 }
 

@@ -119,6 +119,21 @@ impl<R: Resident> RegistryState<R> {
         Ok(())
     }
 
+    /// Takes out a build that nobody waits for. True: nobody can join it any more.
+    pub(in crate::registry) fn renounce(&mut self, revision: RevisionId, id: BuildId, now: Instant) -> bool {
+        match self.builds.get(&revision) {
+            Some(build) if build.id == id && !build.waiters.is_empty() => return false,
+            Some(build) if build.id == id => {}
+            // It was taken out before, by a close.
+            _ => return true,
+        }
+        if let Some(build) = self.builds.remove(&revision) {
+            self.drop_build(revision, build, &Refused::Retry);
+            self.dispatch(now);
+        }
+        true
+    }
+
     /// A build failed. All who waited learn why; a failure that would come again is remembered.
     pub(in crate::registry) fn build_failed(&mut self, revision: RevisionId, id: BuildId, error: &Error, now: Instant) {
         if self.builds.get(&revision).is_none_or(|build| build.id != id) {

@@ -131,7 +131,10 @@ impl<R: Resident> RegistryState<R> {
                     self.dispatch(now);
                 }
                 Phase::Fetching => self.waiting_fetch -= left,
-                Phase::Placed { .. } => self.waiting_build -= left,
+                Phase::Placed { .. } => {
+                    self.waiting_build -= left;
+                    self.effects.push(Effect::Left);
+                }
             }
         } else if let Some(live) = self.live.peek_mut(&revision) {
             let before = live.waiters.len();

@@ -116,6 +116,8 @@ pub(super) enum Effect<R: Resident> {
         resident: R,
         grace: Duration,
     },
+    /// Somebody has left a build that has its place.
+    Left,
     /// The last lease of a retired runtime came back.
     Drained {
         resident: R,

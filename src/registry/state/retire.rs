@@ -48,6 +48,7 @@ impl<R: Resident> RegistryState<R> {
             }
             Phase::Placed { place, .. } => {
                 self.waiting_build -= build.waiters.len();
+                self.effects.push(Effect::Left);
                 // It may still compile, or initialise, for nobody knows how long: its place is not counted on.
                 if self.places.contains(&place) {
                     let draining =

@@ -11,8 +11,8 @@ use crate::{Error, ErrorKind, LastWords};
 /// A problem's type is this with the error's kind appended, which leads to the section about that kind.
 const TYPES: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/ERRORS.md#");
 
-/// After how many seconds a client may try again.
-const RETRY_AFTER: &str = "1";
+/// After how many seconds a client may try again, where nothing else is known.
+const RETRY_AFTER: u64 = 1;
 
 /// A longer detail is cut: a plugin chooses some of it, such as the names of its exports.
 const MAX_DETAIL: usize = 8 * 1024;
@@ -26,6 +26,8 @@ pub(super) struct Problem {
     status: StatusCode,
     kind: ErrorKind,
     detail: String,
+    /// Seconds.
+    retry_after: Option<u64>,
     /// Only if the evaluator's owner wants clients to see them.
     last_words: Option<LastWords>,
 }
@@ -33,7 +35,7 @@ pub(super) struct Problem {
 impl Problem {
     /// A problem with a status of its own; others are made [from an error](From).
     pub(super) fn new(status: StatusCode, kind: ErrorKind, detail: impl Into<String>) -> Self {
-        Self { status, kind, detail: detail.into(), last_words: None }
+        Self { status, kind, detail: detail.into(), retry_after: retry_after(status, kind), last_words: None }
     }
 
     /// A body, or a part of one, that is too large for what it is.
@@ -52,11 +54,15 @@ impl From<Error> for Problem {
         // The client does not see the cause: log it.
         match kind {
             ErrorKind::Internal => tracing::error!(error = %error.chain(), "a request failed"),
+            ErrorKind::Overloaded => tracing::warn!(error = %error.chain(), "the host is short of something"),
             ErrorKind::SourceUnavailable => tracing::warn!(error = %error.chain(), "a stored plugin cannot be read"),
             _ => {}
         }
         let last_words = error.last_words().and_then(LastWords::for_clients).cloned();
-        Self { status: status_and_title(kind).0, kind, detail: error.to_string(), last_words }
+        let status = status_and_title(kind).0;
+        let known = error.retry_after().map(|after| after.as_secs() + 1);
+        let retry_after = known.or_else(|| retry_after(status, kind));
+        Self { status, kind, detail: error.to_string(), retry_after, last_words }
     }
 }
 
@@ -80,7 +86,7 @@ impl IntoResponse for Problem {
             stdout: &'a str,
         }
 
-        let Self { status, kind, mut detail, last_words } = self;
+        let Self { status, kind, mut detail, retry_after, last_words } = self;
         let most = if kind == ErrorKind::GuestError { MAX_MESSAGE } else { MAX_DETAIL };
         if detail.len() > most {
             detail.truncate(detail.floor_char_boundary(most));
@@ -100,8 +106,10 @@ impl IntoResponse for Problem {
         };
         let json = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], json).into_response();
+        if let Some(seconds) = retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
         let extra = match status {
-            StatusCode::TOO_MANY_REQUESTS => Some((header::RETRY_AFTER, RETRY_AFTER)),
             StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, "Bearer")),
             // The rest of the request is not read, so no further request can follow.
             StatusCode::REQUEST_TIMEOUT => Some((header::CONNECTION, "close")),
@@ -114,6 +122,10 @@ impl IntoResponse for Problem {
     }
 }
 
+fn retry_after(status: StatusCode, kind: ErrorKind) -> Option<u64> {
+    (status == StatusCode::TOO_MANY_REQUESTS || kind == ErrorKind::Overloaded).then_some(RETRY_AFTER)
+}
+
 /// The status and the title of each kind. `ERRORS.md` has the same, with what to do.
 fn status_and_title(kind: ErrorKind) -> (StatusCode, &'static str) {
     let (status, title) = match kind {
@@ -121,6 +133,7 @@ fn status_and_title(kind: ErrorKind) -> (StatusCode, &'static str) {
         ErrorKind::InvalidName => (400, "Not an evaluator name"),
         ErrorKind::InvalidRequest => (400, "The request cannot be understood"),
         ErrorKind::SourceUnavailable => (503, "The plugin cannot be read"),
+        ErrorKind::Overloaded => (503, "The host is short of something"),
         ErrorKind::InvalidPlugin => (422, "Not a valid plugin"),
         ErrorKind::EntryPointMissing => (422, "No such entry point"),
         ErrorKind::DigestMismatch => (422, "Not the promised plugin"),

@@ -18,7 +18,7 @@ use evalpool::{Error, EvaluatorPool, Isolation, Plugin, Settings, Source, Spec, 
 use serde_json::json;
 
 use self::gallery::{Comes, Hostile};
-use crate::support::{GREET, eventually, on_threads};
+use crate::support::{GREET, compile_workers, eventually, on_threads};
 
 /// How long one evaluation and one build may take.
 #[derive(Debug, Clone, Copy)]
@@ -109,6 +109,7 @@ const NEIGHBOUR: &str = "a-customer-of-good-name";
 fn settings(isolation: Isolation, deadlines: Deadlines) -> Settings {
     let mut settings = Settings::default();
     settings.engine.kind = EngineKind::Direct;
+    settings.engine.compile_workers = compile_workers();
     settings.engine.isolation = isolation;
     settings.pool.capacity = 8;
     settings.pool.max_instances = 16;

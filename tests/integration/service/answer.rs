@@ -53,7 +53,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    pub(super) fn kind(&self) -> String {
+    pub(crate) fn kind(&self) -> String {
         self.json()["kind"].as_str().unwrap_or_else(|| panic!("{self:?}")).to_owned()
     }
 

@@ -16,7 +16,7 @@ use self::rust::{code_of, crate_names, words};
 const MOST_LINES: usize = 450;
 
 /// Lines that all of `src` may have.
-const MOST_LINES_OF_SOURCE: usize = 19_600;
+const MOST_LINES_OF_SOURCE: usize = 20_200;
 
 /// One file of Rust.
 struct File {
@@ -167,7 +167,7 @@ fn only_the_compiler_calls_compile() {
         .filter(|file| !file.path.starts_with("engine/"))
         .map(|file| file.path)
         .collect();
-    assert_eq!(callers, ["compiler.rs"]);
+    assert_eq!(callers, ["compiler/mod.rs"]);
 }
 
 #[test]

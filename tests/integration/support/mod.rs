@@ -8,7 +8,7 @@ use std::{future::Future, time::Duration};
 
 use evalpool::{
     PoolBuilder, Settings,
-    config::{EngineKind, LimitSettings},
+    config::{CompileWorkers, EngineKind, LimitSettings},
 };
 
 /// The built-in plugin: `{"name":"Ada"}` → `{"greeting":"Hello, Ada!"}`.
@@ -56,8 +56,15 @@ pub(crate) fn patient() -> LimitSettings {
 pub(crate) fn settings(engine: EngineKind) -> Settings {
     let mut settings = Settings { limits: patient(), ..Settings::default() };
     settings.engine.kind = engine;
+    settings.engine.compile_workers = compile_workers();
     settings.engine.trusted = engine == EngineKind::Extism;
     settings
+}
+
+/// Compile workers of the program: this process is a test's, which cannot become one.
+pub(crate) fn compile_workers() -> CompileWorkers {
+    option_env!("CARGO_BIN_EXE_evalpool")
+        .map_or(CompileWorkers::Auto, |program| CompileWorkers::Program(program.into()))
 }
 
 /// A builder with those.

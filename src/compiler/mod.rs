@@ -5,27 +5,33 @@
 //! or the entry point is not there. Then the guard closes what was opened before the error is returned. On a panic, or
 //! when the task is dropped, it does so in its drop. On success it is disarmed and hands ownership on.
 //!
-//! A compile cannot be interrupted. It runs on a task of its own, which holds its place, its permit and its slot among
-//! `build_concurrency` until it has really ended. When its time is up, only the wait for it ends.
+//! A compile runs on a task of its own, which holds its place, its permit and its slot among `build_concurrency`. If the
+//! engine can end it, that happens when its time is up, or when nobody wants it any more and another build wants its slot.
+//! Otherwise the task holds them until the compile has really ended, and only the wait for it ends.
+
+mod once;
+mod slots;
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::spawn_blocking,
-    time::timeout,
-};
+use tokio::{task::spawn_blocking, time::timeout};
 
+use self::{
+    once::{Contents, Once},
+    slots::{BuildSlot, BuildSlots, Renounce},
+};
 use crate::{
     background,
     config::Wasi,
-    engine::{self, CompileRequest, CompiledPlugin, Engine, HostFunction, Instance, Slots, abi_names},
+    engine::{
+        self, CompileRequest, CompileWorkerCounts, CompiledPlugin, Engine, HostFunction, Instance, Slots, abi_names,
+    },
     error::Error,
     metrics::Metrics,
-    registry::{Admission, Place},
+    registry::{Admission, Interest, Place},
     runtime::{BuildTimes, Policy, Program, Report, Runtime},
     source::{EntryPoints, Interface, Plugin},
 };
@@ -106,18 +112,24 @@ pub(crate) fn order_linked<'a>(mut modules: Vec<(&'a str, &'a Plugin)>) -> Resul
 /// Compiles and validates, a bounded number at a time.
 pub(crate) struct Compiler {
     engine: Arc<dyn Engine>,
-    slots: Arc<Semaphore>,
+    slots: Arc<BuildSlots>,
+    contents: Contents,
     metrics: Metrics,
 }
 
 impl Compiler {
     pub(crate) fn new(engine: Arc<dyn Engine>, concurrency: usize, metrics: Metrics) -> Self {
-        Self { engine, slots: Arc::new(Semaphore::new(concurrency)), metrics }
+        Self { engine, slots: BuildSlots::new(concurrency), contents: Contents::default(), metrics }
     }
 
     /// The engine's slots, if it has any.
     pub(crate) fn slots(&self) -> Option<Slots> {
         self.engine.slots()
+    }
+
+    /// The processes in which the engine compiles, if it does.
+    pub(crate) fn workers(&self) -> Option<CompileWorkerCounts> {
+        self.engine.compile_workers()
     }
 
     /// Refuses what the engine does not run, before it costs anyone a place or a compile.
@@ -129,9 +141,10 @@ impl Compiler {
         self.engine.check(blueprint.request.trusted, &blueprint.request.allowed_hosts)
     }
 
-    /// Compiles a plugin into a runtime, or closes what was opened for it.
+    /// Compiles a plugin into a runtime, or closes what was opened for it. `None` when nobody wants it any more and it has
+    /// given way to another build.
     ///
-    /// Cancel safe: a compile in progress runs to its end and is closed.
+    /// Cancel safe: what is in progress ends, or runs to its end, and is closed.
     ///
     /// # Errors
     ///
@@ -141,21 +154,60 @@ impl Compiler {
         &self,
         blueprint: Blueprint,
         admission: Admission<Runtime>,
+        interest: Interest<Runtime>,
         wait: Duration,
-    ) -> Result<Runtime, Error> {
-        let internal = |error| Error::internal("the build did not finish", error);
-        // The build holds its place while it waits for a slot, so it does not wait for ever.
-        let slot = timeout(wait, self.slots.clone().acquire_owned()).await;
-        let slot =
-            slot.map_err(|_| Error::WaitTimeout { after: wait })?.map_err(|error| internal(error.to_string()))?;
-        let after = blueprint.request.limits.build_timeout;
+    ) -> Result<Option<Runtime>, Error> {
+        let internal = |error: tokio::task::JoinError| Error::internal("the build did not finish", error.to_string());
+        // The build holds its place while it waits for its turn, so it does not wait for ever.
+        let turn = timeout(wait, self.turn(&blueprint.request, interest)).await;
+        let (once, slot) = turn.map_err(|_| Error::WaitTimeout { after: wait })?;
+        let (after, end) = (blueprint.request.limits.build_timeout, slot.end());
         let (engine, metrics) = (self.engine.clone(), self.metrics.clone());
-        let work = tokio::spawn(async move { attempt(&*engine, blueprint, admission, metrics, slot).await });
-        match timeout(after, work).await {
-            Ok(Ok(built)) => built,
-            Ok(Err(panic)) => Err(internal(panic.to_string())),
-            Err(_) => Err(Error::build_timeout(after)),
+        let attempt = async move { attempt(&*engine, blueprint, admission, metrics, once, slot).await };
+        if !self.engine.interrupts_compiles() {
+            return match timeout(after, tokio::spawn(attempt)).await {
+                Ok(built) => built.map_err(internal)?.map(Some),
+                Err(_) => Err(Error::build_timeout(after)),
+            };
         }
+        let mut work = AbortOnDrop(tokio::spawn(attempt));
+        tokio::select! {
+            built = &mut work.0 => built.map_err(internal)?.map(Some),
+            () = end.notified() => {
+                work.0.abort();
+                // It holds its place until it is gone. If it has just ended well, nobody gets to see it.
+                if let Ok(Ok(unwanted)) = (&mut work.0).await {
+                    background::drop_elsewhere(unwanted);
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Waits until nobody else compiles the same, then for a slot.
+    async fn turn(&self, request: &CompileRequest, interest: Interest<Runtime>) -> (Once, BuildSlot) {
+        let once = if self.engine.shares_code() {
+            let linked = request.linked.iter().map(|linked| linked.digest);
+            self.contents.only(linked.chain([request.digest]).collect()).await
+        } else {
+            Once::default()
+        };
+        let left = interest.left();
+        let renounce = self.engine.interrupts_compiles().then(|| {
+            let followers = once.followers();
+            Arc::new(move || followers.are_none() && interest.renounce()) as Arc<Renounce>
+        });
+        let slot = self.slots.acquire(renounce, &left).await;
+        (once, slot)
+    }
+}
+
+/// Ends a task when it is dropped.
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -164,7 +216,8 @@ async fn attempt(
     blueprint: Blueprint,
     admission: Admission<Runtime>,
     metrics: Metrics,
-    slot: OwnedSemaphorePermit,
+    once: Once,
+    slot: BuildSlot,
 ) -> Result<Runtime, Error> {
     let Admission { place, permit } = admission;
     let Blueprint { plugin, entry_points, request, report, policy } = blueprint;
@@ -173,6 +226,8 @@ async fn attempt(
     let compiled = engine.compile(request).await?;
     let compile = started.elapsed();
     metrics.build_phase("compile", compile);
+    // Those with the same bytes find the code.
+    drop(once);
     // If the engine can interrupt initialisers, a slow one keeps no other plugin from compiling.
     let _slot = (!engine.interrupts_initialisers()).then_some(slot);
     let mut guard = Guard::new(compiled, place);

@@ -1,0 +1,145 @@
+//! How many compiles run at once, and which of them gives way.
+//!
+//! A compile that nobody waits for any more goes on, so that a caller of short patience finds it done when it asks again.
+//! But when another build wants its slot, it is ended, if the engine can do that.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
+};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+/// Says whether nobody wants a build any more. Once it has said so, nobody can join that build.
+pub(super) type Renounce = dyn Fn() -> bool + Send + Sync;
+
+/// The slots of one pool.
+pub(super) struct BuildSlots {
+    free: Arc<Semaphore>,
+    /// Builds that want one.
+    wanting: AtomicUsize,
+    running: Mutex<Vec<Running>>,
+    next: AtomicU64,
+}
+
+/// A build that has a slot and can be ended.
+struct Running {
+    id: u64,
+    renounce: Arc<Renounce>,
+    end: Arc<Notify>,
+    asked: bool,
+}
+
+/// The right to compile. Dropping it lets the next build begin.
+pub(super) struct BuildSlot {
+    slots: Arc<BuildSlots>,
+    id: u64,
+    end: Arc<Notify>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl BuildSlots {
+    pub(super) fn new(count: usize) -> Arc<Self> {
+        Arc::new(Self {
+            free: Arc::new(Semaphore::new(count)),
+            wanting: AtomicUsize::new(0),
+            running: Mutex::default(),
+            next: AtomicU64::new(0),
+        })
+    }
+
+    /// A slot, for a build that gives way once `renounce` says that nobody wants it; `None` for one that cannot be ended.
+    /// `left` is notified whenever somebody leaves a build.
+    pub(super) async fn acquire(self: &Arc<Self>, renounce: Option<Arc<Renounce>>, left: &Notify) -> BuildSlot {
+        let permit = match self.free.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => self.wait(left).await,
+        };
+        let (id, end) = (self.next.fetch_add(1, Ordering::Relaxed), Arc::new(Notify::new()));
+        if let Some(renounce) = renounce {
+            self.running().push(Running { id, renounce, end: end.clone(), asked: false });
+        }
+        // It may have been left while it waited for this.
+        if self.wanting.load(Ordering::SeqCst) > 0 {
+            self.make_way();
+        }
+        BuildSlot { slots: self.clone(), id, end, _permit: permit }
+    }
+
+    async fn wait(&self, left: &Notify) -> OwnedSemaphorePermit {
+        let _wanting = Wanting::new(&self.wanting);
+        let free = self.free.clone().acquire_owned();
+        tokio::pin!(free);
+        loop {
+            let somebody_left = left.notified();
+            tokio::pin!(somebody_left);
+            // From here on, none is missed.
+            somebody_left.as_mut().enable();
+            self.make_way();
+            tokio::select! {
+                biased;
+                permit = &mut free => match permit {
+                    Ok(permit) => return permit,
+                    Err(_) => unreachable!("the semaphore is never closed"),
+                },
+                () = somebody_left => {}
+            }
+        }
+    }
+
+    /// Ends the eldest build that nobody wants, unless as many are ending as builds want a slot.
+    fn make_way(&self) {
+        let candidates: Vec<(u64, Arc<Renounce>)> = {
+            let running = self.running();
+            let ending = running.iter().filter(|running| running.asked).count();
+            if ending >= self.wanting.load(Ordering::SeqCst) {
+                return;
+            }
+            running
+                .iter()
+                .filter(|running| !running.asked)
+                .map(|running| (running.id, running.renounce.clone()))
+                .collect()
+        };
+        // Asked without the lock.
+        let Some((renounced, _)) = candidates.into_iter().find(|(_, renounce)| renounce()) else { return };
+        if let Some(running) = self.running().iter_mut().find(|running| running.id == renounced) {
+            running.asked = true;
+            running.end.notify_one();
+        }
+    }
+
+    fn running(&self) -> MutexGuard<'_, Vec<Running>> {
+        // Only list operations happen under this lock.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BuildSlot {
+    /// Notified when the build is to end.
+    pub(super) fn end(&self) -> Arc<Notify> {
+        self.end.clone()
+    }
+}
+
+impl Drop for BuildSlot {
+    fn drop(&mut self) {
+        self.slots.running().retain(|running| running.id != self.id);
+    }
+}
+
+/// Counts a build as one that wants a slot until it is dropped.
+struct Wanting<'a>(&'a AtomicUsize);
+
+impl<'a> Wanting<'a> {
+    fn new(wanting: &'a AtomicUsize) -> Self {
+        wanting.fetch_add(1, Ordering::SeqCst);
+        Self(wanting)
+    }
+}
+
+impl Drop for Wanting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,175 @@
+//! From a module's bytes to its code: what is in use already, what is kept, or what is compiled now.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use lru::LruCache;
+use tokio::time::Instant;
+use wasmtime::{Engine, Module};
+
+use super::{
+    cache::{Cache, Key},
+    classify, in_process,
+    workers::{Failed, Stop, Terms, Workers},
+};
+use crate::{
+    clock,
+    engine::{InstanceLimits, text::shorten},
+    error::{Error, TryLater},
+    last_words::LastWords,
+};
+
+/// How many times `pool.negative_ttl` it is remembered that a module was over its budget.
+const REMEMBERED: u32 = 12;
+
+/// How many modules that were over their budget are remembered at most.
+const MOST_REMEMBERED: usize = 4096;
+
+/// The code of all modules under all engines.
+pub(super) struct Code {
+    /// Code that runtimes have: evaluators with the same bytes share it.
+    live: Mutex<HashMap<Key, Weak<Module>>>,
+    kept: Cache,
+    pub(super) workers: Option<Workers>,
+    over_budget: Mutex<LruCache<Key, OverBudget>>,
+    remember: Duration,
+    /// `limits.compile_memory`.
+    memory: u64,
+}
+
+/// That a module took too much, and until when nobody tries again.
+#[derive(Debug, Clone, Copy)]
+struct OverBudget {
+    until: Instant,
+    /// The time that was not enough; `None` if the memory was not.
+    within: Option<Duration>,
+}
+
+impl Code {
+    pub(super) fn new(kept: Cache, workers: Option<Workers>, negative_ttl: Duration, memory: u64) -> Self {
+        Self {
+            live: Mutex::default(),
+            kept,
+            workers,
+            over_budget: Mutex::new(LruCache::unbounded()),
+            remember: negative_ttl.saturating_mul(REMEMBERED),
+            memory,
+        }
+    }
+
+    /// The code of a module. Blocks; `stop` ends a compile in a worker.
+    pub(super) fn module(
+        &self,
+        engine: &Engine,
+        terms: Terms,
+        wasm: &[u8],
+        limits: &InstanceLimits,
+        stop: &Stop,
+    ) -> Result<Arc<Module>, Error> {
+        let key = Key { plugin: terms.digest, engine: terms.engine };
+        if let Some(module) = lock(&self.live).get(&key).and_then(Weak::upgrade) {
+            return Ok(module);
+        }
+        let module = match self.kept.load(engine, key) {
+            Some(module) => module,
+            None => self.compile(engine, key, terms, wasm, limits, stop)?,
+        };
+        let module = Arc::new(module);
+        let mut live = lock(&self.live);
+        live.retain(|_, module| module.strong_count() > 0);
+        live.insert(key, Arc::downgrade(&module));
+        Ok(module)
+    }
+
+    fn compile(
+        &self,
+        engine: &Engine,
+        key: Key,
+        terms: Terms,
+        wasm: &[u8],
+        limits: &InstanceLimits,
+        stop: &Stop,
+    ) -> Result<Module, Error> {
+        let Some(workers) = &self.workers else {
+            let module = in_process::compile(engine, wasm, limits)?;
+            self.kept.keep_module(key, &module);
+            return Ok(module);
+        };
+        self.check(key, terms.within)?;
+        let unusable = || Error::internal("compiled code cannot be loaded", "wasmtime refuses it");
+        match workers.compile(wasm, terms, stop) {
+            Ok(code) => self.kept.take(engine, key, code).ok_or_else(unusable),
+            Err(Failed::Time) => {
+                self.over_time(terms);
+                Err(Error::build_timeout(terms.within))
+            }
+            Err(Failed::Memory) => Err(self.over_memory(key)),
+            Err(failed) => Err(why(failed, terms.within)),
+        }
+    }
+
+    /// A module was being compiled when its time was over.
+    pub(super) fn over_time(&self, terms: Terms) {
+        self.remember(Key { plugin: terms.digest, engine: terms.engine }, Some(terms.within));
+    }
+
+    fn over_memory(&self, key: Key) -> Error {
+        self.remember(key, None);
+        self.needs_more_memory(None)
+    }
+
+    fn needs_more_memory(&self, later: Option<TryLater>) -> Error {
+        let limit = crate::units::Size(self.memory);
+        Error::InvalidPlugin {
+            reason: format!("it needs more than limits.compile_memory, {limit}, to compile"),
+            cause: later.map(|later| Arc::new(later) as _),
+            last_words: LastWords::none(),
+        }
+    }
+
+    fn remember(&self, key: Key, within: Option<Duration>) {
+        let mut remembered = lock(&self.over_budget);
+        remembered.put(key, OverBudget { until: clock::later(Instant::now(), self.remember), within });
+        if remembered.len() > MOST_REMEMBERED {
+            remembered.pop_lru();
+        }
+    }
+
+    /// Refuses what has been over this budget a short time ago.
+    fn check(&self, key: Key, within: Duration) -> Result<(), Error> {
+        let now = Instant::now();
+        let Some(known) = lock(&self.over_budget).get(&key).copied().filter(|known| now < known.until) else {
+            return Ok(());
+        };
+        let later = TryLater(known.until - now);
+        match known.within {
+            None => Err(self.needs_more_memory(Some(later))),
+            Some(enough) if enough < within => Ok(()),
+            Some(_) => {
+                Err(Error::BuildTimeout { after: within, cause: Some(Arc::new(later)), last_words: LastWords::none() })
+            }
+        }
+    }
+}
+
+fn why(failed: Failed, within: Duration) -> Error {
+    const UNUSABLE: &str = "the compile worker cannot be used";
+    match failed {
+        Failed::Invalid { reason, chain } => classify::refused(&reason, &chain),
+        Failed::Panicked(text) => in_process::panicked(text),
+        Failed::Large(size) => Error::invalid_plugin(format!("its code would take {}", crate::units::Size(size))),
+        // Whoever stopped it has its own answer.
+        Failed::Stopped | Failed::Time | Failed::Memory => Error::build_timeout(within),
+        Failed::Gone { .. } => Error::internal("the compile workers died", "twice while they compiled the plugin"),
+        Failed::Host(error) => Error::overloaded("a compile worker cannot be started", error),
+        Failed::Unfit(text) => Error::internal(UNUSABLE, shorten(&text)),
+    }
+}
+
+fn lock<T>(held: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Map operations only.
+    held.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,154 @@
+//! The worker's own side. Everything here runs in a process of its own.
+
+use std::{
+    io::{self, BufReader, Write},
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::exit,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+use rustix::{
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    time::{ClockId, clock_gettime},
+};
+use wasmtime::Engine;
+
+use super::{
+    MemoryLayout, Sealed,
+    protocol::{ARGUMENT, Order, Reply, Setup, UNABLE, hear, hear_bytes, say},
+    tunables,
+};
+use crate::engine::host::panic_text;
+
+/// What the compiler is tried with before anything is asked of it: two functions, so that it starts its threads.
+const TRIAL: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x03\x02\0\0\x0a\x07\x02\x02\0\x0b\x02\0\x0b";
+
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+
+/// Makes compile workers of this program. Call it first in `main`.
+///
+/// The `direct` engine compiles strangers' plugins in [processes of its own](crate::engine::choosing), which it starts from
+/// the program that is running. In such a process, this function compiles and does not return. In any other it returns at
+/// once, and pools that are made from then on compile in workers. Without it, and without
+/// [`engine.compile_workers`](crate::config::EngineSettings::compile_workers), pools compile in your process: nothing then
+/// bounds the memory and the time of a compile.
+///
+/// ```no_run
+/// // At the start of `main`:
+/// evalpool::init_compile_workers();
+/// ```
+pub fn init_compile_workers() {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == ARGUMENT) {
+        let memory = arguments.next().and_then(|memory| memory.to_str()?.parse().ok());
+        exit(if memory.is_some_and(|memory| work(memory).is_ok()) { 0 } else { UNABLE })
+    }
+    INSTALLED.store(true, Ordering::Relaxed);
+}
+
+pub(super) fn is_installed() -> bool {
+    INSTALLED.load(Ordering::Relaxed)
+}
+
+/// Compiles until the owner closes the input.
+fn work(memory: u64) -> io::Result<()> {
+    // First of all: the memory that this may take, and no file of it when it dies.
+    limit(Resource::Data, memory)?;
+    limit(Resource::Core, 0)?;
+    // What the compiler says when it panics goes to the owner.
+    std::panic::set_hook(Box::new(|_| {}));
+    let (orders, mut stdout) = (listen()?, io::stdout().lock());
+    let Ok(Heard::Setup(setup)) = orders.recv() else { return Ok(()) };
+    let memory = MemoryLayout { reservation: setup.reservation, guard: setup.guard };
+    let engines = [false, true].map(|fueled| Engine::new(&tunables::config(fueled, memory)));
+    let mut ready = Vec::with_capacity(engines.len());
+    for engine in engines {
+        ready.push(engine.map_err(io::Error::other)?);
+    }
+    let [plain, fueled] = &ready[..] else { return Ok(()) };
+    catch_unwind(AssertUnwindSafe(|| plain.precompile_module(TRIAL)))
+        .map_err(|_| io::Error::other("no threads"))?
+        .map_err(io::Error::other)?;
+    say(&mut stdout, &Reply::Ready(Setup::new(memory)))?;
+    for heard in orders {
+        let Heard::Order(order, wasm) = heard else { return Ok(()) };
+        say(&mut stdout, &Reply::Begun)?;
+        allow_time(order.cpu)?;
+        let engine = if order.fueled { fueled } else { plain };
+        let compiled = catch_unwind(AssertUnwindSafe(|| engine.precompile_module(&wasm)));
+        drop(wasm);
+        match compiled {
+            Ok(Ok(code)) => {
+                let (engine, size) = (tunables::version(engine), code.len() as u64);
+                say(&mut stdout, &Reply::Code { engine, size, resident: resident() })?;
+                stdout.write_all(&Sealed::digest(&code))?;
+                stdout.write_all(&code)?;
+                stdout.flush()?;
+            }
+            Ok(Err(error)) if is_no_memory(&error) => return say(&mut stdout, &Reply::Memory),
+            Ok(Err(error)) => {
+                let (reason, chain) = (error.root_cause().to_string(), format!("{error:#}"));
+                say(&mut stdout, &Reply::Invalid { reason, chain })?;
+            }
+            // Nobody knows what state it has left behind.
+            Err(panic) => return say(&mut stdout, &Reply::Panicked(panic_text(&*panic))),
+        }
+    }
+    Ok(())
+}
+
+enum Heard {
+    Setup(Setup),
+    Order(Order, Vec<u8>),
+}
+
+/// Reads on a thread of its own, so that the end of the input is noticed in the middle of a compile.
+fn listen() -> io::Result<mpsc::Receiver<Heard>> {
+    let (heard, orders) = mpsc::sync_channel(1);
+    let read = move || -> io::Result<()> {
+        let mut stdin = BufReader::new(io::stdin());
+        let send = |what| heard.send(what).map_err(io::Error::other);
+        send(Heard::Setup(hear(&mut stdin)?))?;
+        loop {
+            let order: Order = hear(&mut stdin)?;
+            let wasm = hear_bytes(&mut stdin, order.size)?;
+            send(Heard::Order(order, wasm))?;
+        }
+    };
+    thread::Builder::new().stack_size(256 << 10).spawn(move || {
+        let _ = read();
+        exit(0)
+    })?;
+    Ok(orders)
+}
+
+fn limit(resource: Resource, soft: u64) -> io::Result<()> {
+    let Rlimit { maximum, .. } = getrlimit(resource);
+    let soft = maximum.map_or(soft, |most| soft.min(most));
+    Ok(setrlimit(resource, Rlimit { current: Some(soft), maximum })?)
+}
+
+/// Lets this process use so many more seconds of processor time.
+fn allow_time(seconds: u64) -> io::Result<()> {
+    let used = u64::try_from(clock_gettime(ClockId::ProcessCPUTime).tv_sec).unwrap_or(0);
+    limit(Resource::Cpu, used.saturating_add(seconds).saturating_add(1))
+}
+
+fn is_no_memory(error: &wasmtime::Error) -> bool {
+    let by_system = |cause: &io::Error| cause.kind() == io::ErrorKind::OutOfMemory;
+    error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(by_system)
+            || cause.downcast_ref::<rustix::io::Errno>() == Some(&rustix::io::Errno::NOMEM)
+    })
+}
+
+/// What this process holds, in bytes.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0).saturating_mul(rustix::param::page_size() as u64)
+}

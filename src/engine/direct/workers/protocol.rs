@@ -1,0 +1,104 @@
+//! What an owner and its worker say to each other: a line of JSON, then as many bytes as it announces.
+
+use std::{
+    io::{self, BufRead, Read, Write},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::MemoryLayout;
+
+/// The first argument of a process that is to be a worker.
+pub(super) const ARGUMENT: &str = "evalpool-compile-worker";
+
+/// With which code a worker exits that lacks threads or memory to begin.
+pub(super) const UNABLE: i32 = 75;
+
+/// A longer line is none of ours. In bytes.
+const MOST_OF_A_LINE: u64 = 1 << 20;
+
+/// What both sides must have in common. wasmtime's version and settings are compared with each answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Setup {
+    release: String,
+    /// The engine's settings that change the code: bytes reserved for a memory, and for the guard after it.
+    pub(super) reservation: u64,
+    pub(super) guard: u64,
+}
+
+impl Setup {
+    pub(super) fn new(memory: MemoryLayout) -> Self {
+        // The number grows with each change of what is said here.
+        let release = concat!(env!("CARGO_PKG_VERSION"), " 1").to_owned();
+        Self { release, reservation: memory.reservation, guard: memory.guard }
+    }
+}
+
+/// One module, whose bytes follow.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Order {
+    pub(super) fueled: bool,
+    /// Seconds of processor time.
+    pub(super) cpu: u64,
+    pub(super) size: u64,
+}
+
+impl Order {
+    /// What all cores can do within this time, and a second more: whoever waits ends it before, but may not be there.
+    pub(super) fn new(fueled: bool, within: Duration, size: usize) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let cpu = within.as_secs().saturating_add(1).saturating_mul(cores).saturating_add(1);
+        Self { fueled, cpu, size: size as u64 }
+    }
+}
+
+/// What a worker says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Reply {
+    /// To a [`Setup`]: its own, which is the same if the two can work together.
+    Ready(Setup),
+    /// The module has been read, and the compile begins.
+    Begun,
+    /// The code follows: its SHA-256, then as many bytes as `size` says.
+    Code {
+        /// wasmtime's version and settings.
+        engine: u64,
+        size: u64,
+        /// What the worker holds now, in bytes.
+        resident: u64,
+    },
+    /// The module is not valid: the innermost cause, and the whole chain.
+    Invalid { reason: String, chain: String },
+    /// The compiler panicked. The worker ends.
+    Panicked(String),
+    /// The system refused memory. The worker ends.
+    Memory,
+}
+
+pub(super) fn say(to: &mut impl Write, what: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(what)?;
+    line.push(b'\n');
+    to.write_all(&line)?;
+    to.flush()
+}
+
+/// What the other side says, or `UnexpectedEof` if it has closed.
+pub(super) fn hear<T: DeserializeOwned>(from: &mut impl BufRead) -> io::Result<T> {
+    let mut line = Vec::new();
+    from.take(MOST_OF_A_LINE).read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_slice(&line)?)
+}
+
+pub(super) fn hear_bytes(from: &mut impl Read, size: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if from.take(size).read_to_end(&mut bytes)? as u64 == size {
+        Ok(bytes)
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}

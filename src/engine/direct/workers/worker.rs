@@ -1,0 +1,195 @@
+//! One worker, as its owner sees it. Everything here blocks.
+
+use std::{
+    io::{self, BufReader, Read, Write},
+    os::unix::process::ExitStatusExt,
+    path::Path,
+    process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::{
+    Sealed, Terms,
+    protocol::{ARGUMENT, Order, Reply, Setup, UNABLE, hear, hear_bytes, say},
+    stop::{Process, Stop, Why, kill},
+};
+use crate::engine::Ended;
+
+/// More code than this is not taken. In bytes.
+const MOST_CODE: u64 = 256 << 20;
+
+/// How much of what a worker wrote before it died is looked at.
+const MOST_LAST_WORDS: u64 = 4096;
+
+/// What the standard library says when the allocator gives nothing, before it aborts.
+const NO_MEMORY: &str = "memory allocation of ";
+
+/// A worker's process with its pipes. Ends it when dropped.
+pub(super) struct Worker {
+    pub(super) process: Process,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    errors: ChildStderr,
+    greeted: bool,
+    /// Modules that it was given.
+    pub(super) builds: u32,
+    /// What it held after the last of them, in bytes.
+    pub(super) resident: u64,
+}
+
+/// Why there is no code.
+#[derive(Debug)]
+pub(in super::super) enum Failed {
+    /// The module is not valid: the innermost cause, and the whole chain.
+    Invalid { reason: String, chain: String },
+    /// The compiler panicked.
+    Panicked(String),
+    /// It takes more memory than a worker may have.
+    Memory,
+    /// It takes more processor time than a worker may have.
+    Time,
+    /// Its code would be this large.
+    Large(u64),
+    /// It was stopped.
+    Stopped,
+    /// The worker has gone, before or after it had begun with the module.
+    Gone { begun: bool },
+    /// The system lacks what a worker takes.
+    Host(io::Error),
+    /// What was started is no worker of this program.
+    Unfit(String),
+}
+
+impl Worker {
+    /// Starts a process. By `posix_spawn`, so that a large process takes no longer than a small one.
+    pub(super) fn start(program: &Path, memory: u64) -> Result<Self, Failed> {
+        let spawned = Command::new(program)
+            .arg(ARGUMENT)
+            .arg(memory.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut child = spawned.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
+                Failed::Unfit(format!("{} cannot be started: {error}", program.display()))
+            }
+            _ => Failed::Host(error),
+        })?;
+        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (Some(input), Some(output), Some(errors)) = pipes else {
+            return Err(Failed::Unfit("a process without pipes".into()));
+        };
+        let (process, output) = (Arc::new(Mutex::new(child)), BufReader::new(output));
+        Ok(Self { process, input, output, errors, greeted: false, builds: 0, resident: 0 })
+    }
+
+    /// Waits until it is ready. Does nothing if it is.
+    pub(super) fn greet(&mut self, setup: &Setup) -> Result<(), Failed> {
+        if self.greeted {
+            return Ok(());
+        }
+        match say(&mut self.input, setup).and_then(|()| hear(&mut self.output)) {
+            Ok(Reply::Ready(theirs)) if theirs == *setup => {
+                self.greeted = true;
+                Ok(())
+            }
+            Ok(Reply::Ready(_)) => Err(Failed::Unfit("it is of another build".into())),
+            Ok(other) => Err(unexpected(&other)),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(Failed::Unfit(format!("it does not speak as one: {error}")))
+            }
+            Err(_) => Err(Failed::Gone { begun: false }),
+        }
+    }
+
+    /// The code of a module.
+    pub(super) fn compile(&mut self, order: &Order, wasm: &[u8], terms: Terms, stop: &Stop) -> Result<Sealed, Failed> {
+        self.builds += 1;
+        let mut begun = false;
+        let answer = self.exchange(order, wasm, terms.engine, || {
+            begun = true;
+            stop.begun(terms);
+        });
+        answer.map_err(|failed| failed.unwrap_or(Failed::Gone { begun }))
+    }
+
+    /// `None`: the worker has gone.
+    fn exchange(
+        &mut self,
+        order: &Order,
+        wasm: &[u8],
+        engine: u64,
+        begun: impl FnOnce(),
+    ) -> Result<Sealed, Option<Failed>> {
+        let gone = |_: io::Error| None;
+        say(&mut self.input, order).and_then(|()| self.input.write_all(wasm)).map_err(gone)?;
+        match hear(&mut self.output).map_err(gone)? {
+            Reply::Begun => begun(),
+            other => return Err(Some(unexpected(&other))),
+        }
+        match hear(&mut self.output).map_err(gone)? {
+            Reply::Code { engine: theirs, .. } if theirs != engine => {
+                Err(Some(Failed::Unfit("its wasmtime has another version or other settings".into())))
+            }
+            Reply::Code { size, .. } if size > MOST_CODE => Err(Some(Failed::Large(size))),
+            Reply::Code { size, resident, .. } => {
+                let bytes = hear_bytes(&mut self.output, Sealed::DIGEST + size).map_err(gone)?;
+                self.resident = resident;
+                Sealed::check(bytes).ok_or_else(|| Some(Failed::Unfit("its code does not have its digest".into())))
+            }
+            Reply::Invalid { reason, chain } => Err(Some(Failed::Invalid { reason, chain })),
+            Reply::Panicked(text) => Err(Some(Failed::Panicked(text))),
+            Reply::Memory => Err(Some(Failed::Memory)),
+            other => Err(Some(unexpected(&other))),
+        }
+    }
+
+    /// Ends a worker that has failed, and says how it has ended and what that means for its module.
+    pub(super) fn end(mut self, failed: Failed, why: Option<Why>) -> (Ended, Failed) {
+        let status = self.kill();
+        match (why, failed) {
+            (Some(Why::Timeout), _) => (Ended::Timeout, Failed::Stopped),
+            (Some(Why::Unwanted), _) => (Ended::Killed, Failed::Stopped),
+            (None, Failed::Gone { begun }) => {
+                let mut written = String::new();
+                let _ = (&mut self.errors).take(MOST_LAST_WORDS).read_to_string(&mut written);
+                how(status, &written, begun)
+            }
+            (None, Failed::Memory) => (Ended::Memory, Failed::Memory),
+            (None, failed @ Failed::Panicked(_)) => (Ended::Crashed, failed),
+            (None, failed) => (Ended::Done, failed),
+        }
+    }
+
+    /// Once it has closed its pipes, its end has begun, and this does not change how.
+    fn kill(&self) -> Option<ExitStatus> {
+        kill(&self.process);
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).wait().ok()
+    }
+}
+
+fn unexpected(reply: &Reply) -> Failed {
+    Failed::Unfit(format!("it said {reply:?}"))
+}
+
+fn how(status: Option<ExitStatus>, written: &str, begun: bool) -> (Ended, Failed) {
+    use rustix::process::Signal;
+
+    let signal = status.and_then(|status| status.signal());
+    if signal == Some(Signal::XCPU.as_raw()) {
+        (Ended::Timeout, Failed::Time)
+    } else if signal == Some(Signal::ABORT.as_raw()) && written.contains(NO_MEMORY) {
+        (Ended::Memory, Failed::Memory)
+    } else if status.and_then(|status| status.code()) == Some(UNABLE) {
+        (Ended::Crashed, Failed::Host(io::Error::other("a compile worker lacks threads or memory to begin")))
+    } else {
+        (Ended::Crashed, Failed::Gone { begun })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
