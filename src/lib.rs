@@ -8,12 +8,12 @@
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use evalpool::{EvaluatorPool, Source, Spec};
-//! use serde_json::json;
+//! use serde_json::{Value, json};
 //!
 //! let pool = EvaluatorPool::builder().capacity(64).build()?;
 //! let greet = pool.evaluator("greet", Spec::new(Source::file("greet.wasm")))?;
 //! let response = greet.evaluate(json!({"name": "Ada"})).await?;
-//! assert_eq!(response.json()?, json!({"greeting": "Hello, Ada!"}));
+//! assert_eq!(response.json::<Value>()?, json!({"greeting": "Hello, Ada!"}));
 //! pool.close().await;
 //! # Ok(())
 //! # }

@@ -81,21 +81,25 @@ impl Response {
         str::from_utf8(&self.output).map_err(|error| Error::guest_error(format!("its output is not text: {error}")))
     }
 
-    /// The output as JSON of any shape.
+    /// The output as JSON, deserialised into `T`: a type of your own, or [`serde_json::Value`] for JSON of any shape.
+    ///
+    /// ```no_run
+    /// # async fn example(evaluator: evalpool::Evaluator) -> Result<(), evalpool::Error> {
+    /// #[derive(serde::Deserialize)]
+    /// struct Price {
+    ///     cents: u64,
+    /// }
+    ///
+    /// let price: Price = evaluator.evaluate(r#"{"item":"tea"}"#).await?.json()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`GuestError`](Error::GuestError) if it is not JSON: for a caller that expects JSON, the plugin has failed.
-    pub fn json(&self) -> Result<serde_json::Value, Error> {
-        self.typed()
-    }
-
-    /// The output as JSON, deserialised into `T`.
-    ///
-    /// # Errors
-    ///
-    /// [`GuestError`](Error::GuestError) if it is not JSON that fits `T`.
-    pub fn typed<T: DeserializeOwned>(&self) -> Result<T, Error> {
+    /// [`GuestError`](Error::GuestError) if it is not JSON that fits `T`: for a caller that expects it, the plugin has
+    /// failed.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_slice(&self.output)
             .map_err(|error| Error::guest_error(format!("its output is not the JSON expected: {error}")))
     }

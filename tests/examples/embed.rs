@@ -2,7 +2,7 @@
 
 use evalpool::{EvaluatorPool, Source, Spec};
 use metrics_exporter_prometheus::PrometheusBuilder;
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -13,7 +13,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let spec = Spec::new(Source::file("src/service/greet/greet.wasm")).entry_point("greet");
     let greet = pool.evaluator("greet", spec)?;
     let response = greet.evaluate(json!({"name": "Ada"})).await?;
-    assert_eq!(response.json()?, json!({"greeting": "Hello, Ada!"}));
+    assert_eq!(response.json::<Value>()?, json!({"greeting": "Hello, Ada!"}));
 
     assert!(prometheus.render().contains(r#"evalpool_runtimes_live{state="live"} 1"#));
     pool.close().await; // Returns when every runtime is gone.

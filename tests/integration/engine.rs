@@ -13,7 +13,7 @@ use evalpool::{
     config::{EngineKind, LimitSettings},
     engine::{Val, ValType},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{CALL_HOST, ENGINES, GREET, NO_ABORT, TEXT, TOTALS, WORDS, builder, eventually, patient, wasm};
 
@@ -39,7 +39,7 @@ async fn greet_greets(engine: EngineKind) {
     let pool = pool(engine);
     let greet = pool.evaluator("greet", spec(GREET, "greet")).unwrap();
     let response = greet.evaluate(json!({"name": "Ada"})).await.unwrap();
-    assert_eq!(response.json().unwrap(), json!({"greeting": "Hello, Ada!"}));
+    assert_eq!(response.json::<Value>().unwrap(), json!({"greeting": "Hello, Ada!"}));
     assert_eq!(response.evaluator(), greet.id());
     assert_eq!(response.digest(), evalpool::Digest::of(GREET));
     assert!(response.timings().build > Duration::ZERO);
@@ -51,10 +51,10 @@ async fn greet_greets(engine: EngineKind) {
 async fn plugins_made_with_official_pdks_and_in_c_answer(engine: EngineKind) {
     let pool = pool(engine);
     let words = pool.evaluator("words", spec(WORDS, "word_count")).unwrap();
-    assert_eq!(words.evaluate("the naïve café").await.unwrap().json().unwrap()["words"], 3);
+    assert_eq!(words.evaluate("the naïve café").await.unwrap().json::<Value>().unwrap()["words"], 3);
     let totals = pool.evaluator("totals", spec(TOTALS, "transform")).unwrap();
     let order = json!({"items": [{"price": 2.5, "qty": 3}, {"price": 1.0, "qty": 3}]});
-    assert_eq!(totals.evaluate(order).await.unwrap().json().unwrap(), json!({"total": 10.5, "lines": 2}));
+    assert_eq!(totals.evaluate(order).await.unwrap().json::<Value>().unwrap(), json!({"total": 10.5, "lines": 2}));
     let upper = pool.evaluator("upper", spec(TEXT, "upper")).unwrap();
     assert_eq!(upper.evaluate("abc").await.unwrap().bytes(), "ABC");
     let fail = pool.evaluator("fail", spec(TEXT, "fail")).unwrap();

@@ -53,7 +53,7 @@ async fn a_call_that_names_none_runs_the_default_and_the_others_run_beside_it(en
     let evaluator = pool.register("text", Spec::new(Source::bytes(TEXT)).entry_point("upper")).unwrap();
     assert_eq!(evaluator.evaluate("tea").await.unwrap().bytes(), "TEA");
     let vowels = evaluator.entry_point("count_vowels").evaluate("tea").await.unwrap();
-    assert_eq!(vowels.typed::<serde_json::Value>().unwrap()["count"], 2);
+    assert_eq!(vowels.json::<serde_json::Value>().unwrap()["count"], 2);
     assert_eq!(evaluator.evaluate("tea").await.unwrap().bytes(), "TEA");
     assert_eq!(evaluator.executable().await.unwrap().entry_point(), Some("upper"));
     pool.close().await;
@@ -109,5 +109,5 @@ fn without_tokio_an_entry_point_is_called_as_well() {
     let pool = pool(EngineKind::Direct);
     let evaluator = pool.register("text", Spec::new(Source::bytes(TEXT)).entry_point("upper")).unwrap();
     let response = evaluator.entry_point("count_vowels").evaluate_blocking("tea").unwrap();
-    assert_eq!(response.json().unwrap()["count"], 2);
+    assert_eq!(response.json::<serde_json::Value>().unwrap()["count"], 2);
 }

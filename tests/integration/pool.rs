@@ -8,7 +8,7 @@ use std::sync::{
 use evalpool::{CloseReport, EvaluatorPool, Fault, PoolBuilder, Source, Spec, config::EngineKind};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::support::{ENGINES, GREET, TOTALS, builder, on_threads, spy::Spy, wasm};
@@ -67,7 +67,7 @@ fn fifty_evaluators_share_four_places(engine: EngineKind) {
                     let evaluator = &evaluators[random.random_range(0..evaluators.len())];
                     let name = format!("{task}/{call}");
                     let response = evaluator.evaluate(json!({"name": name})).await.unwrap();
-                    assert_eq!(response.json().unwrap()["greeting"], format!("Hello, {name}!"));
+                    assert_eq!(response.json::<Value>().unwrap()["greeting"], format!("Hello, {name}!"));
                     assert_eq!(response.evaluator(), evaluator.id());
                 }
             });

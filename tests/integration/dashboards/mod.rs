@@ -18,7 +18,7 @@ use evalpool::{
     metrics::{AGE_BUCKETS, BUCKETS, CATALOGUE, MetricType},
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// What the server tells of its own process.
 pub(crate) const PROCESS: &[&str] = &[
@@ -83,7 +83,7 @@ static RENDERED: LazyLock<String> = LazyLock::new(|| {
         let wasm = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/service/greet/greet.wasm");
         let greet = pool.evaluator("greet", Spec::new(Source::file(wasm))).unwrap();
         let response = greet.evaluate(json!({"name": "Ada"})).await.unwrap();
-        assert_eq!(response.json().unwrap(), json!({"greeting": "Hello, Ada!"}));
+        assert_eq!(response.json::<Value>().unwrap(), json!({"greeting": "Hello, Ada!"}));
         pool.close().await;
     });
     recorder.handle().render()

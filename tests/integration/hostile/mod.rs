@@ -15,7 +15,7 @@ use std::{
 };
 
 use evalpool::{Error, EvaluatorPool, Isolation, Plugin, Settings, Source, Spec, config::EngineKind};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::gallery::{Comes, Hostile};
 use crate::support::{GREET, compile_workers, eventually, on_threads};
@@ -175,7 +175,7 @@ async fn neighbour(pool: EvaluatorPool, stop: Arc<AtomicBool>) -> usize {
     while !stop.load(Ordering::SeqCst) {
         let name = format!("{served}");
         let response = neighbour.evaluate(json!({"name": name})).await.unwrap();
-        assert_eq!(response.json().unwrap()["greeting"], format!("Hello, {name}!"));
+        assert_eq!(response.json::<Value>().unwrap()["greeting"], format!("Hello, {name}!"));
         served += 1;
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
