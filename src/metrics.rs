@@ -26,6 +26,7 @@ pub enum MetricType {
 
 /// A metric of the catalogue.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Metric {
     /// Its name, base unit included.
     pub name: &'static str,

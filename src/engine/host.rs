@@ -6,6 +6,7 @@ use super::BoxFuture;
 
 /// The type of a parameter or result of a host function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 #[expect(missing_docs, reason = "WebAssembly's own names")]
 pub enum ValType {
     I32,
@@ -16,6 +17,7 @@ pub enum ValType {
 
 /// A parameter or result of a host function.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 #[expect(missing_docs, reason = "WebAssembly's own names")]
 pub enum Val {
     I32(i32),

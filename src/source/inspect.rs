@@ -32,6 +32,7 @@ pub struct Interface {
 
 /// Something that a plugin needs from its host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct Import {
     /// The module that it is imported from, such as `extism:host/env`.
     pub module: String,
