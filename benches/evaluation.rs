@@ -23,7 +23,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use evalpool::{
     Close, Error, Evaluator, EvaluatorPool, Isolation, Source, Spec,
     config::LimitSettings,
-    engine::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Instance, Permit},
+    engine::{BoxFuture, CallRequest, CompileRequest, CompiledPlugin, Engine, Instance, Permit},
 };
 use extism::{Manifest, Plugin, PluginBuilder, Wasm};
 use lru::LruCache;
@@ -125,7 +125,8 @@ fn engine_calls(
             }
             let deadline = tokio::time::Instant::now() + limits().exec_timeout;
             let input = Bytes::from_static(sample.input);
-            let _ = black_box(kept.call(sample.entry_point, input, deadline).await.unwrap());
+            let request = CallRequest { entry_point: sample.entry_point, input, context: None, deadline };
+            let _ = black_box(kept.call(request).await.unwrap());
         }
         started.elapsed()
     })
@@ -258,13 +259,8 @@ impl CompiledPlugin for Held {
 }
 
 impl Instance for Held {
-    fn call<'a>(
-        &'a mut self,
-        _entry_point: &'a str,
-        input: Bytes,
-        _deadline: tokio::time::Instant,
-    ) -> BoxFuture<'a, Result<Bytes, Error>> {
-        Box::pin(ready(Ok(input)))
+    fn call<'a>(&'a mut self, request: CallRequest<'a>) -> BoxFuture<'a, Result<Bytes, Error>> {
+        Box::pin(ready(Ok(request.input)))
     }
 
     fn is_sound(&self) -> bool {

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use evalpool::{
     Isolation,
-    engine::{CompiledPlugin, Instance, Permit},
+    engine::{CallRequest, CompiledPlugin, Instance, Permit},
 };
 use tokio::runtime::Runtime;
 
@@ -96,7 +96,9 @@ impl Caller for EngineCaller {
             None => self.instance.insert(self.compiled.instantiate(Permit::new(())).await.unwrap()),
         };
         let deadline = tokio::time::Instant::now() + limits().exec_timeout;
-        let _ = black_box(instance.call(TRIVIAL.entry_point, Bytes::new(), deadline).await.unwrap());
+        let input = Bytes::new();
+        let request = CallRequest { entry_point: TRIVIAL.entry_point, input, context: None, deadline };
+        let _ = black_box(instance.call(request).await.unwrap());
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{any::Any, cell::Cell, fmt, future::Future, pin::pin, sync::Arc};
 
-use super::BoxFuture;
+use super::{BoxFuture, Guest, HostFunctionError};
 
 /// The type of a parameter or result of a host function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,40 +39,7 @@ impl Val {
     }
 }
 
-/// Why a host function failed. The guest's call ends with it.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{message}")]
-pub struct HostFunctionError {
-    message: String,
-    /// The guest's memory had no room for a block. extism does not say so.
-    pub(super) is_out_of_memory: bool,
-}
-
-impl HostFunctionError {
-    /// A failure with a message, which the caller of the evaluation sees.
-    pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), is_out_of_memory: false }
-    }
-}
-
-/// The guest's Extism memory, in blocks: each is named by the offset that PDKs pass as a pointer.
-pub trait GuestMemory: Send {
-    /// Copies the block at `offset` out of the guest. Offset 0 is the empty block.
-    ///
-    /// # Errors
-    ///
-    /// When no block begins there.
-    fn read(&mut self, offset: u64) -> Result<Vec<u8>, HostFunctionError>;
-
-    /// Allocates a block in the guest, fills it and returns its offset.
-    ///
-    /// # Errors
-    ///
-    /// When the guest's memory is exhausted.
-    fn write(&mut self, bytes: &[u8]) -> Result<u64, HostFunctionError>;
-}
-
-type Call = dyn for<'a> Fn(&'a mut dyn GuestMemory, &'a [Val]) -> BoxFuture<'a, Returned> + Send + Sync;
+type Call = dyn for<'a> Fn(&'a mut dyn Guest, &'a [Val]) -> BoxFuture<'a, Returned> + Send + Sync;
 type Returned = Result<Vec<Val>, HostFunctionError>;
 
 /// A function of the host that plugins may import.
@@ -82,6 +49,9 @@ type Returned = Result<Vec<Val>, HostFunctionError>;
 /// panics, the evaluation ends as [`Error::Internal`](crate::Error::Internal) and its instance is discarded. If it
 /// evaluates on its own pool, that evaluation never waits: it is [`Error::Saturated`](crate::Error::Saturated) unless an
 /// instance is free at once.
+///
+/// What is the same for all calls, its closure captures. What differs from call to call, it asks for as the call's
+/// [context](Guest#method.context).
 #[derive(Clone)]
 pub struct HostFunction {
     pub(super) module: String,
@@ -127,9 +97,9 @@ impl HostFunction {
         call: F,
     ) -> Self
     where
-        F: Fn(&mut dyn GuestMemory, &[Val]) -> Result<Vec<Val>, HostFunctionError> + Send + Sync + 'static,
+        F: Fn(&mut dyn Guest, &[Val]) -> Result<Vec<Val>, HostFunctionError> + Send + Sync + 'static,
     {
-        Self::new_async(name, params, results, move |memory, args| Box::pin(std::future::ready(call(memory, args))))
+        Self::new_async(name, params, results, move |guest, args| Box::pin(std::future::ready(call(guest, args))))
     }
 
     /// A function that may wait. Its future is dropped when the evaluation is dropped or its deadline passes.
@@ -140,12 +110,12 @@ impl HostFunction {
     /// ```
     /// use evalpool::engine::{HostFunction, Val, ValType};
     ///
-    /// let later = HostFunction::new_async("later", [ValType::I64], [ValType::I64], |memory, args| {
+    /// let later = HostFunction::new_async("later", [ValType::I64], [ValType::I64], |guest, args| {
     ///     Box::pin(async move {
     ///         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     ///         let Val::I64(offset) = args[0] else { return Ok(vec![Val::I64(0)]) };
-    ///         let block = memory.read(offset.cast_unsigned())?;
-    ///         Ok(vec![Val::I64(memory.write(&block)?.cast_signed())])
+    ///         let block = guest.read(offset.cast_unsigned())?;
+    ///         Ok(vec![Val::I64(guest.write(&block)?.cast_signed())])
     ///     })
     /// });
     /// assert_eq!(later.name(), "later");
@@ -157,7 +127,7 @@ impl HostFunction {
         call: F,
     ) -> Self
     where
-        F: for<'a> Fn(&'a mut dyn GuestMemory, &'a [Val]) -> BoxFuture<'a, Result<Vec<Val>, HostFunctionError>>
+        F: for<'a> Fn(&'a mut dyn Guest, &'a [Val]) -> BoxFuture<'a, Result<Vec<Val>, HostFunctionError>>
             + Send
             + Sync
             + 'static,
@@ -183,9 +153,9 @@ impl HostFunction {
         F: Fn(Vec<u8>) -> R + Send + Sync + 'static,
         R: Future<Output = Result<Vec<u8>, HostFunctionError>> + Send + 'static,
     {
-        Self::new_async(name, [ValType::I64], [ValType::I64], move |memory, args| {
-            let output = memory.read(first_offset(args)).map(&call);
-            Box::pin(async move { Ok(vec![Val::I64(memory.write(&output?.await?)?.cast_signed())]) })
+        Self::new_async(name, [ValType::I64], [ValType::I64], move |guest, args| {
+            let output = guest.read(first_offset(args)).map(&call);
+            Box::pin(async move { Ok(vec![Val::I64(guest.write(&output?.await?)?.cast_signed())]) })
         })
     }
 
@@ -201,10 +171,10 @@ impl HostFunction {
     where
         F: Fn(&[u8]) -> Result<Vec<u8>, HostFunctionError> + Send + Sync + 'static,
     {
-        Self::new(name, [ValType::I64], [ValType::I64], move |memory, args| {
-            let input = memory.read(first_offset(args))?;
+        Self::new(name, [ValType::I64], [ValType::I64], move |guest, args| {
+            let input = guest.read(first_offset(args))?;
             let output = call(&input)?;
-            Ok(vec![Val::I64(memory.write(&output)?.cast_signed())])
+            Ok(vec![Val::I64(guest.write(&output)?.cast_signed())])
         })
     }
 

@@ -23,6 +23,8 @@ pub mod direct;
 #[cfg(feature = "extism")]
 pub mod extism;
 #[cfg_attr(not(all(feature = "direct", feature = "extism")), allow(unused, reason = "each engine uses a part of it"))]
+mod guest;
+#[cfg_attr(not(all(feature = "direct", feature = "extism")), allow(unused, reason = "each engine uses a part of it"))]
 mod host;
 #[cfg(any(feature = "direct", feature = "extism"))]
 mod text;
@@ -32,8 +34,11 @@ use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::
 use bytes::Bytes;
 use tokio::time::Instant;
 
-pub use self::host::{GuestMemory, HostFunction, HostFunctionError, Val, ValType};
 pub(crate) use self::host::{inside_host_function, panic_text};
+pub use self::{
+    guest::{CallContext, Guest, HostFunctionError},
+    host::{HostFunction, Val, ValType},
+};
 use crate::{error::Error, last_words::LastWords, source::Digest, words::words};
 
 /// Modules that a plugin may be linked with: `direct` reserves slots for as many.
@@ -110,6 +115,19 @@ pub struct LinkedModule {
     pub wasm: Bytes,
     /// The digest of those bytes.
     pub digest: Digest,
+}
+
+/// One call of an instance.
+#[derive(Debug, Clone)]
+pub struct CallRequest<'a> {
+    /// The export to call.
+    pub entry_point: &'a str,
+    /// What the guest gets.
+    pub input: Bytes,
+    /// What host functions get, in this call and no other. The engine drops it when the guest has returned or was stopped.
+    pub context: Option<CallContext>,
+    /// For the engine to keep while nobody polls the call's future. The caller has a timer of its own.
+    pub deadline: Instant,
 }
 
 /// The slots of an engine that reserves them in advance.
@@ -237,18 +255,12 @@ pub trait CompiledPlugin: Send + Sync + 'static {
 /// another thread, together with its permit.
 pub trait Instance: Send + 'static {
     /// Calls an entry point. **Dropping the future stops the guest**, and the instance is not [sound](Self::is_sound)
-    /// afterwards. The caller has a timer of its own; `deadline` is for the engine to keep while nobody polls the
-    /// future. A panic of a host function passes through, and leaves the instance unsound.
+    /// afterwards. A panic of a host function passes through, and leaves the instance unsound.
     ///
     /// # Errors
     ///
     /// The guest's failure, classified here and nowhere else.
-    fn call<'a>(
-        &'a mut self,
-        entry_point: &'a str,
-        input: Bytes,
-        deadline: Instant,
-    ) -> BoxFuture<'a, Result<Bytes, Error>>;
+    fn call<'a>(&'a mut self, request: CallRequest<'a>) -> BoxFuture<'a, Result<Bytes, Error>>;
 
     /// What the guest of the last call wrote and, if it failed, where it was. Asked once after each call, also after one
     /// whose future was dropped. The default leaves nothing.

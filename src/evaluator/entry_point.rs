@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::Evaluator;
-use crate::{data::Data, engine::inside_host_function, error::Error, response::Response};
+use super::{Call, Evaluator};
+use crate::{data::Data, error::Error, response::Response};
 
 /// One entry point of an evaluator's plugin: calls through it run that export. Cheap to clone.
 ///
@@ -39,7 +39,19 @@ impl EntryPoint {
     /// As there, and [`EntryPointMissing`](Error::EntryPointMissing), with the names that exist, if the plugin has none of
     /// this name.
     pub async fn evaluate(&self, data: impl Into<Data>) -> Result<Response, Error> {
-        self.evaluator.evaluate_from(data.into(), Some(&self.name), inside_host_function()).await
+        self.evaluator.evaluate_from(data.into(), Call::by(Some(&self.name))).await
+    }
+
+    /// The same with a context for host functions: see [`Evaluator::evaluate_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`evaluate`](Self::evaluate).
+    pub async fn evaluate_with<C>(&self, data: impl Into<Data>, context: C) -> Result<Response, Error>
+    where
+        C: Send + Sync + 'static,
+    {
+        self.evaluator.evaluate_from(data.into(), Call::by(Some(&self.name)).with(context)).await
     }
 
     /// The same for callers without tokio: see [`Evaluator::evaluate_blocking`].

@@ -1,6 +1,7 @@
 //! The handle that users hold: it takes one evaluation from data to response, and caches instances for the threads that
 //! call it without a pause.
 
+mod call;
 mod entry_point;
 
 use std::{
@@ -18,16 +19,16 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use tokio::{runtime::Handle, time::Instant};
 
+use self::call::{Call, Outcome, block};
 pub use self::entry_point::EntryPoint;
 use crate::{
-    background, clock,
+    clock,
     close::{Close, CloseReport},
     data::Data,
     engine::{BoxFuture, inside_host_function},
     error::Error,
     executable::Executable,
     info::EvaluatorInfo,
-    metrics::Metrics,
     registry::{CloseReason, Gone, Lookup, RevisionId, RuntimeState, ThreadCache},
     response::{EvaluatorId, Response, Timings},
     revision::{PoolInner, Revision},
@@ -127,20 +128,53 @@ impl Evaluator {
     /// [`OutOfMemory`](Error::OutOfMemory), [`OutOfFuel`](Error::OutOfFuel), [`OutputTooLarge`](Error::OutputTooLarge),
     /// [`ExecTimeout`](Error::ExecTimeout). [`Internal`](Error::Internal) for a panic in a host function.
     pub async fn evaluate(&self, data: impl Into<Data>) -> Result<Response, Error> {
-        self.evaluate_from(data.into(), None, inside_host_function()).await
+        self.evaluate_from(data.into(), Call::by(None)).await
     }
 
-    /// The same by an entry point, or the default one.
-    async fn evaluate_from(&self, data: Data, entry_point: Option<&str>, inside: bool) -> Result<Response, Error> {
+    /// The same with a context: a value that host functions can ask for while they serve this call, by its type:
+    /// [`context`](crate::engine::Guest#method.context). What several calls share, pass as an `Arc` and ask for as one.
+    ///
+    /// No other call sees it, nor does an initialiser. It is dropped when the evaluation ends, however it ends; on the
+    /// `extism` engine, where a guest may go on for a while after its caller has left, when the guest has ended.
+    ///
+    /// ```no_run
+    /// # async fn example(pool: evalpool::EvaluatorPool) -> Result<(), evalpool::Error> {
+    /// use evalpool::{HostFunction, Spec, engine::{Val, ValType}};
+    ///
+    /// struct Customer {
+    ///     name: String,
+    /// }
+    ///
+    /// let whose = HostFunction::new("whose", [], [ValType::I64], |guest, _| {
+    ///     let customer = guest.context::<Customer>()?;
+    ///     Ok(vec![Val::I64(guest.write(customer.name.as_bytes())?.cast_signed())])
+    /// });
+    /// let evaluator = pool.evaluator("price", Spec::file("price.wasm").host_function(whose))?;
+    /// evaluator.evaluate_with("tea", Customer { name: "Ada".into() }).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`evaluate`](Self::evaluate).
+    pub async fn evaluate_with<C>(&self, data: impl Into<Data>, context: C) -> Result<Response, Error>
+    where
+        C: Send + Sync + 'static,
+    {
+        self.evaluate_from(data.into(), Call::by(None).with(context)).await
+    }
+
+    async fn evaluate_from(&self, data: Data, call: Call<'_>) -> Result<Response, Error> {
         let metrics = &self.inner.pool.metrics;
         let mut outcome = Outcome { metrics, is_known: false };
-        let result = self.evaluate_inner(data, entry_point, inside).await;
+        let result = self.evaluate_inner(data, call).await;
         outcome.is_known = true;
         metrics.evaluated(result.as_ref().map(drop));
         result
     }
 
-    async fn evaluate_inner(&self, data: Data, entry_point: Option<&str>, inside: bool) -> Result<Response, Error> {
+    async fn evaluate_inner(&self, data: Data, call: Call<'_>) -> Result<Response, Error> {
         // An evaluation may end without having waited for anything. A caller in a loop must yield its thread now and then.
         tokio::task::consume_budget().await;
         let EvaluatorInner { pool, parked, .. } = &*self.inner;
@@ -153,7 +187,7 @@ impl Evaluator {
             if let Some(checkout) = Checkout::parked(parked, id, began) {
                 pool.metrics.lookup(Lookup::Hit.as_str());
                 pool.ensure_sweeping();
-                return self.run(checkout, entry_point, input, Duration::ZERO, began).await;
+                return self.run(checkout, call, input, Duration::ZERO, began).await;
             }
             prepared = Some((id, input));
         }
@@ -171,7 +205,7 @@ impl Evaluator {
                 Some((id, input)) if id == revision.id => input,
                 _ => self.input(&revision, &data)?,
             };
-            let lease = match revision.lease_as(pool, &mut age, deadline, inside).await {
+            let lease = match revision.lease_as(pool, &mut age, deadline, call.inside).await {
                 Ok(lease) => lease,
                 // Replaced while it waited: the new plugin answers. Or closed: then there is no revision to go on with.
                 Err(Error::Closed { .. }) => continue,
@@ -180,7 +214,7 @@ impl Evaluator {
             // A caller that joins a build late waits for the rest of it only.
             let build = lease.build.min(began.elapsed());
             let checkout = Checkout::new(lease, parked).await?;
-            return self.run(checkout, entry_point, input, build, began).await;
+            return self.run(checkout, call, input, build, began).await;
         }
     }
 
@@ -202,7 +236,7 @@ impl Evaluator {
     async fn run(
         &self,
         mut checkout: Checkout<'_>,
-        entry_point: Option<&str>,
+        call: Call<'_>,
         input: Bytes,
         build: Duration,
         began: Instant,
@@ -211,7 +245,7 @@ impl Evaluator {
         let started = Instant::now();
         let wait = (started - began).saturating_sub(build);
         pool.metrics.evaluation_phase("wait", wait);
-        let (digest, ended) = checkout.call(entry_point, input, started).await;
+        let (digest, ended) = checkout.call(call.entry_point, input, call.context, started).await;
         let exec = started.elapsed();
         pool.metrics.evaluation_phase("exec", exec);
         drop(checkout);
@@ -240,7 +274,10 @@ impl Evaluator {
 
     fn block_on(&self, data: Data, entry_point: Option<Arc<str>>) -> Result<Response, Error> {
         let (inside, this) = (inside_host_function(), self.clone());
-        block(inside, async move { this.evaluate_from(data, entry_point.as_deref(), inside).await })?
+        block(inside, async move {
+            let call = Call { inside, ..Call::by(entry_point.as_deref()) };
+            this.evaluate_from(data, call).await
+        })?
     }
 
     /// Refuses new work, lets calls in flight finish for `pool.grace`, interrupts the rest, and returns when the
@@ -380,42 +417,6 @@ impl fmt::Debug for Evaluator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Evaluator").field("id", &self.inner.id).field("name", &self.inner.name).finish_non_exhaustive()
     }
-}
-
-/// Counts an evaluation whose caller left before its outcome was known.
-struct Outcome<'a> {
-    metrics: &'a Metrics,
-    is_known: bool,
-}
-
-impl Drop for Outcome<'_> {
-    fn drop(&mut self) {
-        if !self.is_known {
-            self.metrics.evaluated(Err(&Error::Cancelled));
-        }
-    }
-}
-
-/// Runs a future on this crate's own runtime and waits for it here. `inside` a host function this may be a thread of
-/// that runtime, which cannot wait for itself: then it is run on one of its own.
-fn block<T: Send + 'static>(inside: bool, future: impl Future<Output = T> + Send + 'static) -> Result<T, Error> {
-    let failed = |reason| Error::Internal { reason, cause: None };
-    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-    let run = async move {
-        // Fails only when the thread that waits is gone.
-        let _ = sender.send(future.await);
-    };
-    if inside {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| Error::internal("no runtime could be made", error))?;
-        let thread = std::thread::Builder::new().name("evalpool-nested".into());
-        thread
-            .spawn(move || runtime.block_on(run))
-            .map_err(|error| Error::internal("no thread could be started", error))?;
-    } else {
-        background::own().ok_or(failed("no thread could be started"))?.spawn(run);
-    }
-    receiver.recv().map_err(|_| failed("a blocking evaluation panicked"))
 }
 
 fn unix_millis() -> u64 {

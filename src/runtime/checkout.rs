@@ -19,7 +19,7 @@ use super::{Discard, Instance, Runtime};
 use crate::{
     clock,
     config::Isolation,
-    engine::{self, panic_text},
+    engine::{self, CallContext, CallRequest, panic_text},
     error::Error,
     last_words::LastWords,
     registry::{Claim, Epoch, Lease, RevisionId, ThreadCache},
@@ -84,7 +84,13 @@ impl<'a> Checkout<'a> {
 
     /// Runs the guest by this entry point, or the default one, from `now` on. Dropping the future stops it. Gives the digest
     /// of the plugin that ran as well.
-    pub(crate) async fn call(&mut self, entry_point: Option<&str>, input: Bytes, now: Instant) -> (Digest, Ended) {
+    pub(crate) async fn call(
+        &mut self,
+        entry_point: Option<&str>,
+        input: Bytes,
+        context: Option<CallContext>,
+        now: Instant,
+    ) -> (Digest, Ended) {
         let Some(Parked { lease, instance }) = &mut self.held else { unreachable!("held until it is dropped") };
         let Some(runtime) = lease.resident() else { unreachable!("a lease has its runtime until it ends") };
         let inner = &runtime.inner;
@@ -97,7 +103,8 @@ impl<'a> Checkout<'a> {
         // Until the guest has returned, the instance is one that was interrupted.
         self.discard = Some(Discard::Cancelled);
         let deadline = clock::later(now, inner.policy.exec_timeout);
-        let (ended, panicked) = run(runtime, &mut *instance.guest, entry_point, input, deadline).await;
+        let request = CallRequest { entry_point, input, context, deadline };
+        let (ended, panicked) = run(runtime, &mut *instance.guest, request).await;
         let (words, report) = (instance.guest.last_words(), &inner.program.report);
         let ended = match ended {
             Ended::Output(output, _) => {
@@ -121,17 +128,12 @@ impl<'a> Checkout<'a> {
     }
 }
 
-/// Runs a guest until it returns, until `deadline`, or until the runtime's close interrupts it. Says as well whether it
+/// Runs a guest until it returns, until its deadline, or until the runtime's close interrupts it. Says as well whether it
 /// panicked.
-async fn run(
-    runtime: &Runtime,
-    guest: &mut dyn engine::Instance,
-    entry_point: &str,
-    input: Bytes,
-    deadline: Instant,
-) -> (Ended, bool) {
+async fn run(runtime: &Runtime, guest: &mut dyn engine::Instance, request: CallRequest<'_>) -> (Ended, bool) {
     let inner = &runtime.inner;
-    let call = guest.call(entry_point, input, deadline);
+    let deadline = request.deadline;
+    let call = guest.call(request);
     let mut call = pin!(AssertUnwindSafe(call).catch_unwind());
     // Most guests return at once, and then neither a timer nor a subscription is needed, which all threads share.
     match poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await {

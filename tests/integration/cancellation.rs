@@ -5,6 +5,7 @@
 use std::{
     future::Future,
     pin::pin,
+    sync::Arc,
     task::{Context, Waker},
     time::Duration,
 };
@@ -113,7 +114,9 @@ async fn an_evaluation_dropped_at_any_await_leaves_the_pool_whole() {
                         format!("{}, evaluate dropped after {polls} polls, {isolation:?}", tell(&spy, step, act));
                     let pool = pool(&spy, isolation);
                     let evaluator = pool.evaluator("victim", Spy::spec()).unwrap();
-                    let ended = poll_and_drop(polls, evaluator.evaluate("")).await;
+                    let context = Arc::new(());
+                    let ended = poll_and_drop(polls, evaluator.evaluate_with("", context.clone())).await;
+                    assert_eq!(Arc::strong_count(&context), 1, "the context is kept: {case}");
                     assert_eq!(
                         pool.sum("evalpool_evaluations_total", r#"outcome="cancelled""#),
                         usize::from(polls > 0 && !ended),

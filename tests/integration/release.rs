@@ -9,7 +9,7 @@ use evalpool::{
     Digest, Error, HostFunction, Settings,
     config::EngineKind,
     engine::{
-        CompileRequest, CompiledPlugin, Engine, Instance, InstanceLimits, Permit, direct::DirectEngine,
+        CallRequest, CompileRequest, CompiledPlugin, Engine, Instance, InstanceLimits, Permit, direct::DirectEngine,
         extism::ExtismEngine,
     },
 };
@@ -94,7 +94,8 @@ async fn compile(engine: &dyn Engine, text: &str, seen: &Seen) -> Result<Box<dyn
 
 async fn call(instance: &mut dyn Instance, input: &'static [u8]) -> Result<(), Error> {
     let deadline = Instant::now() + std::time::Duration::from_mins(1);
-    instance.call("run", input.into(), deadline).await.map(drop)
+    let request = CallRequest { entry_point: "run", input: input.into(), context: None, deadline };
+    instance.call(request).await.map(drop)
 }
 
 #[tokio::test]

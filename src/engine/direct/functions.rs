@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     engine::{
-        GuestMemory, HostFunction, HostFunctionError, Val, ValType,
+        CallContext, Guest, HostFunction, HostFunctionError, Val, ValType,
         host::{Kind, conversions},
     },
     error::Error,
@@ -32,7 +32,7 @@ pub(super) fn link(linker: &mut Linker<GuestState>, function: &HostFunction) -> 
                 let unknown = || HostTrap::Broken("a host function was passed a value that it does not take".into());
                 let args: Vec<_> = args.iter().map(from_val).collect::<Option<_>>().ok_or_else(unknown)?;
                 let returned =
-                    (portable.call)(&mut Memory(&mut caller), &args).await.map_err(|error| failed(&error))?;
+                    (portable.call)(&mut CallingGuest(&mut caller), &args).await.map_err(|error| failed(&error))?;
                 portable.check(&returned).map_err(HostTrap::Broken)?;
                 slots.iter_mut().zip(returned).for_each(|(slot, value)| *slot = to_val(value));
                 Ok(())
@@ -47,21 +47,28 @@ fn failed(error: &HostFunctionError) -> HostTrap {
     if error.is_out_of_memory { HostTrap::OutOfMemory } else { HostTrap::Failed(error.to_string()) }
 }
 
-struct Memory<'a, 'b>(&'a mut Caller<'b>);
+struct CallingGuest<'a, 'b>(&'a mut Caller<'b>);
 
-impl GuestMemory for Memory<'_, '_> {
+impl Guest for CallingGuest<'_, '_> {
     fn read(&mut self, offset: u64) -> Result<Vec<u8>, HostFunctionError> {
-        let kernel = Kernel::of(&*self.0).map_err(|error| HostFunctionError::new(error.to_string()))?;
+        let kernel = Kernel::of(&*self.0).map_err(|error| memory_error(&error))?;
         let bytes = kernel.read(&*self.0, offset).map(<[u8]>::to_vec);
         bytes.ok_or_else(|| HostFunctionError::new(format!("no block of guest memory begins at {offset}")))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<u64, HostFunctionError> {
         let kernel = Kernel::of(&*self.0);
-        kernel.and_then(|kernel| kernel.write(self.0, bytes)).map_err(|error| {
-            let mut failure = HostFunctionError::new(error.root_cause().to_string());
-            failure.is_out_of_memory = matches!(error.downcast_ref(), Some(HostTrap::OutOfMemory));
-            failure
-        })
+        kernel.and_then(|kernel| kernel.write(self.0, bytes)).map_err(|error| memory_error(&error))
     }
+
+    fn any_context(&self) -> Option<CallContext> {
+        self.0.data().call_context.clone()
+    }
+}
+
+/// What the guest's memory could not do.
+fn memory_error(error: &wasmtime::Error) -> HostFunctionError {
+    let mut failure = HostFunctionError::new(error.root_cause().to_string());
+    failure.is_out_of_memory = matches!(error.downcast_ref(), Some(HostTrap::OutOfMemory));
+    failure
 }

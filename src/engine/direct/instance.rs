@@ -20,7 +20,7 @@ use super::{
 use crate::{
     clock,
     engine::{
-        BoxFuture, Instance, Permit,
+        BoxFuture, CallRequest, Instance, Permit,
         host::{in_guest, panic_text},
     },
     error::Error,
@@ -86,12 +86,7 @@ impl DirectInstance {
 }
 
 impl Instance for DirectInstance {
-    fn call<'a>(
-        &'a mut self,
-        entry_point: &'a str,
-        input: Bytes,
-        deadline: Instant,
-    ) -> BoxFuture<'a, Result<Bytes, Error>> {
+    fn call<'a>(&'a mut self, request: CallRequest<'a>) -> BoxFuture<'a, Result<Bytes, Error>> {
         Box::pin(in_guest(async move {
             // In this future, so that the guest is dropped with it, and when a host function panics.
             let Some(mut guest) = self.guest.take() else {
@@ -99,7 +94,7 @@ impl Instance for DirectInstance {
             };
             // What an earlier call or an initialiser wrote is not this call's.
             drop(self.last_words());
-            let (ended, is_sound) = guest.call(entry_point, &input, deadline, &mut self.stack).await;
+            let (ended, is_sound) = guest.call(request, &mut self.stack).await;
             self.guest = is_sound.then_some(guest);
             ended
         }))
@@ -157,16 +152,14 @@ impl Guest {
     }
 
     /// Calls an entry point; also tells whether the guest can be called again, and where it failed.
-    async fn call(
-        &mut self,
-        entry_point: &str,
-        input: &[u8],
-        deadline: Instant,
-        stack: &mut Vec<String>,
-    ) -> (Result<Bytes, Error>, bool) {
+    async fn call(&mut self, request: CallRequest<'_>, stack: &mut Vec<String>) -> (Result<Bytes, Error>, bool) {
+        let entry_point = request.entry_point;
         let slot = self.store.data().run_permit.slot();
-        let returned = slot.run(self.run(entry_point, input, deadline)).await;
-        self.store.data_mut().run_permit.rest();
+        let returned = slot.run(self.run(request)).await;
+        let state = self.store.data_mut();
+        state.run_permit.rest();
+        // Here, on every way that leaves a guest. A guest that is dropped drops its own.
+        state.call_context = None;
         if let Err(error) = &returned {
             *stack = stack::of(error);
         }
@@ -177,8 +170,10 @@ impl Guest {
         (ended.and_then(|()| self.kernel.output(&self.store, limits.output_size)), is_sound)
     }
 
-    async fn run(&mut self, entry_point: &str, input: &[u8], deadline: Instant) -> wasmtime::Result<i32> {
+    async fn run(&mut self, request: CallRequest<'_>) -> wasmtime::Result<i32> {
+        let CallRequest { entry_point, input, context, deadline } = request;
         let state = self.store.data_mut();
+        state.call_context = context;
         state.deadline = deadline;
         state.log = LogBudget::default();
         state.http = Response::default();
@@ -187,7 +182,7 @@ impl Guest {
         if let Some(fuel) = self.context.limits.fuel {
             self.store.set_fuel(fuel)?;
         }
-        self.kernel.begin(&mut self.store, input)?;
+        self.kernel.begin(&mut self.store, &input)?;
         if self.entry.as_ref().is_none_or(|(known, _)| known != entry_point) {
             self.entry = Some((entry_point.to_owned(), self.find(entry_point)?));
         }

@@ -16,7 +16,7 @@ use super::{
     ticker::Ticker,
 };
 use crate::{
-    engine::{InstanceLimits, Permit},
+    engine::{CallContext, InstanceLimits, Permit},
     source::Digest,
 };
 
@@ -41,6 +41,8 @@ pub(super) type Caller<'a> = wasmtime::Caller<'a, GuestState>;
 /// The data of one guest's store.
 pub(super) struct GuestState {
     pub(super) context: Arc<PluginContext>,
+    /// What the call gives host functions: `None` but during a call that has one.
+    pub(super) call_context: Option<CallContext>,
     /// `None` until the kernel is instantiated, which is before any guest code runs.
     pub(super) kernel_memory: Option<Memory>,
     pub(super) allocator: Allocator,
@@ -60,6 +62,7 @@ impl GuestState {
     pub(super) fn new(context: Arc<PluginContext>, streams: Option<Arc<Streams>>, deadline: Instant) -> Self {
         let InstanceLimits { memory, table_elements, .. } = context.limits;
         Self {
+            call_context: None,
             kernel_memory: None,
             allocator: Allocator::default(),
             budget: Budget { memory_left: memory, table_elements },

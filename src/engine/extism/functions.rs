@@ -1,6 +1,6 @@
 //! Host functions in extism's terms.
 
-use std::sync::Arc;
+use std::{cell::RefCell, sync::Arc};
 
 use extism::{CurrentPlugin, Function, UserData};
 use futures_util::FutureExt;
@@ -8,7 +8,7 @@ use tokio::{runtime::Handle, time::timeout};
 
 use crate::{
     engine::{
-        GuestMemory, HostFunction, HostFunctionError, Val, ValType,
+        CallContext, Guest, HostFunction, HostFunctionError, Val, ValType,
         host::{Kind, Portable, conversions},
     },
     error::Error,
@@ -42,15 +42,15 @@ fn wrap(name: &str, portable: Arc<Portable>) -> Function {
     Function::new(name, params, results, UserData::new(()), move |plugin, inputs, outputs, _| {
         let args: Vec<Val> = inputs.iter().filter_map(from_val).collect();
         let left = plugin.time_remaining().unwrap_or_default();
-        let mut memory = Memory(plugin);
+        let mut guest = CallingGuest(plugin);
         // A panic in it passes through the guest's frames, which wasmtime allows.
-        let mut call = (portable.call)(&mut memory, &args);
+        let mut call = (portable.call)(&mut guest, &args);
         let returned = if let Some(returned) = (&mut call).now_or_never() {
-            returned?
+            returned.map_err(failed)?
         } else {
             // On a thread that may block. What does not end by itself must not hold it for longer than a guest may run.
             let call = async { timeout(left, call).await };
-            Handle::try_current()?.block_on(call).map_err(|_| extism::Error::msg("timeout"))??
+            Handle::try_current()?.block_on(call).map_err(|_| extism::Error::msg("timeout"))?.map_err(failed)?
         };
         portable.check(&returned).map_err(Broken)?;
         outputs.iter_mut().zip(returned).for_each(|(slot, value)| *slot = to_val(value));
@@ -63,18 +63,52 @@ fn wrap(name: &str, portable: Arc<Portable>) -> Function {
 #[error("{0}")]
 pub(super) struct Broken(String);
 
-struct Memory<'a>(&'a mut CurrentPlugin);
+fn failed(error: HostFunctionError) -> extism::Error {
+    extism::Error::msg(error)
+}
 
-impl GuestMemory for Memory<'_> {
+thread_local! {
+    /// What the call that this thread runs gives host functions: a guest and its host functions stay on one thread. extism's
+    /// own host context is not used, because a call that has one does not say what its guest returned, and because it
+    /// may stay with an instance whose call has failed.
+    static CONTEXT: RefCell<Option<CallContext>> = const { RefCell::new(None) };
+}
+
+/// Gives the host functions of a call its context, until it is dropped, and with it the context.
+pub(super) struct ContextScope(());
+
+impl ContextScope {
+    pub(super) fn enter(context: Option<CallContext>) -> Self {
+        CONTEXT.set(context);
+        Self(())
+    }
+}
+
+impl Drop for ContextScope {
+    fn drop(&mut self) {
+        CONTEXT.take();
+    }
+}
+
+struct CallingGuest<'a>(&'a mut CurrentPlugin);
+
+impl Guest for CallingGuest<'_> {
     fn read(&mut self, offset: u64) -> Result<Vec<u8>, HostFunctionError> {
         let missing = || HostFunctionError::new(format!("no block of guest memory begins at {offset}"));
         let handle = self.0.memory_handle(offset).ok_or_else(missing)?;
-        let bytes = self.0.memory_bytes(handle).map_err(|error| HostFunctionError::new(error.to_string()))?;
-        Ok(bytes.to_vec())
+        Ok(self.0.memory_bytes(handle).map_err(|error| memory_error(&error))?.to_vec())
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<u64, HostFunctionError> {
-        let handle = self.0.memory_new(bytes).map_err(|error| HostFunctionError::new(error.to_string()))?;
-        Ok(handle.offset())
+        Ok(self.0.memory_new(bytes).map_err(|error| memory_error(&error))?.offset())
     }
+
+    fn any_context(&self) -> Option<CallContext> {
+        CONTEXT.with_borrow(Clone::clone)
+    }
+}
+
+/// What the guest's memory could not do.
+fn memory_error(error: &extism::Error) -> HostFunctionError {
+    HostFunctionError::new(error.to_string())
 }

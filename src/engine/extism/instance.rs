@@ -4,12 +4,12 @@ use std::panic::resume_unwind;
 
 use bytes::Bytes;
 use extism::Plugin;
-use tokio::{task::spawn_blocking, time::Instant};
+use tokio::task::spawn_blocking;
 
-use super::{cancel::Call, compiled::Exclusive, errors};
+use super::{cancel::Call, compiled::Exclusive, errors, functions::ContextScope};
 use crate::{
     background,
-    engine::{BoxFuture, Instance, InstanceLimits, Permit, host::GuestScope},
+    engine::{BoxFuture, CallContext, CallRequest, Instance, InstanceLimits, Permit, host::GuestScope},
     error::Error,
 };
 
@@ -41,11 +41,18 @@ impl Guest {
     }
 
     /// Calls an entry point, on a thread that may block. Returns the guest as well, if it can be called again.
-    fn call(mut self: Box<Self>, entry_point: &str, input: &[u8], call: &Call) -> Returned {
+    fn call(
+        mut self: Box<Self>,
+        entry_point: &str,
+        input: &[u8],
+        context: Option<CallContext>,
+        call: &Call,
+    ) -> Returned {
         if !call.begin() {
             return (None, Err(Error::Cancelled));
         }
-        let _scope = GuestScope::enter();
+        // The context goes first: while it is dropped, this is still the guest's thread.
+        let _scopes = (ContextScope::enter(context), GuestScope::enter());
         let limits = self.limits;
         let (result, is_sound) = match self.plugin.call::<&[u8], &[u8]>(entry_point, input) {
             // The length is the guest's word: checked before any byte is read.
@@ -74,19 +81,15 @@ pub(super) struct ExtismInstance {
 }
 
 impl Instance for ExtismInstance {
-    fn call<'a>(
-        &'a mut self,
-        entry_point: &'a str,
-        input: Bytes,
-        _deadline: Instant,
-    ) -> BoxFuture<'a, Result<Bytes, Error>> {
+    fn call<'a>(&'a mut self, request: CallRequest<'a>) -> BoxFuture<'a, Result<Bytes, Error>> {
         Box::pin(async move {
             let Some(guest) = self.guest.take() else {
                 return Err(Error::Internal { reason: "an unsound instance was called", cause: None });
             };
+            let CallRequest { entry_point, input, context, .. } = request;
             let entry_point = entry_point.to_owned();
             let (call, _cancel) = Call::new(guest.plugin.cancel_handle(), guest.limits.exec_timeout);
-            match spawn_blocking(move || guest.call(&entry_point, &input, &call)).await {
+            match spawn_blocking(move || guest.call(&entry_point, &input, context, &call)).await {
                 Ok((guest, result)) => {
                     self.guest = guest;
                     result

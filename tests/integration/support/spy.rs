@@ -15,9 +15,9 @@ use std::{
 use bytes::Bytes;
 use evalpool::{
     Error, EvaluatorPool, LastWords, PoolBuilder, Source, Spec,
-    engine::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Instance, Permit, SlotCounts, Slots},
+    engine::{BoxFuture, CallRequest, CompileRequest, CompiledPlugin, Engine, Instance, Permit, SlotCounts, Slots},
 };
-use tokio::{sync::Notify, time::Instant};
+use tokio::sync::Notify;
 
 /// What one step of the engine does.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -366,13 +366,10 @@ struct SpyInstance {
 
 impl Instance for SpyInstance {
     /// Answers with the input and how often this instance has been called.
-    fn call<'a>(
-        &'a mut self,
-        _entry_point: &'a str,
-        input: Bytes,
-        _deadline: Instant,
-    ) -> BoxFuture<'a, Result<Bytes, Error>> {
+    fn call<'a>(&'a mut self, request: CallRequest<'a>) -> BoxFuture<'a, Result<Bytes, Error>> {
+        let CallRequest { input, context, .. } = request;
         Box::pin(async move {
+            let _until_it_returns = context;
             let act = self.spy.next(|script| &mut script.call);
             self.spy.counts().calls_started.fetch_add(1, Ordering::SeqCst);
             self.uses += 1;

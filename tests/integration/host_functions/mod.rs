@@ -1,4 +1,6 @@
-//! Host functions and closing: one that blocks, and what one captured.
+//! Host functions: one that blocks a close, what one captured, the context of a call.
+
+mod context;
 
 use std::{
     sync::{
@@ -12,7 +14,15 @@ use std::{
 use evalpool::{CloseReport, HostFunction, Source, Spec, config::EngineKind};
 use tokio::time::timeout;
 
-use crate::support::{CALL_HOST, ENGINES, GREET, builder, eventually, on_threads};
+use crate::{
+    conformance::IMPORTS,
+    support::{CALL_HOST, ENGINES, GREET, builder, eventually, on_threads},
+};
+
+/// Imports of a module's own, and everything that Extism provides.
+fn imports(own: &str) -> String {
+    format!("{own} {IMPORTS}")
+}
 
 #[test]
 fn corner_15_a_host_function_that_blocks_is_reported_by_close_and_its_place_stays_counted() {
