@@ -31,7 +31,7 @@ impl HostFunctionError {
     }
 }
 
-/// The guest that calls a host function: its Extism memory, and the context of its evaluation.
+/// The guest that calls a host function: its Extism memory, its error, and the context of its evaluation.
 ///
 /// The memory is in blocks: each is named by the offset that PDKs pass as a pointer.
 pub trait Guest: Send {
@@ -48,6 +48,14 @@ pub trait Guest: Send {
     ///
     /// When the guest's memory is exhausted.
     fn write(&mut self, bytes: &[u8]) -> Result<u64, HostFunctionError>;
+
+    /// Sets the guest's error, as the guest itself can, and lets it go on. Unless the guest clears it or sets another, the
+    /// evaluation then fails as [`GuestError`](crate::Error::GuestError) with this message. An empty one clears the error.
+    ///
+    /// # Errors
+    ///
+    /// When the guest's memory is exhausted.
+    fn set_error(&mut self, message: &str) -> Result<(), HostFunctionError>;
 
     /// The context of the evaluation, whatever its type: see [`context`](#method.context).
     fn any_context(&self) -> Option<CallContext>;

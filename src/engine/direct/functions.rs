@@ -61,6 +61,11 @@ impl Guest for CallingGuest<'_, '_> {
         kernel.and_then(|kernel| kernel.write(self.0, bytes)).map_err(|error| memory_error(&error))
     }
 
+    fn set_error(&mut self, message: &str) -> Result<(), HostFunctionError> {
+        let kernel = Kernel::of(&*self.0);
+        kernel.and_then(|kernel| kernel.set_error(self.0, message)).map_err(|error| memory_error(&error))
+    }
+
     fn any_context(&self) -> Option<CallContext> {
         self.0.data().call_context.clone()
     }

@@ -103,6 +103,10 @@ impl Guest for CallingGuest<'_> {
         Ok(self.0.memory_new(bytes).map_err(|error| memory_error(&error))?.offset())
     }
 
+    fn set_error(&mut self, message: &str) -> Result<(), HostFunctionError> {
+        self.0.set_error(message).map(drop).map_err(|error| memory_error(&error))
+    }
+
     fn any_context(&self) -> Option<CallContext> {
         CONTEXT.with_borrow(Clone::clone)
     }

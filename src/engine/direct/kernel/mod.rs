@@ -119,6 +119,17 @@ impl Kernel {
         Some((beginning, usize::try_from(len).unwrap_or(usize::MAX)))
     }
 
+    /// Sets the guest's error, as the guest does by `error_set`.
+    pub(super) fn set_error(
+        &self,
+        store: &mut impl AsContextMut<Data = GuestState>,
+        message: &str,
+    ) -> wasmtime::Result<()> {
+        let offset = self.write(store, message.as_bytes())?;
+        self.set(store, root::ERROR, offset);
+        Ok(())
+    }
+
     /// Frees and clears all blocks, as Extism's kernel does.
     pub(super) fn reset(&self, store: &mut impl AsContextMut<Data = GuestState>) {
         let (memory, state) = self.memory.data_and_store_mut(&mut *store);
