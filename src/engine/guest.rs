@@ -8,6 +8,7 @@
 
 use std::{
     any::{Any, type_name},
+    fmt,
     sync::Arc,
 };
 
@@ -16,8 +17,12 @@ use std::{
 pub type CallContext = Arc<dyn Any + Send + Sync>;
 
 /// Why a host function failed. The guest's call ends with it.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{message}")]
+///
+/// Any error becomes one by `?`, with its own text and without those of its sources. **The caller of the evaluation sees
+/// the text**: where an error may tell what is not for the caller, make one with [`new`](Self::new).
+///
+/// (So that this conversion can exist, it does not implement [`std::error::Error`] itself.)
+#[derive(Debug, Clone)]
 pub struct HostFunctionError {
     message: String,
     /// The guest's memory had no room for a block. extism does not say so.
@@ -28,6 +33,18 @@ impl HostFunctionError {
     /// A failure with a message, which the caller of the evaluation sees.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), is_out_of_memory: false }
+    }
+}
+
+impl fmt::Display for HostFunctionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl<E: std::error::Error> From<E> for HostFunctionError {
+    fn from(error: E) -> Self {
+        Self::new(error.to_string())
     }
 }
 

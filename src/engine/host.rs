@@ -2,6 +2,8 @@
 
 use std::{any::Any, cell::Cell, fmt, future::Future, pin::pin, sync::Arc};
 
+use serde::{Serialize, de::DeserializeOwned};
+
 use super::{BoxFuture, Guest, HostFunctionError};
 
 /// The type of a parameter or result of a host function.
@@ -174,6 +176,70 @@ impl HostFunction {
         Self::new(name, [ValType::I64], [ValType::I64], move |guest, args| {
             let input = guest.read(first_offset(args))?;
             let output = call(&input)?;
+            Ok(vec![Val::I64(guest.write(&output)?.cast_signed())])
+        })
+    }
+
+    /// A function of JSON, typed: deserialises its input, serialises its output. What it uses may fail with any error, by
+    /// `?`. An input that is not the JSON expected ends the guest's call with an error that says so.
+    ///
+    /// ```
+    /// use evalpool::HostFunction;
+    ///
+    /// #[derive(serde::Deserialize)]
+    /// struct Item {
+    ///     cents: String,
+    /// }
+    ///
+    /// let half = HostFunction::json("half", |item: Item| Ok(item.cents.parse::<u64>()? / 2));
+    /// assert_eq!(half.name(), "half");
+    /// ```
+    pub fn json<In, Out, F>(name: impl Into<String>, call: F) -> Self
+    where
+        In: DeserializeOwned,
+        Out: Serialize,
+        F: Fn(In) -> Result<Out, HostFunctionError> + Send + Sync + 'static,
+    {
+        Self::json_of(name.into(), move |_, input| call(input))
+    }
+
+    /// The same for a function that needs the [context](Guest#method.context) of the evaluation.
+    ///
+    /// ```
+    /// use evalpool::HostFunction;
+    ///
+    /// struct Customer {
+    ///     discount: u64,
+    /// }
+    ///
+    /// let price = HostFunction::json_with("price", |customer: &Customer, cents: u64| {
+    ///     Ok(cents.saturating_sub(customer.discount))
+    /// });
+    /// assert_eq!(price.name(), "price");
+    /// ```
+    pub fn json_with<C, In, Out, F>(name: impl Into<String>, call: F) -> Self
+    where
+        C: Send + Sync + 'static,
+        In: DeserializeOwned,
+        Out: Serialize,
+        F: Fn(&C, In) -> Result<Out, HostFunctionError> + Send + Sync + 'static,
+    {
+        Self::json_of(name.into(), move |guest, input| call(&*guest.context::<C>()?, input))
+    }
+
+    fn json_of<In: DeserializeOwned, Out: Serialize>(
+        name: String,
+        call: impl Fn(&dyn Guest, In) -> Result<Out, HostFunctionError> + Send + Sync + 'static,
+    ) -> Self {
+        let wrong = |name: &str, what: &str, error: serde_json::Error| {
+            HostFunctionError::new(format!("the host function {name} {what}: {error}"))
+        };
+        Self::new(name.clone(), [ValType::I64], [ValType::I64], move |guest, args| {
+            let input = guest.read(first_offset(args))?;
+            let input = serde_json::from_slice(&input);
+            let input = input.map_err(|error| wrong(&name, "was not given the JSON that it expects", error))?;
+            let output = serde_json::to_vec(&call(guest, input)?);
+            let output = output.map_err(|error| wrong(&name, "gave what is not JSON", error))?;
             Ok(vec![Val::I64(guest.write(&output)?.cast_signed())])
         })
     }

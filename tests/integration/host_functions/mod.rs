@@ -1,6 +1,7 @@
-//! Host functions: one that blocks a close, what one captured, the context of a call, an error that is set.
+//! Host functions: one that blocks a close, what one captured, the context of a call, JSON, an error that is set.
 
 mod context;
+mod json;
 mod set_error;
 
 use std::{

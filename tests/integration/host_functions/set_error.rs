@@ -14,7 +14,7 @@ fn warn() -> HostFunction {
     HostFunction::new("warn", [ValType::I64], [], |guest, args| {
         let [Val::I64(offset)] = args else { return Ok(vec![]) };
         let message = guest.read(offset.cast_unsigned())?;
-        guest.set_error(&String::from_utf8_lossy(&message))?;
+        guest.set_error(str::from_utf8(&message)?)?;
         Ok(vec![])
     })
 }
