@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::error::Error;
+use crate::{config::Input, error::Error};
 
 /// The data of one evaluation, or a part of it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -76,6 +76,19 @@ impl Data {
             return Err(Error::PayloadTooLarge { what: "input", limit });
         }
         Ok(input)
+    }
+}
+
+/// Where an evaluation's data comes from. Which form of it a revision wants is known only once that revision is at hand.
+pub(crate) trait InputSource: Sync {
+    /// The data for a revision with this [`Input`]. Asked again if the evaluator is replaced before its guest runs.
+    fn data(&self, wanted: Input) -> Result<&Data, Error>;
+}
+
+/// A caller's own data is what it is.
+impl InputSource for Data {
+    fn data(&self, _: Input) -> Result<&Data, Error> {
+        Ok(self)
     }
 }
 

@@ -94,7 +94,7 @@ mod words;
 pub use crate::engine::direct::init_compile_workers;
 pub use crate::{
     close::{Close, CloseReport},
-    config::{Isolation, Settings, SettingsError, Wasi},
+    config::{Input, Isolation, Settings, SettingsError, Wasi},
     data::Data,
     engine::{HostFunction, HostFunctionError},
     error::{Cause, Error, ErrorKind, Fault},

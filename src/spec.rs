@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, num::NonZeroUsize, path::PathBuf, sync::Ar
 use bytes::Bytes;
 
 use crate::{
-    config::{HostPattern, Isolation, Wasi},
+    config::{HostPattern, Input, Isolation, Wasi},
     data::DataProvider,
     engine::HostFunction,
     error::Error,
@@ -45,6 +45,7 @@ pub struct Spec {
     pub(crate) entry_point: Option<String>,
     pub(crate) isolation: Option<Isolation>,
     pub(crate) wasi: Option<Wasi>,
+    pub(crate) input: Option<Input>,
     pub(crate) trusted: Option<bool>,
     pub(crate) memory: Option<u64>,
     pub(crate) output_size: Option<u64>,
@@ -81,6 +82,7 @@ impl Spec {
             entry_point: None,
             isolation: None,
             wasi: None,
+            input: None,
             trusted: None,
             memory: None,
             output_size: None,
@@ -110,6 +112,8 @@ impl Spec {
         fn isolation(isolation: Isolation) => isolation = Some(isolation);
         /// Whether the plugin gets WASI.
         fn wasi(wasi: Wasi) => wasi = Some(wasi);
+        /// What the plugin gets as input from clients of a server. Has no effect on calls from Rust: see [`Input`].
+        fn input(input: Input) => input = Some(input);
         /// Whether you trust the plugin. The `extism` [engine](crate::engine::choosing) refuses others with
         /// [`InvalidRequest`](crate::Error::InvalidRequest).
         fn trusted(trusted: bool) => trusted = Some(trusted);

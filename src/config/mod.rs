@@ -4,6 +4,7 @@
 //! (`EVALPOOL_<SECTION>_<KEY>`), then the program's flags. An unknown key is an error that names the nearest known one.
 
 mod formats;
+mod headers;
 #[cfg_attr(not(all(feature = "direct", feature = "extism")), allow(unused, reason = "each engine uses a part of it"))]
 mod hosts;
 mod read;
@@ -123,6 +124,9 @@ pub struct EngineSettings {
     /// Whether plugins get WASI. Default `auto`.
     #[serde(deserialize_with = "word")]
     pub wasi: Wasi,
+    /// What plugins get as input from clients of the server. Default `bytes`. Has no effect on a pool.
+    #[serde(deserialize_with = "word")]
+    pub input: Input,
     /// Whether you trust all plugins. The `extism` engine refuses others with
     /// [`InvalidRequest`](crate::Error::InvalidRequest). Default `false`.
     pub trusted: bool,
@@ -162,6 +166,16 @@ pub struct ServiceSettings {
     pub token_file: Option<PathBuf>,
     /// Connections that may be open at once. More wait to be accepted. At least 1. Default 1024.
     pub max_connections: usize,
+    /// Headers of a request that a plugin with [`Input::Request`] sees, at most 100. In the environment, separate them by
+    /// commas. Default: `accept`, `accept-language`, `content-type`, `traceparent`, `tracestate`, `user-agent`,
+    /// `x-request-id`. With `token_file`, `authorization` cannot be among them: it holds the server's own token.
+    #[serde(deserialize_with = "list_or_commas")]
+    pub request_headers: Vec<String>,
+    /// Headers that such a plugin may set in its response, at most 100; none that frames it. Default: `cache-control`,
+    /// `content-disposition`, `content-language`, `content-type`, `etag`, `expires`, `last-modified`, `location`,
+    /// `retry-after`, `vary`.
+    #[serde(deserialize_with = "list_or_commas")]
+    pub response_headers: Vec<String>,
 }
 
 /// The pool's metrics.
@@ -291,6 +305,27 @@ pub enum Wasi {
     Off,
 }
 
+/// What a plugin gets as input from a client of the server, and what its output is taken for.
+///
+/// The library passes its callers' data as it is, whatever this says: to call such a plugin from Rust, or by
+/// `evalpool run`, pass a document of that shape, and read one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Input {
+    /// The body of the request; the output is the body of the response.
+    #[default]
+    Bytes,
+    /// The request as one JSON document: `method`, `path` as it was requested, `query` (an object of lists, since a name may
+    /// come several times; without `entry_point`, which is the server's), `headers` (an object, with names in small
+    /// letters), and `body`, or `body_base64` for one that is not UTF-8. The output is a document of the response:
+    /// `status` (200 to 599, by default 200), `headers`, and `body` or `body_base64`; each may be left out.
+    ///
+    /// `service.request_headers` and `service.response_headers` say which headers pass. `limits.input_size` and
+    /// `limits.output_size` bound the documents.
+    Request,
+}
+
 /// How urgent a log line is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -358,6 +393,7 @@ impl Default for EngineSettings {
             kind: EngineKind::default(),
             isolation: Isolation::default(),
             wasi: Wasi::default(),
+            input: Input::default(),
             trusted: false,
             allowed_hosts: Vec::new(),
             http_user_agent: concat!("evalpool/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -375,6 +411,8 @@ impl Default for ServiceSettings {
             data: PathBuf::from("./evalpool-data"),
             token_file: None,
             max_connections: 1024,
+            request_headers: headers::REQUEST.map(str::to_owned).into(),
+            response_headers: headers::RESPONSE.map(str::to_owned).into(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt, path::Path};
 
-use super::{EngineKind, HostPattern, Settings};
+use super::{EngineKind, HostPattern, Settings, headers};
 
 /// A setting that cannot be used. Its text is one line that names the key and says what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -125,6 +125,7 @@ impl Settings {
         }
         HostPattern::parse_all(&self.engine.allowed_hosts)
             .map_err(|why| SettingsError(format!("engine.allowed_hosts has {why}")))?;
+        headers::check(&self.service).map_err(SettingsError)?;
         let user_agent = self.engine.http_user_agent.as_bytes();
         if !(1..=256).contains(&user_agent.len()) || user_agent.iter().any(|byte| !(b' '..=b'~').contains(byte)) {
             return Err(SettingsError(format!(
@@ -273,6 +274,16 @@ mod tests {
                 "[engine]\nallowed_hosts = ['http://127.0.0.1:80/']",
                 r#"engine.allowed_hosts has "http://127.0.0.1:80/", which no request could match; write "127.0.0.1:80""#,
             ),
+            (
+                "[service]\nresponse_headers = ['Connection']",
+                r#"service.response_headers has "Connection", which the server alone sets"#,
+            ),
+            ("[service]\nresponse_headers = ['x y']", r#"service.response_headers has "x y", which is no name"#),
+            (
+                "[service]\ntoken_file = 't'\nrequest_headers = ['Authorization']",
+                "in which plugins would see the tokens of service.token_file",
+            ),
+            ("[engine]\ninput = 'http'", "expected `bytes` or `request`"),
             ("[engine]\nhttp_user_agent = ''", "engine.http_user_agent is \"\"; it must be 1 to 256"),
             ("[engine]\nhttp_user_agent = \"a\\nb\"", "engine.http_user_agent is \"a\\nb\""),
             ("pool = 3", "pool is a section"),

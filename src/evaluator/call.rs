@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// How an evaluation calls its plugin.
-pub(super) struct Call<'a> {
+pub(crate) struct Call<'a> {
     /// `None` for the default one.
     pub(super) entry_point: Option<&'a str>,
     pub(super) context: Option<CallContext>,
@@ -20,7 +20,7 @@ pub(super) struct Call<'a> {
 
 impl<'a> Call<'a> {
     /// From this thread, without a context.
-    pub(super) fn by(entry_point: Option<&'a str>) -> Self {
+    pub(crate) fn by(entry_point: Option<&'a str>) -> Self {
         Self { entry_point, context: None, inside: inside_host_function() }
     }
 

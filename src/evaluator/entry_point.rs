@@ -39,7 +39,7 @@ impl EntryPoint {
     /// As there, and [`EntryPointMissing`](Error::EntryPointMissing), with the names that exist, if the plugin has none of
     /// this name.
     pub async fn evaluate(&self, data: impl Into<Data>) -> Result<Response, Error> {
-        self.evaluator.evaluate_from(data.into(), Call::by(Some(&self.name))).await
+        self.evaluator.evaluate_from(&data.into(), Call::by(Some(&self.name))).await
     }
 
     /// The same with a context for host functions: see [`Evaluator::evaluate_with`].
@@ -51,7 +51,7 @@ impl EntryPoint {
     where
         C: Send + Sync + 'static,
     {
-        self.evaluator.evaluate_from(data.into(), Call::by(Some(&self.name)).with(context)).await
+        self.evaluator.evaluate_from(&data.into(), Call::by(Some(&self.name)).with(context)).await
     }
 
     /// The same for callers without tokio: see [`Evaluator::evaluate_blocking`].

@@ -19,12 +19,14 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use tokio::{runtime::Handle, time::Instant};
 
-use self::call::{Call, Outcome, block};
+pub(crate) use self::call::Call;
+use self::call::{Outcome, block};
 pub use self::entry_point::EntryPoint;
 use crate::{
     clock,
     close::{Close, CloseReport},
-    data::Data,
+    config::Input,
+    data::{Data, InputSource},
     engine::{BoxFuture, inside_host_function},
     error::Error,
     executable::Executable,
@@ -89,6 +91,12 @@ impl Evaluator {
         self.inner.revision.load().as_ref().is_some_and(|revision| revision.spec.data.is_some())
     }
 
+    /// What its current revision gets of a client's request.
+    #[cfg(feature = "service")]
+    pub(crate) fn wanted_input(&self) -> Input {
+        self.inner.revision.load().as_ref().map_or_else(Input::default, |revision| self.inner.wanted(revision))
+    }
+
     /// Distinguishes it from other evaluators of that name.
     #[must_use]
     pub fn id(&self) -> EvaluatorId {
@@ -128,7 +136,7 @@ impl Evaluator {
     /// [`OutOfMemory`](Error::OutOfMemory), [`OutOfFuel`](Error::OutOfFuel), [`OutputTooLarge`](Error::OutputTooLarge),
     /// [`ExecTimeout`](Error::ExecTimeout). [`Internal`](Error::Internal) for a panic in a host function.
     pub async fn evaluate(&self, data: impl Into<Data>) -> Result<Response, Error> {
-        self.evaluate_from(data.into(), Call::by(None)).await
+        self.evaluate_from(&data.into(), Call::by(None)).await
     }
 
     /// The same with a context: a value that host functions can ask for while they serve this call, by its type:
@@ -162,10 +170,10 @@ impl Evaluator {
     where
         C: Send + Sync + 'static,
     {
-        self.evaluate_from(data.into(), Call::by(None).with(context)).await
+        self.evaluate_from(&data.into(), Call::by(None).with(context)).await
     }
 
-    async fn evaluate_from(&self, data: Data, call: Call<'_>) -> Result<Response, Error> {
+    pub(crate) async fn evaluate_from(&self, data: &dyn InputSource, call: Call<'_>) -> Result<Response, Error> {
         let metrics = &self.inner.pool.metrics;
         let mut outcome = Outcome { metrics, is_known: false };
         let result = self.evaluate_inner(data, call).await;
@@ -174,7 +182,7 @@ impl Evaluator {
         result
     }
 
-    async fn evaluate_inner(&self, data: Data, call: Call<'_>) -> Result<Response, Error> {
+    async fn evaluate_inner(&self, data: &dyn InputSource, call: Call<'_>) -> Result<Response, Error> {
         // An evaluation may end without having waited for anything. A caller in a loop must yield its thread now and then.
         tokio::task::consume_budget().await;
         let EvaluatorInner { pool, parked, .. } = &*self.inner;
@@ -183,7 +191,7 @@ impl Evaluator {
         // kept: the evaluator's own data is asked for once a call, and before anything is held.
         let mut prepared = None;
         if parked.is_used() {
-            let (id, input) = self.prepare(&data)?;
+            let (id, input) = self.prepare(data)?;
             if let Some(checkout) = Checkout::parked(parked, id, began) {
                 pool.metrics.lookup(Lookup::Hit.as_str());
                 pool.ensure_sweeping();
@@ -203,7 +211,7 @@ impl Evaluator {
             let revision = self.revision()?;
             let input = match prepared.take() {
                 Some((id, input)) if id == revision.id => input,
-                _ => self.input(&revision, &data)?,
+                _ => self.input(&revision, data)?,
             };
             let lease = match revision.lease_as(pool, &mut age, deadline, call.inside).await {
                 Ok(lease) => lease,
@@ -219,14 +227,15 @@ impl Evaluator {
     }
 
     /// The current revision's input, and which revision that is.
-    fn prepare(&self, data: &Data) -> Result<(RevisionId, Bytes), Error> {
+    fn prepare(&self, data: &dyn InputSource) -> Result<(RevisionId, Bytes), Error> {
         let revision = self.inner.revision.load();
         let revision = revision.as_ref().ok_or_else(|| self.closed(false))?;
         Ok((revision.id, self.input(revision, data)?))
     }
 
     /// What the guest will be given: the call's own data, merged into the evaluator's.
-    fn input(&self, revision: &Revision, data: &Data) -> Result<Bytes, Error> {
+    fn input(&self, revision: &Revision, data: &dyn InputSource) -> Result<Bytes, Error> {
+        let data = data.data(self.inner.wanted(revision))?;
         let limit = self.inner.pool.limits.input_size;
         let base = revision.spec.data.as_ref().map(|provider| provider.provide()).transpose()?;
         data.to_input(base.unwrap_or_default(), limit)
@@ -276,7 +285,7 @@ impl Evaluator {
         let (inside, this) = (inside_host_function(), self.clone());
         block(inside, async move {
             let call = Call { inside, ..Call::by(entry_point.as_deref()) };
-            this.evaluate_from(data, call).await
+            this.evaluate_from(&data, call).await
         })?
     }
 
@@ -393,6 +402,10 @@ impl EvaluatorInner {
     fn ids(&self) -> MutexGuard<'_, BTreeSet<u64>> {
         // Nothing panics under it.
         self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wanted(&self, revision: &Revision) -> Input {
+        revision.spec.input.unwrap_or(self.pool.engine.input)
     }
 
     /// The first close takes the revision out; what the spec holds, host functions among it, goes with it.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::{
-    Data, Digest, Error, Isolation, Settings, Source, Spec, Wasi,
+    Data, Digest, Error, Input, Isolation, Settings, Source, Spec, Wasi,
     config::{LimitSettings, hosts_within, nearest},
     data::PerCall,
     units::{Size, Time},
@@ -21,10 +21,11 @@ pub(super) const MAX_DOCUMENT: u64 = 256 * 1024;
 /// The smallest memory: one page.
 const PAGE: u64 = 64 * 1024;
 
-const FIELDS: [&str; 10] = [
+const FIELDS: [&str; 11] = [
     "entry_point",
     "isolation",
     "wasi",
+    "input",
     "debug",
     "config",
     "allowed_hosts",
@@ -46,6 +47,8 @@ pub(super) struct Document {
     pub(super) isolation: Option<Isolation>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) wasi: Option<Wasi>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) input: Option<Input>,
     /// Whether those who call it see the last words of its guests.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) debug: bool,
@@ -104,6 +107,7 @@ impl Document {
             entry_point: take(&mut fields, "entry_point", "")?,
             isolation: take(&mut fields, "isolation", "")?,
             wasi: take(&mut fields, "wasi", "")?,
+            input: take(&mut fields, "input", "")?,
             debug: take(&mut fields, "debug", "")?.unwrap_or_default(),
             config: texts(&mut fields, "config")?,
             allowed_hosts: take(&mut fields, "allowed_hosts", "")?,
@@ -116,6 +120,10 @@ impl Document {
         };
         if document.entry_point.as_deref() == Some("") {
             return Err(refused("entry_point is empty; leave it out to have one chosen"));
+        }
+        if document.input == Some(Input::Request) && document.static_data.is_some() {
+            let why = "static_data is merged into inputs, and with input = request a plugin gets requests as they came";
+            return Err(refused(format!("{why}; leave one of the two out")));
         }
         Ok(document)
     }
@@ -168,6 +176,8 @@ impl Document {
             entry_point: self.entry_point.clone(),
             isolation: self.isolation,
             wasi: self.wasi.filter(|_| ceilings.wasi != Wasi::Off),
+            // What static data is merged into is bytes, also where the settings make requests the default.
+            input: self.input.or(self.static_data.as_ref().map(|_| Input::Bytes)),
             debug: self.debug,
             config: self.config.clone().into(),
             labels: self.labels.clone().into(),

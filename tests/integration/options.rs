@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{
     program::{Folder, printed, refusal, refusal_of_guest, run},
     service::{Server, program},
-    support::{GREET, TOTALS, WORDS, wasm},
+    support::{GREET, MIRROR, TOTALS, WORDS, wasm},
 };
 
 /// Fetches the URL that is its input, with the config value `key` as a bearer token.
@@ -89,8 +89,9 @@ fn the_readme_shows_a_plugin_that_needs_a_key_and_a_host() {
 }
 
 #[test]
-fn the_readmes_plugin_is_made_from_its_source() {
+fn the_readmes_plugins_are_made_from_their_sources() {
     assert_eq!(wasm(include_str!("../plugins/wat/fetch.wat")), FETCH);
+    assert_eq!(wasm(include_str!("../plugins/wat/mirror.wat")), MIRROR);
 }
 
 #[test]

@@ -39,7 +39,9 @@ plugins=(
     rust-host/call_host.wasm
     rust-panic/panics.wasm
     rust/totals.wasm
-    wat/fetch.wasm # Not built here: a test compares it with its text, which it reads itself.
+    # Not built here: a test compares them with their texts, which it reads itself.
+    wat/fetch.wasm
+    wat/mirror.wasm
 )
 
 fail() {

@@ -57,7 +57,7 @@ pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHa
     let pool = EvaluatorPool::from_settings(&settings)?;
     let ceilings = Ceilings::new(&settings);
     let store = open_store(service, &ceilings, &pool)?;
-    let app = Arc::new(App::new(pool.clone(), store, ceilings, &settings.limits, tokens, exporter.clone()));
+    let app = Arc::new(App::new(pool.clone(), store, ceilings, &settings, tokens, exporter.clone()));
 
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(listen::serve(listener, http::router(app.clone()), service.max_connections, async {

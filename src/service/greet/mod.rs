@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{Source, Spec};
+use crate::{Input, Source, Spec};
 
 /// The name it is registered under, and its entry point.
 pub(super) const NAME: &str = "greet";
@@ -14,5 +14,5 @@ pub(super) const INPUT: &str = r#"{"name":"Ada"}"#;
 pub(super) const WASM: Bytes = Bytes::from_static(include_bytes!("greet.wasm"));
 
 pub(super) fn spec() -> Spec {
-    Spec::new(Source::Bytes(WASM)).entry_point(NAME)
+    Spec::new(Source::Bytes(WASM)).entry_point(NAME).input(Input::Bytes)
 }

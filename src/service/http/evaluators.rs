@@ -1,11 +1,11 @@
 //! The requests about evaluators.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::{
     body::Body,
     extract::State,
-    http::{HeaderMap, StatusCode, Uri, header},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::{
     App,
+    exchange::{Answer, Asked},
     form::{self, Form, is_form},
     problem::Problem,
     request::{
@@ -21,7 +22,9 @@ use super::{
     },
 };
 use crate::{
-    CloseReport, Data, Error, ErrorKind, Evaluator, EvaluatorInfo, Plugin, Timings,
+    CloseReport, Data, Error, ErrorKind, Evaluator, EvaluatorInfo, Input, Plugin, Timings,
+    data::InputSource,
+    evaluator::Call,
     service::{
         document::{Document, MAX_DOCUMENT},
         store::{Current, Staged},
@@ -151,7 +154,8 @@ impl Shown {
     }
 }
 
-/// Evaluates once: the request's body is the plugin's input, and its output is the answer's body.
+/// Evaluates once: the request's body is the plugin's input, and its output is the answer's body; or both are documents, for
+/// a plugin that takes requests.
 pub(super) async fn evaluate(
     State(app): State<Arc<App>>,
     Name(name): Name,
@@ -159,20 +163,50 @@ pub(super) async fn evaluate(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let Call { entry_point } = Call::of(&uri)?;
+    let call = Call::of(&uri)?;
     let evaluator = find(&app, &name)?;
+    if evaluator.wanted_input() == Input::Bytes {
+        call.check_no_query()?;
+    }
     check_not_coded(&headers)?;
-    let input = app.inputs.read(body, "input", app.input_size).await?;
-    let input = if evaluator.has_data() { mergeable(input).await? } else { input.into() };
-    let response = match entry_point {
-        Some(name) => evaluator.entry_point(name).evaluate(input).await?,
-        None => evaluator.evaluate(input).await?,
-    };
+    let body = app.inputs.read(body, "input", app.input_size).await?;
+    let data = if evaluator.has_data() { mergeable(body.clone()).await? } else { body.clone().into() };
+    let (document, is_request) = (OnceLock::new(), false.into());
+    let asked = Arc::new(Asked { app, uri, headers, call, body, data, document, is_request });
+    if asked.body.len() > QUICK && evaluator.wanted_input() == Input::Request {
+        let shared = asked.clone();
+        // A failure is kept, and comes up again below.
+        blocking(move || Ok(shared.data(Input::Request).is_ok())).await?;
+    }
+    let evaluated = evaluator.evaluate_from(&*asked, Call::by(asked.call.entry_point.as_deref())).await;
+    let response = evaluated.map_err(|error| match error {
+        Error::PayloadTooLarge { limit, .. } if asked.was_request() => {
+            let limit = Size(limit);
+            Problem::too_large(format!(
+                "the request is over limits.input_size, {limit}, as the JSON that its plugin gets"
+            ))
+        }
+        error => error.into(),
+    })?;
     let timing = server_timing(response.timings());
+    let timing = [(header::HeaderName::from_static("server-timing"), timing)];
     let output = response.into_bytes();
-    let kind = if is_json(&output).await? { "application/json" } else { "application/octet-stream" };
-    let headers = [(header::CONTENT_TYPE, kind), (header::HeaderName::from_static("server-timing"), &timing)];
-    Ok((headers, output).into_response())
+    if !asked.was_request() {
+        return Ok((timing, [(header::CONTENT_TYPE, guessed_type(&output).await?)], output).into_response());
+    }
+    let Answer { status, mut headers, body } = if output.len() <= QUICK {
+        Answer::read(&output, &asked.app.allowed)?
+    } else {
+        let app = asked.app.clone();
+        blocking(move || Answer::read(&output, &app.allowed)).await?
+    };
+    if !headers.contains_key(header::CONTENT_TYPE) && !body.is_empty() {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(guessed_type(&body).await?));
+    }
+    // The plugin may say that it is a page: its scripts must not run as this server's.
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static("sandbox"));
+    // Bytes would bring a type of their own.
+    Ok((status, timing, headers, Body::from(body)).into_response())
 }
 
 /// Shows one evaluator.
@@ -280,15 +314,17 @@ fn server_timing(timings: Timings) -> String {
     format!("wait;dur={wait:.3}, build;dur={build:.3}, exec;dur={exec:.3}")
 }
 
-async fn is_json(output: &Bytes) -> Result<bool, Error> {
+async fn guessed_type(output: &Bytes) -> Result<&'static str, Error> {
     // Check UTF-8 first: serde_json does not check strings that it skips.
     let parses =
         |bytes: &[u8]| str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
-    if output.len() <= QUICK {
-        return Ok(parses(output));
-    }
-    let output = output.clone();
-    blocking(move || Ok(parses(&output))).await
+    let is_json = if output.len() <= QUICK {
+        parses(output)
+    } else {
+        let output = output.clone();
+        blocking(move || Ok(parses(&output))).await?
+    };
+    Ok(if is_json { "application/json" } else { "application/octet-stream" })
 }
 
 /// Runs `work` on a blocking thread. It runs to its end even if the returned future is dropped.

@@ -3,6 +3,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | [`evaluators`] | the requests about evaluators |
+//! | [`exchange`] | requests and responses as JSON documents, for plugins that want them |
 //! | [`form`] | uploads in parts |
 //! | [`operations`] | health, readiness, metrics |
 //! | [`request`] | names, parameters and conditions, parsed |
@@ -16,6 +17,7 @@
 
 mod body;
 mod evaluators;
+mod exchange;
 mod form;
 mod linger;
 mod operations;
@@ -37,13 +39,13 @@ use axum::{
 use futures_util::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use self::{body::Bodies, problem::Problem};
+use self::{body::Bodies, exchange::Allowed, problem::Problem};
 pub(super) use self::{tokens::Tokens, work::Work};
 use super::{
     document::{Ceilings, MAX_DOCUMENT},
     store::Store,
 };
-use crate::{Error, ErrorKind, EvaluatorPool, config::LimitSettings};
+use crate::{Error, ErrorKind, EvaluatorPool, Settings};
 
 /// State that all requests share.
 pub(super) struct App {
@@ -55,6 +57,8 @@ pub(super) struct App {
     /// Separate budgets: an upload is held until it is built, and must not keep out evaluations meanwhile.
     uploads: Bodies,
     inputs: Bodies,
+    /// Which headers pass to and from plugins that take requests.
+    allowed: Allowed,
     tokens: Option<Tokens>,
     work: Work,
     exporter: PrometheusHandle,
@@ -65,10 +69,11 @@ impl App {
         pool: EvaluatorPool,
         store: Store,
         ceilings: Ceilings,
-        limits: &LimitSettings,
+        settings: &Settings,
         tokens: Option<Tokens>,
         exporter: PrometheusHandle,
     ) -> Self {
+        let limits = &settings.limits;
         Self {
             pool,
             store: Arc::new(store),
@@ -77,6 +82,7 @@ impl App {
             input_size: limits.input_size,
             uploads: Bodies::new(limits.plugin_size.saturating_add(MAX_DOCUMENT)),
             inputs: Bodies::new(limits.input_size),
+            allowed: Allowed::new(&settings.service),
             tokens,
             work: Work::default(),
             exporter,

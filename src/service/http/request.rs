@@ -32,11 +32,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
 
 /// The parameters of an upload: what of a document is harmless in a log.
 pub(super) fn upload(uri: &Uri) -> Result<Document, Error> {
-    let mut said = parameters(uri, &["entry_point", "isolation", "wasi", "debug", "digest"])?;
+    let mut said = parameters(uri, &["entry_point", "isolation", "wasi", "input", "debug", "digest"])?;
     Ok(Document {
         entry_point: entry_point(&mut said)?,
         isolation: value(&mut said, "isolation", word)?,
         wasi: value(&mut said, "wasi", word)?,
+        input: value(&mut said, "input", word)?,
         debug: value(&mut said, "debug", str::parse)?.unwrap_or_default(),
         digest: value(&mut said, "digest", str::parse)?,
         ..Document::default()
@@ -93,11 +94,19 @@ pub(super) fn etag(revision: u64) -> String {
 /// The parameters of an evaluation.
 pub(super) struct Call {
     pub(super) entry_point: Option<String>,
+    /// Those that are for the plugin, if it takes requests.
+    pub(super) query: Vec<(String, String)>,
 }
 
 impl Call {
     pub(super) fn of(uri: &Uri) -> Result<Self, Error> {
-        Ok(Self { entry_point: entry_point(&mut parameters(uri, &["entry_point"])?)? })
+        let (own, query) = pairs(uri)?.into_iter().partition(|(name, _)| name == "entry_point");
+        Ok(Self { entry_point: entry_point(&mut known(own, &["entry_point"])?)?, query })
+    }
+
+    /// Refuses parameters that nobody would read.
+    pub(super) fn check_no_query(&self) -> Result<(), Error> {
+        known(self.query.clone(), &["entry_point"]).map(drop)
     }
 }
 
@@ -126,9 +135,16 @@ pub(super) fn no_parameters(uri: &Uri) -> Result<(), Error> {
     parameters(uri, &[]).map(drop)
 }
 
-fn parameters(uri: &Uri, known: &[&str]) -> Result<BTreeMap<String, String>, Error> {
-    let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri)
-        .map_err(|error| Error::invalid_request(format!("the query cannot be read: {error}")))?;
+fn parameters(uri: &Uri, known_names: &[&str]) -> Result<BTreeMap<String, String>, Error> {
+    known(pairs(uri)?, known_names)
+}
+
+fn pairs(uri: &Uri) -> Result<Vec<(String, String)>, Error> {
+    let unreadable = |error| Error::invalid_request(format!("the query cannot be read: {error}"));
+    Query::try_from_uri(uri).map(|Query(pairs)| pairs).map_err(unreadable)
+}
+
+fn known(pairs: Vec<(String, String)>, known: &[&str]) -> Result<BTreeMap<String, String>, Error> {
     let mut said = BTreeMap::new();
     for (name, value) in pairs {
         if !known.contains(&name.as_str()) {

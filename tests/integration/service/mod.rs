@@ -3,6 +3,7 @@
 mod answer;
 mod document;
 mod evaluate;
+mod exchange;
 mod folder;
 mod last_words;
 mod operate;

@@ -28,6 +28,8 @@ pub(crate) const CALL_HOST: &[u8] = include_bytes!("../../plugins/rust-host/call
 
 /// Written in Rust with the official PDK, for WASI: `last`, which panics without an input.
 pub(crate) const PANICS: &[u8] = include_bytes!("../../plugins/rust-panic/panics.wasm");
+/// Written as text: `mirror`, which takes requests and answers 203 with what it was given.
+pub(crate) const MIRROR: &[u8] = include_bytes!("../../plugins/wat/mirror.wasm");
 /// Writes `starting` to WASI's standard error while it is initialised, and traps.
 pub(crate) const START_TRAPS: &str = r#"(module
     (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))

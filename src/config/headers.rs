@@ -1,0 +1,64 @@
+//! Which headers plugins with `input = "request"` see and set.
+
+use super::ServiceSettings;
+
+/// Those of a request that tell a plugin nothing of who sent it: no credentials, no addresses.
+pub(super) const REQUEST: [&str; 7] =
+    ["accept", "accept-language", "content-type", "traceparent", "tracestate", "user-agent", "x-request-id"];
+
+/// Those of a response that are about its body, or where and when to ask next.
+pub(super) const RESPONSE: [&str; 10] = [
+    "cache-control",
+    "content-disposition",
+    "content-language",
+    "content-type",
+    "etag",
+    "expires",
+    "last-modified",
+    "location",
+    "retry-after",
+    "vary",
+];
+
+/// The server's own: they frame messages and connections, or say what it vouches for.
+const OWN: [&str; 12] = [
+    "connection",
+    "content-length",
+    "date",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-connection",
+    "server-timing",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-content-type-options",
+];
+
+const MOST: usize = 100;
+
+/// Says which of the two settings cannot be used, and why.
+pub(super) fn check(service: &ServiceSettings) -> Result<(), String> {
+    let ServiceSettings { request_headers: request, response_headers: response, token_file, .. } = service;
+    for (key, names) in [("request", request), ("response", response)] {
+        let refused = |why: String| Err(format!("service.{key}_headers {why}"));
+        if names.len() > MOST {
+            return refused(format!("has {} names; it can have at most {MOST}", names.len()));
+        }
+        for name in names {
+            let is_same = |other: &&str| name.eq_ignore_ascii_case(other);
+            let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            if !(1..=100).contains(&name.len()) || !name.bytes().all(is_token) {
+                return refused(format!("has {name:.100?}, which is no name of a header"));
+            }
+            if key == "response" && OWN.iter().any(is_same) {
+                return refused(format!("has {name:?}, which the server alone sets"));
+            }
+            if key == "request" && token_file.is_some() && is_same(&"authorization") {
+                return refused(format!("has {name:?}, in which plugins would see the tokens of service.token_file"));
+            }
+        }
+    }
+    Ok(())
+}
