@@ -27,6 +27,7 @@ pub(crate) fn direct_without_pool(runtime: &Runtime, wasm: Vec<u8>) -> Arc<dyn C
     let engine = DirectEngine::new(&settings.pool, &settings.limits, &settings.engine).unwrap();
     let request = CompileRequest {
         evaluator: "bench".into(),
+        labels: None,
         digest: Digest::of(&wasm),
         wasm: wasm.into(),
         linked: Arc::new([]),

@@ -83,6 +83,8 @@ pub struct InstanceLimits {
 pub struct CompileRequest {
     /// The evaluator's name, for the log. Two may have the same plugin.
     pub evaluator: Arc<str>,
+    /// Its [labels](crate::Spec::label), as they stand in the log: `key=value` and a space between two.
+    pub labels: Option<Arc<str>>,
     /// A WebAssembly binary that has been inspected.
     pub wasm: Bytes,
     /// The digest of those bytes.

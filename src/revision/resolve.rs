@@ -14,6 +14,9 @@ use crate::{
     spec::Spec,
 };
 
+/// Bytes of labels in a log line.
+const MAX_LABELS: usize = 1024;
+
 /// Resolves the spec against the settings, and checks the imports of all its modules.
 pub(super) fn blueprint(
     inner: &PoolInner,
@@ -53,9 +56,11 @@ pub(super) fn blueprint(
         build_timeout: limits.build_timeout,
     };
     let hosts = spec.allowed_hosts.clone();
-    let report = Report::new(name.clone(), spec.labels.clone(), spec.debug);
+    let labels = labels(spec);
+    let report = Report::new(name.clone(), labels.clone(), spec.debug);
     let request = CompileRequest {
         evaluator: name.clone(),
+        labels,
         wasm: plugin.bytes().clone(),
         digest: plugin.digest(),
         linked: linked
@@ -75,4 +80,15 @@ pub(super) fn blueprint(
         permit: Permit::new(()),
     };
     Ok(Blueprint { plugin, entry_points, request, report, policy })
+}
+
+/// The labels as log lines have them, or their beginning: a plugin decides how many lines there are.
+fn labels(spec: &Spec) -> Option<Arc<str>> {
+    let pairs: Vec<_> = spec.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let mut text = pairs.join(" ");
+    if text.len() > MAX_LABELS {
+        text.truncate(text.floor_char_boundary(MAX_LABELS));
+        text.push('…');
+    }
+    (!text.is_empty()).then(|| text.into())
 }

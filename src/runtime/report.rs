@@ -2,7 +2,6 @@
 //! fill the log: a failure is a warning now and then, and between them a line at the level `debug`.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
@@ -30,7 +29,7 @@ const PAUSE_OF_ALL: u64 = 1_000;
 pub(crate) struct Report {
     pub(crate) evaluator: Arc<str>,
     /// What its owner wants to find its log lines by.
-    pub(crate) labels: Arc<BTreeMap<String, String>>,
+    pub(crate) labels: Option<Arc<str>>,
     /// The evaluator's clients.
     pub(crate) to_clients: bool,
     /// When a failure was last a warning; 0 for never.
@@ -38,7 +37,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(evaluator: Arc<str>, labels: Arc<BTreeMap<String, String>>, to_clients: bool) -> Self {
+    pub(crate) fn new(evaluator: Arc<str>, labels: Option<Arc<str>>, to_clients: bool) -> Self {
         Self { evaluator, labels, to_clients, warned: Arc::default() }
     }
 
@@ -50,7 +49,7 @@ impl Report {
             macro_rules! line {
                 ($level:ident) => {{
                     let [stack, stderr, stdout] = fields(words);
-                    let (evaluator, kind, labels) = (&*self.evaluator, error.kind().as_str(), self.labels());
+                    let (evaluator, kind, labels) = (&*self.evaluator, error.kind().as_str(), self.labels.as_deref());
                     tracing::$level!(target: target!(), evaluator, labels, kind, stack, stderr, stdout, "{error}");
                 }};
             }
@@ -67,7 +66,7 @@ impl Report {
     pub(crate) fn written(&self, words: &LastWords) {
         if !words.is_empty() && tracing::enabled!(target: target!(), Level::DEBUG) {
             let [_, stderr, stdout] = fields(words);
-            let (evaluator, labels) = (&*self.evaluator, self.labels());
+            let (evaluator, labels) = (&*self.evaluator, self.labels.as_deref());
             tracing::debug!(target: target!(), evaluator, labels, stderr, stdout, "the plugin has written");
         }
     }
@@ -82,12 +81,6 @@ impl Report {
         is_over(PAUSE_OF_ONE)(own).is_some()
             && WARNED.fetch_update(relaxed, relaxed, is_over(PAUSE_OF_ALL)).is_ok()
             && self.warned.fetch_update(relaxed, relaxed, is_over(PAUSE_OF_ONE)).is_ok()
-    }
-
-    /// As `key=value` and a space between two; none if there are none.
-    fn labels(&self) -> Option<String> {
-        let pairs: Vec<_> = self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        (!pairs.is_empty()).then(|| pairs.join(" "))
     }
 }
 

@@ -71,6 +71,7 @@ async fn compile(engine: &dyn Engine, text: &str, seen: &Seen) -> Result<Box<dyn
     let limits = settings(EngineKind::Direct).limits;
     let request = CompileRequest {
         evaluator: "released".into(),
+        labels: None,
         digest: Digest::of(&wasm),
         wasm: wasm.into(),
         linked: Arc::new([]),

@@ -113,7 +113,7 @@ fn log(caller: &mut Caller<'_>, level: Level, message: u64) -> Result<()> {
         let bytes = kernel.read(&*caller, message).ok_or_else(invalid)?;
         let mut budget = caller.data().log;
         let context = &caller.data().context;
-        budget.write(level, &context.evaluator, context.digest, bytes);
+        budget.write(level, &context.evaluator, context.labels.as_deref(), context.digest, bytes);
         caller.data_mut().log = budget;
     }
     free(caller, [message])

@@ -43,6 +43,7 @@ impl Compiled {
             config: request.config,
             limits: request.limits,
             evaluator: request.evaluator,
+            labels: request.labels,
             digest: request.digest,
             wasi: request.wasi,
             ticker: modules.variant.ticker.clone(),

@@ -29,7 +29,14 @@ pub(super) struct LogBudget {
 
 impl LogBudget {
     /// Writes a message, or its beginning. The last line says that it is the last.
-    pub(super) fn write(&mut self, level: Level, evaluator: &str, plugin: Digest, message: &[u8]) {
+    pub(super) fn write(
+        &mut self,
+        level: Level,
+        evaluator: &str,
+        labels: Option<&str>,
+        plugin: Digest,
+        message: &[u8],
+    ) {
         self.written = self.written.saturating_add(1);
         let text = match self.written.cmp(&LINES) {
             Ordering::Less => String::from_utf8_lossy(&message[..message.len().min(LINE)]),
@@ -39,7 +46,7 @@ impl LogBudget {
         macro_rules! write {
             ($($level:ident),*) => { match level {
                 $(Level::$level => {
-                    tracing::event!(target: "evalpool::plugin", Level::$level, evaluator, %plugin, "{text}");
+                    tracing::event!(target: "evalpool::plugin", Level::$level, evaluator, labels, %plugin, "{text}");
                 })*
             } };
         }

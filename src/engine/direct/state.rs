@@ -26,6 +26,7 @@ pub(super) struct PluginContext {
     pub(super) http: Http,
     pub(super) limits: InstanceLimits,
     pub(super) evaluator: Arc<str>,
+    pub(super) labels: Option<Arc<str>>,
     pub(super) digest: Digest,
     /// Whether the plugin imports WASI.
     pub(super) wasi: bool,

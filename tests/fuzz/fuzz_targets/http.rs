@@ -250,6 +250,11 @@ fn is_whole(received: &[u8]) -> bool {
 fn assert_documented(answer: &Answer) {
     let Answer { status, head, body } = answer;
     let shown = || format!("{head}\n\n{}", String::from_utf8_lossy(body));
+    // A plugin that takes requests chooses its answer, which tells how long it ran.
+    if answer.header("server-timing").is_some() {
+        assert!((200..600).contains(status), "{}", shown());
+        return;
+    }
     assert!(STATUSES.contains(status), "{}", shown());
     // Without a body it is hyper that could not read the head, or an answer to HEAD.
     let whole = answer.header("content-length").is_some_and(|length| length == body.len().to_string());

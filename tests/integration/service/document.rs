@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     conformance::{IMPORTS, http::http_server},
-    support::{CRASH, TEXT, WORDS, wasm},
+    support::{CRASH, TEXT, TOTALS, WORDS, wasm},
 };
 
 /// A config value that must be seen nowhere but in the plugin and in its evaluator's file.
@@ -315,6 +315,17 @@ fn static_data_is_what_each_call_is_merged_into_and_labels_are_logged() {
     assert_eq!(server.put_form("say", &[("spec", &spec(&said)), ("plugin", CRASH)]).status, 201);
     assert_eq!(server.post("say", b"hello").status, 200);
     server.has_logged(r#"evaluator="say" labels="region=eu team=billing" stderr="#);
+    let said = json!({"entry_point": "log_it", "labels": {"team": "billing"}});
+    let long = json!({"entry_point": "log_it", "labels": {"long": "x".repeat(5000)}});
+    let plain = json!({"entry_point": "log_it"});
+    for (name, spec) in [("logs", spec(&said)), ("plain", spec(&plain)), ("long", spec(&long))] {
+        assert_eq!(server.put_form(name, &[("spec", &spec), ("plugin", TOTALS)]).status, 201);
+        assert_eq!(server.post(name, format!("from {name}").as_bytes()).status, 200);
+    }
+    server.has_logged(r#"evalpool::plugin: from logs evaluator="logs" labels="team=billing" plugin=sha256:"#);
+    server.has_logged(r#"evalpool::plugin: from plain evaluator="plain" plugin=sha256:"#);
+    // How many lines there are is the plugin's to decide, so a line has no more than 1 KiB of them.
+    server.has_logged(&format!(r#"from long evaluator="long" labels="long={}…" plugin=sha256:"#, "x".repeat(1024 - 5)));
 }
 
 #[test]
