@@ -1,7 +1,5 @@
 //! The plugin options of `run`, `check` and `load`: what each does, and how bad ones are refused.
 
-use std::fs;
-
 use serde_json::Value;
 
 use crate::{
@@ -64,24 +62,19 @@ fn a_plugin_reads_the_config_values_that_it_is_given() {
 }
 
 #[test]
-fn the_readme_shows_a_plugin_that_needs_a_key_and_a_host() {
-    let root = env!("CARGO_MANIFEST_DIR");
-    let readme = fs::read_to_string(format!("{root}/README.md")).unwrap();
-    let (_, section) = readme.split_once("## Run a plugin that needs a key and a host").unwrap();
-    let (_, command) = section.split_once("cargo run --release -- ").unwrap();
-    let (command, _) = command.split_once("```").unwrap();
+fn a_plugin_gets_the_key_and_the_host_that_it_is_given_and_no_others() {
     // The server lets nobody in but who has the key.
     let folder = Folder::new();
     let tokens = folder.file("tokens", "my-key\n");
     let server = Server::start(&[("SERVICE_TOKEN_FILE", &tokens)]);
-    let command = command.replace("127.0.0.1:8080", &server.address).replace('\\', " ");
-    let words: Vec<&str> = command.split_whitespace().collect();
-    let here = |words: &[&str]| program().args(words).current_dir(root).output().unwrap();
-    assert_eq!(serde_json::from_str::<Value>(&printed(&here(&words))).unwrap()["name"], "greet");
+    let (fetch, url) = (folder.file("fetch.wasm", FETCH), format!("http://{}/v1/evaluators/greet", server.address));
+    let options = ["--config-value", "key=my-key", "--allow-host", &server.address];
+    let words = [&["run", &fetch, "--input", &url], &options[..]].concat();
+    assert_eq!(serde_json::from_str::<Value>(&printed(&run(&words))).unwrap()["name"], "greet");
 
     let without = |option: &str| {
         let at = words.iter().position(|word| *word == option).unwrap();
-        here(&[&words[..at], &words[at + 2..]].concat())
+        run(&[&words[..at], &words[at + 2..]].concat())
     };
     assert!(refusal(&without("--config-value"), 1).contains(r#"set the config value "key""#));
     let line = refusal_of_guest(&without("--allow-host"), 1);

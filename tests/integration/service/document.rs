@@ -327,23 +327,3 @@ fn static_data_is_what_each_call_is_merged_into_and_labels_are_logged() {
     // How many lines there are is the plugin's to decide, so a line has no more than 1 KiB of them.
     server.has_logged(&format!(r#"from long evaluator="long" labels="long={}…" plugin=sha256:"#, "x".repeat(1024 - 5)));
 }
-
-#[test]
-fn the_readme_serves_a_plugin_that_needs_a_key_and_a_host() {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    let (_, section) = readme.split_once("## Serve a plugin that needs a key and a host").unwrap();
-    let between = |from: &str, to: &str| section.split_once(from).unwrap().1.split_once(to).unwrap().0;
-    let server = Server::start(&[("ENGINE_ALLOWED_HOSTS", between("EVALPOOL_ENGINE_ALLOWED_HOSTS='", "'"))]);
-    let spec = between("<<'END'\n", "END\n");
-    let plugin = fs::read(root.join(between("-F plugin=@", " "))).unwrap();
-    let name = between("/v1/evaluators/", "\n");
-    let put = server.put_form(name, &[("spec", spec.as_bytes()), ("plugin", &plugin)]);
-    assert_eq!(put.status, 201, "{put:?}");
-    let asked = between("curl -d '", "'");
-    assert_eq!(server.post(name, asked.as_bytes()).text(), "eu");
-    let patched =
-        server.patch(name, &[], between("-X PATCH -H 'content-type: application/merge-patch+json' \\\n    -d '", "'"));
-    assert_eq!(patched.json()["spec"]["config"], json!({"region": null}), "{patched:?}");
-    assert_eq!(server.post(name, asked.as_bytes()).text(), "us");
-}

@@ -8,6 +8,7 @@ mod folder;
 mod last_words;
 mod operate;
 mod patch;
+mod readme;
 mod request;
 mod server;
 mod upload;
