@@ -180,7 +180,7 @@ pub(super) async fn evaluate(
     }
     let evaluated = evaluator.evaluate_from(&*asked, Call::by(asked.call.entry_point.as_deref())).await;
     let response = evaluated.map_err(|error| match error {
-        Error::PayloadTooLarge { limit, .. } if asked.was_request() => {
+        Error::PayloadTooLarge { what: "input", limit } if asked.was_request() => {
             let limit = Size(limit);
             Problem::too_large(format!(
                 "the request is over limits.input_size, {limit}, as the JSON that its plugin gets"

@@ -1,15 +1,16 @@
 //! Plugins that want it get a request as a document, and answer with a response.
 
+use evalpool::{Input, Spec, config::EngineKind};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
     answer::Answer,
-    server::{Server, eventually},
+    server::{Server, eventually, program},
 };
 use crate::{
     conformance::IMPORTS,
-    support::{MIRROR, TEXT, wasm},
+    support::{MIRROR, TEXT, builder, wasm},
 };
 
 /// Answers with its config value `colour`.
@@ -286,4 +287,39 @@ fn a_call_that_meets_a_new_revision_is_given_what_that_one_wants() {
         drop(spinning);
         eventually("its guest is gone", || server.metric("evalpool_instances_live", "busy") == 0);
     }
+}
+
+/// Both the body and the document are in memory.
+#[test]
+fn documents_are_charged_to_the_budget_of_bodies() {
+    let instances = [("POOL_MAX_INSTANCES_PER_EVALUATOR", "8"), ("POOL_GRACE", "0s")];
+    let server =
+        Server::start(&[&instances[..], &[("LIMITS_INPUT_SIZE", "1KiB"), ("LIMITS_EXEC_TIMEOUT", "10m")]].concat());
+    let spec = json!({"input": "request", "config": {"colour": "spin"}}).to_string();
+    assert_eq!(server.put_form("spins", &[("spec", spec.as_bytes()), ("plugin", &spins_or_echoes())]).status, 201);
+    // Five bodies alone would be 4,500 of 8,192 bytes.
+    let spinning: Vec<_> = (1..=4)
+        .map(|count| {
+            let call = server.begin("POST", "/v1/evaluators/spins", "content-length: 900\r\n", &[b'x'; 900]);
+            eventually("its guest has a stack", || server.metric("evalpool_slots_live", r#"kind="stack""#) == count);
+            call
+        })
+        .collect();
+    send(&server, "spins", "", &[b'x'; 900]).is(429, "saturated");
+    drop(spinning);
+    eventually("the guests are gone", || server.metric("evalpool_instances_live", "busy") == 0);
+    assert_eq!(server.patch("spins", &[], r#"{"config": null}"#).status, 200);
+    eventually("their room comes back", || send(&server, "spins", "", &[b'x'; 900]).kind() == "guest_error");
+}
+
+#[tokio::test]
+async fn the_library_and_the_command_line_give_what_their_caller_gives() {
+    let pool = builder(EngineKind::Direct).capacity(1).build().unwrap();
+    let text = pool.evaluator("text", Spec::bytes(TEXT).entry_point("upper").input(Input::Request)).unwrap();
+    assert_eq!(text.evaluate("tea").await.unwrap().text().unwrap(), "TEA");
+    pool.close().await;
+    let plugin = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/plugins/c/text.wasm");
+    let mut run = program();
+    run.args(["run", plugin, "--entry", "upper", "--input", "tea"]).env("EVALPOOL_ENGINE_INPUT", "request");
+    assert_eq!(run.output().unwrap().stdout, b"TEA");
 }
