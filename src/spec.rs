@@ -157,8 +157,8 @@ impl Spec {
         self
     }
 
-    /// Adds a label, which stands beside the evaluator's name in log lines about what its guests leave behind, and in those that
-    /// the plugin writes itself (the `direct` engine's).
+    /// Adds a label, which stands beside the evaluator's name in log lines about what its guests leave behind, and on the
+    /// `direct` engine in those that the plugin writes itself.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         Arc::make_mut(&mut self.labels).insert(key.into(), value.into());
         self

@@ -316,8 +316,8 @@ pub enum Input {
     /// The body of the request; the output is the body of the response.
     #[default]
     Bytes,
-    /// The request as one JSON document: `method`, `path` as it was requested, `query` (an object of lists, since a name may
-    /// come several times; without `entry_point`, which is the server's), `headers` (an object, with names in small
+    /// The request as one JSON document: `method`, `path` as it was requested, `query` (an object of lists, since a name
+    /// may come several times; without `entry_point`, which is the server's), `headers` (an object, with names in small
     /// letters), and `body`, or `body_base64` for one that is not UTF-8. The output is a document of the response:
     /// `status` (200 to 599, by default 200), `headers`, and `body` or `body_base64`; each may be left out.
     ///

@@ -154,8 +154,8 @@ impl Shown {
     }
 }
 
-/// Evaluates once: the request's body is the plugin's input, and its output is the answer's body; or both are documents, for
-/// a plugin that takes requests.
+/// Evaluates once: the request's body is the plugin's input, and its output is the answer's body. For a plugin that takes
+/// requests, both are documents.
 pub(super) async fn evaluate(
     State(app): State<Arc<App>>,
     Name(name): Name,

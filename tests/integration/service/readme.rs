@@ -108,7 +108,7 @@ impl Reader {
             match argument {
                 "-X" => method = arguments.next(),
                 "-H" => headers.push(arguments.next().unwrap().split_once(": ").unwrap()),
-                "-d" => body = arguments.next().unwrap().as_bytes().to_vec(),
+                "-d" => body = arguments.next().unwrap().replace("127.0.0.1:8080", &self.server.address).into_bytes(),
                 "--data-binary" => body = self.file(arguments.next().unwrap().strip_prefix('@').unwrap()),
                 "-F" => {
                     let (name, file) = arguments.next().unwrap().split_once("=@").unwrap();
@@ -186,12 +186,15 @@ fn serve_it() {
 #[test]
 fn serve_a_plugin_that_needs_a_key_and_a_host() {
     let done = Reader::of("Serve a plugin that needs a key and a host");
-    // Uploaded, called, patched, called again; and from the command line.
-    statuses(&done, &[201, 200, 200, 200, 0]);
-    assert_eq!((&*done[1].text, &*done[3].text), ("eu", "us"));
-    assert_eq!(done[0].json()["spec"]["config"], json!({"api_key": null, "region": null}));
-    assert_eq!(done[2].json()["spec"]["config"], json!({"region": null}));
-    assert_eq!(done[4].json()["name"], "greet");
+    // Uploaded, called, patched; and from the command line.
+    statuses(&done, &[201, 200, 200, 0]);
+    assert!(done[1].json()["name"] == "greet" && done[3].json()["name"] == "greet", "{done:#?}");
+    let (memory, hosts) = (json!(32 << 20), json!(["127.0.0.1"]));
+    let spec =
+        json!({"config": {"key": null}, "allowed_hosts": hosts, "limits": {"memory": memory, "fuel": 10_000_000}});
+    assert_eq!(done[0].json()["spec"], spec);
+    let spec = json!({"config": {"key": null}, "allowed_hosts": hosts, "limits": {"memory": memory}});
+    assert_eq!(done[2].json()["spec"], spec);
 }
 
 #[test]
