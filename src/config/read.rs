@@ -249,6 +249,17 @@ mod tests {
     }
 
     #[test]
+    fn headers_are_listed_up_to_a_hundred_and_credentials_only_where_they_are_not_the_servers() {
+        let many = |count: usize| parse(&format!("[service]\nrequest_headers = {:?}", vec!["x"; count]));
+        assert_eq!(many(100).unwrap().service.request_headers.len(), 100);
+        let error = many(101).unwrap_err().to_string();
+        assert_eq!(error, "service.request_headers has 101 names; it can have at most 100");
+        let named = parse("[service]\ntoken_file = 't'\nrequest_headers = ['cookie', 'connection']").unwrap();
+        assert_eq!(named.service.request_headers, ["cookie", "connection"]);
+        parse("[service]\nrequest_headers = ['authorization']\nresponse_headers = ['authorization']").unwrap();
+    }
+
+    #[test]
     fn an_unknown_key_is_an_error_that_names_the_nearest() {
         let error = parse("[pool]\ncapasity = 3").unwrap_err().to_string();
         assert_eq!(error, "test.toml: there is no setting pool.capasity; did you mean pool.capacity?");
@@ -278,6 +289,7 @@ mod tests {
                 "[service]\nresponse_headers = ['Connection']",
                 r#"service.response_headers has "Connection", which the server alone sets"#,
             ),
+            ("[service]\nrequest_headers = ['']", r#"service.request_headers has "", which is no name of a header"#),
             ("[service]\nresponse_headers = ['x y']", r#"service.response_headers has "x y", which is no name"#),
             (
                 "[service]\ntoken_file = 't'\nrequest_headers = ['Authorization']",

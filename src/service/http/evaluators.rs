@@ -1,6 +1,6 @@
 //! The requests about evaluators.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use axum::{
     body::Body,
@@ -171,14 +171,14 @@ pub(super) async fn evaluate(
     check_not_coded(&headers)?;
     let body = app.inputs.read(body, "input", app.input_size).await?;
     let data = if evaluator.has_data() { mergeable(body.clone()).await? } else { body.clone().into() };
-    let (document, is_request) = (OnceLock::new(), false.into());
-    let asked = Arc::new(Asked { app, uri, headers, call, body, data, document, is_request });
-    if asked.body.len() > QUICK && evaluator.wanted_input() == Input::Request {
+    let is_quick = body.len() <= QUICK;
+    let asked = Arc::new(Asked::new(app.clone(), uri, headers, call, body, data));
+    if !is_quick && evaluator.wanted_input() == Input::Request {
         let shared = asked.clone();
         // A failure is kept, and comes up again below.
         blocking(move || Ok(shared.data(Input::Request).is_ok())).await?;
     }
-    let evaluated = evaluator.evaluate_from(&*asked, Call::by(asked.call.entry_point.as_deref())).await;
+    let evaluated = evaluator.evaluate_from(&*asked, Call::by(asked.entry_point())).await;
     let response = evaluated.map_err(|error| match error {
         Error::PayloadTooLarge { what: "input", limit } if asked.was_request() => {
             let limit = Size(limit);
@@ -195,9 +195,8 @@ pub(super) async fn evaluate(
         return Ok((timing, [(header::CONTENT_TYPE, guessed_type(&output).await?)], output).into_response());
     }
     let Answer { status, mut headers, body } = if output.len() <= QUICK {
-        Answer::read(&output, &asked.app.allowed)?
+        Answer::read(&output, &app.allowed)?
     } else {
-        let app = asked.app.clone();
         blocking(move || Answer::read(&output, &app.allowed)).await?
     };
     if !headers.contains_key(header::CONTENT_TYPE) && !body.is_empty() {

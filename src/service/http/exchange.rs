@@ -45,15 +45,16 @@ impl Allowed {
 /// A request to evaluate, as either kind of plugin wants it. It is asked for again when the evaluator is replaced while it
 /// waits, so it remembers which kind it was last asked for: that one runs, and its answer is of that kind.
 pub(super) struct Asked {
-    pub(super) app: Arc<App>,
-    pub(super) uri: Uri,
-    pub(super) headers: HeaderMap,
-    pub(super) call: Call,
-    pub(super) body: Bytes,
+    app: Arc<App>,
+    uri: Uri,
+    headers: HeaderMap,
+    call: Call,
+    body: Bytes,
     /// What a plugin gets that takes bytes.
-    pub(super) data: Data,
-    pub(super) document: OnceLock<Result<Data, Error>>,
-    pub(super) is_request: AtomicBool,
+    data: Data,
+    /// What one gets that takes requests, once it was asked for.
+    document: OnceLock<Result<Data, Error>>,
+    is_request: AtomicBool,
 }
 
 impl InputSource for Asked {
@@ -69,6 +70,14 @@ impl InputSource for Asked {
 }
 
 impl Asked {
+    pub(super) fn new(app: Arc<App>, uri: Uri, headers: HeaderMap, call: Call, body: Bytes, data: Data) -> Self {
+        Self { app, uri, headers, call, body, data, document: OnceLock::new(), is_request: AtomicBool::new(false) }
+    }
+
+    pub(super) fn entry_point(&self) -> Option<&str> {
+        self.call.entry_point.as_deref()
+    }
+
     /// Whether the plugin that ran, or could not, was given the document.
     pub(super) fn was_request(&self) -> bool {
         self.is_request.load(Ordering::Relaxed)

@@ -166,6 +166,7 @@ fn an_answer_that_is_no_response_is_refused_and_says_why() {
         (r#"{"status":600}"#.to_owned(), "status is 600"),
         (r#"{"status":65736}"#.to_owned(), "status is 65736"),
         (r#"{"status":204,"body":"x"}"#.to_owned(), "status 204 takes no body"),
+        (r#"{"status":205,"body":"x"}"#.to_owned(), "status 205 takes no body"),
         (r#"{"status":304,"body_base64":"eA=="}"#.to_owned(), "status 304 takes no body"),
         (r#"{"body":{"a":1}}"#.to_owned(), "body: invalid type: map, expected a string"),
         (r#"{"body":"","body_base64":""}"#.to_owned(), "both body and body_base64"),
