@@ -47,6 +47,7 @@
 //! | [`Evaluator`] | takes one call from its data to its response. Decides nothing about capacity |
 //! | [`Executable`] | a handle on one compiled plugin. Holds no runtime |
 //! | `revision` | one version of an evaluator, the settings it runs under, its build. What the three above share |
+//! | `manifest` | (feature `manifest`) an Extism manifest → spec. No I/O |
 //! | [`Spec`] | a plugin's source and how to run it. No I/O |
 //! | [`data`] | static, per-call and composite input data → bytes |
 //! | `info` | what is shown of evaluators and runtimes. Plain data |
@@ -76,6 +77,8 @@ mod evaluator;
 mod executable;
 mod info;
 mod last_words;
+#[cfg(feature = "manifest")]
+mod manifest;
 pub mod metrics;
 mod pool;
 mod registry;
@@ -92,6 +95,9 @@ mod words;
 
 #[cfg(feature = "direct")]
 pub use crate::engine::direct::init_compile_workers;
+#[cfg(feature = "manifest")]
+pub use extism_manifest;
+
 pub use crate::{
     close::{Close, CloseReport},
     config::{Input, Isolation, Settings, SettingsError, Wasi},

@@ -40,7 +40,7 @@ pub(crate) use setters;
 #[must_use]
 pub struct Spec {
     pub(crate) source: Source,
-    pub(crate) linked: Vec<(String, Source)>,
+    pub(crate) linked: Vec<Linked>,
     pub(crate) digest: Option<Digest>,
     pub(crate) entry_point: Option<String>,
     pub(crate) isolation: Option<Isolation>,
@@ -60,6 +60,14 @@ pub struct Spec {
     pub(crate) data: Option<Arc<dyn DataProvider>>,
     pub(crate) debug: bool,
     pub(crate) labels: Arc<BTreeMap<String, String>>,
+}
+
+/// A module from which the plugin, or another such module, imports by its name.
+#[derive(Debug, Clone)]
+pub(crate) struct Linked {
+    pub(crate) name: String,
+    pub(crate) source: Source,
+    pub(crate) digest: Option<Digest>,
 }
 
 impl Spec {
@@ -147,7 +155,7 @@ impl Spec {
     /// has its own instance of it. The names `main`, `extism:host/env`, `extism:host/user` and `wasi_snapshot_preview1`
     /// are taken.
     pub fn link(mut self, name: impl Into<String>, source: Source) -> Self {
-        self.linked.push((name.into(), source));
+        self.linked.push(Linked { name: name.into(), source, digest: None });
         self
     }
 

@@ -65,24 +65,23 @@ pub(super) fn list_or_commas<'de, D: serde::Deserializer<'de>>(deserializer: D) 
 /// The texts in a JSON or TOML object, by their keys as they are written. An error quotes no value: it may be a secret.
 #[cfg(feature = "service")]
 pub(crate) fn strings(text: &str) -> Result<Vec<(String, String)>, String> {
+    let unusable = |why: String| format!("is no JSON or TOML object of strings: {why}");
+    let string = |(key, value): (String, serde_json::Value)| match value {
+        serde_json::Value::String(value) => Ok((key, value)),
+        _ => Err(unusable(format!("{key:?} has another value"))),
+    };
+    object(text).map_err(unusable)?.into_iter().map(string).collect()
+}
+
+/// A JSON object, or a TOML table as one, with its keys as they are written.
+#[cfg(feature = "service")]
+pub(crate) fn object(text: &str) -> Result<serde_json::Map<String, serde_json::Value>, String> {
     use config::{FileFormat, Source, ValueKind};
 
-    let unusable =
-        |why: String| format!("is no JSON or TOML object of strings: {}", why.lines().next().unwrap_or_default());
-    let no_string = |key: &str| unusable(format!("{key:?} has another value"));
+    let first = |error: &dyn std::fmt::Display| error.to_string().lines().next().unwrap_or_default().to_owned();
     if text.trim_start().starts_with('{') {
-        let object: serde_json::Map<_, _> = serde_json::from_str(text).map_err(|error| unusable(error.to_string()))?;
-        let string = |(key, value): (String, serde_json::Value)| match value {
-            serde_json::Value::String(value) => Ok((key, value)),
-            _ => Err(no_string(&key)),
-        };
-        return object.into_iter().map(string).collect();
+        return serde_json::from_str(text).map_err(|error| first(&error));
     }
-    let table =
-        config::File::from_str(text, FileFormat::Toml).collect().map_err(|error| unusable(error.to_string()))?;
-    let string = |(key, value): (String, config::Value)| match value.kind {
-        ValueKind::String(value) => Ok((key, value)),
-        _ => Err(no_string(&key)),
-    };
-    table.into_iter().map(string).collect()
+    let table = config::File::from_str(text, FileFormat::Toml).collect().map_err(|error| first(&error))?;
+    config::Value::new(None, ValueKind::Table(table)).try_deserialize().map_err(|error| first(&error))
 }

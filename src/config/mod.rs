@@ -13,9 +13,9 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-#[cfg(feature = "service")]
-pub(crate) use self::formats::strings;
 use self::formats::{list_or_commas, off_or_number, size, word};
+#[cfg(feature = "service")]
+pub(crate) use self::formats::{object, strings};
 pub(crate) use self::hosts::{HostPattern, default_hosts};
 pub use self::read::SettingsError;
 #[cfg(feature = "service")]

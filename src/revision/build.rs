@@ -5,7 +5,9 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout};
 
 use super::{PluginInfo, PoolInner, Revision, resolve::blueprint};
-use crate::{background, error::Error, registry::BuildTicket, runtime::Runtime, source::Source, units::Time};
+use crate::{
+    background, error::Error, registry::BuildTicket, runtime::Runtime, source::Source, spec::Linked, units::Time,
+};
 
 pub(super) async fn build(inner: Arc<PoolInner>, revision: Arc<Revision>, ticket: BuildTicket<Runtime>) {
     if revision.is_retired() {
@@ -37,7 +39,7 @@ async fn attempt(
     let known = revision.take_plugin();
     // What is in memory already costs nothing.
     let own = known.is_none().then_some(&spec.source);
-    let sources = || own.into_iter().chain(spec.linked.iter().map(|(_, source)| source));
+    let sources = || own.into_iter().chain(spec.linked.iter().map(|linked| &linked.source));
     let cost = kib(sources().map(|source| source.cost(inner.limits.plugin_size)).sum());
     // Held until the build ends: what is fetched is in memory for as long.
     let mut fetched =
@@ -50,8 +52,8 @@ async fn attempt(
             None => spec.source.load(inner.limits.plugin_size, spec.digest).await?,
         };
         let mut linked = Vec::with_capacity(spec.linked.len());
-        for (name, source) in &spec.linked {
-            linked.push((name.as_str(), source.load(inner.limits.plugin_size, None).await?));
+        for Linked { name, source, digest } in &spec.linked {
+            linked.push((name.as_str(), source.load(inner.limits.plugin_size, *digest).await?));
         }
         Ok::<_, Error>((plugin, linked))
     };

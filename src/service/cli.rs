@@ -56,7 +56,8 @@ pub(super) struct ServeArguments {
 #[derive(Debug, Args)]
 pub(super) struct RunArguments {
     /// The plugin: a WebAssembly binary.
-    pub(super) plugin: PathBuf,
+    #[arg(required_unless_present = "manifest", group = "subject")]
+    pub(super) plugin: Option<PathBuf>,
     /// The export to call [default: `run` if it is exported, else the only one of the author's]
     #[arg(long, value_name = "NAME")]
     pub(super) entry: Option<String>,
@@ -70,7 +71,8 @@ pub(super) struct RunArguments {
 #[derive(Debug, Args)]
 pub(super) struct CheckArguments {
     /// The plugin: a WebAssembly binary.
-    pub(super) plugin: PathBuf,
+    #[arg(required_unless_present = "manifest", group = "subject")]
+    pub(super) plugin: Option<PathBuf>,
     /// The export that would be called [default: `run` if it is exported, else the only one of the author's]
     #[arg(long, value_name = "NAME")]
     pub(super) entry: Option<String>,
@@ -104,10 +106,10 @@ pub(super) struct LoadArguments {
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<u64>,
     /// The plugin that every evaluator runs [default: the built-in one]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "subject")]
     pub(super) plugin: Option<PathBuf>,
     /// The export to call [default: `run` if it is exported, else the only one of the author's]
-    #[arg(long, value_name = "NAME", requires = "plugin")]
+    #[arg(long, value_name = "NAME", requires = "subject")]
     pub(super) entry: Option<String>,
     /// The input of each evaluation: the text itself, @FILE or - [default: a name to greet, or nothing with --plugin]
     #[arg(long, value_name = "TEXT|@FILE|-", allow_hyphen_values = true)]
@@ -144,12 +146,12 @@ impl FromStr for Input {
 
 /// Reads the arguments, the settings file that they name, and the environment.
 pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Command, Settings), Exit> {
-    let Cli { config, engine, trusted, command } =
+    let Cli { config, engine, trusted, mut command } =
         Cli::try_parse_from(arguments).map_err(|error| not_understood(&error))?;
     let mut settings = Settings::load(config.as_deref())?;
     settings.engine.kind = engine.unwrap_or(settings.engine.kind);
     settings.engine.trusted |= trusted;
-    match &command {
+    match &mut command {
         Command::Serve(ServeArguments { listen, data }) => {
             settings.service.listen = listen.unwrap_or(settings.service.listen);
             if let Some(data) = data {
@@ -158,7 +160,10 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Co
         }
         Command::Run(RunArguments { options, .. })
         | Command::Check(CheckArguments { options, .. })
-        | Command::Load(LoadArguments { options, .. }) => options.raise(&mut settings),
+        | Command::Load(LoadArguments { options, .. }) => {
+            options.read_manifest(settings.limits.plugin_size)?;
+            options.raise(&mut settings);
+        }
     }
     Ok((command, settings))
 }

@@ -9,26 +9,26 @@ use crate::{
 };
 
 /// Fetches the URL that is its input, with the config value `key` as a bearer token.
-const FETCH: &[u8] = include_bytes!("../plugins/wat/fetch.wasm");
+pub(crate) const FETCH: &[u8] = include_bytes!("../plugins/wat/fetch.wasm");
 
 /// Never ends.
-const SPINS: &str = r#"(module (func (export "run") (loop (br 0))))"#;
+pub(crate) const SPINS: &str = r#"(module (func (export "run") (loop (br 0))))"#;
 
 /// Never ends to be initialised.
 const NEVER_STARTS: &str = r#"(module (func $spin (loop (br 0))) (start $spin) (func (export "run")))"#;
 
 /// Takes 100 MiB.
-const GROWS: &str = r#"(module (memory 1) (func (export "run")
+pub(crate) const GROWS: &str = r#"(module (memory 1) (func (export "run")
     (if (i32.lt_s (memory.grow (i32.const 1600)) (i32.const 0)) (then unreachable))))"#;
 
 /// Fails unless `math` and `numbers`, from which that imports, give 42 together.
-const ADDS: &str = r#"(module
+pub(crate) const ADDS: &str = r#"(module
     (import "math" "sum" (func $sum (result i32)))
     (func (export "run") (if (i32.ne (call $sum) (i32.const 42)) (then unreachable))))"#;
-const MATH: &str = r#"(module
+pub(crate) const MATH: &str = r#"(module
     (import "numbers" "first" (func $first (result i32)))
     (func (export "sum") (result i32) (i32.add (call $first) (i32.const 2))))"#;
-const NUMBERS: &str = r#"(module (func (export "first") (result i32) (i32.const 40)))"#;
+pub(crate) const NUMBERS: &str = r#"(module (func (export "first") (result i32) (i32.const 40)))"#;
 
 /// What `load` reports of two evaluators in a fifth of a second.
 fn load(arguments: &[&str]) -> Value {
@@ -221,6 +221,7 @@ fn each_command_lists_the_same_options_under_their_heading() {
     });
     assert!(options.iter().all(|of_command| *of_command == options[0]), "{options:?}");
     for option in [
+        "--manifest <FILE>",
         "--config-value <KEY=VALUE>",
         "--config-values <FILE>",
         "--allow-host <GLOB>",

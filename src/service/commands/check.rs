@@ -2,9 +2,8 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use super::read_plugin;
 use crate::{
-    EvaluatorPool, Plugin, Settings, Source, Spec,
+    EvaluatorPool, Plugin, Settings, Spec,
     runtime::BuildTimes,
     service::{
         Exit,
@@ -17,9 +16,8 @@ use crate::{
 
 pub(in crate::service) async fn check(arguments: CheckArguments, settings: &Settings) -> Result<(), Exit> {
     let CheckArguments { plugin, entry, options } = arguments;
-    let bytes = read_plugin(&plugin, settings.limits.plugin_size)?;
-    let spec = options.spec(Source::Bytes(bytes.clone()), settings.limits.plugin_size)?;
-    let plugin = Plugin::new(bytes, None)?;
+    let (bytes, spec) = options.subject(plugin.as_deref(), settings.limits.plugin_size)?;
+    let plugin = Plugin::new(bytes, spec.digest)?;
     let entry_points = EntryPoints::of(plugin.interface(), entry.as_deref())?;
     let spec = Spec { entry_point: entry, ..spec };
     let prepared = EvaluatorPool::from_settings(settings)?.prepare_with("check", spec, Some(plugin.clone())).await?;
@@ -27,7 +25,7 @@ pub(in crate::service) async fn check(arguments: CheckArguments, settings: &Sett
     // Not published: the runtime closes in the background, or with the process.
     drop(prepared);
     let calls = entry_points.default().unwrap_or("it has to be named");
-    print(describe(&plugin, calls, took, options.memory.unwrap_or(settings.limits.memory)))
+    print(describe(&plugin, calls, took, options.memory().unwrap_or(settings.limits.memory)))
 }
 
 fn describe(plugin: &Plugin, calls: &str, took: BuildTimes, most_memory: u64) -> String {

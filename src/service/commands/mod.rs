@@ -2,6 +2,7 @@
 
 mod check;
 mod load;
+mod manifest;
 mod options;
 mod run;
 mod serve;
@@ -17,7 +18,7 @@ use bytes::Bytes;
 
 pub(super) use self::{check::check, load::load, options::PluginOptions, run::run, serve::serve};
 use super::{Exit, cli::Input};
-use crate::Error;
+use crate::{Error, units::Size};
 
 /// Reads a plugin. A file that cannot be read is bad usage; one that is too large is a refused plugin.
 fn read_plugin(path: &Path, limit: u64) -> Result<Bytes, Exit> {
@@ -48,4 +49,15 @@ fn read(from: impl Read, what: &'static str, limit: u64) -> io::Result<Result<By
         return Ok(Err(Error::PayloadTooLarge { what, limit }.into()));
     }
     Ok(Ok(bytes.into()))
+}
+
+/// Reads a text of at most `limit` bytes.
+fn read_text(path: &Path, limit: u64) -> Result<String, String> {
+    let (name, mut text) = (path.display(), String::new());
+    let read = File::open(path).and_then(|file| file.take(limit.saturating_add(1)).read_to_string(&mut text));
+    match read {
+        Err(error) => Err(format!("cannot read {name}: {error}")),
+        Ok(size) if size as u64 > limit => Err(format!("{name} is over {}", Size(limit))),
+        Ok(_) => Ok(text),
+    }
 }

@@ -1,11 +1,9 @@
 //! The plugin options: what `run`, `check` and `load` let their user say about a plugin, as flags that become a [`Spec`].
 //!
 //! Whoever types the command owns the process. So a limit above the setting's raises the setting as well: the engine then
-//! has room for it, and one plugin needs no settings file.
+//! has room for it, and one plugin needs no settings file. So does a limit of a manifest, over which the flags win.
 
 use std::{
-    fs::File,
-    io::Read,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     time::Duration,
@@ -15,7 +13,7 @@ use bytes::Bytes;
 use clap::{Args, value_parser};
 use serde_json::Value;
 
-use super::read_plugin;
+use super::{manifest, read_plugin, read_text};
 use crate::{
     Data, Settings, Source, Spec, Wasi, compiler,
     config::{HostPattern, strings},
@@ -25,7 +23,6 @@ use crate::{
         Exit,
         cli::{duration, word},
     },
-    units::Size,
 };
 
 /// What a file of config values may have, in bytes.
@@ -34,6 +31,12 @@ const MOST_CONFIG: u64 = 1024 * 1024;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Plugin options")]
 pub(in crate::service) struct PluginOptions {
+    /// An Extism manifest in JSON or TOML, in place of a plugin. The other options win over what it says.
+    #[arg(long, value_name = "FILE", group = "subject")]
+    manifest: Option<PathBuf>,
+    /// What it says.
+    #[arg(skip)]
+    described: Option<Spec>,
     /// A config value that the plugin may read. Repeatable; wins over --config-values.
     // Taken as it is: clap shows a value that it refuses, and this one may be a secret.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -48,7 +51,7 @@ pub(in crate::service) struct PluginOptions {
     allow_host: Vec<String>,
     /// Linear memory of an instance, from 64KiB to 4GiB [default: as set, else 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = memory)]
-    pub(super) memory: Option<u64>,
+    memory: Option<u64>,
     /// How long the plugin may run in an evaluation, such as 250ms or 5s [default: as set, else 5s]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     timeout: Option<Duration>,
@@ -76,14 +79,20 @@ pub(in crate::service) struct PluginOptions {
 }
 
 impl PluginOptions {
+    /// Reads the manifest, if there is one.
+    pub(in crate::service) fn read_manifest(&mut self, plugin_size: u64) -> Result<(), Exit> {
+        self.described = self.manifest.as_deref().map(|path| manifest::read(path, plugin_size)).transpose()?;
+        Ok(())
+    }
+
     /// Raises the settings to the limits that are said here.
     pub(in crate::service) fn raise(&self, settings: &mut Settings) {
         fn raise<T: Ord + Copy>(setting: &mut T, said: Option<T>) {
             *setting = said.map_or(*setting, |said| said.max(*setting));
         }
         let Settings { pool, limits, engine, .. } = settings;
-        raise(&mut limits.memory, self.memory);
-        raise(&mut limits.exec_timeout, self.timeout);
+        raise(&mut limits.memory, self.memory());
+        raise(&mut limits.exec_timeout, self.timeout());
         raise(&mut limits.build_timeout, self.build_timeout);
         raise(&mut limits.output_size, self.output_size);
         // Without a limit there is none to raise.
@@ -98,18 +107,30 @@ impl PluginOptions {
         }
     }
 
+    /// The bytes of the plugin in the file at `path`, or of the manifest's, and the spec that runs it.
+    pub(super) fn subject(&self, path: Option<&Path>, plugin_size: u64) -> Result<(Bytes, Spec), Exit> {
+        let bytes = match (&self.described, path) {
+            (Some(Spec { source: Source::Bytes(bytes), .. }), _) => bytes.clone(),
+            (_, Some(path)) => read_plugin(path, plugin_size)?,
+            _ => return Err(Exit::unusable("name a plugin, or a manifest by --manifest")),
+        };
+        Ok((bytes.clone(), self.spec(Source::Bytes(bytes), plugin_size)?))
+    }
+
     /// The spec that runs a plugin from `source` so. Reads the files that the options name, each module up to
     /// `plugin_size` bytes.
     pub(super) fn spec(&self, source: Source, plugin_size: u64) -> Result<Spec, Exit> {
+        let described = self.described.clone().unwrap_or_else(|| Spec::new(source.clone()));
         let mut spec = Spec {
+            source,
             wasi: self.wasi,
-            memory: self.memory,
+            memory: self.memory(),
             output_size: self.output_size,
             instances: self.instances(),
             build_timeout: self.build_timeout,
-            exec_timeout: self.timeout,
+            exec_timeout: self.timeout(),
             fuel: self.fuel.map(Some),
-            ..Spec::new(source)
+            ..described
         };
         for (key, value) in self.config()? {
             spec = spec.config(key, value);
@@ -117,7 +138,8 @@ impl PluginOptions {
         if !self.allow_host.is_empty() {
             spec = spec.allowed_hosts(self.allow_host.clone());
         }
-        if self.link.len() > MAX_LINKED {
+        spec.linked.retain(|linked| self.link.iter().all(|(name, _)| *name != linked.name));
+        if spec.linked.len() + self.link.len() > MAX_LINKED {
             return Err(Exit::unusable(format!("--link: at most {MAX_LINKED} modules can be linked with a plugin")));
         }
         for (at, (name, path)) in self.link.iter().enumerate() {
@@ -137,6 +159,18 @@ impl PluginOptions {
     pub(super) fn data(&self, input: Bytes) -> Data {
         let json = self.static_data.as_ref().and_then(|_| serde_json::from_slice(&input).ok());
         json.map_or(Data::Bytes(input), Data::Json)
+    }
+
+    pub(super) fn has_manifest(&self) -> bool {
+        self.manifest.is_some()
+    }
+
+    pub(super) fn memory(&self) -> Option<u64> {
+        self.memory.or_else(|| self.described.as_ref()?.memory)
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        self.timeout.or_else(|| self.described.as_ref()?.exec_timeout)
     }
 
     fn instances(&self) -> Option<NonZeroUsize> {
@@ -159,13 +193,8 @@ impl PluginOptions {
 }
 
 fn read_config(path: &Path) -> Result<Vec<(String, String)>, String> {
-    let (name, mut text) = (path.display(), String::new());
-    let read = File::open(path).and_then(|file| file.take(MOST_CONFIG + 1).read_to_string(&mut text));
-    match read {
-        Err(error) => Err(format!("cannot read {name}: {error}")),
-        Ok(size) if size as u64 > MOST_CONFIG => Err(format!("{name} is over {}", Size(MOST_CONFIG))),
-        Ok(_) => strings(&text).map_err(|why| format!("{name} {why}")),
-    }
+    let text = read_text(path, MOST_CONFIG)?;
+    strings(&text).map_err(|why| format!("{} {why}", path.display()))
 }
 
 fn size(text: &str) -> Result<u64, String> {

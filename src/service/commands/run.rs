@@ -1,8 +1,8 @@
 //! `evalpool run`: one evaluation, whose output goes to standard output as it is.
 
-use super::{read_input, read_plugin};
+use super::read_input;
 use crate::{
-    Data, EvaluatorPool, Settings, Source, Spec,
+    Data, EvaluatorPool, Settings, Spec,
     service::{
         Exit,
         cli::RunArguments,
@@ -12,8 +12,7 @@ use crate::{
 
 pub(in crate::service) async fn run(arguments: RunArguments, settings: &Settings) -> Result<(), Exit> {
     let RunArguments { plugin, entry, input, options } = arguments;
-    let plugin_size = settings.limits.plugin_size;
-    let spec = options.spec(Source::Bytes(read_plugin(&plugin, plugin_size)?), plugin_size)?;
+    let (_, spec) = options.subject(plugin.as_deref(), settings.limits.plugin_size)?;
     let spec = Spec { entry_point: entry, ..spec };
     let input = input.map(|input| read_input(input, settings.limits.input_size)).transpose()?;
     let data = input.map_or(Data::Empty, |input| options.data(input));

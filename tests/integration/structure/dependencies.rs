@@ -81,6 +81,12 @@ fn an_embedder_does_without_the_services_dependencies() {
 }
 
 #[test]
+fn manifests_bring_the_one_crate_that_reads_them() {
+    let (all, without) = (library("manifest", &[]), library("", &[]));
+    assert_eq!(names(all.difference(&without)), BTreeSet::from(["extism-manifest"]));
+}
+
+#[test]
 fn the_library_can_do_without_any_engine_and_with_one_has_not_the_other() {
     for (features, engines) in [("", &[][..]), ("direct", &["wasmtime"]), ("extism", &["extism", "wasmtime"])] {
         let all = library(features, &[]);

@@ -23,7 +23,7 @@ use std::{pin::pin, sync::Arc, time::Instant};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use self::{drive::Workload, figures::Figures, report::Report, watch::Watch};
-use super::{read_input, read_plugin, signals::Signals};
+use super::{read_input, signals::Signals};
 use crate::{
     Data, Plugin, PoolBuilder, Settings, Source, Spec,
     service::{Exit, cli::LoadArguments, exit::print, greet},
@@ -98,13 +98,12 @@ fn subject(arguments: &LoadArguments, settings: &Settings) -> Result<(Spec, Data
     let input = arguments.input.clone().map(|input| read_input(input, settings.limits.input_size)).transpose()?;
     let input = input.map(|input| arguments.options.data(input));
     let plugin_size = settings.limits.plugin_size;
-    let Some(path) = &arguments.plugin else {
+    if arguments.plugin.is_none() && !arguments.options.has_manifest() {
         let spec = arguments.options.spec(Source::Bytes(greet::WASM), plugin_size)?;
         return Ok((spec.entry_point(greet::NAME), input.unwrap_or_else(|| greet::INPUT.into())));
-    };
-    let bytes = read_plugin(path, plugin_size)?;
-    let spec = arguments.options.spec(Source::Bytes(bytes.clone()), plugin_size)?;
-    let plugin = Plugin::new(bytes, None)?;
+    }
+    let (bytes, spec) = arguments.options.subject(arguments.plugin.as_deref(), plugin_size)?;
+    let plugin = Plugin::new(bytes, spec.digest)?;
     let entry_point = plugin.interface().resolve(arguments.entry.as_deref())?;
     Ok((spec.entry_point(entry_point), input.unwrap_or_default()))
 }

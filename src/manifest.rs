@@ -1,0 +1,114 @@
+//! An Extism manifest as a spec. For those who own the process: a manifest may name any file of this host, so no client's
+//! upload is ever read as one.
+
+use std::time::Duration;
+
+use extism_manifest::{Manifest, MemoryOptions, Wasm, WasmMetadata};
+
+use crate::{
+    compiler,
+    config::HostPattern,
+    error::Error,
+    source::{Digest, Source},
+    spec::{Linked, Spec},
+};
+
+/// The module that Extism calls.
+const MAIN: &str = "main";
+
+/// A page of linear memory, in bytes, and how many a memory can have.
+const PAGE: u64 = 64 * 1024;
+const MOST_PAGES: u32 = 64 * 1024;
+
+/// Bytes of variables, as both engines bound them. What Extism takes unless a manifest says otherwise, and what its reader
+/// fills in.
+const VARIABLES: u64 = 1024 * 1024;
+
+impl Spec {
+    /// The spec that runs what an Extism manifest describes.
+    ///
+    /// As in Extism, the module named `main` is the plugin, or else the last one; it is linked with the others by their
+    /// names. `hash` is the SHA-256 of a module in hexadecimal; a build of other bytes fails with
+    /// [`DigestMismatch`](Error::DigestMismatch). A relative path starts from the working directory of the process, and is
+    /// read at each build. A manifest that allows no hosts, or does not speak of them, allows none, whatever the pool's
+    /// settings say. What it leaves open beside (`memory.max_pages`, `timeout_ms`) the pool's settings decide.
+    ///
+    /// Only for manifests of your own: they name files of this host.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRequest`](Error::InvalidRequest), which names the field, for what cannot be done: `allowed_paths`, modules
+    /// by `url`, `memory.max_http_response_bytes` (the limit of the output is that of responses too) and another
+    /// `memory.max_var_bytes` than 1 MiB; for names that are taken, and for hosts that no request could match.
+    pub fn from_manifest(manifest: &Manifest) -> Result<Self, Error> {
+        let Manifest { wasm, memory, config, allowed_hosts, allowed_paths, timeout_ms } = manifest;
+        let hosts = allowed_hosts.as_deref().unwrap_or_default();
+        HostPattern::parse_all(hosts).map_err(|why| refused("allowed_hosts", &format!("it has {why}")))?;
+        if allowed_paths.as_ref().is_some_and(|paths| !paths.is_empty()) {
+            return Err(refused("allowed_paths", "plugins get no files of the host; remove it"));
+        }
+        if *timeout_ms == Some(0) {
+            return Err(refused("timeout_ms", "it is 0; remove it for the limit of the settings"));
+        }
+        let (main, linked) = modules(wasm)?;
+        Ok(Self {
+            digest: main.digest,
+            linked,
+            memory: pages(memory)?.map(|pages| u64::from(pages.min(MOST_PAGES)) * PAGE),
+            exec_timeout: timeout_ms.map(Duration::from_millis),
+            config: config.clone().into(),
+            allowed_hosts: Some(hosts.into()),
+            ..Self::new(main.source)
+        })
+    }
+}
+
+/// `max_pages`, once the bounds beside it are known to hold.
+fn pages(memory: &MemoryOptions) -> Result<Option<u32>, Error> {
+    let MemoryOptions { max_pages, max_http_response_bytes, max_var_bytes } = memory;
+    if max_http_response_bytes.is_some() {
+        let why = "HTTP responses have the limit of the plugin's output, limits.output_size; remove it";
+        return Err(refused("memory.max_http_response_bytes", why));
+    }
+    if max_var_bytes.is_some_and(|bytes| bytes != VARIABLES) {
+        return Err(refused("memory.max_var_bytes", "variables are bounded at 1 MiB; remove it"));
+    }
+    if *max_pages == Some(0) {
+        return Err(refused("memory.max_pages", "it is 0, and a plugin needs at least one"));
+    }
+    Ok(*max_pages)
+}
+
+/// The module that is called, and those that it is linked with.
+fn modules(wasm: &[Wasm]) -> Result<(Linked, Vec<Linked>), Error> {
+    let is_main = |module: &Wasm| module.meta().name.as_deref().is_none_or(|name| name == MAIN);
+    let mut modules = wasm.iter().enumerate().map(|(at, wasm)| module(at, wasm)).collect::<Result<Vec<_>, _>>()?;
+    let at = wasm.iter().position(is_main).or(wasm.len().checked_sub(1));
+    let main = at.map(|at| modules.remove(at)).ok_or_else(|| refused("wasm", "it names no module"))?;
+    for (at, Linked { name, .. }) in modules.iter().enumerate() {
+        if compiler::is_taken(name) || modules.iter().take(at).any(|other| other.name == *name) {
+            return Err(refused("wasm", &format!("a linked module cannot be named {name:?}: the name is taken")));
+        }
+    }
+    Ok((main, modules))
+}
+
+fn module(at: usize, wasm: &Wasm) -> Result<Linked, Error> {
+    let WasmMetadata { name, hash } = wasm.meta();
+    let field = |name: &str| format!("wasm[{at}].{name}");
+    let source = match wasm {
+        Wasm::File { path, .. } => Source::file(path),
+        Wasm::Data { data, .. } => Source::bytes(data.clone()),
+        Wasm::Url { .. } => {
+            let why = "modules are not fetched here; download it, and name the file by its path";
+            return Err(refused(&field("url"), why));
+        }
+    };
+    let digest = hash.as_ref().map(|hash| format!("sha256:{hash}").parse::<Digest>()).transpose();
+    let digest = digest.map_err(|_| refused(&field("hash"), "expected the 64 hexadecimal digits of a SHA-256"))?;
+    Ok(Linked { name: name.as_deref().unwrap_or(MAIN).to_owned(), source, digest })
+}
+
+fn refused(field: &str, why: &str) -> Error {
+    Error::invalid_request(format!("the manifest cannot be used: {field}: {why}"))
+}

@@ -1,0 +1,119 @@
+//! `--manifest`: an Extism manifest in a file.
+//!
+//! It is read field by field, so that an error names its field, and because the reader of `extism_manifest` takes an address
+//! of this process's memory for `data`.
+
+use std::{collections::BTreeMap, path::Path};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use extism_manifest::{HttpRequest, Manifest, MemoryOptions, Wasm, WasmMetadata};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::{read_plugin, read_text};
+use crate::{
+    Error, Source, Spec,
+    config::{nearest, object},
+    service::Exit,
+};
+
+/// A manifest without the data of its modules, in bytes.
+const MOST: u64 = 1024 * 1024;
+
+const FIELDS: [&str; 6] = ["wasm", "memory", "config", "allowed_hosts", "allowed_paths", "timeout_ms"];
+const MEMORY: [&str; 3] = ["max_pages", "max_http_response_bytes", "max_var_bytes"];
+const WASM: [&str; 7] = ["path", "data", "url", "name", "hash", "headers", "method"];
+
+/// The spec that a manifest describes, with its modules in memory, each of up to `plugin_size` bytes.
+pub(super) fn read(path: &Path, plugin_size: u64) -> Result<Spec, Exit> {
+    // Its data is in base64, of one plugin and the modules that it is linked with.
+    let text = read_text(path, plugin_size.saturating_mul(4).saturating_add(MOST));
+    let text = text.map_err(|why| Exit::unusable(format!("--manifest: {why}")))?;
+    let of_file = |why: String| Exit::unusable(format!("--manifest: {}: {why}", path.display()));
+    let fields = object(&text).map_err(|why| of_file(format!("it is neither JSON nor TOML: {why}")))?;
+    let described = Spec::from_manifest(&manifest(fields).map_err(of_file)?);
+    let mut spec = described.map_err(|error: Error| of_file(error.to_string()))?;
+    let linked = spec.linked.iter_mut().map(|linked| &mut linked.source);
+    for source in [&mut spec.source].into_iter().chain(linked) {
+        if let Source::File(file) = source {
+            let bytes = read_plugin(file, plugin_size);
+            *source =
+                Source::Bytes(bytes.map_err(|exit| exit.of_option(&format!("--manifest: {}: wasm", path.display())))?);
+        }
+    }
+    Ok(spec)
+}
+
+fn manifest(mut fields: Map<String, Value>) -> Result<Manifest, String> {
+    let wasm: Vec<Map<_, _>> = take(&mut fields, "", "wasm")?.unwrap_or_default();
+    let memory: Map<_, _> = take(&mut fields, "", "memory")?.unwrap_or_default();
+    let manifest = Manifest {
+        wasm: wasm
+            .into_iter()
+            .enumerate()
+            .map(|(at, fields)| module(&format!("wasm[{at}]."), fields))
+            .collect::<Result<_, _>>()?,
+        memory: options("memory.", memory)?,
+        config: config(fields.remove("config"))?,
+        allowed_hosts: take(&mut fields, "", "allowed_hosts")?,
+        allowed_paths: take(&mut fields, "", "allowed_paths")?,
+        timeout_ms: take(&mut fields, "", "timeout_ms")?,
+    };
+    none_left(&fields, "", &FIELDS).map(|()| manifest)
+}
+
+fn module(within: &str, mut fields: Map<String, Value>) -> Result<Wasm, String> {
+    let meta = WasmMetadata { name: take(&mut fields, within, "name")?, hash: take(&mut fields, within, "hash")? };
+    let path = take(&mut fields, within, "path")?;
+    let data: Option<String> = take(&mut fields, within, "data")?;
+    let url = take(&mut fields, within, "url")?;
+    let headers = take(&mut fields, within, "headers")?.unwrap_or_default();
+    let method = take(&mut fields, within, "method")?;
+    none_left(&fields, within, &WASM)?;
+    match (path, data, url) {
+        (Some(path), None, None) => Ok(Wasm::File { path, meta }),
+        (None, Some(data), None) => {
+            let data = BASE64_STANDARD.decode(data).map_err(|error| format!("{within}data: {error}"))?;
+            Ok(Wasm::Data { data, meta })
+        }
+        (None, None, Some(url)) => Ok(Wasm::Url { req: HttpRequest { url, headers, method }, meta }),
+        _ => Err(format!("{}: it needs one of path, data and url", within.trim_end_matches('.'))),
+    }
+}
+
+fn options(within: &str, mut fields: Map<String, Value>) -> Result<MemoryOptions, String> {
+    let options = MemoryOptions {
+        max_pages: take(&mut fields, within, "max_pages")?,
+        max_http_response_bytes: take(&mut fields, within, "max_http_response_bytes")?,
+        max_var_bytes: take(&mut fields, within, "max_var_bytes")?,
+    };
+    none_left(&fields, within, &MEMORY).map(|()| options)
+}
+
+/// Its values may be secrets, which no error shows.
+fn config(fields: Option<Value>) -> Result<BTreeMap<String, String>, String> {
+    let text = |(key, value)| match value {
+        Value::String(text) => Ok((key, text)),
+        _ => Err(format!("config.{key}: expected a string")),
+    };
+    match fields {
+        None | Some(Value::Null) => Ok(BTreeMap::new()),
+        Some(Value::Object(fields)) => fields.into_iter().map(text).collect(),
+        Some(_) => Err("config: expected an object of strings".to_owned()),
+    }
+}
+
+/// A field, if it is there and not `null`.
+fn take<T: DeserializeOwned>(fields: &mut Map<String, Value>, within: &str, name: &str) -> Result<Option<T>, String> {
+    match fields.remove(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => serde_json::from_value(value).map(Some).map_err(|error| format!("{within}{name}: {error}")),
+    }
+}
+
+fn none_left(fields: &Map<String, Value>, within: &str, known: &[&str]) -> Result<(), String> {
+    match fields.keys().next() {
+        None => Ok(()),
+        Some(key) => Err(format!("{within}{key}: a manifest has no such field{}", nearest(key, known.iter().copied()))),
+    }
+}
