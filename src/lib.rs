@@ -100,7 +100,7 @@ pub use extism_manifest;
 
 pub use crate::{
     close::{Close, CloseReport},
-    config::{Input, Isolation, Settings, SettingsError, Wasi},
+    config::{Input, Isolation, Settings, SettingsError, Vars, Wasi},
     data::Data,
     engine::{HostFunction, HostFunctionError},
     error::{Cause, Error, ErrorKind, Fault},

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, num::NonZeroUsize, path::PathBuf, sync::Ar
 use bytes::Bytes;
 
 use crate::{
-    config::{HostPattern, Input, Isolation, Wasi},
+    config::{HostPattern, Input, Isolation, Vars, Wasi},
     data::DataProvider,
     engine::HostFunction,
     error::Error,
@@ -46,6 +46,7 @@ pub struct Spec {
     pub(crate) isolation: Option<Isolation>,
     pub(crate) wasi: Option<Wasi>,
     pub(crate) input: Option<Input>,
+    pub(crate) vars: Option<Vars>,
     pub(crate) trusted: Option<bool>,
     pub(crate) memory: Option<u64>,
     pub(crate) output_size: Option<u64>,
@@ -91,6 +92,7 @@ impl Spec {
             isolation: None,
             wasi: None,
             input: None,
+            vars: None,
             trusted: None,
             memory: None,
             output_size: None,
@@ -122,6 +124,8 @@ impl Spec {
         fn wasi(wasi: Wasi) => wasi = Some(wasi);
         /// What the plugin gets as input from clients of a server. Has no effect on calls from Rust: see [`Input`].
         fn input(input: Input) => input = Some(input);
+        /// Whether Extism's variables live as long as an instance, or are kept for the evaluator.
+        fn vars(vars: Vars) => vars = Some(vars);
         /// Whether you trust the plugin. The `extism` [engine](crate::engine::choosing) refuses others with
         /// [`InvalidRequest`](crate::Error::InvalidRequest).
         fn trusted(trusted: bool) => trusted = Some(trusted);

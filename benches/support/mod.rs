@@ -34,6 +34,7 @@ pub(crate) fn direct_without_pool(runtime: &Runtime, wasm: Vec<u8>) -> Arc<dyn C
         wasi: false,
         trusted: false,
         config: Arc::default(),
+        variables: None,
         allowed_hosts: Arc::new([]),
         host_functions: Arc::new([]),
         limits: limits(),

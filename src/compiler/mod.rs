@@ -109,6 +109,21 @@ pub(crate) fn order_linked<'a>(mut modules: Vec<(&'a str, &'a Plugin)>) -> Resul
     Ok(ordered)
 }
 
+/// Refuses to keep variables on an engine that cannot.
+///
+/// # Errors
+///
+/// `invalid_request`, saying what to do.
+pub(crate) fn check_vars(engine: &dyn Engine, kept: bool) -> Result<(), Error> {
+    if kept && !engine.keeps_variables() {
+        return Err(Error::invalid_request(
+            "this engine cannot keep variables from one evaluation to the next: set vars = fresh, or choose the direct \
+             engine",
+        ));
+    }
+    Ok(())
+}
+
 /// Compiles and validates, a bounded number at a time.
 pub(crate) struct Compiler {
     engine: Arc<dyn Engine>,
@@ -138,7 +153,9 @@ impl Compiler {
     ///
     /// `invalid_request`, saying what to set.
     pub(crate) fn check(&self, blueprint: &Blueprint) -> Result<(), Error> {
-        self.engine.check(blueprint.request.trusted, &blueprint.request.allowed_hosts)
+        let request = &blueprint.request;
+        self.engine.check(request.trusted, &request.allowed_hosts)?;
+        check_vars(&*self.engine, request.variables.is_some())
     }
 
     /// Compiles a plugin into a runtime, or closes what was opened for it. `None` when nobody wants it any more and it has

@@ -127,6 +127,10 @@ pub struct EngineSettings {
     /// What plugins get as input from clients of the server. Default `bytes`. Has no effect on a pool.
     #[serde(deserialize_with = "word")]
     pub input: Input,
+    /// Whether Extism's variables live as long as an instance, or are kept for the evaluator. The `extism` engine cannot
+    /// keep them. Default `fresh`.
+    #[serde(deserialize_with = "word")]
+    pub vars: Vars,
     /// Whether you trust all plugins. The `extism` engine refuses others with
     /// [`InvalidRequest`](crate::Error::InvalidRequest). Default `false`.
     pub trusted: bool,
@@ -292,6 +296,27 @@ pub enum Isolation {
     Reuse,
 }
 
+/// How long Extism's variables (`var_get`, `var_set`) live. Their bound is 1 MiB either way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Vars {
+    /// As long as their instance: for one evaluation in [`Isolation::Fresh`], for those that the instance serves in
+    /// [`Isolation::Reuse`].
+    #[default]
+    Fresh,
+    /// For the evaluator, across its instances. Each evaluation begins with the variables as evaluations that have ended
+    /// left them; of two that write one variable, the one that ends later wins. An evaluation whose guest traps, exits
+    /// with an error, runs out of time or is stopped writes nothing; one whose guest returns an error does. If together
+    /// with what others wrote meanwhile they would be over their bound, the evaluation fails with
+    /// [`GuestError`](crate::Error::GuestError) and writes nothing. What initialisers set is seen where nothing is kept
+    /// under that name.
+    ///
+    /// They outlive an eviction, and end with the evaluator, with the process, and with a new revision: another plugin,
+    /// or another spec, begins without variables.
+    Kept,
+}
+
 /// Whether a plugin gets WASI: clocks, randomness and exit, with nothing preopened, no environment and no
 /// input.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -394,6 +419,7 @@ impl Default for EngineSettings {
             isolation: Isolation::default(),
             wasi: Wasi::default(),
             input: Input::default(),
+            vars: Vars::default(),
             trusted: false,
             allowed_hosts: Vec::new(),
             http_user_agent: concat!("evalpool/", env!("CARGO_PKG_VERSION")).to_owned(),

@@ -28,6 +28,7 @@ mod guest;
 mod host;
 #[cfg(any(feature = "direct", feature = "extism"))]
 mod text;
+mod variables;
 
 use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -38,6 +39,7 @@ pub(crate) use self::host::{inside_host_function, panic_text};
 pub use self::{
     guest::{CallContext, Guest, HostFunctionError},
     host::{HostFunction, Val, ValType},
+    variables::{Changes, KeptVariables, VariableSet},
 };
 use crate::{error::Error, last_words::LastWords, source::Digest, words::words};
 
@@ -98,6 +100,9 @@ pub struct CompileRequest {
     pub trusted: bool,
     /// What `config_get` gives.
     pub config: Arc<BTreeMap<String, String>>,
+    /// Where variables are kept from one evaluation to the next; `None` if they live as long as the instance. Only for an
+    /// engine that [can](Engine::keeps_variables).
+    pub variables: Option<Arc<KeptVariables>>,
     /// Hosts that `http_request` may reach: see [`Spec::allowed_hosts`](crate::Spec::allowed_hosts).
     pub allowed_hosts: Arc<[String]>,
     /// What `extism:host/user` and other modules import.
@@ -226,6 +231,11 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// Whether making an instance costs little more than handing the work to another thread. If so, spares are made
     /// only for runtimes at rest, and a busy caller makes its own.
     fn instances_are_cheap(&self) -> bool {
+        false
+    }
+
+    /// Whether variables can outlive their instance: see [`CompileRequest::variables`].
+    fn keeps_variables(&self) -> bool {
         false
     }
 

@@ -4,7 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use super::EvaluatorPool;
 use crate::{
-    config::{EngineKind, EngineSettings, Isolation, LimitSettings, PoolSettings, Settings, SettingsError},
+    compiler::check_vars,
+    config::{EngineKind, EngineSettings, Isolation, LimitSettings, PoolSettings, Settings, SettingsError, Vars},
     engine::Engine,
     error::Error,
     revision::PoolInner,
@@ -117,6 +118,7 @@ fn make_engine(
     made.and_then(|made| {
         // As if trusted: a spec may still say that its plugin is.
         made.check(true, &engine.allowed_hosts)?;
+        check_vars(&*made, engine.vars == Vars::Kept)?;
         Ok(made)
     })
     .map_err(|error| SettingsError::engine(engine.kind, &error.chain()))

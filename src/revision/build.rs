@@ -70,7 +70,7 @@ async fn attempt(
         .filter(|(source, _)| source.cost(inner.limits.plugin_size) > 0)
         .map(|(_, plugin)| plugin.bytes().len() as u64);
     drop(fetched.split(cost.saturating_sub(kib(held.sum())) as usize));
-    let blueprint = blueprint(inner, &revision.name, spec, plugin, &linked)?;
+    let blueprint = blueprint(inner, revision, plugin, &linked)?;
     inner.compiler.check(&blueprint)?;
     let info = PluginInfo {
         digest: blueprint.plugin.digest(),

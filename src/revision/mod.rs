@@ -24,6 +24,8 @@ use tokio::time::Instant;
 pub(crate) use self::pool_inner::PoolInner;
 use crate::{
     background, clock,
+    config::Vars,
+    engine::KeptVariables,
     error::Error,
     info::EvaluatorInfo,
     registry::{Age, CloseReason, Lease, Refused, RevisionId, RuntimeState},
@@ -39,6 +41,8 @@ pub(crate) struct Revision {
     /// The evaluator's, for errors.
     pub(crate) name: Arc<str>,
     pub(crate) spec: Spec,
+    /// Extism's variables, if they outlive instances. Those of one revision: another plugin must not find them.
+    variables: Option<Arc<KeptVariables>>,
     /// Known from the first successful look at the bytes.
     info: OnceLock<PluginInfo>,
     /// The plugin, where its bytes are in memory anyway, so that they are hashed and inspected once: of
@@ -62,6 +66,7 @@ impl Revision {
         Arc::new(Self {
             id: RevisionId { evaluator, number: inner.unique() },
             name: name.into(),
+            variables: (spec.vars.unwrap_or(inner.engine.vars) == Vars::Kept).then(Arc::default),
             spec,
             info: OnceLock::new(),
             in_memory: Mutex::default(),

@@ -1,8 +1,6 @@
 //! The spec over the settings, and the plugin's imports against what there is.
 
-use std::sync::Arc;
-
-use super::PoolInner;
+use super::{PoolInner, Revision};
 use crate::{
     compiler::{self, Blueprint},
     config::default_hosts,
@@ -11,7 +9,6 @@ use crate::{
     last_words::LastWords,
     runtime::{Policy, Report},
     source::{EntryPoints, Plugin},
-    spec::Spec,
 };
 
 /// Bytes of labels in a log line.
@@ -20,11 +17,11 @@ const MAX_LABELS: usize = 1024;
 /// Resolves the spec against the settings, and checks the imports of all its modules.
 pub(super) fn blueprint(
     inner: &PoolInner,
-    name: &Arc<str>,
-    spec: &Spec,
+    revision: &Revision,
     plugin: Plugin,
     linked: &[(&str, Plugin)],
 ) -> Result<Blueprint, Error> {
+    let Revision { name, spec, .. } = revision;
     let entry_points = EntryPoints::of(plugin.interface(), spec.entry_point.as_deref())?;
     let wasi = spec.wasi.unwrap_or(inner.engine.wasi);
     let linked = compiler::order_linked(linked.iter().map(|(name, plugin)| (*name, plugin)).collect())?;
@@ -74,6 +71,7 @@ pub(super) fn blueprint(
         wasi: wants_wasi,
         trusted: spec.trusted.unwrap_or(inner.engine.trusted),
         config: spec.config.clone(),
+        variables: revision.variables.clone(),
         allowed_hosts: hosts.unwrap_or_else(|| default_hosts(&inner.engine.allowed_hosts).collect()),
         host_functions: spec.host_functions.clone(),
         limits,

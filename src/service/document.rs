@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::{
-    Data, Digest, Error, Input, Isolation, Settings, Source, Spec, Wasi,
+    Data, Digest, Error, Input, Isolation, Settings, Source, Spec, Vars, Wasi,
     config::{LimitSettings, hosts_within, nearest},
     data::PerCall,
     units::{Size, Time},
@@ -26,6 +26,7 @@ const FIELDS: [&str; 11] = [
     "isolation",
     "wasi",
     "input",
+    "vars",
     "debug",
     "config",
     "allowed_hosts",
@@ -49,6 +50,7 @@ pub(super) struct Document {
     pub(super) wasi: Option<Wasi>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) input: Option<Input>,
+    pub(super) vars: Option<Vars>,
     /// Whether those who call it see the last words of its guests.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) debug: bool,
@@ -108,6 +110,7 @@ impl Document {
             isolation: take(&mut fields, "isolation", "")?,
             wasi: take(&mut fields, "wasi", "")?,
             input: take(&mut fields, "input", "")?,
+            vars: take(&mut fields, "vars", "")?,
             debug: take(&mut fields, "debug", "")?.unwrap_or_default(),
             config: texts(&mut fields, "config")?,
             allowed_hosts: take(&mut fields, "allowed_hosts", "")?,
@@ -178,6 +181,7 @@ impl Document {
             wasi: self.wasi.filter(|_| ceilings.wasi != Wasi::Off),
             // What static data is merged into is bytes, also where the settings make requests the default.
             input: self.input.or(self.static_data.as_ref().map(|_| Input::Bytes)),
+            vars: self.vars,
             debug: self.debug,
             config: self.config.clone().into(),
             labels: self.labels.clone().into(),

@@ -64,4 +64,6 @@ mod soak;
 mod structure;
 mod thread_cache;
 #[cfg(feature = "service")]
+mod variables;
+#[cfg(feature = "service")]
 mod workers;

@@ -234,6 +234,7 @@ fn each_command_lists_the_same_options_under_their_heading() {
         "--link <NAME=FILE>",
         "--static-data <JSON>",
         "--wasi <auto|off>",
+        "--vars <fresh|kept>",
     ] {
         assert!(options[0].contains(option), "{option}");
     }

@@ -78,6 +78,7 @@ async fn compile(engine: &dyn Engine, text: &str, seen: &Seen) -> Result<Box<dyn
         wasi: false,
         trusted: true,
         config: Arc::default(),
+        variables: None,
         allowed_hosts: Arc::new([]),
         host_functions: Arc::new([function]),
         limits: InstanceLimits {

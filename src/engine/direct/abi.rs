@@ -13,6 +13,7 @@ use super::{
     log,
     state::{Caller, GuestState, Variables},
 };
+use crate::engine::VariableSet;
 pub(super) use crate::engine::abi_names::MODULE;
 
 /// The longest name of a variable or of a setting, in bytes.
@@ -44,7 +45,7 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
     linker.func_wrap(MODULE, "var_set", |mut caller: Caller<'_>, name: u64, value: u64| -> Result<()> {
         let key = text(&caller, name, "var key")?;
         // Checked first: a value that does not fit is not copied.
-        if Kernel::length(&caller, value) > Variables::MOST as u64 {
+        if Kernel::length(&caller, value) > VariableSet::MOST as u64 {
             return Err(Variables::full().into());
         }
         let bytes = if value == 0 { None } else { Some(block(&caller, value, "var value")?) };

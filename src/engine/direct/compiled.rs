@@ -41,6 +41,7 @@ impl Compiled {
         let context = PluginContext {
             http,
             config: request.config,
+            kept: request.variables,
             limits: request.limits,
             evaluator: request.evaluator,
             labels: request.labels,

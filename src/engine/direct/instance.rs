@@ -163,11 +163,21 @@ impl Guest {
         if let Err(error) = &returned {
             *stack = stack::of(error);
         }
-        let limits = &self.context.limits;
-        let (ended, is_sound) = classify::call(returned, self.kernel.error(&self.store), limits);
+        let (ended, is_sound) = classify::call(returned, self.kernel.error(&self.store), &self.context.limits);
+        // A guest that did not return may have stopped in the middle of a change.
+        let kept = if is_sound || ended.is_ok() { self.keep_variables() } else { Ok(()) };
         // A command that ran once expects its globals as they were before.
         let is_sound = is_sound && entry_point != "_start";
-        (ended.and_then(|()| self.kernel.output(&self.store, limits.output_size)), is_sound)
+        let most = self.context.limits.output_size;
+        (ended.and(kept).and_then(|()| self.kernel.output(&self.store, most)), is_sound)
+    }
+
+    /// Hands on what the evaluation wrote, if variables outlive it.
+    fn keep_variables(&mut self) -> Result<(), Error> {
+        match &self.context.kept {
+            Some(kept) => kept.change(self.store.data_mut().variables.take_changes()),
+            None => Ok(()),
+        }
     }
 
     async fn run(&mut self, request: CallRequest<'_>) -> wasmtime::Result<i32> {
@@ -177,6 +187,9 @@ impl Guest {
         state.deadline = deadline;
         state.log = LogBudget::default();
         state.http = Response::default();
+        if let Some(kept) = &self.context.kept {
+            state.variables.begin(kept.current());
+        }
         self.store.set_epoch_deadline(1);
         self.context.ticker.wake();
         if let Some(fuel) = self.context.limits.fuel {

@@ -163,6 +163,10 @@ impl Engine for DirectEngine {
         true
     }
 
+    fn keeps_variables(&self) -> bool {
+        true
+    }
+
     fn slots(&self) -> Option<Slots> {
         let mut slots = Slots::default();
         for variant in self.variants.made() {

@@ -16,13 +16,15 @@ use super::{
     ticker::Ticker,
 };
 use crate::{
-    engine::{CallContext, InstanceLimits, Permit},
+    engine::{CallContext, Changes, InstanceLimits, KeptVariables, Permit, VariableSet},
     source::Digest,
 };
 
 /// What host functions need of a plugin. Its instances share it.
 pub(super) struct PluginContext {
     pub(super) config: Arc<BTreeMap<String, String>>,
+    /// Where variables outlive an evaluation, if they do.
+    pub(super) kept: Option<Arc<KeptVariables>>,
     pub(super) http: Http,
     pub(super) limits: InstanceLimits,
     pub(super) evaluator: Arc<str>,
@@ -113,20 +115,42 @@ impl ResourceLimiter for Budget {
 }
 
 /// What `var_get` and `var_set` see.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Variables {
-    values: BTreeMap<String, Vec<u8>>,
+    /// What the evaluation began with, if variables are kept.
+    base: Option<Arc<VariableSet>>,
+    /// What was changed since; without a base, all that there is.
+    own: Changes,
     /// The size of all. Kept up to date, because a guest may have thousands and set them again and again.
     bytes: usize,
+    /// What initialisers set: each evaluation sees it where nothing is kept under the name. `None` until the first begins.
+    initial: Option<Changes>,
 }
 
 impl Variables {
-    /// Bytes of all variables of one instance: extism's default, counted as it counts.
-    pub(super) const MOST: usize = 1024 * 1024;
-    const EACH: usize = size_of::<String>() + size_of::<Vec<u8>>();
+    /// Begins an evaluation with what is kept.
+    pub(super) fn begin(&mut self, mut kept: Arc<VariableSet>) {
+        let own = std::mem::take(&mut self.own);
+        for (name, value) in self.initial.get_or_insert(own) {
+            if let (Some(value), None) = (value, kept.get(name)) {
+                Arc::make_mut(&mut kept).set(name.clone(), value.clone());
+            }
+        }
+        self.bytes = kept.bytes();
+        self.base = Some(kept);
+    }
+
+    /// What the evaluation has changed.
+    pub(super) fn take_changes(&mut self) -> Changes {
+        std::mem::take(&mut self.own)
+    }
 
     pub(super) fn get(&self, name: &str) -> Option<&[u8]> {
-        self.values.get(name).map(Vec::as_slice)
+        let value = match self.own.get(name) {
+            Some(own) => own.as_ref(),
+            None => self.base.as_ref().and_then(|base| base.get(name)),
+        };
+        value.map(|value| &value[..])
     }
 
     pub(super) fn full() -> HostTrap {
@@ -134,23 +158,24 @@ impl Variables {
     }
 
     pub(super) fn remove(&mut self, name: &str) {
-        if let Some(value) = self.values.remove(name) {
-            self.bytes -= Self::size(name, &value);
+        if let Some(value) = self.get(name) {
+            self.bytes -= VariableSet::size(name, value);
+        }
+        if self.base.as_ref().is_some_and(|base| base.get(name).is_some()) {
+            self.own.insert(name.to_owned(), None);
+        } else {
+            self.own.remove(name);
         }
     }
 
-    fn size(name: &str, value: &[u8]) -> usize {
-        Self::EACH + name.len() + value.len()
-    }
-
     pub(super) fn set(&mut self, name: String, value: Vec<u8>) -> Result<(), HostTrap> {
-        let size = Self::size(&name, &value);
-        if self.bytes + size > Self::MOST {
+        let size = VariableSet::size(&name, &value);
+        if self.bytes + size > VariableSet::MOST {
             return Err(Self::full());
         }
         self.remove(&name);
         self.bytes += size;
-        self.values.insert(name, value);
+        self.own.insert(name, Some(value.into()));
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::{manifest, read_plugin, read_text};
 use crate::{
-    Data, Settings, Source, Spec, Wasi, compiler,
+    Data, Settings, Source, Spec, Vars, Wasi, compiler,
     config::{HostPattern, strings},
     data::Static,
     engine::MAX_LINKED,
@@ -76,6 +76,9 @@ pub(in crate::service) struct PluginOptions {
     /// Whether a plugin that imports WASI gets it: auto or off [default: as set, else auto]
     #[arg(long, value_name = "auto|off", value_parser = word::<Wasi>)]
     wasi: Option<Wasi>,
+    /// Whether Extism's variables live as long as an instance, or are kept: fresh or kept [default: as set, else fresh]
+    #[arg(long, value_name = "fresh|kept", value_parser = word::<Vars>)]
+    vars: Option<Vars>,
 }
 
 impl PluginOptions {
@@ -124,6 +127,7 @@ impl PluginOptions {
         let mut spec = Spec {
             source,
             wasi: self.wasi,
+            vars: self.vars,
             memory: self.memory(),
             output_size: self.output_size,
             instances: self.instances(),

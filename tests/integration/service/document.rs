@@ -40,7 +40,7 @@ fn an_upload_in_parts_says_what_its_plugin_needs() {
     let settings = [("ENGINE_ALLOWED_HOSTS", "*.example.com")];
     let mut server = Server::start_in(folder.path(), &settings);
     let said = json!({
-        "entry_point": "setting", "isolation": "reuse", "wasi": "off", "debug": true,
+        "entry_point": "setting", "isolation": "reuse", "wasi": "off", "vars": "kept", "debug": true,
         "config": {"api_key": SECRET, "region": "eu"},
         "allowed_hosts": ["api.example.com"],
         "limits": {"memory": "32MiB", "output_size": 1024, "build_timeout": "1m", "exec_timeout": "1m", "fuel": 9_000_000,
@@ -51,7 +51,7 @@ fn an_upload_in_parts_says_what_its_plugin_needs() {
     let put = server.put_form("key", &[("spec", &spec(&said)), ("plugin", WORDS)]);
     assert_eq!((put.status, put.header("location")), (201, Some("/v1/evaluators/key")), "{put:?}");
     let shown = json!({
-        "entry_point": "setting", "isolation": "reuse", "wasi": "off", "debug": true,
+        "entry_point": "setting", "isolation": "reuse", "wasi": "off", "vars": "kept", "debug": true,
         "config": {"api_key": null, "region": null},
         "allowed_hosts": ["api.example.com"],
         "limits": {"memory": 32 << 20, "output_size": 1024, "build_timeout": "1m", "exec_timeout": "1m",
@@ -326,4 +326,19 @@ fn static_data_is_what_each_call_is_merged_into_and_labels_are_logged() {
     server.has_logged(r#"evalpool::plugin: from plain evaluator="plain" plugin=sha256:"#);
     // How many lines there are is the plugin's to decide, so a line has no more than 1 KiB of them.
     server.has_logged(&format!(r#"from long evaluator="long" labels="long={}…" plugin=sha256:"#, "x".repeat(1024 - 5)));
+}
+
+#[test]
+fn variables_are_kept_if_the_spec_says_so() {
+    let server = Server::start(&[]);
+    let put = |query: &str| server.put(&format!("words?entry_point=remember{query}"), WORDS);
+    assert_eq!(put("&vars=kept").status, 201);
+    assert_eq!(server.info("words")["spec"]["vars"], "kept");
+    assert_eq!(server.post("words", b"one ").body, b"one ");
+    assert_eq!(server.post("words", b"two").body, b"one two");
+    assert_eq!(server.patch("words", &[], r#"{"vars": null}"#).status, 200);
+    assert_eq!(server.info("words")["spec"].get("vars"), None);
+    assert_eq!(server.post("words", b"one").body, b"one");
+    assert_eq!(server.post("words", b"two").body, b"two");
+    put("&vars=shared").is(400, "invalid_request");
 }
