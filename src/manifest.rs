@@ -33,7 +33,9 @@ impl Spec {
     /// read at each build. A manifest that allows no hosts, or does not speak of them, allows none, whatever the pool's
     /// settings say. What it leaves open beside (`memory.max_pages`, `timeout_ms`) the pool's settings decide.
     ///
-    /// Only for manifests of your own: they name files of this host.
+    /// Only for manifests of your own: they name files of this host. And read only your own into a [`Manifest`]: its reader
+    /// takes an address of this process's memory for a module's `data`. The crate is re-exported as
+    /// [`evalpool::extism_manifest`](crate::extism_manifest).
     ///
     /// # Errors
     ///

@@ -183,6 +183,9 @@ fn options_win_over_a_manifest_and_its_limits_over_the_settings() {
     assert!(refusal(&run(&["run", "--manifest", &linked]), 1).starts_with("invalid_plugin: "));
     let numbers = format!("numbers={}", folder.file("numbers.wasm", wasm(NUMBERS)));
     assert_eq!(printed(&run(&["run", "--manifest", &linked, "--link", &numbers])), "");
+    let modules = ["a", "b", "c", "main"].map(|name| json!({"data": base64(NUMBERS), "name": name}));
+    let line = refusal(&run(&["run", "--manifest", &file("many", json!({"wasm": modules}))]), 2);
+    assert_eq!(line, "--manifest: at most 2 modules can be linked with a plugin");
     let third = numbers.replacen("numbers", "third", 1);
     let line = refusal(&run(&["run", "--manifest", &linked, "--link", &numbers, "--link", &third]), 2);
     assert!(line.starts_with("--link: at most 2 modules"), "{line}");

@@ -144,7 +144,8 @@ impl PluginOptions {
         }
         spec.linked.retain(|linked| self.link.iter().all(|(name, _)| *name != linked.name));
         if spec.linked.len() + self.link.len() > MAX_LINKED {
-            return Err(Exit::unusable(format!("--link: at most {MAX_LINKED} modules can be linked with a plugin")));
+            let option = if self.link.is_empty() { "--manifest" } else { "--link" };
+            return Err(Exit::unusable(format!("{option}: at most {MAX_LINKED} modules can be linked with a plugin")));
         }
         for (at, (name, path)) in self.link.iter().enumerate() {
             if self.link.iter().take(at).any(|(other, _)| other == name) {
