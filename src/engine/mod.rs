@@ -100,8 +100,9 @@ pub struct CompileRequest {
     pub trusted: bool,
     /// What `config_get` gives.
     pub config: Arc<BTreeMap<String, String>>,
-    /// Where variables are kept from one evaluation to the next; `None` if they live as long as the instance. Only for an
-    /// engine that [can](Engine::keeps_variables).
+    /// Where variables are kept from one evaluation to the next; `None` if they live as long as the instance. A call
+    /// begins with the [current](KeptVariables::current) ones, and once its guest has returned
+    /// [changes](KeptVariables::change) them. Only for an engine that [can](Engine::keeps_variables).
     pub variables: Option<Arc<KeptVariables>>,
     /// Hosts that `http_request` may reach: see [`Spec::allowed_hosts`](crate::Spec::allowed_hosts).
     pub allowed_hosts: Arc<[String]>,

@@ -175,7 +175,7 @@ impl Guest {
     /// Hands on what the evaluation wrote, if variables outlive it.
     fn keep_variables(&mut self) -> Result<(), Error> {
         match &self.context.kept {
-            Some(kept) => kept.change(self.store.data_mut().variables.take_changes()),
+            Some(kept) => kept.change(self.store.data_mut().variables.end()),
             None => Ok(()),
         }
     }

@@ -140,8 +140,10 @@ impl Variables {
         self.base = Some(kept);
     }
 
-    /// What the evaluation has changed.
-    pub(super) fn take_changes(&mut self) -> Changes {
+    /// Ends an evaluation, and gives what it has changed. What it began with is let go: whoever takes the changes over then
+    /// need not copy the rest, and an instance that waits for its next evaluation holds no old set.
+    pub(super) fn end(&mut self) -> Changes {
+        self.base = None;
         std::mem::take(&mut self.own)
     }
 
