@@ -131,6 +131,10 @@ pub struct EngineSettings {
     /// keep them. Default `fresh`.
     #[serde(deserialize_with = "word")]
     pub vars: Vars,
+    /// Size of the variables that are kept for all evaluators, in bytes. An evaluation that would add to them over it fails
+    /// with [`Saturated`](crate::Error::Saturated). Default `256MiB`.
+    #[serde(deserialize_with = "size")]
+    pub vars_size: u64,
     /// Whether you trust all plugins. The `extism` engine refuses others with
     /// [`InvalidRequest`](crate::Error::InvalidRequest). Default `false`.
     pub trusted: bool,
@@ -309,7 +313,8 @@ pub enum Vars {
     /// left them; of two that write one variable, the one that ends later wins. An evaluation whose guest traps, exits
     /// with an error, runs out of time or is stopped writes nothing; one whose guest returns an error does. If together
     /// with what others wrote meanwhile they would be over their bound, the evaluation fails with
-    /// [`GuestError`](crate::Error::GuestError) and writes nothing. What initialisers set is seen where nothing is kept
+    /// [`GuestError`](crate::Error::GuestError) and writes nothing; so it is with
+    /// [`vars_size`](EngineSettings::vars_size), the bound of all evaluators. What initialisers set is seen where nothing is kept
     /// under that name.
     ///
     /// They outlive an eviction, and end with the evaluator, with the process, and with a new revision: another plugin,
@@ -420,6 +425,7 @@ impl Default for EngineSettings {
             wasi: Wasi::default(),
             input: Input::default(),
             vars: Vars::default(),
+            vars_size: 256 * 1024 * 1024,
             trusted: false,
             allowed_hosts: Vec::new(),
             http_user_agent: concat!("evalpool/", env!("CARGO_PKG_VERSION")).to_owned(),

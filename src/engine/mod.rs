@@ -36,6 +36,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 pub(crate) use self::host::{inside_host_function, panic_text};
+pub(crate) use self::variables::VariableBudget;
 pub use self::{
     guest::{CallContext, Guest, HostFunctionError},
     host::{HostFunction, Val, ValType},

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -59,15 +62,44 @@ impl VariableSet {
 /// What one evaluation changed: `None` for a variable that it removed.
 pub type Changes = BTreeMap<String, Option<Bytes>>;
 
+/// What the kept variables of all evaluators of a pool may take.
+#[derive(Debug)]
+pub(crate) struct VariableBudget {
+    left: AtomicUsize,
+}
+
+impl VariableBudget {
+    pub(crate) fn new(bytes: u64) -> Self {
+        Self { left: AtomicUsize::new(usize::try_from(bytes).unwrap_or(usize::MAX)) }
+    }
+
+    fn take(&self, bytes: usize) -> Result<(), Error> {
+        let taken = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
+        taken
+            .map(drop)
+            .map_err(|_| Error::Saturated { reason: "the variables of all evaluators are over engine.vars_size" })
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.left.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
 /// The variables of one revision of an evaluator, which outlive its instances and runtimes: see
 /// [`Vars::Kept`](crate::config::Vars).
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct KeptVariables {
     /// Evaluations that run have the set with which they began. So who changes it makes another, unless none runs.
     current: Mutex<Arc<VariableSet>>,
+    /// From which those were taken.
+    budget: Arc<VariableBudget>,
 }
 
 impl KeptVariables {
+    pub(crate) fn new(budget: Arc<VariableBudget>) -> Self {
+        Self { current: Mutex::default(), budget }
+    }
+
     /// What an evaluation begins with.
     #[must_use]
     pub fn current(&self) -> Arc<VariableSet> {
@@ -78,7 +110,8 @@ impl KeptVariables {
     ///
     /// # Errors
     ///
-    /// [`Error::GuestError`] if that would be more than one instance may have: then all stays as it was.
+    /// [`Error::GuestError`] if that would be more than one instance may have, [`Error::Saturated`] if it would be more than
+    /// all evaluators together may: then all stays as it was.
     pub fn change(&self, changes: Changes) -> Result<(), Error> {
         if changes.is_empty() {
             return Ok(());
@@ -92,6 +125,8 @@ impl KeptVariables {
                 "Variable store is full: with those that other evaluations wrote meanwhile, its variables are over 1 MiB",
             ));
         }
+        self.budget.take(more.saturating_sub(less))?;
+        self.budget.give_back(less.saturating_sub(more));
         let set = Arc::make_mut(&mut current);
         for (name, value) in changes {
             match value {
@@ -105,6 +140,13 @@ impl KeptVariables {
     fn lock(&self) -> MutexGuard<'_, Arc<VariableSet>> {
         // Only map operations happen under it.
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for KeptVariables {
+    fn drop(&mut self) {
+        let held = self.lock().bytes();
+        self.budget.give_back(held);
     }
 }
 

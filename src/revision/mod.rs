@@ -66,7 +66,8 @@ impl Revision {
         Arc::new(Self {
             id: RevisionId { evaluator, number: inner.unique() },
             name: name.into(),
-            variables: (spec.vars.unwrap_or(inner.engine.vars) == Vars::Kept).then(Arc::default),
+            variables: (spec.vars.unwrap_or(inner.engine.vars) == Vars::Kept)
+                .then(|| Arc::new(KeptVariables::new(inner.variables.clone()))),
             spec,
             info: OnceLock::new(),
             in_memory: Mutex::default(),

@@ -14,7 +14,7 @@ use crate::{
     background,
     compiler::Compiler,
     config::{EngineSettings, LimitSettings, PoolSettings},
-    engine::{CompileWorkerCounts, Engine, Slots},
+    engine::{CompileWorkerCounts, Engine, Slots, VariableBudget},
     metrics::Metrics,
     registry::{Limits, Registry, RevisionId},
     runtime::Runtime,
@@ -34,6 +34,8 @@ pub(crate) struct PoolInner {
     pub(crate) pool: PoolSettings,
     pub(crate) limits: LimitSettings,
     pub(crate) engine: EngineSettings,
+    /// Bytes of variables that all evaluators may keep.
+    pub(super) variables: Arc<VariableBudget>,
     /// KiB of plugins that may be in memory before they have a place.
     pub(super) fetching: Semaphore,
     /// The most that one fetch is charged, in the same unit.
@@ -66,6 +68,7 @@ impl PoolInner {
             metrics,
             pool,
             limits,
+            variables: Arc::new(VariableBudget::new(settings.vars_size)),
             engine: settings,
             fetching: Semaphore::new(fetching_total as usize),
             fetching_total,

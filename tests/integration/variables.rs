@@ -222,6 +222,31 @@ async fn kept_variables_are_bounded_together() {
     pool.close().await;
 }
 
+/// What one evaluator lets go, another may take.
+#[tokio::test]
+async fn kept_variables_of_all_evaluators_are_bounded_by_a_setting() {
+    let mut settings = settings(EngineKind::Direct);
+    settings.engine.vars_size = 1_000_000;
+    let pool = EvaluatorPool::from_settings(&settings).unwrap();
+    let large = format!("c{}", "-".repeat(600_000));
+    for isolation in BOTH {
+        let [first, second, third] =
+            ["first", "second", "third"].map(|name| pool.evaluator(name, acts("").0.isolation(isolation)).unwrap());
+        assert_eq!(call(&first, &*large).await.len(), 600_001);
+        assert_eq!(call(&second, &*large).await, "saturated");
+        assert_eq!(call(&second, "g").await, "", "it wrote nothing");
+        assert_eq!(call(&second, "c").await, "c", "what fits is kept");
+        assert_eq!(call(&first, "r").await, "");
+        assert_eq!(call(&second, &*large).await.len(), 600_001);
+        assert_eq!(call(&third, &*large).await, "saturated");
+        second.close().await;
+        drop(second);
+        assert_eq!(call(&third, &*large).await.len(), 600_001);
+        third.close().await;
+    }
+    pool.close().await;
+}
+
 #[tokio::test]
 async fn what_initialisers_set_is_seen_where_nothing_is_kept() {
     let pool = pool();
