@@ -1,5 +1,7 @@
 //! The spec over the settings, and the plugin's imports against what there is.
 
+use std::sync::Arc;
+
 use super::{PoolInner, Revision};
 use crate::{
     compiler::{self, Blueprint},
@@ -9,6 +11,7 @@ use crate::{
     last_words::LastWords,
     runtime::{Policy, Report},
     source::{EntryPoints, Plugin},
+    spec::Spec,
 };
 
 /// Bytes of labels in a log line.

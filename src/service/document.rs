@@ -21,7 +21,7 @@ pub(super) const MAX_DOCUMENT: u64 = 256 * 1024;
 /// The smallest memory: one page.
 const PAGE: u64 = 64 * 1024;
 
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 12] = [
     "entry_point",
     "isolation",
     "wasi",

@@ -24,7 +24,6 @@ use super::{
 use crate::{
     CloseReport, Data, Error, ErrorKind, Evaluator, EvaluatorInfo, Input, Plugin, Timings,
     data::InputSource,
-    evaluator::Call,
     service::{
         document::{Document, MAX_DOCUMENT},
         store::{Current, Staged},
@@ -178,7 +177,7 @@ pub(super) async fn evaluate(
         // A failure is kept, and comes up again below.
         blocking(move || Ok(shared.data(Input::Request).is_ok())).await?;
     }
-    let evaluated = evaluator.evaluate_from(&*asked, Call::by(asked.entry_point())).await;
+    let evaluated = evaluator.evaluate_from(&*asked, crate::evaluator::Call::by(asked.entry_point())).await;
     let response = evaluated.map_err(|error| match error {
         Error::PayloadTooLarge { what: "input", limit } if asked.was_request() => {
             let limit = Size(limit);
