@@ -57,6 +57,7 @@
 //! | `runtime` | one compiled plugin and its pool of instances, its close. Knows no names, no LRU |
 //! | [`engine`] | the trait and the engines. The only place that names their types |
 //! | `source` | bytes, base64, file → plugin. The only place that fetches. No engine types |
+//! | `http_client` | (feature `direct`) which addresses HTTP clients may reach, and TLS. Sends no request |
 //! | `registry` | what lives: LRU order, hard bound, single-flight builds, negative cache. Knows no plugins |
 //! | [`config`] | every setting. The only reader of the settings file and of its variables |
 //! | [`metrics`] | the catalogue. Installs no exporter, knows no room |
@@ -75,6 +76,8 @@ pub mod engine;
 mod error;
 mod evaluator;
 mod executable;
+#[cfg(feature = "direct")]
+mod http_client;
 mod info;
 mod last_words;
 #[cfg(feature = "manifest")]

@@ -5,7 +5,6 @@
 //! wildcards: a wildcard, a redirect or a name that resolves to such an address does not lead there.
 
 mod decode;
-mod reach;
 
 use std::{
     collections::BTreeMap,
@@ -18,14 +17,11 @@ use reqwest::{
     header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, RANGE},
     redirect,
 };
-use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
 
-use self::{
-    decode::{Coding, Undecoded},
-    reach::AllowedHosts,
-};
+use self::decode::{Coding, Undecoded};
 use super::classify::HostTrap;
+use crate::http_client::{self, AllowedHosts, innermost, shown};
 
 /// As many as extism's client follows.
 const MAX_REDIRECTS: usize = 10;
@@ -33,9 +29,6 @@ const MAX_REDIRECTS: usize = 10;
 /// Bytes of JSON with a request's address, method and headers, which are read before the address can be checked.
 pub(super) const MAX_REQUEST: u64 = 64 << 10;
 const MAX_HEADERS: usize = 100;
-
-/// Characters of a URL that errors show.
-const MAX_SHOWN: usize = 200;
 
 /// What frames a message or is for the next hop alone: it is the client's. Beside these, all of `proxy-…`.
 const CLIENTS_OWN: [&str; 9] = [
@@ -164,30 +157,14 @@ impl Http {
                 }
             }
         });
-        let made = Client::builder()
-            .tls_backend_preconfigured(tls()?)
+        let made = http_client::builder(self.hosts.clone())
+            .map_err(|error| HostTrap::Broken(error.to_string()))?
             .user_agent(self.user_agent.clone())
-            .no_proxy()
             .redirect(redirects)
-            // It would tell a host where a plugin comes from.
-            .referer(false)
-            .dns_resolver(self.hosts.clone())
             .build()
             .map_err(|error| HostTrap::Broken(error.to_string()))?;
         Ok(self.client.get_or_init(|| made))
     }
-}
-
-/// TLS with the web's trust roots, made once for the process.
-fn tls() -> Result<ClientConfig, HostTrap> {
-    static CONFIG: OnceLock<Result<ClientConfig, rustls::Error>> = OnceLock::new();
-    let made = CONFIG.get_or_init(|| {
-        let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-        Ok(config.with_root_certificates(roots).with_no_client_auth())
-    });
-    made.clone().map_err(|error| HostTrap::Broken(error.to_string()))
 }
 
 /// A plugin's headers, none of which is the client's.
@@ -214,24 +191,8 @@ fn coding(headers: &HeaderMap) -> Option<Coding> {
     Coding::named(first.to_str().ok()?)
 }
 
-/// A URL for errors: without what may be secret.
-fn shown(url: &Url) -> String {
-    let mut url = url.clone();
-    url.set_query(None);
-    url.set_fragment(None);
-    // They fail for URLs that have neither.
-    let _ = (url.set_username(""), url.set_password(None));
-    url.as_str().chars().take(MAX_SHOWN).collect()
-}
-
 fn failed(shown: &str, why: &dyn Display) -> HostTrap {
     HostTrap::Request(format!("http_request to {shown} failed: {why}"))
-}
-
-/// reqwest itself says only "error sending request"; its innermost source says why.
-fn innermost(error: &reqwest::Error) -> String {
-    let sources = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-    sources.last().map_or_else(String::new, ToString::to_string)
 }
 
 /// The JSON that PDKs pass.

@@ -13,7 +13,7 @@ use crate::config::HostPattern;
 const MAX_HOST: usize = 253;
 
 /// The hosts that a plugin may reach.
-pub(super) struct AllowedHosts {
+pub(crate) struct AllowedHosts {
     patterns: Vec<HostPattern>,
 }
 
@@ -21,7 +21,7 @@ impl AllowedHosts {
     /// # Errors
     ///
     /// Shows the first entry that no request could match.
-    pub(super) fn new(entries: &[String]) -> Result<Self, String> {
+    pub(crate) fn new(entries: &[String]) -> Result<Self, String> {
         Ok(Self { patterns: HostPattern::parse_all(entries)? })
     }
 
@@ -33,7 +33,7 @@ impl AllowedHosts {
     ///
     /// Entries that name a host decide alone for it. The resolver, which knows no ports, gives private addresses to hosts
     /// that are named: a wildcard must not lead to other ports there.
-    pub(super) fn check(&self, url: &Url) -> Result<(), &'static str> {
+    pub(crate) fn check(&self, url: &Url) -> Result<(), &'static str> {
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return Err("it has no host and port");
         };
