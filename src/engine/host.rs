@@ -353,9 +353,3 @@ pub(super) async fn in_guest<T>(guest: impl Future<Output = T>) -> T {
     })
     .await
 }
-
-/// The message of a panic, if it has one.
-pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".to_owned())
-}

@@ -35,7 +35,7 @@ use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::
 use bytes::Bytes;
 use tokio::time::Instant;
 
-pub(crate) use self::host::{inside_host_function, panic_text};
+pub(crate) use self::host::inside_host_function;
 pub(crate) use self::variables::VariableBudget;
 pub use self::{
     guest::{CallContext, Guest, HostFunctionError},

@@ -7,7 +7,7 @@
 mod fault;
 mod later;
 
-use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{any::Any, error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 pub use self::fault::Fault;
 #[cfg(feature = "direct")]
@@ -205,7 +205,7 @@ pub enum Error {
     /// The request carries no valid credentials.
     #[error("a valid token is required")]
     Unauthorized,
-    /// A bug in evalpool, its engine or a host function.
+    /// A bug in evalpool, its engine, a host function or a [loader](crate::Source::from_fn).
     #[error("internal error: {reason}")]
     Internal {
         /// What went wrong, without detail of the host.
@@ -397,6 +397,11 @@ impl Error {
         Error::GuestError { message: message.into(), last_words: LastWords::none() }
     }
 
+    /// A source could not give its bytes.
+    pub(crate) fn unavailable(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Error::SourceUnavailable { cause: Arc::from(cause.into()) }
+    }
+
     pub(crate) fn internal(reason: &'static str, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Error::Internal { reason, cause: Some(Arc::from(cause.into())) }
     }
@@ -424,6 +429,12 @@ impl Error {
     pub(crate) fn output_too_large(limit: u64) -> Self {
         Error::OutputTooLarge { limit, last_words: LastWords::none() }
     }
+}
+
+/// The message of a panic, if it has one.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".to_owned())
 }
 
 #[cfg(test)]

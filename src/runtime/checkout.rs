@@ -19,8 +19,8 @@ use super::{Discard, Instance, Runtime};
 use crate::{
     clock,
     config::Isolation,
-    engine::{self, CallContext, CallRequest, panic_text},
-    error::Error,
+    engine::{self, CallContext, CallRequest},
+    error::{Error, panic_text},
     last_words::LastWords,
     registry::{Claim, Epoch, Lease, RevisionId, ThreadCache},
     source::Digest,

@@ -7,9 +7,10 @@
 mod digest;
 mod entry_points;
 mod inspect;
+mod loader;
 mod weight;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{error::Error as StdError, path::PathBuf, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -19,6 +20,7 @@ pub(crate) use self::entry_points::EntryPoints;
 pub use self::{
     digest::{Digest, ParseDigestError},
     inspect::{Import, Interface},
+    loader::Loader,
 };
 use crate::error::Error;
 
@@ -33,6 +35,8 @@ pub enum Source {
     /// Read from a regular file at each build, so that a cold plugin takes no memory. Name its
     /// [digest](crate::Spec::digest) if the file may change under you.
     File(PathBuf),
+    /// What a closure of yours gives, called at each build.
+    Loader(Loader),
 }
 
 impl Source {
@@ -51,39 +55,77 @@ impl Source {
         Source::File(path.into())
     }
 
+    /// What an async closure of yours gives, such as bytes from a database or an object store.
+    ///
+    /// ```
+    /// use evalpool::{Source, Spec};
+    ///
+    /// # async fn read_from_store(_: &str) -> std::io::Result<Vec<u8>> { Ok(Vec::new()) }
+    /// let spec = Spec::new(Source::from_fn(|| async { read_from_store("plugins/price.wasm").await }));
+    /// ```
+    ///
+    /// Each build calls it anew, also the first one after an eviction: the plugin is what it gives then, unless the spec
+    /// names a [digest](crate::Spec::digest). It is a future of the build: one that blocks holds up a thread of the
+    /// executor. It ends at [`build_timeout`](crate::Spec::build_timeout), which drops it, and goes on when the callers
+    /// that wait for the build leave.
+    ///
+    /// Its error becomes [`SourceUnavailable`](crate::Error::SourceUnavailable), with the error as the cause. A panic
+    /// becomes [`Internal`](crate::Error::Internal). Neither is remembered: the next call tries again. More than
+    /// [`plugin_size`](crate::config::LimitSettings::plugin_size) bytes are refused with
+    /// [`PayloadTooLarge`](crate::Error::PayloadTooLarge), once they are there: a loader that should hold less meanwhile
+    /// has to count itself. Until it is done, it is charged with `plugin_size` of the 128 MiB that a pool fetches at once,
+    /// for which other builds may have to wait. So it must not call evaluators of the same pool.
+    pub fn from_fn<Load, Loading, Loaded, Failed>(load: Load) -> Self
+    where
+        Load: Fn() -> Loading + Send + Sync + 'static,
+        Loading: Future<Output = Result<Loaded, Failed>> + Send + 'static,
+        Loaded: Into<Bytes>,
+        Failed: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        Source::Loader(Loader::new(load))
+    }
+
     /// The most bytes that [`load`](Self::load) will allocate, within `limit`.
     pub(crate) fn cost(&self, limit: u64) -> u64 {
         match self {
             Source::Bytes(_) => 0,
             Source::Base64(text) => (text.len() as u64 / 4 * 3).min(limit),
-            Source::File(_) => limit,
+            // What a loader brings is not known before.
+            Source::File(_) | Source::Loader(_) => limit,
         }
     }
 
     /// Fetches the bytes and makes a [`Plugin`] of them.
     ///
-    /// Cancel safe: after a drop of the future, a read in progress runs to its end, and its bytes are dropped.
+    /// Cancel safe: after a drop of the future, a read of a file runs to its end, and its bytes are dropped.
     ///
     /// # Errors
     ///
     /// [`Error::SourceUnavailable`], [`Error::PayloadTooLarge`], [`Error::DigestMismatch`], [`Error::InvalidPlugin`], or
-    /// [`Error::InvalidRequest`] for text that is not base64.
+    /// [`Error::InvalidRequest`] for text that is not base64, and [`Error::Internal`] for a loader that panicked.
     pub(crate) async fn load(&self, limit: u64, expected: Option<Digest>) -> Result<Plugin, Error> {
-        let source = self.clone();
-        // Hashing and parsing megabytes takes milliseconds, too long for a thread of the executor.
-        let load = move || {
-            let bytes = match source {
-                Source::Bytes(bytes) => bytes,
-                Source::Base64(text) => decode(&text, limit)?,
-                Source::File(path) => read_file(&path, limit)?,
-            };
-            if bytes.len() as u64 > limit {
-                return Err(Error::PayloadTooLarge { what: "plugin", limit });
+        let bytes = match self {
+            Source::Bytes(bytes) => bytes.clone(),
+            Source::Base64(text) => {
+                let text = text.clone();
+                blocking(move || decode(&text, limit)).await?
             }
-            Plugin::new(bytes, expected)
+            Source::File(path) => {
+                let path = path.clone();
+                blocking(move || read_file(&path, limit)).await?
+            }
+            Source::Loader(loader) => loader.load().await?,
         };
-        spawn_blocking(load).await.map_err(|error| Error::internal("loading a plugin did not finish", error))?
+        if bytes.len() as u64 > limit {
+            return Err(Error::PayloadTooLarge { what: "plugin", limit });
+        }
+        blocking(move || Plugin::new(bytes, expected)).await
     }
+}
+
+/// Reading, hashing and parsing megabytes takes milliseconds, too long for a thread of the executor.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    spawn_blocking(work).await.map_err(|error| Error::internal("loading a plugin did not finish", error))?
 }
 
 fn decode(text: &str, limit: u64) -> Result<Bytes, Error> {

@@ -60,6 +60,7 @@ mod service;
 mod slots;
 #[cfg(feature = "service")]
 mod soak;
+mod sources;
 #[cfg(feature = "service")]
 mod structure;
 mod thread_cache;

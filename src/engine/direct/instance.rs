@@ -19,11 +19,8 @@ use super::{
 };
 use crate::{
     clock,
-    engine::{
-        BoxFuture, CallRequest, Instance, Permit,
-        host::{in_guest, panic_text},
-    },
-    error::Error,
+    engine::{BoxFuture, CallRequest, Instance, Permit, host::in_guest},
+    error::{Error, panic_text},
     last_words::LastWords,
 };
 

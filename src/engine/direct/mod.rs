@@ -86,10 +86,10 @@ use tokio::time::timeout;
 
 pub use self::workers::inside::init_compile_workers;
 use self::workers::{Stop, Why};
-use super::{BoxFuture, CompileRequest, CompileWorkerCounts, CompiledPlugin, Engine, Slots, host::panic_text};
+use super::{BoxFuture, CompileRequest, CompileWorkerCounts, CompiledPlugin, Engine, Slots};
 use crate::{
     config::{EngineSettings, LimitSettings, PoolSettings},
-    error::Error,
+    error::{Error, panic_text},
 };
 
 /// Runs plugins on wasmtime.
