@@ -23,7 +23,7 @@
 //!
 //! | word | meaning |
 //! |---|---|
-//! | [source](Source) | where plugin bytes come from: memory, base64, file, a closure |
+//! | [source](Source) | where plugin bytes come from: memory, base64, file, a closure, HTTP |
 //! | plugin | the bytes, with their SHA-256 [digest](Digest), size-capped and known to be WebAssembly |
 //! | [spec](Spec) | a plugin's source plus how to run it |
 //! | revision | one version of an evaluator: a spec with the plugin it names. Replaced as a whole |
@@ -56,7 +56,7 @@
 //! | `compiler` | the guard and the validation. The only caller of an engine's `compile` |
 //! | `runtime` | one compiled plugin and its pool of instances, its close. Knows no names, no LRU |
 //! | [`engine`] | the trait and the engines. The only place that names their types |
-//! | `source` | bytes, base64, file, closure → plugin. The only place that fetches. No engine types |
+//! | `source` | bytes, base64, file, closure, HTTP → plugin. The only place that fetches. No engine types |
 //! | `http_client` | (feature `direct`) which addresses HTTP clients may reach, and TLS. Sends no request |
 //! | `registry` | what lives: LRU order, hard bound, single-flight builds, negative cache. Knows no plugins |
 //! | [`config`] | every setting. The only reader of the settings file and of its variables |
@@ -98,6 +98,8 @@ mod words;
 
 #[cfg(feature = "direct")]
 pub use crate::engine::direct::init_compile_workers;
+#[cfg(feature = "direct")]
+pub use crate::source::{HttpSource, Secret};
 #[cfg(feature = "manifest")]
 pub use extism_manifest;
 

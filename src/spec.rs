@@ -82,10 +82,16 @@ impl Spec {
         Self::new(Source::Bytes(bytes.into()))
     }
 
+    /// A plugin on an HTTP server, fetched at each build: see [`Source::http`], and name its [digest](Self::digest).
+    #[cfg(feature = "direct")]
+    pub fn url(url: impl Into<String>) -> Self {
+        Self::new(Source::http(url))
+    }
+
     /// A plugin from this source that runs as the pool's settings say.
-    pub fn new(source: Source) -> Self {
+    pub fn new(source: impl Into<Source>) -> Self {
         Self {
-            source,
+            source: source.into(),
             linked: Vec::new(),
             digest: None,
             entry_point: None,
@@ -158,8 +164,8 @@ impl Spec {
     /// Adds a module from which the plugin, or another such module, imports by this name. Each instance of the plugin
     /// has its own instance of it. The names `main`, `extism:host/env`, `extism:host/user` and `wasi_snapshot_preview1`
     /// are taken.
-    pub fn link(mut self, name: impl Into<String>, source: Source) -> Self {
-        self.linked.push(Linked { name: name.into(), source, digest: None });
+    pub fn link(mut self, name: impl Into<String>, source: impl Into<Source>) -> Self {
+        self.linked.push(Linked { name: name.into(), source: source.into(), digest: None });
         self
     }
 
@@ -200,6 +206,8 @@ impl Spec {
 
     /// Refuses what no build could use.
     pub(crate) fn check(&self) -> Result<(), Error> {
+        self.source.check()?;
+        self.linked.iter().try_for_each(|(_, source)| source.check())?;
         let hosts = self.allowed_hosts.as_deref().unwrap_or_default();
         let checked = HostPattern::parse_all(hosts);
         checked.map(drop).map_err(|why| Error::invalid_request(format!("the spec's allowed_hosts has {why}")))

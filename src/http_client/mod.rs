@@ -1,6 +1,6 @@
 //! What every HTTP client of this crate has in common: which addresses it may reach, TLS, and what its errors show.
 //!
-//! Plugins get theirs from the `direct` engine.
+//! Plugins get theirs from the `direct` engine, and `source` has one for each fetch.
 
 mod reach;
 

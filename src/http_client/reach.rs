@@ -1,4 +1,4 @@
-//! What a plugin may reach: its allowed hosts, and the addresses that their names resolve to.
+//! What may be reached: allowed hosts, and the addresses that their names resolve to.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,58 +12,74 @@ use crate::config::HostPattern;
 /// The longest name in DNS, in bytes.
 const MAX_HOST: usize = 253;
 
-/// The hosts that a plugin may reach.
+/// The hosts that a client may reach.
 pub(crate) struct AllowedHosts {
     patterns: Vec<HostPattern>,
+    /// What holds the entries, for errors.
+    list: &'static str,
 }
 
 impl AllowedHosts {
+    /// Those of a plugin.
+    ///
     /// # Errors
     ///
     /// Shows the first entry that no request could match.
     pub(crate) fn new(entries: &[String]) -> Result<Self, String> {
-        Ok(Self { patterns: HostPattern::parse_all(entries)? })
+        Ok(Self { patterns: HostPattern::parse_all(entries)?, list: "allowed_hosts" })
     }
 
-    fn names(&self, host: &str) -> bool {
+    /// Those of a source: every host at public addresses, and the entries.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub(crate) fn of_source(entries: &[String]) -> Result<Self, String> {
+        let patterns = HostPattern::parse_all(&[&["*".to_owned()], entries].concat())?;
+        Ok(Self { patterns, list: "HttpSource::allow_host" })
+    }
+
+    /// Whether an entry names this host without wildcards, with any port or one.
+    pub(crate) fn names(&self, host: &str) -> bool {
         self.patterns.iter().any(|pattern| pattern.names(host))
     }
 
-    /// Whether a plugin may send a request to this URL; if not, why.
+    /// Whether a request may go to this URL; if not, why.
     ///
     /// Entries that name a host decide alone for it. The resolver, which knows no ports, gives private addresses to hosts
     /// that are named: a wildcard must not lead to other ports there.
-    pub(crate) fn check(&self, url: &Url) -> Result<(), &'static str> {
+    pub(crate) fn check(&self, url: &Url) -> Result<(), String> {
+        let list = self.list;
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
-            return Err("it has no host and port");
+            return Err("it has no host and port".to_owned());
         };
         if host.len() > MAX_HOST {
-            return Err("its host is longer than any name");
+            return Err("its host is longer than any name".to_owned());
         }
         if self.names(host) {
             let is_named = |pattern: &HostPattern| pattern.names(host) && pattern.matches(host, port);
             let named = self.patterns.iter().any(is_named);
-            return if named { Ok(()) } else { Err("allowed_hosts names its host with another port") };
+            return if named { Ok(()) } else { Err(format!("{list} names its host with another port")) };
         }
         let literal: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
         let matches = self.patterns.iter().any(|pattern| pattern.matches(host, port));
         match (matches, literal.is_none_or(is_public)) {
             (true, true) => Ok(()),
-            (true, false) => Err("it is a private address, which allowed_hosts must name without wildcards"),
-            (false, _) => Err("allowed_hosts has no entry for it"),
+            (true, false) => Err(format!("it is a private address, which {list} must name without wildcards")),
+            (false, _) => Err(format!("{list} has no entry for it")),
         }
     }
 }
 
-/// The system's resolver, without the addresses that a plugin may not reach.
+/// The system's resolver, without the addresses that may not be reached.
 impl Resolve for AllowedHosts {
     fn resolve(&self, name: Name) -> Resolving {
-        let named = self.names(name.as_str());
+        let (named, list) = (self.names(name.as_str()), self.list);
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
             let allowed: Vec<SocketAddr> = found.filter(|address| named || is_public(address.ip())).collect();
             if allowed.is_empty() {
-                return Err("its host has private addresses only, and allowed_hosts does not name it".into());
+                return Err(format!("its host has private addresses only, and {list} does not name it").into());
             }
             Ok(Box::new(allowed.into_iter()) as Addrs)
         })

@@ -6,11 +6,21 @@
 
 mod digest;
 mod entry_points;
+#[cfg(feature = "direct")]
+mod http;
 mod inspect;
 mod loader;
+#[cfg(feature = "direct")]
+mod secret;
 mod weight;
 
-use std::{error::Error as StdError, path::PathBuf, sync::Arc};
+use std::{
+    error::Error as StdError,
+    fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -22,6 +32,8 @@ pub use self::{
     inspect::{Import, Interface},
     loader::Loader,
 };
+#[cfg(feature = "direct")]
+pub use self::{http::HttpSource, secret::Secret};
 use crate::error::Error;
 
 /// Where a plugin's bytes come from.
@@ -37,6 +49,9 @@ pub enum Source {
     File(PathBuf),
     /// What a closure of yours gives, called at each build.
     Loader(Loader),
+    /// Fetched from an HTTP server at each build.
+    #[cfg(feature = "direct")]
+    Http(HttpSource),
 }
 
 impl Source {
@@ -85,6 +100,65 @@ impl Source {
         Source::Loader(Loader::new(load))
     }
 
+    /// Bytes on an HTTP server, fetched at each build (feature `direct`).
+    ///
+    /// ```
+    /// use evalpool::{Secret, Source, Spec};
+    ///
+    /// let source = Source::http("https://plugins.example.com/price.wasm")
+    ///     .header("authorization", Secret::file("/run/secrets/plugins"));
+    /// let digest = "sha256:47723a1f0c6ea8d1d4e6dd5ed1c3e9d6e2cc74b0b4fa2ac4a3a4d40d4eb2a4ec".parse()?;
+    /// let spec = Spec::new(source).digest(digest);
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// Name the [digest](crate::Spec::digest): without one the plugin is whatever the server gives at a build, and the
+    /// evaluator warns of it in the log, once.
+    ///
+    /// - A URL is `https://`, and its host has addresses of the open internet. [`HttpSource::allow_host`] names hosts for
+    ///   which neither holds. A URL that breaks this is refused with [`InvalidRequest`](crate::Error::InvalidRequest) when
+    ///   the spec is registered; a name that resolves to private addresses only, at the fetch.
+    /// - At most five redirects are followed, each under the same rules, and none from `https://` to `http://`. Headers,
+    ///   and what stands before the host in the URL, go to the URL's own origin alone.
+    /// - An answer other than 200 is [`SourceUnavailable`](crate::Error::SourceUnavailable), as is everything else that
+    ///   fails; the cause says why. It shows URLs without user, password and query.
+    /// - More than [`plugin_size`](crate::config::LimitSettings::plugin_size) bytes are refused with
+    ///   [`PayloadTooLarge`](crate::Error::PayloadTooLarge) as soon as they are announced or there. A fetch ends at
+    ///   [`build_timeout`](crate::Spec::build_timeout). It goes on when the callers that wait for the build leave. Until it
+    ///   ends, it is charged with `plugin_size` of the 128 MiB that a pool fetches at once.
+    /// - Proxies are not used, and certificates are checked against the web's roots.
+    #[cfg(feature = "direct")]
+    pub fn http(url: impl Into<String>) -> HttpSource {
+        HttpSource::new(url.into())
+    }
+
+    /// Refuses what no build could use.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        match self {
+            #[cfg(feature = "direct")]
+            Source::Http(http) => http.check(),
+            _ => Ok(()),
+        }
+    }
+
+    /// The URL from which bytes come that nobody has named a digest of.
+    pub(crate) fn unchecked_url(&self) -> Option<String> {
+        match self {
+            #[cfg(feature = "direct")]
+            Source::Http(http) if http.expected().is_none() => Some(http.shown()),
+            _ => None,
+        }
+    }
+
+    /// The digest that the source itself names.
+    fn expected(&self) -> Option<Digest> {
+        match self {
+            #[cfg(feature = "direct")]
+            Source::Http(http) => http.expected(),
+            _ => None,
+        }
+    }
+
     /// The most bytes that [`load`](Self::load) will allocate, within `limit`.
     pub(crate) fn cost(&self, limit: u64) -> u64 {
         match self {
@@ -92,6 +166,8 @@ impl Source {
             Source::Base64(text) => (text.len() as u64 / 4 * 3).min(limit),
             // What a loader brings is not known before.
             Source::File(_) | Source::Loader(_) => limit,
+            #[cfg(feature = "direct")]
+            Source::Http(_) => limit,
         }
     }
 
@@ -115,10 +191,13 @@ impl Source {
                 blocking(move || read_file(&path, limit)).await?
             }
             Source::Loader(loader) => loader.load().await?,
+            #[cfg(feature = "direct")]
+            Source::Http(http) => http.fetch(limit).await?,
         };
         if bytes.len() as u64 > limit {
             return Err(Error::PayloadTooLarge { what: "plugin", limit });
         }
+        let expected = expected.or(self.expected());
         blocking(move || Plugin::new(bytes, expected)).await
     }
 }
@@ -140,25 +219,26 @@ fn decode(text: &str, limit: u64) -> Result<Bytes, Error> {
         .map_err(|error| Error::invalid_request(format!("the plugin's base64 cannot be decoded: {error}")))
 }
 
-fn read_file(path: &std::path::Path, limit: u64) -> Result<Bytes, Error> {
-    use std::io::Read;
+fn read_file(path: &Path, limit: u64) -> Result<Bytes, Error> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let bytes = read_regular(path, limit).map_err(|error| Error::unavailable(named(error)))?;
+    bytes.map(Bytes::from).ok_or(Error::PayloadTooLarge { what: "plugin", limit })
+}
 
-    let unavailable = |error: std::io::Error| Error::SourceUnavailable {
-        cause: Arc::new(std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
-    };
+/// Reads a regular file; `None` if it has more bytes than `limit`.
+fn read_regular(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
     // Checked before opening: to open a named pipe would wait for a writer.
-    let metadata = std::fs::metadata(path).map_err(unavailable)?;
+    let metadata = fs::metadata(path)?;
     if !metadata.is_file() {
-        return Err(unavailable(std::io::Error::other("not a regular file")));
+        return Err(io::Error::other("not a regular file"));
     }
     if metadata.len() > limit {
-        return Err(Error::PayloadTooLarge { what: "plugin", limit });
+        return Ok(None);
     }
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
-    // The file may have grown since. One byte over the limit is read, so that the caller refuses it.
-    let file = std::fs::File::open(path).map_err(unavailable)?;
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(unavailable)?;
-    Ok(bytes.into())
+    // The file may have grown since.
+    fs::File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= limit))
 }
 
 /// Bytes that are a WebAssembly module, with their digest and interface.

@@ -15,14 +15,14 @@ use crate::{
 };
 
 /// A server, and the requests that it got.
-struct Recorder {
-    port: u16,
+pub(crate) struct Recorder {
+    pub(crate) port: u16,
     heard: Arc<Mutex<Vec<String>>>,
 }
 
 impl Recorder {
     /// Answers each request, given its head and body, with bytes.
-    fn start(answer: impl Fn(&str) -> Vec<u8> + Send + 'static) -> Self {
+    pub(crate) fn start(answer: impl Fn(&str) -> Vec<u8> + Send + 'static) -> Self {
         let heard = Arc::<Mutex<Vec<String>>>::default();
         let record = heard.clone();
         let port = http_server(move |request| {
@@ -33,22 +33,22 @@ impl Recorder {
     }
 
     /// Answers each request with `ok`.
-    fn ok() -> Self {
+    pub(crate) fn ok() -> Self {
         Self::start(|_| answer("200 OK", &[], b"ok"))
     }
 
-    fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 
     /// What it was asked since the last time.
-    fn heard(&self) -> Vec<String> {
+    pub(crate) fn heard(&self) -> Vec<String> {
         std::mem::take(&mut self.heard.lock().unwrap())
     }
 }
 
 /// A response with a body and its length.
-fn answer(status: &str, headers: &[&str], body: &[u8]) -> Vec<u8> {
+pub(crate) fn answer(status: &str, headers: &[&str], body: &[u8]) -> Vec<u8> {
     let headers: String = headers.iter().flat_map(|header| [*header, "\r\n"]).collect();
     let length = body.len();
     let head = format!("HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n");
@@ -56,7 +56,7 @@ fn answer(status: &str, headers: &[&str], body: &[u8]) -> Vec<u8> {
 }
 
 /// The values of a header in a request, or in a response's head.
-fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
+pub(crate) fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
     let fields = head.lines().skip(1).take_while(|line| !line.is_empty()).filter_map(|line| line.split_once(": "));
     fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value).collect()
 }

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     conformance::{IMPORTS, http::http_server},
+    http::Recorder,
     support::{CRASH, TEXT, TOTALS, WORDS, wasm},
 };
 
@@ -341,4 +342,21 @@ fn variables_are_kept_if_the_spec_says_so() {
     assert_eq!(server.post("words", b"one").body, b"one");
     assert_eq!(server.post("words", b"two").body, b"two");
     put("&vars=shared").is(400, "invalid_request");
+}
+
+#[test]
+fn an_upload_cannot_name_where_its_plugin_comes_from() {
+    let asked = Recorder::ok();
+    let url = asked.url("/plugin.wasm");
+    let server = Server::start(&[("ENGINE_ALLOWED_HOSTS", "any")]);
+    for field in ["url", "source", "plugin", "wasm", "manifest", "link"] {
+        for named in [json!(url), json!({"url": url}), json!([{"url": url}])] {
+            let named = spec(&json!({ field: named, "entry_point": "upper" }));
+            server.put_form("fetched", &[("spec", &named), ("plugin", TEXT)]).is(400, "invalid_request");
+        }
+    }
+    server.put("fetched", url.as_bytes()).is(422, "invalid_plugin");
+    server.put_form("fetched", &[("plugin", url.as_bytes())]).is(422, "invalid_plugin");
+    server.get("/v1/evaluators/fetched").is(404, "not_found");
+    assert_eq!(asked.heard(), [""; 0]);
 }

@@ -11,25 +11,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use evalpool::{Digest, Error, Source, Spec, config::LimitSettings};
+use evalpool::{Digest, Source, Spec};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
+use super::{evaluate, module};
 use crate::support::{eventually, spy::Spy, wasm};
-
-fn module() -> Vec<u8> {
-    wasm(r#"(module (func (export "run")))"#)
-}
-
-/// What an evaluation of a plugin from this source comes to.
-async fn evaluate(spec: Spec) -> Result<(), Error> {
-    let spy = Spy::default();
-    let limits = LimitSettings { plugin_size: module().len() as u64, ..LimitSettings::default() };
-    let pool = spy.pool(|builder| builder.capacity(1).limits(limits));
-    let evaluated = pool.evaluator("loaded", spec).unwrap().evaluate("").await;
-    pool.close().await;
-    spy.assert_nothing_left();
-    evaluated.map(drop)
-}
 
 fn gives(bytes: impl Into<Bytes>) -> Source {
     let bytes = bytes.into();
