@@ -55,7 +55,7 @@ pub(super) struct ServeArguments {
 
 #[derive(Debug, Args)]
 pub(super) struct RunArguments {
-    /// The plugin: a WebAssembly binary.
+    /// The plugin, a WebAssembly binary: a file or an https:// URL. http:// is taken for this machine only.
     #[arg(required_unless_present = "manifest", group = "subject")]
     pub(super) plugin: Option<PathBuf>,
     /// The export to call [default: `run` if it is exported, else the only one of the author's]
@@ -70,7 +70,7 @@ pub(super) struct RunArguments {
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArguments {
-    /// The plugin: a WebAssembly binary.
+    /// The plugin, a WebAssembly binary: a file or an https:// URL. http:// is taken for this machine only.
     #[arg(required_unless_present = "manifest", group = "subject")]
     pub(super) plugin: Option<PathBuf>,
     /// The export that would be called [default: `run` if it is exported, else the only one of the author's]
@@ -105,8 +105,8 @@ pub(super) struct LoadArguments {
     /// Seed of all random choices, to repeat a run [default: random, and printed]
     #[arg(long, value_name = "N")]
     pub(super) seed: Option<u64>,
-    /// The plugin that every evaluator runs [default: the built-in one]
-    #[arg(long, value_name = "FILE", group = "subject")]
+    /// The plugin that every evaluator runs, a file or a URL [default: the built-in one]
+    #[arg(long, value_name = "FILE|URL", group = "subject")]
     pub(super) plugin: Option<PathBuf>,
     /// The export to call [default: `run` if it is exported, else the only one of the author's]
     #[arg(long, value_name = "NAME", requires = "subject")]

@@ -6,7 +6,7 @@
 //! all private addresses, and than none at all for the URL's own host. Redirects are followed here rather than by the
 //! client, which drops only the headers that it knows from requests to another origin.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use reqwest::{
@@ -38,6 +38,23 @@ impl HttpSource {
         Self { url, headers: Vec::new(), allowed: Vec::new(), digest: None }
     }
 
+    /// What somebody types who owns the process: the host is named by that. By `http://` only this machine is reached.
+    ///
+    /// # Errors
+    ///
+    /// Why no fetch could use the URL.
+    #[cfg(feature = "service")]
+    pub(crate) fn typed(text: &str) -> Result<Self, String> {
+        let url = Url::parse(text).map_err(|error| format!("its URL cannot be read: {error}"))?;
+        let (host, port) = url.host_str().zip(url.port_or_known_default()).ok_or("its URL has no host")?;
+        let address: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+        let is_here = host == "localhost" || address.is_some_and(|address| address.to_canonical().is_loopback());
+        if url.scheme() == "http" && !is_here {
+            return Err(format!("{}: http:// is for this machine only; use https://", shown(&url)));
+        }
+        Ok(Self::new(text.to_owned()).allow_host(format!("{host}:{port}")))
+    }
+
     /// Adds a header, whose value is read anew at each fetch. A redirect to another origin does not take it along.
     pub fn header(mut self, name: impl Into<String>, value: Secret) -> Self {
         self.headers.push((name.into(), value));
@@ -63,7 +80,7 @@ impl HttpSource {
     }
 
     /// The URL without what may be secret.
-    pub(super) fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         Url::parse(&self.url).map_or_else(|_| "a URL that cannot be read".to_owned(), |url| shown(&url))
     }
 
@@ -87,7 +104,7 @@ impl HttpSource {
     }
 
     /// Fetches at most `limit` bytes. Dropping the future closes the connection.
-    pub(super) async fn fetch(&self, limit: u64) -> Result<Bytes, Error> {
+    pub(crate) async fn fetch(&self, limit: u64) -> Result<Bytes, Error> {
         let (start, hosts, names) = self.parse()?;
         let values: Vec<Secret> = self.headers.iter().map(|(_, value)| value.clone()).collect();
         let headers = blocking(move || read(names.into_iter().zip(values))).await?;

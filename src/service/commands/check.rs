@@ -16,7 +16,7 @@ use crate::{
 
 pub(in crate::service) async fn check(arguments: CheckArguments, settings: &Settings) -> Result<(), Exit> {
     let CheckArguments { plugin, entry, options } = arguments;
-    let (bytes, spec) = options.subject(plugin.as_deref(), settings.limits.plugin_size)?;
+    let (bytes, spec) = options.subject(plugin.as_deref(), &settings.limits).await?;
     let plugin = Plugin::new(bytes, spec.digest)?;
     let entry_points = EntryPoints::of(plugin.interface(), entry.as_deref())?;
     let spec = Spec { entry_point: entry, ..spec };

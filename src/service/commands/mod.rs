@@ -1,6 +1,7 @@
 //! The commands of the program, and how they read the files that the command line names.
 
 mod check;
+mod fetch;
 mod load;
 mod manifest;
 mod options;
@@ -19,11 +20,6 @@ use bytes::Bytes;
 pub(super) use self::{check::check, load::load, options::PluginOptions, run::run, serve::serve};
 use super::{Exit, cli::Input};
 use crate::{Error, units::Size};
-
-/// Reads a plugin. A file that cannot be read is bad usage; one that is too large is a refused plugin.
-fn read_plugin(path: &Path, limit: u64) -> Result<Bytes, Exit> {
-    read_file(path, "plugin", limit)
-}
 
 /// Reads the input for a guest.
 fn read_input(input: Input, limit: u64) -> Result<Bytes, Exit> {

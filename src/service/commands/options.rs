@@ -13,10 +13,10 @@ use bytes::Bytes;
 use clap::{Args, value_parser};
 use serde_json::Value;
 
-use super::{manifest, read_plugin, read_text};
+use super::{fetch::FetchOptions, manifest, read_file, read_text};
 use crate::{
     Data, Settings, Source, Spec, Vars, Wasi, compiler,
-    config::{HostPattern, strings},
+    config::{HostPattern, LimitSettings, strings},
     data::Static,
     engine::MAX_LINKED,
     service::{
@@ -37,6 +37,8 @@ pub(in crate::service) struct PluginOptions {
     /// What it says.
     #[arg(skip)]
     described: Option<Spec>,
+    #[command(flatten)]
+    fetch: FetchOptions,
     /// A config value that the plugin may read. Repeatable; wins over --config-values.
     // Taken as it is: clap shows a value that it refuses, and this one may be a secret.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -110,11 +112,15 @@ impl PluginOptions {
         }
     }
 
-    /// The bytes of the plugin in the file at `path`, or of the manifest's, and the spec that runs it.
-    pub(super) fn subject(&self, path: Option<&Path>, plugin_size: u64) -> Result<(Bytes, Spec), Exit> {
-        let bytes = match (&self.described, path) {
+    /// The bytes of the plugin that the command line names, a file or a URL, or of the manifest's, and the spec that runs it.
+    pub(super) async fn subject(&self, plugin: Option<&Path>, limits: &LimitSettings) -> Result<(Bytes, Spec), Exit> {
+        let plugin_size = limits.plugin_size;
+        let bytes = match (&self.described, plugin) {
             (Some(Spec { source: Source::Bytes(bytes), .. }), _) => bytes.clone(),
-            (_, Some(path)) => read_plugin(path, plugin_size)?,
+            (_, Some(plugin)) => {
+                let within = self.build_timeout.unwrap_or(limits.build_timeout);
+                self.fetch.read(plugin, plugin_size, within).await?
+            }
             _ => return Err(Exit::unusable("name a plugin, or a manifest by --manifest")),
         };
         Ok((bytes.clone(), self.spec(Source::Bytes(bytes), plugin_size)?))
@@ -126,6 +132,7 @@ impl PluginOptions {
         let described = self.described.clone().unwrap_or_else(|| Spec::new(source.clone()));
         let mut spec = Spec {
             source,
+            digest: self.fetch.digest.or(described.digest),
             wasi: self.wasi,
             vars: self.vars,
             memory: self.memory(),
@@ -151,7 +158,7 @@ impl PluginOptions {
             if self.link.iter().take(at).any(|(other, _)| other == name) {
                 return Err(Exit::unusable(format!("--link: the name {name:?} is given twice")));
             }
-            let bytes = read_plugin(path, plugin_size).map_err(|exit| exit.of_option("--link"))?;
+            let bytes = read_file(path, "plugin", plugin_size).map_err(|exit| exit.of_option("--link"))?;
             spec = spec.link(name, Source::Bytes(bytes));
         }
         if let Some(data) = &self.static_data {

@@ -12,7 +12,7 @@ use crate::{
 
 pub(in crate::service) async fn run(arguments: RunArguments, settings: &Settings) -> Result<(), Exit> {
     let RunArguments { plugin, entry, input, options } = arguments;
-    let (_, spec) = options.subject(plugin.as_deref(), settings.limits.plugin_size)?;
+    let (_, spec) = options.subject(plugin.as_deref(), &settings.limits).await?;
     let spec = Spec { entry_point: entry, ..spec };
     let input = input.map(|input| read_input(input, settings.limits.input_size)).transpose()?;
     let data = input.map_or(Data::Empty, |input| options.data(input));

@@ -1,6 +1,8 @@
 //! Sources that are asked for a plugin at each build: loaders of one's own, and HTTP servers.
 
 #[cfg(feature = "service")]
+mod commands;
+#[cfg(feature = "service")]
 mod fetches;
 mod loaders;
 #[cfg(feature = "service")]

@@ -99,7 +99,7 @@ async fn a_secret_that_cannot_be_read_or_sent_is_named_and_nothing_is_asked() {
         (Secret::file(folder.path().join("missing")), "missing: No such file"),
         (Secret::file(folder.path()), "not a regular file"),
         (file("empty", b"\n"), "empty: it is empty"),
-        (file("long", &[b'x'; (16 << 10) + 1]), "long: it is over 16 KiB"),
+        (file("long", &vec![b'x'; (16 << 10) + 1]), "long: it is over 16 KiB"),
         (file("lines", format!("{IN_FILE}\n{IN_FILE}").as_bytes()), "lines cannot be sent in a header"),
         (Secret::env("EVALPOOL_NO_SUCH_VARIABLE"), "EVALPOOL_NO_SUCH_VARIABLE: it is not set"),
         (Secret::value(""), "a secret value: it is empty"),

@@ -40,7 +40,7 @@ pub(in crate::service) async fn load(
     if let Some(isolation) = arguments.isolation {
         settings.engine.isolation = isolation;
     }
-    let (spec, input) = subject(&arguments, &settings)?;
+    let (spec, input) = subject(&arguments, &settings).await?;
     let capacity = match arguments.capacity {
         Some(capacity) => capacity.get(),
         // The general default has room for all of this command's evaluators, and would show no eviction.
@@ -94,7 +94,7 @@ pub(in crate::service) async fn load(
 }
 
 /// The spec and the input of every evaluator. A plugin that no evaluation could run is refused here, once.
-fn subject(arguments: &LoadArguments, settings: &Settings) -> Result<(Spec, Data), Exit> {
+async fn subject(arguments: &LoadArguments, settings: &Settings) -> Result<(Spec, Data), Exit> {
     let input = arguments.input.clone().map(|input| read_input(input, settings.limits.input_size)).transpose()?;
     let input = input.map(|input| arguments.options.data(input));
     let plugin_size = settings.limits.plugin_size;
@@ -102,7 +102,7 @@ fn subject(arguments: &LoadArguments, settings: &Settings) -> Result<(Spec, Data
         let spec = arguments.options.spec(Source::Bytes(greet::WASM), plugin_size)?;
         return Ok((spec.entry_point(greet::NAME), input.unwrap_or_else(|| greet::INPUT.into())));
     }
-    let (bytes, spec) = arguments.options.subject(arguments.plugin.as_deref(), plugin_size)?;
+    let (bytes, spec) = arguments.options.subject(arguments.plugin.as_deref(), &settings.limits).await?;
     let plugin = Plugin::new(bytes, spec.digest)?;
     let entry_point = plugin.interface().resolve(arguments.entry.as_deref())?;
     Ok((spec.entry_point(entry_point), input.unwrap_or_default()))
