@@ -1,6 +1,6 @@
 //! The guards: each stands for one step of the accounting and undoes it when dropped.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Notify, oneshot, watch},
@@ -288,10 +288,16 @@ pub(crate) struct BuildTicket<R: Resident> {
     pub(super) registry: Arc<Shell<R>>,
     pub(super) revision: RevisionId,
     pub(super) id: BuildId,
+    pub(super) unwanted: oneshot::Receiver<Infallible>,
     pub(super) done: bool,
 }
 
 impl<R: Resident> BuildTicket<R> {
+    /// Ends when the revision is retired or the pool shut down. What is being fetched need not be waited for then.
+    pub(crate) async fn unwanted(&mut self) {
+        let _ = (&mut self.unwanted).await;
+    }
+
     /// The plugin is fetched, which took `fetched`. Waits for a place and a permit; `None` when nobody wants the build any
     /// more.
     pub(crate) async fn admit(&self, fetched: Duration) -> Option<Admission<R>> {

@@ -187,13 +187,13 @@ impl<R: Resident> Registry<R> {
                 }
                 Requested::Queued(answer) => (Lookup::Hit, answer, None),
                 Requested::Joined(answer) => (Lookup::Coalesced, answer, None),
-                Requested::Start(id, answer) => (Lookup::Miss, answer, Some(id)),
+                Requested::Start(id, unwanted, answer) => (Lookup::Miss, answer, Some((id, unwanted))),
             };
             count(lookup);
             // The guard first: should `start` panic, this caller must not stay in the queue.
             let waiter = Waiter { registry: self.inner.clone(), revision, age, answer };
-            if let Some(id) = build {
-                start(BuildTicket { registry: self.inner.clone(), revision, id, done: false });
+            if let Some((id, unwanted)) = build {
+                start(BuildTicket { registry: self.inner.clone(), revision, id, unwanted, done: false });
             }
             if let Some(lease) = self.wait(waiter, began, deadline, build_timeout).await? {
                 return Ok(lease);

@@ -9,11 +9,11 @@ use crate::{
     background, error::Error, registry::BuildTicket, runtime::Runtime, source::Source, spec::Linked, units::Time,
 };
 
-pub(super) async fn build(inner: Arc<PoolInner>, revision: Arc<Revision>, ticket: BuildTicket<Runtime>) {
+pub(super) async fn build(inner: Arc<PoolInner>, revision: Arc<Revision>, mut ticket: BuildTicket<Runtime>) {
     if revision.is_retired() {
         return ticket.fail(&revision.closed());
     }
-    match attempt(&inner, &revision, &ticket).await {
+    match attempt(&inner, &revision, &mut ticket).await {
         Ok(Some(runtime)) => {
             // Retired while it was built: nobody else has it, so dropping it closes it.
             if let Err(unwanted) = ticket.publish(runtime) {
@@ -32,7 +32,7 @@ pub(super) async fn build(inner: Arc<PoolInner>, revision: Arc<Revision>, ticket
 async fn attempt(
     inner: &PoolInner,
     revision: &Revision,
-    ticket: &BuildTicket<Runtime>,
+    ticket: &mut BuildTicket<Runtime>,
 ) -> Result<Option<Runtime>, Error> {
     let spec = &revision.spec;
     let kib = |bytes: u64| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(inner.fetching_total);
@@ -57,7 +57,12 @@ async fn attempt(
         }
         Ok::<_, Error>((plugin, linked))
     };
-    let Ok(loaded) = timeout(within, load).await else {
+    let loaded = tokio::select! {
+        biased;
+        () = ticket.unwanted() => return Ok(None),
+        loaded = timeout(within, load) => loaded,
+    };
+    let Ok(loaded) = loaded else {
         let slow = std::io::Error::other(format!("it was not read within {}", Time(within)));
         return Err(Error::SourceUnavailable { cause: Arc::new(slow) });
     };

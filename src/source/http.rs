@@ -6,7 +6,7 @@
 //! all private addresses, and than none at all for the URL's own host. Redirects are followed here rather than by the
 //! client, which drops only the headers that it knows from requests to another origin.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use reqwest::{
@@ -47,7 +47,7 @@ impl HttpSource {
     pub(crate) fn typed(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| format!("its URL cannot be read: {error}"))?;
         let (host, port) = url.host_str().zip(url.port_or_known_default()).ok_or("its URL has no host")?;
-        let address: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+        let address: Option<std::net::IpAddr> = host.trim_matches(['[', ']']).parse().ok();
         let is_here = host == "localhost" || address.is_some_and(|address| address.to_canonical().is_loopback());
         if url.scheme() == "http" && !is_here {
             return Err(format!("{}: http:// is for this machine only; use https://", shown(&url)));

@@ -81,8 +81,8 @@ impl Source {
     ///
     /// Each build calls it anew, also the first one after an eviction: the plugin is what it gives then, unless the spec
     /// names a [digest](crate::Spec::digest). It is a future of the build: one that blocks holds up a thread of the
-    /// executor. It ends at [`build_timeout`](crate::Spec::build_timeout), which drops it, and goes on when the callers
-    /// that wait for the build leave.
+    /// executor. It is dropped at [`build_timeout`](crate::Spec::build_timeout), and when the evaluator or its pool is
+    /// closed. It goes on when the callers that wait for the build leave.
     ///
     /// Its error becomes [`SourceUnavailable`](crate::Error::SourceUnavailable), with the error as the cause. A panic
     /// becomes [`Internal`](crate::Error::Internal). Neither is remembered: the next call tries again. More than
@@ -124,8 +124,8 @@ impl Source {
     ///   fails; the cause says why. It shows URLs without user, password and query.
     /// - More than [`plugin_size`](crate::config::LimitSettings::plugin_size) bytes are refused with
     ///   [`PayloadTooLarge`](crate::Error::PayloadTooLarge) as soon as they are announced or there. A fetch ends at
-    ///   [`build_timeout`](crate::Spec::build_timeout). It goes on when the callers that wait for the build leave. Until it
-    ///   ends, it is charged with `plugin_size` of the 128 MiB that a pool fetches at once.
+    ///   [`build_timeout`](crate::Spec::build_timeout), and when the evaluator or its pool is closed. It goes on when the
+    ///   callers that wait for the build leave. Until it ends, it is charged with `plugin_size` of the 128 MiB that a pool fetches at once.
     /// - Proxies are not used, and certificates are checked against the web's roots.
     #[cfg(feature = "direct")]
     pub fn http(url: impl Into<String>) -> HttpSource {

@@ -1,8 +1,8 @@
 //! What the state keeps of each runtime, build and caller.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     super::{Refused, Resident, RevisionId},
@@ -60,6 +60,8 @@ pub(super) struct Build<R: Resident> {
     pub(super) fetched: Duration,
     pub(super) phase: Phase<R>,
     pub(super) waiters: VecDeque<Waiter<R>>,
+    #[expect(dead_code, reason = "its drop tells the builder that nobody wants the outcome")]
+    pub(super) wanted: oneshot::Sender<Infallible>,
 }
 
 /// A runtime on its way out, or a build whose outcome nobody wants any more.

@@ -105,9 +105,10 @@ impl<R: Resident> RegistryState<R> {
         let id = BuildId(self.unique());
         let (to, answer) = oneshot::channel();
         let waiters = VecDeque::from([Waiter { age, to }]);
-        self.builds.insert(revision, Build { id, fetched: Duration::ZERO, phase: Phase::Fetching, waiters });
+        let (wanted, unwanted) = oneshot::channel();
+        self.builds.insert(revision, Build { id, fetched: Duration::ZERO, phase: Phase::Fetching, waiters, wanted });
         self.waiting_fetch += 1;
-        Requested::Start(id, answer)
+        Requested::Start(id, unwanted, answer)
     }
 
     /// A caller that waited has left, or was answered just now.

@@ -35,6 +35,7 @@ mod view;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    convert::Infallible,
     time::Duration,
 };
 
@@ -143,7 +144,7 @@ pub(super) enum Requested<R: Resident> {
     /// Waits for an instance of a live runtime.
     Queued(AnswerReceiver<R>),
     /// Nobody was building it: the caller must start the build, and then waits for it like any other.
-    Start(BuildId, AnswerReceiver<R>),
+    Start(BuildId, oneshot::Receiver<Infallible>, AnswerReceiver<R>),
 }
 
 pub(super) struct RegistryState<R: Resident> {

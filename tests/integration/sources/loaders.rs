@@ -148,6 +148,31 @@ async fn a_loader_that_never_answers_is_dropped_at_the_build_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_loader_is_dropped_when_its_evaluator_is_closed_or_replaced_or_its_pool_is_closed() {
+    for (how, kind) in [("close", Some("closed")), ("replace", None), ("shut down", Some("shutting_down"))] {
+        let (spy, (source, begun, mut dropped)) = (Spy::default(), hangs());
+        let pool = spy.pool(|builder| builder.capacity(1));
+        let evaluator = pool.register("loaded", Spec::new(source)).unwrap();
+        let called = evaluator.clone();
+        let evaluating = tokio::spawn(async move { called.evaluate("").await });
+        begun.notified().await;
+        let now = tokio::time::Instant::now();
+        match how {
+            "close" => drop(evaluator.close().await),
+            "replace" => drop(pool.register("loaded", Spy::spec()).unwrap()),
+            _ => drop(pool.close().await),
+        }
+        dropped.recv().await.unwrap();
+        assert_eq!(now.elapsed(), Duration::ZERO, "{how}");
+        // What is replaced passes its callers on.
+        let ended = evaluating.await.unwrap().err().map(|error| error.kind().to_string());
+        assert_eq!(ended.as_deref(), kind, "{how}");
+        pool.close().await;
+        spy.assert_nothing_left();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_loader_whose_callers_have_left_goes_on_until_its_build_ends() {
     let (spy, release) = (Spy::default(), Arc::new(Notify::new()));
     let pool = spy.pool(|builder| builder.capacity(1));
