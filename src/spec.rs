@@ -207,7 +207,7 @@ impl Spec {
     /// Refuses what no build could use.
     pub(crate) fn check(&self) -> Result<(), Error> {
         self.source.check()?;
-        self.linked.iter().try_for_each(|(_, source)| source.check())?;
+        self.linked.iter().try_for_each(|linked| linked.source.check())?;
         let hosts = self.allowed_hosts.as_deref().unwrap_or_default();
         let checked = HostPattern::parse_all(hosts);
         checked.map(drop).map_err(|why| Error::invalid_request(format!("the spec's allowed_hosts has {why}")))

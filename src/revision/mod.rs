@@ -64,7 +64,8 @@ pub(crate) struct PluginInfo {
 impl Revision {
     pub(crate) fn new(inner: &PoolInner, evaluator: u64, name: &str, spec: Spec) -> Arc<Self> {
         let own = Some(&spec.source).filter(|_| spec.digest.is_none());
-        for url in own.into_iter().chain(spec.linked.iter().map(|(_, source)| source)).filter_map(Source::unchecked_url)
+        for url in
+            own.into_iter().chain(spec.linked.iter().map(|linked| &linked.source)).filter_map(Source::unchecked_url)
         {
             tracing::warn!(
                 evaluator = name,

@@ -10,7 +10,7 @@ use extism_manifest::{HttpRequest, Manifest, MemoryOptions, Wasm, WasmMetadata};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::{read_plugin, read_text};
+use super::{read_file, read_text};
 use crate::{
     Error, Source, Spec,
     config::{nearest, object},
@@ -36,7 +36,7 @@ pub(super) fn read(path: &Path, plugin_size: u64) -> Result<Spec, Exit> {
     let linked = spec.linked.iter_mut().map(|linked| &mut linked.source);
     for source in [&mut spec.source].into_iter().chain(linked) {
         if let Source::File(file) = source {
-            let bytes = read_plugin(file, plugin_size);
+            let bytes = read_file(file, "plugin", plugin_size);
             *source =
                 Source::Bytes(bytes.map_err(|exit| exit.of_option(&format!("--manifest: {}: wasm", path.display())))?);
         }

@@ -22,7 +22,7 @@ use super::{
     protocol::{ARGUMENT, Order, Reply, Setup, UNABLE, hear, hear_bytes, say},
     tunables,
 };
-use crate::engine::host::panic_text;
+use crate::error::panic_text;
 
 /// What the compiler is tried with before anything is asked of it: two functions, so that it starts its threads.
 const TRIAL: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x03\x02\0\0\x0a\x07\x02\x02\0\x0b\x02\0\x0b";
