@@ -8,6 +8,7 @@ mod headers;
 #[cfg_attr(not(all(feature = "direct", feature = "extism")), allow(unused, reason = "each engine uses a part of it"))]
 mod hosts;
 mod read;
+mod word_or_path;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -17,9 +18,12 @@ use self::formats::{list_or_commas, off_or_number, size, word};
 #[cfg(feature = "service")]
 pub(crate) use self::formats::{object, strings};
 pub(crate) use self::hosts::{HostPattern, default_hosts};
-pub use self::read::SettingsError;
 #[cfg(feature = "service")]
 pub(crate) use self::{hosts::hosts_within, read::nearest};
+pub use self::{
+    read::SettingsError,
+    word_or_path::{CodeCache, CompileWorkers},
+};
 
 /// All settings. [`Default`] is what the program runs with if you set nothing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -218,74 +222,6 @@ pub enum EngineKind {
     /// The `extism` crate, for plugins that you trust.
     #[cfg_attr(all(feature = "extism", not(feature = "direct")), default)]
     Extism,
-}
-
-/// Where the `direct` engine keeps compiled code.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "String", into = "String")]
-#[non_exhaustive]
-pub enum CodeCache {
-    /// Nowhere.
-    Off,
-    /// In the process's memory.
-    #[default]
-    Memory,
-    /// In a folder of mode 0700. It is created if it does not exist.
-    Folder(PathBuf),
-}
-
-impl From<String> for CodeCache {
-    fn from(text: String) -> Self {
-        match text.as_str() {
-            "off" => CodeCache::Off,
-            "memory" => CodeCache::Memory,
-            _ => CodeCache::Folder(text.into()),
-        }
-    }
-}
-
-impl From<CodeCache> for String {
-    fn from(cache: CodeCache) -> Self {
-        match cache {
-            CodeCache::Off => "off".to_owned(),
-            CodeCache::Memory => "memory".to_owned(),
-            CodeCache::Folder(folder) => folder.to_string_lossy().into_owned(),
-        }
-    }
-}
-
-/// Where the `direct` engine compiles.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "String", into = "String")]
-#[non_exhaustive]
-pub enum CompileWorkers {
-    /// In processes of the running program, if it can become them, else in this process.
-    #[default]
-    Auto,
-    /// In this process.
-    Off,
-    /// In processes of this program.
-    Program(PathBuf),
-}
-
-impl From<String> for CompileWorkers {
-    fn from(text: String) -> Self {
-        match text.as_str() {
-            "auto" => CompileWorkers::Auto,
-            "off" => CompileWorkers::Off,
-            _ => CompileWorkers::Program(text.into()),
-        }
-    }
-}
-
-impl From<CompileWorkers> for String {
-    fn from(workers: CompileWorkers) -> Self {
-        match workers {
-            CompileWorkers::Auto => "auto".to_owned(),
-            CompileWorkers::Off => "off".to_owned(),
-            CompileWorkers::Program(program) => program.to_string_lossy().into_owned(),
-        }
-    }
 }
 
 /// Whether an instance serves one evaluation or many.

@@ -11,6 +11,17 @@ use crate::units::Time;
 pub(crate) struct TryLater(pub(crate) Duration);
 
 impl Error {
+    /// Whether a build that failed with this would fail again: the plugin's own fault, whatever time it takes.
+    pub(crate) fn comes_again(&self) -> bool {
+        matches!(
+            self,
+            Error::InvalidPlugin { .. }
+                | Error::EntryPointMissing { .. }
+                | Error::OutOfFuel { .. }
+                | Error::OutOfMemory { .. }
+        )
+    }
+
     /// When it is worth to try again: for a plugin that was over its budget when it was last compiled.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

@@ -344,17 +344,6 @@ impl Error {
         text
     }
 
-    /// Whether a build that failed with this would fail again: the plugin's own fault, whatever time it takes.
-    pub(crate) fn comes_again(&self) -> bool {
-        matches!(
-            self,
-            Error::InvalidPlugin { .. }
-                | Error::EntryPointMissing { .. }
-                | Error::OutOfFuel { .. }
-                | Error::OutOfMemory { .. }
-        )
-    }
-
     /// What the guest wrote and where it was, if the error is the guest's and it left anything.
     #[must_use]
     pub fn last_words(&self) -> Option<&LastWords> {

@@ -50,6 +50,7 @@ pub(super) struct Document {
     pub(super) wasi: Option<Wasi>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) input: Option<Input>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) vars: Option<Vars>,
     /// Whether those who call it see the last words of its guests.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
