@@ -7,6 +7,7 @@ mod formats;
 mod headers;
 #[cfg_attr(not(all(feature = "direct", feature = "extism")), allow(unused, reason = "each engine uses a part of it"))]
 mod hosts;
+mod kubernetes;
 mod read;
 mod word_or_path;
 
@@ -15,9 +16,12 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use self::formats::{list_or_commas, off_or_number, size, word};
-#[cfg(feature = "service")]
-pub(crate) use self::formats::{object, strings};
 pub(crate) use self::hosts::{HostPattern, default_hosts};
+#[cfg(feature = "service")]
+pub(crate) use self::{
+    formats::{object, strings},
+    kubernetes::ignored as ignored_variables,
+};
 #[cfg(feature = "service")]
 pub(crate) use self::{hosts::hosts_within, read::nearest};
 pub use self::{

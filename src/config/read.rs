@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt, path::Path};
 
-use super::{EngineKind, HostPattern, Settings, headers};
+use super::{EngineKind, HostPattern, Settings, headers, kubernetes};
 
 /// A setting that cannot be used. Its text is one line that names the key and says what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -156,7 +156,7 @@ fn environment_overrides(
     let by_variable: HashMap<String, &String> = known.iter().map(|key| (variable(key), key)).collect();
     let mut overrides = HashMap::new();
     for (name, value) in environment {
-        if !name.starts_with("EVALPOOL_") {
+        if !name.starts_with("EVALPOOL_") || kubernetes::sets(&name) {
             continue;
         }
         let Some(key) = by_variable.get(&name) else {
@@ -246,6 +246,30 @@ mod tests {
         assert_eq!(settings.limits.output_size, 2048);
         assert_eq!(settings.engine.allowed_hosts, ["a.example", "b.example"]);
         assert_eq!(settings.log.format, LogFormat::Json);
+    }
+
+    #[test]
+    fn what_kubernetes_sets_for_a_service_of_our_name_is_no_setting() {
+        for name in [
+            "EVALPOOL_SERVICE_HOST",
+            "EVALPOOL_SERVICE_PORT",
+            "EVALPOOL_SERVICE_PORT_HTTP",
+            "EVALPOOL_PORT",
+            "EVALPOOL_PORT_8080_TCP",
+            "EVALPOOL_PORT_8080_TCP_PROTO",
+            "EVALPOOL_PORT_8080_TCP_PORT",
+            "EVALPOOL_PORT_53_UDP_ADDR",
+            "EVALPOOL_CANARY_SERVICE_HOST",
+            "EVALPOOL_CANARY_PORT_9090_TCP_ADDR",
+        ] {
+            assert_eq!(with_environment(&[(name, "tcp://10.0.0.1:8080")]), Ok(Settings::default()), "{name}");
+        }
+        for name in ["EVALPOOL_PORT_8080", "EVALPOOL_PORT_X_TCP", "EVALPOOL_PORTS", "EVALPOOL_SERVICE_HOSTS"] {
+            assert!(with_environment(&[(name, "x")]).unwrap_err().to_string().contains(name), "{name}");
+        }
+        for key in known_keys() {
+            assert!(!kubernetes::sets(&format!("EVALPOOL_{}", key.replace('.', "_").to_uppercase())), "{key}");
+        }
     }
 
     #[test]

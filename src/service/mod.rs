@@ -33,7 +33,10 @@ use tokio::runtime;
 
 use self::cli::Command;
 pub use self::exit::Exit;
-use crate::{Settings, config::LogLevel};
+use crate::{
+    Settings,
+    config::{LogLevel, ignored_variables},
+};
 
 /// Blocking threads for reading, storing and dropping, beside one for each guest and each compilation.
 const SPARE_THREADS: usize = 64;
@@ -81,6 +84,9 @@ impl Program {
     /// How to end when the command failed.
     pub fn run(self, exporter: PrometheusHandle) -> Result<(), Exit> {
         let Self { command, settings } = self;
+        if let Some(variables) = ignored_variables() {
+            tracing::info!(variables, "ignored: Kubernetes sets these for a Service that is named like this program");
+        }
         // On `extism` each guest blocks a thread; tokio's default of 512 would be a second, hidden bound on instances.
         let threads = settings.pool.max_instances.saturating_add(settings.pool.build_concurrency);
         let runtime = runtime::Builder::new_multi_thread()
