@@ -35,9 +35,8 @@ pub(crate) fn hosts_within(entries: &[String], operators: &[String]) -> Result<V
     if let Some(word) = entries.iter().find(|entry| *entry == ANY) {
         return Err(format!("{word:?}, which is for the operator's engine.allowed_hosts; \"*\" matches every host"));
     }
-    if operators.iter().any(|entry| entry == ANY) {
-        return Ok(entries.to_owned());
-    }
+    // Any host at public addresses: private ones are reached only where the operator names the host itself.
+    let operators: Vec<_> = operators.iter().map(|entry| if entry == ANY { "*" } else { entry }.to_owned()).collect();
     let most: Vec<_> = operators.iter().filter_map(|entry| Some((entry, HostPattern::parse(entry)?))).collect();
     let mut within = Vec::new();
     for (entry, own) in entries.iter().zip(&parsed) {
@@ -271,8 +270,9 @@ mod tests {
             (&["*"], &["*:443"], None),
             (&["*"], &["*", "db.internal:5432"], Some("* db.internal:5432")),
             (&["*"], &["a.example.com"], None),
-            (&["10.0.0.1"], &["any"], Some("10.0.0.1")),
-            (&["*.example.com"], &["a.example.com", "any"], Some("*.example.com")),
+            (&["10.0.0.1"], &["any"], Some("[1]0.0.0.1")),
+            (&["10.0.0.1"], &["any", "10.0.0.1"], Some("10.0.0.1")),
+            (&["*.example.com"], &["a.example.com", "any"], Some("*.example.com a.example.com")),
             (&["any"], &["any"], None),
             (&["any"], &["*"], None),
             (&["x.example"], &[], None),

@@ -150,8 +150,8 @@ pub struct EngineSettings {
     /// them by commas. See [`Spec::allowed_hosts`](crate::Spec::allowed_hosts) for what an entry may be.
     ///
     /// A client of the server may name hosts that these entries match, and no others, unless the word `any` is among
-    /// them: then any host, also one of this machine or a private network. To a plugin whose spec names none, `any` gives
-    /// nothing.
+    /// them: then any host. Private addresses, those of this machine among them, it reaches only where one of these entries
+    /// names the host without wildcards. To a plugin whose spec names none, `any` gives nothing.
     #[serde(deserialize_with = "list_or_commas")]
     pub allowed_hosts: Vec<String>,
     /// The `User-Agent` of plugins' HTTP requests on the `direct` engine, unless a plugin sets its own: 1 to 256

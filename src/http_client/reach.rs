@@ -86,13 +86,29 @@ impl Resolve for AllowedHosts {
     }
 }
 
-/// Whether an address is on the open internet.
+/// Whether an address is on the open internet, and not one of this machine's own.
 fn is_public(address: IpAddr) -> bool {
+    is_global(address) && !is_here(address)
+}
+
+/// Whether an interface of this machine has this address: only to one of those can a socket be bound.
+fn is_here(address: IpAddr) -> bool {
+    std::net::UdpSocket::bind((address, 0)).is_ok()
+}
+
+fn is_global(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => {
-            // This network, reserved, shared, for benchmarks, and for protocols.
-            let special =
-                matches!(v4.octets(), [0 | 240.., ..] | [100, 64..=127, ..] | [198, 18 | 19, ..] | [192, 0, 0, _]);
+            // This network, reserved, shared, for benchmarks, for protocols, once for 6to4, and that of a cloud's own services.
+            let special = matches!(
+                v4.octets(),
+                [0 | 240.., ..]
+                    | [100, 64..=127, ..]
+                    | [198, 18 | 19, ..]
+                    | [192, 0, 0, _]
+                    | [192, 88, 99, _]
+                    | [168, 63, 129, 16]
+            );
             let is_local = v4.is_loopback() || v4.is_private() || v4.is_link_local();
             !(is_local || v4.is_multicast() || v4.is_documentation() || special)
         }
@@ -147,16 +163,22 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_an_interface_is_of_this_machine_wherever_it_lies() {
+        assert!(is_here(IpAddr::from([127, 0, 0, 1])));
+        assert!(!is_here(IpAddr::from([93, 184, 215, 14])));
+    }
+
+    #[test]
     fn this_machine_and_private_networks_must_be_named() {
         // The first and the last of each range, then their neighbours outside of it.
         let inside = "0.0.0.0 0.255.255.255 10.0.0.0 10.255.255.255 100.64.0.0 100.127.255.255 127.0.0.1 169.254.169.254 \
-            172.16.0.0 172.31.255.255 192.0.0.1 192.0.2.1 192.168.0.0 192.168.255.255 198.18.0.1 198.19.255.255 \
+            168.63.129.16 172.16.0.0 172.31.255.255 192.0.0.1 192.88.99.1 192.0.2.1 192.168.0.0 192.168.255.255 198.18.0.1 198.19.255.255 \
             198.51.100.1 203.0.113.1 224.0.0.1 239.255.255.255 240.0.0.1 255.255.255.255 [::] [::1] [::7f00:1] \
             [::ffff:127.0.0.1] [64:ff9b::7f00:1] [64:ff9b:1::1] [2001::1] [2001:0:ffff::1] [2002:7f00:1::] [fc00::1] \
             [fdff::1] [fe00::1] [fe80::1] [febf::1] [fec0::1] [feff::1] [ff02::1] [1fff::1] [2001:1ff::1] [2001:db8::1] \
             [3fff::1] [3fff:fff::1] [4000::1]";
-        let outside = "1.0.0.0 9.255.255.255 11.0.0.0 93.184.215.14 100.63.255.255 100.128.0.0 126.0.0.1 128.0.0.1 169.253.0.1 \
-            172.15.255.255 172.32.0.0 191.255.255.255 192.0.1.1 192.167.0.1 192.169.0.1 198.17.255.255 198.20.0.0 \
+        let outside = "1.0.0.0 9.255.255.255 11.0.0.0 93.184.215.14 100.63.255.255 100.128.0.0 126.0.0.1 128.0.0.1 168.63.129.15 \
+            168.63.129.17 169.253.0.1 172.15.255.255 172.32.0.0 191.255.255.255 192.0.1.1 192.167.0.1 192.169.0.1 198.17.255.255 198.20.0.0 \
             223.255.255.255 [::ffff:8.8.8.8] [2000::1] [2001:200::1] [2001:db7::1] [2001:db9::1] \
             [2001:4860:4860::8888] [2003::1] [2606:4700::1111] [3ffe::1] [3fff:1000::1]";
         for host in inside.split_whitespace() {

@@ -261,7 +261,8 @@ fn a_plugin_reaches_the_hosts_that_its_spec_names_and_the_operator_allows() {
     // A pattern leads to no private address, also where a client names one.
     assert_eq!(outcome("*", Some(&exact)), 422);
     // The operator leaves it to the clients.
-    assert_eq!(outcome("any", Some(&exact)), 200);
+    assert_eq!(outcome("any", Some(&exact)), 422, "whom they name, at public addresses");
+    assert_eq!(outcome(&format!("any,{exact}"), Some(&exact)), 200);
     assert_eq!(outcome("any", None), 422, "and gives nothing to whoever says nothing");
 }
 
