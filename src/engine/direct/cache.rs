@@ -107,12 +107,12 @@ impl Cache {
         let root = match &self.kept {
             Kept::Memory(kept) => {
                 let code = lock(kept).code.get(&key)?.clone();
-                return load(engine, &code);
+                return load(engine, &code).ok();
             }
             Kept::Folder { root, .. } => root,
         };
         let path = file(root, key);
-        let module = Sealed::check(fs::read(&path).ok()?).and_then(|code| load(engine, &code));
+        let module = Sealed::check(fs::read(&path).ok()?).and_then(|code| load(engine, &code).ok());
         // `make_room` takes this as the time of the last use. If it fails, the file goes sooner.
         let _ = match module {
             Some(_) => {
@@ -124,10 +124,10 @@ impl Cache {
     }
 
     /// The module of code that a worker has just sent. The code is kept, if there is room for it.
-    pub(super) fn take(&self, engine: &Engine, key: Key, code: Sealed) -> Option<Module> {
+    pub(super) fn take(&self, engine: &Engine, key: Key, code: Sealed) -> wasmtime::Result<Module> {
         let module = load(engine, &code)?;
         self.keep(key, code);
-        Some(module)
+        Ok(module)
     }
 
     /// Keeps the code of a module that was compiled here.
@@ -181,7 +181,7 @@ fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Loads code that this crate has serialized.
 #[expect(unsafe_code, reason = "the one exception: see below")]
-fn load(engine: &Engine, code: &Sealed) -> Option<Module> {
+fn load(engine: &Engine, code: &Sealed) -> wasmtime::Result<Module> {
     // SAFETY: wasmtime runs these bytes, so they must be what wasmtime's own serialization gave. `Sealed` has them from one
     // of three. `Sealed::seal` gets them from `Module::serialize`. A file in the folder begins with the SHA-256 of what was
     // written (`Sealed::check`); the folder belongs to this user and nobody else can enter it (`check_private`, at start),
@@ -189,7 +189,7 @@ fn load(engine: &Engine, code: &Sealed) -> Option<Module> {
     // only it and this process have; it is a process of this user, of the same release of this crate, and ran wasmtime's
     // `precompile_module`. Someone who can write other bytes there can as well replace this program. wasmtime checks itself
     // that the code is of its version and settings and for this processor.
-    unsafe { Module::deserialize(engine, code.code()) }.ok()
+    unsafe { Module::deserialize(engine, code.code()) }
 }
 
 fn check_private(root: &Path) -> io::Result<()> {

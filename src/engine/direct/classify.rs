@@ -1,7 +1,8 @@
 //! Why the host ended a guest, and how a guest ended, as our errors. Nothing else reads wasmtime's errors.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
+use rustix::io::Errno;
 use wasmtime::Trap;
 use wasmtime_wasi::I32Exit;
 
@@ -32,8 +33,24 @@ pub(super) enum HostTrap {
     Broken(String),
 }
 
+/// What the host lacks, if that is why: files, mappings, address space, memory or threads. No plugin can help it.
+pub(super) fn shortage(error: &wasmtime::Error) -> Option<Error> {
+    let short = |cause: Errno| [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN].contains(&cause);
+    let by_system = |cause: &(dyn std::error::Error + 'static)| {
+        let io = || cause.downcast_ref::<io::Error>().and_then(Errno::from_io_error);
+        cause.downcast_ref::<Errno>().copied().or_else(io).is_some_and(short)
+    };
+    let is_short = error.chain().any(by_system);
+    is_short.then(|| {
+        Error::overloaded("the engine got no memory or files from the system", io::Error::other(format!("{error:#}")))
+    })
+}
+
 /// A failure to compile, link or initialise, in words for the plugin's author.
 pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error {
+    if let Some(shortage) = shortage(error) {
+        return shortage;
+    }
     let root = error.root_cause().to_string();
     let reason = match (error.downcast_ref::<HostTrap>(), error.downcast_ref::<Trap>()) {
         (Some(HostTrap::Deadline), _) => return Error::build_timeout(limits.build_timeout),
@@ -96,6 +113,9 @@ fn message((beginning, length): (&[u8], usize)) -> String {
 
 /// Why a call failed, and whether the host decided that, whatever the guest has said.
 fn why(error: &wasmtime::Error, limits: &InstanceLimits) -> (Error, bool) {
+    if let Some(shortage) = shortage(error) {
+        return (shortage, true);
+    }
     let said = |text: &str| Error::guest_error(message_of(text));
     match (error.downcast_ref::<HostTrap>(), error.downcast_ref::<Trap>(), error.downcast_ref::<I32Exit>()) {
         (Some(HostTrap::Deadline), ..) | (_, Some(Trap::Interrupt), _) => {
@@ -112,5 +132,35 @@ fn why(error: &wasmtime::Error, limits: &InstanceLimits) -> (Error, bool) {
         (.., Some(exit)) => (Error::guest_exit(exit.0), false),
         // WASI ends a guest that calls it with what no guest may.
         _ => (Error::guest_trap(shorten(&error.root_cause().to_string())), false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_host_lacks_is_nobodys_fault_but_the_hosts() {
+        use wasmtime::error::Context;
+
+        let limits = InstanceLimits {
+            memory: 1,
+            table_elements: 1,
+            output_size: 1,
+            exec_timeout: std::time::Duration::from_secs(1),
+            build_timeout: std::time::Duration::from_secs(1),
+            fuel: None,
+        };
+        for errno in [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN] {
+            let below: [wasmtime::Error; 2] = [errno.into(), io::Error::from_raw_os_error(errno.raw_os_error()).into()];
+            for below in below {
+                let error = Err::<(), _>(below).context("failed to map").unwrap_err();
+                assert_eq!(invalid(&error, &limits).kind(), "overloaded", "{error:#}");
+                let (ended, is_sound) = call(Err(error), Some((b"no", 2)), &limits);
+                assert_eq!((ended.unwrap_err().kind().as_str(), is_sound), ("overloaded", false));
+            }
+        }
+        let other: wasmtime::Error = Errno::INVAL.into();
+        assert_eq!(invalid(&other, &limits).kind(), "invalid_plugin");
     }
 }

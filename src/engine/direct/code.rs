@@ -99,9 +99,12 @@ impl Code {
             return Ok(module);
         };
         self.check(key, terms.within)?;
-        let unusable = || Error::internal("compiled code cannot be loaded", "wasmtime refuses it");
+        let unusable = |error: wasmtime::Error| {
+            classify::shortage(&error)
+                .unwrap_or_else(|| Error::internal("compiled code cannot be loaded", format!("{error:#}")))
+        };
         match workers.compile(wasm, terms, stop) {
-            Ok(code) => self.kept.take(engine, key, code).ok_or_else(unusable),
+            Ok(code) => self.kept.take(engine, key, code).map_err(unusable),
             Err(Failed::Time) => {
                 self.over_time(terms);
                 Err(Error::build_timeout(terms.within))

@@ -86,6 +86,44 @@ impl SlotLayout {
     }
 }
 
+/// Mappings of an instance's stack, which is there from the start: itself and its guard.
+const MAPPINGS_OF_A_STACK: u64 = 2;
+
+/// Mappings of a runtime with one instance, once it is in use: its code, its memories, and what they begin with.
+const MAPPINGS_OF_A_RUNTIME: u64 = 14;
+
+/// Mappings of a process that has none of either.
+const OTHER_MAPPINGS: u64 = 1_000;
+
+/// Compares the mappings that these settings take with those that the system gives a process. Some text is a warning: not
+/// all that the settings permit can live at once.
+///
+/// # Errors
+///
+/// Text that names the settings and the system's limit: not even the slots can be made.
+pub(super) fn check_mappings(pool: &PoolSettings, most: u64) -> Result<Option<String>, String> {
+    let PoolSettings { max_instances, capacity, .. } = *pool;
+    let stacks = (max_instances as u64).saturating_mul(MAPPINGS_OF_A_STACK).saturating_add(OTHER_MAPPINGS);
+    let all = (capacity as u64).saturating_mul(MAPPINGS_OF_A_RUNTIME).saturating_add(stacks);
+    let said = |needs: &str, mappings: u64| {
+        format!(
+            "pool.max_instances = {max_instances} with pool.capacity = {capacity} {needs} about {mappings} memory \
+             mappings, and vm.max_map_count is {most}; lower the settings, or raise that with sysctl"
+        )
+    };
+    match (stacks > most, all > most) {
+        (true, _) => Err(said("needs", stacks)),
+        (false, true) => Ok(Some(said("takes", all))),
+        (false, false) => Ok(None),
+    }
+}
+
+/// Mappings that the system gives a process.
+pub(super) fn most_mappings() -> u64 {
+    let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
+    limit.and_then(|limit| limit.trim().parse().ok()).unwrap_or(u64::MAX)
+}
+
 /// Address space that one engine may reserve: a quarter of what the processor has, or of this process's limit.
 pub(super) fn available() -> u64 {
     // Half of 47 bits for two engines, with and without fuel; the other half for everything else.
@@ -108,6 +146,20 @@ mod tests {
     #[test]
     fn the_defaults_fit_with_room_to_spare() {
         assert_eq!(layout(1024, 64 << 20, 1 << 40).unwrap().guard, 32 << 20);
+    }
+
+    #[test]
+    fn mappings_are_reckoned_before_the_slots_are_made() {
+        let check = |capacity: usize, max_instances: usize| {
+            let pool = PoolSettings { capacity, max_instances, ..PoolSettings::default() };
+            check_mappings(&pool, 65_530)
+        };
+        assert_eq!(check(256, 1024), Ok(None), "the defaults");
+        assert_eq!(check(256, 30_000), Ok(None));
+        let warning = check(5_000, 5_000).unwrap().unwrap();
+        assert!(warning.contains("pool.capacity = 5000") && warning.contains("vm.max_map_count is 65530"), "{warning}");
+        let refused = check(256, 33_000).unwrap_err();
+        assert!(refused.contains("pool.max_instances = 33000") && refused.contains("vm.max_map_count"), "{refused}");
     }
 
     #[test]

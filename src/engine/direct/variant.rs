@@ -7,6 +7,7 @@ use wasmtime::{Engine, Linker, Module};
 use super::{
     abi,
     cache::Cache,
+    classify,
     code::Code,
     fair_share::FairShare,
     kernel::KernelModule,
@@ -30,7 +31,7 @@ pub(super) struct EngineVariants {
     pub(super) code: Arc<Code>,
     share: Arc<FairShare>,
     /// One that counts no fuel, then one for specs that limit it. Made when first needed.
-    made: [OnceLock<Result<Arc<EngineVariant>, Error>>; 2],
+    made: [OnceLock<Arc<EngineVariant>>; 2],
 }
 
 /// One wasmtime engine and what all guests on it share.
@@ -49,6 +50,10 @@ impl EngineVariants {
     /// Makes the engine that counts no fuel.
     pub(super) fn new(pool: &PoolSettings, limits: &LimitSettings, engine: &EngineSettings) -> Result<Self, Error> {
         let layout = SlotLayout::new(pool, limits, slots::available()).map_err(Error::invalid_request)?;
+        let mappings = slots::check_mappings(pool, slots::most_mappings()).map_err(Error::invalid_request)?;
+        if let Some(warning) = mappings {
+            tracing::warn!("{warning}");
+        }
         let cache = Cache::open(&engine.code_cache, engine.code_cache_size)
             .map_err(|error| Error::invalid_request(format!("engine.code_cache cannot be used: {error}")))?;
         let workers = Workers::new(&engine.compile_workers, limits.compile_memory, layout.memory());
@@ -62,19 +67,28 @@ impl EngineVariants {
 
     /// The engines that exist.
     pub(super) fn made(&self) -> impl Iterator<Item = &EngineVariant> {
-        self.made.iter().filter_map(|made| Some(&**made.get()?.as_ref().ok()?))
+        self.made.iter().filter_map(|made| made.get().map(|made| &**made))
     }
 
-    /// The engine that counts fuel, or the one that does not. Blocks while it makes it.
+    /// The engine that counts fuel, or the one that does not. Blocks while it makes it. A failure is not remembered: the
+    /// system may have what it takes later.
     pub(super) fn get(&self, fueled: bool) -> Result<Arc<EngineVariant>, Error> {
-        let make = || EngineVariant::new(self.layout, fueled, self.share.clone(), self.code.clone());
-        self.made[usize::from(fueled)].get_or_init(make).clone()
+        let made = &self.made[usize::from(fueled)];
+        if let Some(made) = made.get() {
+            return Ok(made.clone());
+        }
+        // Two that want it at once may both make one, of which one stays.
+        let new = EngineVariant::new(self.layout, fueled, self.share.clone(), self.code.clone())?;
+        Ok(made.get_or_init(|| new).clone())
     }
 }
 
 impl EngineVariant {
     fn new(layout: SlotLayout, fueled: bool, share: Arc<FairShare>, code: Arc<Code>) -> Result<Arc<Self>, Error> {
-        let failed = |error: wasmtime::Error| Error::internal("the engine cannot be made", format!("{error:#}"));
+        let failed = |error: wasmtime::Error| {
+            classify::shortage(&error)
+                .unwrap_or_else(|| Error::internal("the engine cannot be made", format!("{error:#}")))
+        };
         let mut config = tunables::config(fueled, layout.memory());
         config.wasm_backtrace_max_frames(Some(stack::FRAMES)).max_wasm_stack(512 << 10);
         layout.apply(&mut config);
