@@ -142,8 +142,8 @@ impl<R: Resident> RegistryState<R> {
         let Some(build) = self.builds.remove(&revision) else { return };
         self.drop_build(revision, build, &Refused::Error(error.clone()));
         if error.comes_again() && !self.limits.negative_ttl.is_zero() {
-            self.failures
-                .push(revision, Failure { error: error.clone(), until: clock::later(now, self.limits.negative_ttl) });
+            let until = clock::later(now, self.limits.negative_ttl);
+            self.failures.push(revision, Failure { error: error.briefly(), until });
             if self.failures.len() > MAX_FAILURES {
                 self.failures.pop_lru();
             }

@@ -27,6 +27,7 @@ impl<R: Resident> RegistryState<R> {
         if let Some(build) = self.builds.remove(&revision) {
             self.drop_build(revision, build, refused);
         }
+        self.failures.pop(&revision);
         self.dispatch(now);
     }
 
@@ -94,6 +95,10 @@ impl<R: Resident> RegistryState<R> {
 
     /// Evicts what has not been used for longer than `ttl(revision)`.
     pub(in crate::registry) fn sweep(&mut self, now: Instant, ttl: impl Fn(RevisionId) -> Duration) {
+        let forgotten = self.failures.iter().filter(|(_, failure)| now >= failure.until);
+        for revision in forgotten.map(|(revision, _)| *revision).collect::<Vec<_>>() {
+            self.failures.pop(&revision);
+        }
         let expired: Vec<RevisionId> = self
             .live
             .iter()

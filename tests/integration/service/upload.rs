@@ -194,3 +194,27 @@ fn a_client_that_leaves_in_the_middle_of_an_upload_leaves_nothing() {
         !names.contains(&"x".to_owned()) && agree("y") && agree("z") && server.files("plugins").len() == 1
     });
 }
+
+/// Names that a plugin chooses are in what is said of it: of exports and imports, and of functions in the stack of a trap.
+#[test]
+fn hundreds_of_bad_uploads_with_long_names_leave_no_memory_behind() {
+    let long = |at: usize| format!("{at:08}").repeat(12);
+    let many = |text: &dyn Fn(String) -> String| (0..1_000).map(|at| text(long(at))).collect::<String>();
+    let exports = wasm(&format!("(module (func $f) {})", many(&|name| format!("(export \"{name}\" (func $f))"))));
+    let imports = wasm(&format!("(module {} (func (export \"run\")))", many(&|name| format!("(import \"{name}\" \"x\" (func))"))));
+    let start = format!("(func $call_{} (call $f)) (func $f unreachable) (start $call_{0})", "n".repeat(90_000));
+    let traps = wasm(&format!("(module {start} (func (export \"run\")))"));
+    let server = Server::start_frugal(&[("POOL_NEGATIVE_TTL", "1h")]);
+    let upload = |round: usize| {
+        for (kind, bad) in [("entry_point_missing", &exports), ("invalid_plugin", &imports), ("invalid_plugin", &traps)]
+        {
+            let answer = server.put(&format!("bad-{round}?entry_point=run"), bad);
+            assert_eq!((answer.status, answer.kind()), (422, kind.into()));
+        }
+    };
+    (0..10).for_each(upload);
+    let before = server.held().resident_mib;
+    (10..150).for_each(upload);
+    let grown = server.held().resident_mib.saturating_sub(before);
+    assert!(grown < 32, "{grown} MiB for 420 uploads of 97 KiB");
+}
