@@ -201,9 +201,18 @@ fn hundreds_of_bad_uploads_with_long_names_leave_no_memory_behind() {
     let long = |at: usize| format!("{at:08}").repeat(12);
     let many = |text: &dyn Fn(String) -> String| (0..1_000).map(|at| text(long(at))).collect::<String>();
     let exports = wasm(&format!("(module (func $f) {})", many(&|name| format!("(export \"{name}\" (func $f))"))));
-    let imports = wasm(&format!("(module {} (func (export \"run\")))", many(&|name| format!("(import \"{name}\" \"x\" (func))"))));
-    let start = format!("(func $call_{} (call $f)) (func $f unreachable) (start $call_{0})", "n".repeat(90_000));
-    let traps = wasm(&format!("(module {start} (func (export \"run\")))"));
+    let imports = wasm(&format!(
+        "(module {} (func (export \"run\")))",
+        many(&|name| format!("(import \"{name}\" \"x\" (func))"))
+    ));
+    // It calls itself until it traps, so that its name is many times in the stack.
+    let name = format!("$call_{}", "n".repeat(90_000));
+    let deeper = "(if (i32.gt_u (global.get $depth) (i32.const 40)) (then unreachable)) \
+                  (global.set $depth (i32.add (global.get $depth) (i32.const 1)))";
+    let traps = wasm(&format!(
+        "(module (global $depth (mut i32) (i32.const 0)) (func {name} {deeper} (call {name})) (start {name}) \
+         (func (export \"run\")))"
+    ));
     let server = Server::start_frugal(&[("POOL_NEGATIVE_TTL", "1h")]);
     let upload = |round: usize| {
         for (kind, bad) in [("entry_point_missing", &exports), ("invalid_plugin", &imports), ("invalid_plugin", &traps)]
