@@ -134,9 +134,10 @@ impl EvaluatorPool {
     fn prepared(&self, name: &str, spec: Spec) -> (Prepared, Arc<Revision>) {
         // A revision belongs to the evaluator that will have it, so that closing that one waits for this as well.
         let open = self.get(name).filter(|evaluator| !evaluator.is_closed());
-        let id = open.map_or_else(|| self.inner.unique(), |evaluator| evaluator.id().0);
+        let (id, is_new) = open.map_or_else(|| (self.inner.unique(), true), |evaluator| (evaluator.id().0, false));
         let revision = Revision::new(&self.inner, id, name, spec);
-        (Prepared { pool: self.clone(), id, revision: Some(revision.clone()), took: BuildTimes::default() }, revision)
+        let took = BuildTimes::default();
+        (Prepared { pool: self.clone(), id, is_new, revision: Some(revision.clone()), took }, revision)
     }
 
     /// The evaluator registered under a name.
@@ -299,6 +300,8 @@ impl fmt::Debug for EvaluatorPool {
 pub struct Prepared {
     pool: EvaluatorPool,
     id: u64,
+    /// No evaluator has had this id before.
+    is_new: bool,
     /// `None` once published.
     revision: Option<Arc<Revision>>,
     took: BuildTimes,
@@ -323,23 +326,29 @@ impl Prepared {
     pub fn publish(mut self) -> (Evaluator, bool) {
         let Some(revision) = self.revision.take() else { unreachable!("publish consumes it") };
         let inner = &self.pool.inner;
-        let (evaluator, old) = {
+        let (evaluator, replaced, old) = {
             let mut names = self.pool.names();
             // Swapped under the names' lock, so that two publications agree on which was last.
             let replaced = names
                 .get(&*revision.name)
                 .and_then(|evaluator| evaluator.replace(revision.clone()).map(|old| (evaluator.clone(), old)));
             if let Some((evaluator, old)) = replaced {
-                (evaluator, Some(old))
+                (evaluator, true, Some(old))
             } else {
-                let name = revision.name.to_string();
-                let evaluator = Evaluator::new(inner.clone(), self.id, revision);
-                names.insert(name, evaluator.clone());
+                // Whom it was to replace was taken out meanwhile, and waits at its close for all that has its id. So the plugin
+                // gets a new one, and is built anew at its first call.
+                let (id, own, old) = if self.is_new {
+                    (self.id, revision, None)
+                } else {
+                    let id = inner.unique();
+                    (id, revision.under(inner, id), Some(revision))
+                };
+                let evaluator = Evaluator::new(inner.clone(), id, own);
+                names.insert(evaluator.name().to_owned(), evaluator.clone());
                 inner.metrics.set_registered(names.len());
-                (evaluator, None)
+                (evaluator, false, old)
             }
         };
-        let replaced = old.is_some();
         if let Some(old) = old {
             old.retire(inner, CloseReason::Replaced, None);
         }

@@ -73,16 +73,25 @@ impl Revision {
                 "a plugin without a digest is whatever its server gives at each build; name it with Spec::digest"
             );
         }
-        Arc::new(Self {
+        Arc::new(Self::with(inner, evaluator, name.into(), spec, OnceLock::new()))
+    }
+
+    /// The same of another evaluator, which nothing was built of yet.
+    pub(crate) fn under(&self, inner: &PoolInner, evaluator: u64) -> Arc<Self> {
+        Arc::new(Self::with(inner, evaluator, self.name.clone(), self.spec.clone(), self.info.clone()))
+    }
+
+    fn with(inner: &PoolInner, evaluator: u64, name: Arc<str>, spec: Spec, info: OnceLock<PluginInfo>) -> Self {
+        Self {
             id: RevisionId { evaluator, number: inner.unique() },
-            name: name.into(),
+            name,
             variables: (spec.vars.unwrap_or(inner.engine.vars) == Vars::Kept)
                 .then(|| Arc::new(KeptVariables::new(inner.variables.clone()))),
             spec,
-            info: OnceLock::new(),
+            info,
             in_memory: Mutex::default(),
             retired: AtomicBool::new(false),
-        })
+        }
     }
 
     pub(crate) fn info(&self) -> Option<&PluginInfo> {

@@ -372,3 +372,22 @@ fn a_close_interrupts_a_guest_after_its_grace_although_its_own_executor_has_ende
     eventually_here("it is closed", || spy.closes() == 1);
     spy.assert_nothing_left();
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_was_taken_out_of_its_name_has_nothing_in_common_with_who_comes_after() {
+    let spy = Spy::default();
+    let pool = spy.pool(|builder| builder.capacity(4).grace(Duration::from_secs(1)));
+    let first = pool.register("name", Spy::spec()).unwrap();
+    first.evaluate("").await.unwrap();
+    // Prepared while the first one has the name, and published when it has not.
+    let prepared = pool.prepare("name", Spy::spec()).await.unwrap();
+    assert_eq!(prepared.info().unwrap().id, first.id(), "it would replace that one");
+    assert!(pool.take("name").is_some());
+    let (second, replaced) = prepared.publish();
+    assert!(!replaced && second.id() != first.id());
+    assert_eq!(pool.info("name").unwrap().digest, first.executable().await.unwrap().digest().into());
+    second.evaluate("").await.unwrap();
+    let closed = tokio::time::timeout(Duration::from_mins(1), first.close()).await;
+    assert!(closed.is_ok(), "it waits for its own runtime, and not for that of its successor");
+    second.evaluate("").await.unwrap();
+}
