@@ -285,10 +285,14 @@ fn a_server_that_cannot_serve_says_so_in_one_line_and_leaves_no_trace() {
 fn a_second_server_on_a_folder_is_refused() {
     let server = Server::start(&[]);
     let data = server.data().to_str().unwrap();
-    let mut command = program();
-    command.args(["serve", "--listen", "127.0.0.1:0", "--data", data]).env("EVALPOOL_LOG_LEVEL", "warn");
-    let line = refusal(&command.output().unwrap(), 2);
-    assert_eq!(line, format!("cannot use the data folder {data}: another evalpool is using it"));
+    // Then once more without the file that tells of the first.
+    for _ in 0..2 {
+        let mut command = program();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--data", data]).env("EVALPOOL_LOG_LEVEL", "warn");
+        let line = refusal(&command.output().unwrap(), 2);
+        assert_eq!(line, format!("cannot use the data folder {data}: another evalpool is using it"));
+        std::fs::remove_file(server.data().join("lock")).unwrap();
+    }
 }
 
 #[test]

@@ -21,11 +21,13 @@ use std::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::TcpListener,
+    signal::unix::Signal,
     sync::oneshot,
+    task::spawn_blocking,
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use super::signals::Signals;
+use super::signals::{Signals, hangup};
 use crate::{
     CloseReport, EvaluatorPool, Settings,
     config::{EngineKind, ServiceSettings},
@@ -43,13 +45,16 @@ use crate::{
 
 pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHandle) -> Result<(), Exit> {
     let service = &settings.service;
-    let tokens = read_tokens(service)?;
+    let tokens = read_tokens(service)?.map(Arc::new);
     let has_tokens = tokens.is_some();
     if settings.engine.kind == EngineKind::Extism && !settings.engine.trusted {
         let line = "the extism engine takes trusted plugins only; set engine.trusted = true, or use the direct engine";
         return Err(Exit::unusable(line));
     }
     let mut signals = Signals::new()?;
+    if let Some(tokens) = tokens.clone() {
+        tokio::spawn(read_tokens_again(tokens, hangup()?));
+    }
     // Bind first: a server that cannot listen must not touch the folder.
     let cannot_listen = |error| Exit::unusable(format!("cannot listen on {}: {error}", service.listen));
     let listener = TcpListener::bind(service.listen).await.map_err(cannot_listen)?;
@@ -97,6 +102,18 @@ fn read_tokens(service: &ServiceSettings) -> Result<Option<Tokens>, Exit> {
         )));
     }
     tokens.transpose()
+}
+
+/// At each SIGHUP.
+async fn read_tokens_again(tokens: Arc<Tokens>, mut hangup: Signal) {
+    while hangup.recv().await.is_some() {
+        let tokens = tokens.clone();
+        match spawn_blocking(move || tokens.read_again()).await {
+            Ok(Ok(())) => tracing::info!("service.token_file was read again"),
+            Ok(Err(error)) => tracing::error!(%error, "service.token_file cannot be read; the tokens stay as they are"),
+            Err(error) => tracing::error!(%error, "service.token_file was not read again"),
+        }
+    }
 }
 
 /// Opens the folder and registers the evaluators in it, cold, and the built-in one unless it was replaced.

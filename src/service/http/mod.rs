@@ -59,7 +59,7 @@ pub(super) struct App {
     inputs: Bodies,
     /// Which headers pass to and from plugins that take requests.
     allowed: Allowed,
-    tokens: Option<Tokens>,
+    tokens: Option<Arc<Tokens>>,
     work: Work,
     exporter: PrometheusHandle,
 }
@@ -70,7 +70,7 @@ impl App {
         store: Store,
         ceilings: Ceilings,
         settings: &Settings,
-        tokens: Option<Tokens>,
+        tokens: Option<Arc<Tokens>>,
         exporter: PrometheusHandle,
     ) -> Self {
         let limits = &settings.limits;

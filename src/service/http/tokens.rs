@@ -1,12 +1,20 @@
 //! Access to the service: clients show one of the tokens in `service.token_file`, which has one a line.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use arc_swap::ArcSwap;
 use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
 
 /// The tokens' hashes. Every hash is compared, to its end, so that the time it takes tells a client nothing.
-pub(in crate::service) struct Tokens(Vec<[u8; 32]>);
+pub(in crate::service) struct Tokens {
+    file: PathBuf,
+    hashes: ArcSwap<Vec<[u8; 32]>>,
+}
 
 impl Tokens {
     /// Reads the file. Space around a token, empty lines and lines that begin with `#` are ignored.
@@ -14,15 +22,18 @@ impl Tokens {
     /// # Errors
     ///
     /// The file cannot be read, or holds no token.
-    pub(in crate::service) fn read(path: &Path) -> io::Result<Self> {
-        let text = fs::read_to_string(path)?;
-        let tokens: Vec<_> = text
-            .lines()
-            .map(str::trim)
-            .filter(|token| !token.is_empty() && !token.starts_with('#'))
-            .map(hash)
-            .collect();
-        if tokens.is_empty() { Err(io::Error::other("it holds no token")) } else { Ok(Self(tokens)) }
+    pub(in crate::service) fn read(file: &Path) -> io::Result<Self> {
+        Ok(Self { file: file.to_owned(), hashes: ArcSwap::from_pointee(read(file)?) })
+    }
+
+    /// Reads the file again. If that fails, the tokens stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub(in crate::service) fn read_again(&self) -> io::Result<()> {
+        self.hashes.store(Arc::new(read(&self.file)?));
+        Ok(())
     }
 
     /// Whether a request shows one of the tokens, as `authorization: Bearer TOKEN`.
@@ -32,8 +43,15 @@ impl Tokens {
         let shown = hash(token.trim());
         let equal = |token: &&[u8; 32]| token.iter().zip(shown).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0;
         // Counts instead of stopping at the first match, for the same reason.
-        self.0.iter().filter(equal).count() > 0 && scheme.eq_ignore_ascii_case("bearer")
+        self.hashes.load().iter().filter(equal).count() > 0 && scheme.eq_ignore_ascii_case("bearer")
     }
+}
+
+fn read(file: &Path) -> io::Result<Vec<[u8; 32]>> {
+    let text = fs::read_to_string(file)?;
+    let tokens = text.lines().map(str::trim).filter(|token| !token.is_empty() && !token.starts_with('#'));
+    let hashes: Vec<_> = tokens.map(hash).collect();
+    if hashes.is_empty() { Err(io::Error::other("it holds no token")) } else { Ok(hashes) }
 }
 
 fn hash(token: &str) -> [u8; 32] {

@@ -95,7 +95,22 @@ pub(super) struct Store {
     /// The last revision that was given out. Changed only under the lock.
     last: AtomicU64,
     /// Keeps the folder locked until it is dropped or the process ends.
-    _lock: File,
+    _locks: [File; 2],
+}
+
+/// Locks the file `lock`, and the folder itself: somebody may delete the file. Some network file systems lock no folders.
+fn lock(folder: &Path) -> io::Result<[File; 2]> {
+    let taken = || io::Error::other("another evalpool is using it");
+    let file = File::options().create(true).truncate(false).write(true).open(folder.join("lock"))?;
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => taken(),
+        TryLockError::Error(error) => error,
+    })?;
+    let folder = File::open(folder)?;
+    match folder.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(taken()),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok([file, folder]),
+    }
 }
 
 impl Store {
@@ -111,11 +126,7 @@ impl Store {
         let plugins = folder.join("plugins");
         fs::create_dir_all(&evaluators)?;
         fs::create_dir_all(&plugins)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(folder.join("lock"))?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => io::Error::other("another evalpool is using it"),
-            TryLockError::Error(error) => error,
-        })?;
+        let locks = lock(folder)?;
         let (records, all_read) = read_records(&evaluators)?;
         let blobs = Blobs::new(plugins, records.iter().flat_map(Stored::blobs).map(|blob| blob.digest));
         // A file that cannot be read may name any of the plugins, and may be repaired later.
@@ -129,7 +140,7 @@ impl Store {
             specs.extend(spec.map(|spec| (name, spec)));
         }
         let last = named.values().filter_map(|named: &Named| named.revision).max().unwrap_or(0).into();
-        Ok((Self { evaluators, blobs: Arc::new(blobs), named: Mutex::new(named), last, _lock: lock }, specs))
+        Ok((Self { evaluators, blobs: Arc::new(blobs), named: Mutex::new(named), last, _locks: locks }, specs))
     }
 
     fn named(&self) -> MutexGuard<'_, BTreeMap<String, Named>> {

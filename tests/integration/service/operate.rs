@@ -51,6 +51,27 @@ fn with_a_token_file_only_its_tokens_are_let_in() {
 }
 
 #[test]
+fn tokens_are_read_again_when_the_server_is_told_to() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("tokens");
+    fs::write(&file, "first").unwrap();
+    let server = Server::start(&[("SERVICE_TOKEN_FILE", file.to_str().unwrap())]);
+    let status = |token: &str| {
+        server.request("GET", "/v1/evaluators", &[("authorization", &format!("Bearer {token}"))], b"").status
+    };
+    assert_eq!((status("first"), status("second")), (200, 401));
+    fs::write(&file, "second").unwrap();
+    assert_eq!((status("first"), status("second")), (200, 401), "not before");
+    server.signal("HUP");
+    eventually("the second is a token", || status("second") == 200);
+    assert_eq!(status("first"), 401);
+    fs::write(&file, "").unwrap();
+    server.signal("HUP");
+    server.has_logged("the tokens stay as they are");
+    assert_eq!(status("second"), 200);
+}
+
+#[test]
 fn every_metric_is_there_before_anything_has_happened() {
     let server = Server::start(&[]);
     let answer = server.get("/metrics");
