@@ -1,10 +1,12 @@
 //! An Extism manifest as a spec. For those who own the process: a manifest may name any file of this host, so no client's
 //! upload is ever read as one.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use extism_manifest::{Manifest, MemoryOptions, Wasm, WasmMetadata};
+use extism_manifest::{HttpRequest, Manifest, MemoryOptions, Wasm, WasmMetadata};
 
+#[cfg(feature = "direct")]
+use crate::source::{HttpSource, Secret};
 use crate::{
     compiler,
     config::HostPattern,
@@ -30,7 +32,13 @@ impl Spec {
     /// As in Extism, the module named `main` is the plugin, or else the last one; it is linked with the others by their
     /// names. `hash` is the SHA-256 of a module in hexadecimal; a build of other bytes fails with
     /// [`DigestMismatch`](Error::DigestMismatch). A relative path starts from the working directory of the process, and is
-    /// read at each build. A manifest that allows no hosts, or does not speak of them, allows none, whatever the pool's
+    /// read at each build.
+    ///
+    /// A `url` (feature `direct`) is fetched at each build, by the rules of `Source::http`, except that the manifest names
+    /// the URL's host and port: at `https://` they may have a private address. By `http://` only this machine is reached.
+    /// The values of `headers` are sent and shown nowhere.
+    ///
+    /// A manifest that allows no hosts, or does not speak of them, allows none, whatever the pool's
     /// settings say. What it leaves open beside (`memory.max_pages`, `timeout_ms`) the pool's settings decide.
     ///
     /// Only for manifests of your own: they name files of this host. And read only your own into a [`Manifest`]: its reader
@@ -39,8 +47,8 @@ impl Spec {
     ///
     /// # Errors
     ///
-    /// [`InvalidRequest`](Error::InvalidRequest), which names the field, for what cannot be done: `allowed_paths`, modules
-    /// by `url`, `memory.max_http_response_bytes` (the limit of the output is that of responses too) and another
+    /// [`InvalidRequest`](Error::InvalidRequest), which names the field, for what cannot be done: `allowed_paths`, a URL
+    /// that may not be fetched, a `method` other than GET, `memory.max_http_response_bytes` (the limit of the output is that of responses too) and another
     /// `memory.max_var_bytes` than 1 MiB; for names that are taken, and for hosts that no request could match.
     pub fn from_manifest(manifest: &Manifest) -> Result<Self, Error> {
         let Manifest { wasm, memory, config, allowed_hosts, allowed_paths, timeout_ms } = manifest;
@@ -101,14 +109,32 @@ fn module(at: usize, wasm: &Wasm) -> Result<Linked, Error> {
     let source = match wasm {
         Wasm::File { path, .. } => Source::file(path),
         Wasm::Data { data, .. } => Source::bytes(data.clone()),
-        Wasm::Url { .. } => {
-            let why = "modules are not fetched here; download it, and name the file by its path";
-            return Err(refused(&field("url"), why));
+        Wasm::Url { req: HttpRequest { url, headers, method }, .. } => {
+            if method.as_ref().is_some_and(|method| !method.eq_ignore_ascii_case("GET")) {
+                return Err(refused(&field("method"), "plugins are fetched by GET; remove it"));
+            }
+            fetched(url, headers).map_err(|(name, why)| refused(&field(name), &why))?
         }
     };
     let digest = hash.as_ref().map(|hash| format!("sha256:{hash}").parse::<Digest>()).transpose();
     let digest = digest.map_err(|_| refused(&field("hash"), "expected the 64 hexadecimal digits of a SHA-256"))?;
     Ok(Linked { name: name.as_deref().unwrap_or(MAIN).to_owned(), source, digest })
+}
+
+/// A module on a server. An error comes with the name of its field.
+#[cfg(feature = "direct")]
+fn fetched(url: &str, headers: &BTreeMap<String, String>) -> Result<Source, (&'static str, String)> {
+    let http = HttpSource::named(url).map_err(|why| ("url", why))?;
+    Source::Http(http.clone()).check().map_err(|error| ("url", error.to_string()))?;
+    let http = headers.iter().fold(http, |http, (name, value)| http.header(name, Secret::value(value.as_str())));
+    let source = Source::Http(http);
+    source.check().map_err(|error| ("headers", error.to_string()))?;
+    Ok(source)
+}
+
+#[cfg(not(feature = "direct"))]
+fn fetched(_: &str, _: &BTreeMap<String, String>) -> Result<Source, (&'static str, String)> {
+    Err(("url", "this build fetches none, for want of the cargo feature direct; name a file by its path".to_owned()))
 }
 
 fn refused(field: &str, why: &str) -> Error {

@@ -63,10 +63,9 @@ pub(crate) struct PluginInfo {
 
 impl Revision {
     pub(crate) fn new(inner: &PoolInner, evaluator: u64, name: &str, spec: Spec) -> Arc<Self> {
-        let own = Some(&spec.source).filter(|_| spec.digest.is_none());
-        for url in
-            own.into_iter().chain(spec.linked.iter().map(|linked| &linked.source)).filter_map(Source::unchecked_url)
-        {
+        let linked = spec.linked.iter().map(|linked| (&linked.source, linked.digest));
+        let unnamed = [(&spec.source, spec.digest)].into_iter().chain(linked).filter(|(_, digest)| digest.is_none());
+        for url in unnamed.filter_map(|(source, _)| source.unchecked_url()) {
             tracing::warn!(
                 evaluator = name,
                 url,

@@ -38,13 +38,14 @@ impl HttpSource {
         Self { url, headers: Vec::new(), allowed: Vec::new(), digest: None }
     }
 
-    /// What somebody types who owns the process: the host is named by that. By `http://` only this machine is reached.
+    /// A URL from somebody who owns the process, typed or in a manifest: the host is named by that. By `http://` only this
+    /// machine is reached.
     ///
     /// # Errors
     ///
     /// Why no fetch could use the URL.
-    #[cfg(feature = "service")]
-    pub(crate) fn typed(text: &str) -> Result<Self, String> {
+    #[cfg(feature = "manifest")]
+    pub(crate) fn named(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| format!("its URL cannot be read: {error}"))?;
         let (host, port) = url.host_str().zip(url.port_or_known_default()).ok_or("its URL has no host")?;
         let address: Option<std::net::IpAddr> = host.trim_matches(['[', ']']).parse().ok();

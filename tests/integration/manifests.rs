@@ -5,16 +5,20 @@ use std::{collections::BTreeMap, path::PathBuf, process::Output};
 use evalpool::{
     Digest, Error, EvaluatorPool, Spec,
     config::EngineKind,
-    extism_manifest::{Manifest, MemoryOptions, Wasm},
+    extism_manifest::{HttpRequest, Manifest, MemoryOptions, Wasm},
 };
 use serde_json::{Value, json};
 
 use crate::{
+    http::{Recorder, answer, values},
     options::{ADDS, FETCH, GROWS, MATH, NUMBERS, SPINS},
     program::{Folder, printed, refusal, refusal_of_guest, run},
     service::program,
     support::{TEXT, WORDS, settings, wasm},
 };
+
+/// Nobody asks there.
+const URL: &str = "https://plugins.example.com/x.wasm";
 
 /// The name of an evaluation's outcome, or its output.
 async fn outcome(engine: EngineKind, manifest: &Manifest, entry_point: &str, input: &str) -> String {
@@ -69,7 +73,39 @@ async fn the_module_named_main_or_else_the_last_is_the_plugin(engine: EngineKind
     }
 }
 
+/// Answers with the plugin that is asked for by name, to whoever has the key.
+fn server() -> Recorder {
+    let modules = [("adds", wasm(ADDS)), ("math", wasm(MATH)), ("numbers", wasm(NUMBERS))];
+    Recorder::start(move |request| {
+        let name = request.split(['/', '?']).nth(1).unwrap();
+        let module = modules.iter().find(|(module, _)| *module == name);
+        match module.filter(|_| values(request, "authorization") == ["s3cret"]) {
+            Some((_, module)) => answer("200 OK", &[], module),
+            None => answer("403 Forbidden", &[], b""),
+        }
+    })
+}
+
+fn at(server: &Recorder, module: &str) -> Wasm {
+    let request = HttpRequest::new(server.url(&format!("/{module}?key=s3cret"))).with_header("Authorization", "s3cret");
+    Wasm::Url { req: request, meta: Default::default() }.with_name(module)
+}
+
+async fn modules_are_fetched_by_url_with_their_headers_and_held_to_their_hashes(engine: EngineKind) {
+    let server = server();
+    let fetched = |hash_of: &[u8]| {
+        let numbers = at(&server, "numbers").with_hash(hash(hash_of));
+        Manifest::new([at(&server, "math"), numbers, at(&server, "adds").with_hash(hash(&wasm(ADDS)))])
+    };
+    assert_eq!(outcome(engine, &fetched(&wasm(NUMBERS)), "run", "").await, "");
+    let heard: Vec<String> = server.heard().iter().map(|heard| heard.lines().next().unwrap().to_owned()).collect();
+    assert_eq!(heard, ["adds", "math", "numbers"].map(|name| format!("GET /{name}?key=s3cret HTTP/1.1")));
+    let said = outcome(engine, &fetched(b"other"), "run", "").await;
+    assert!(said.starts_with("the plugin's digest is ") && said.contains(&hash(b"other")), "{said}");
+}
+
 on_each_engine!(
+    modules_are_fetched_by_url_with_their_headers_and_held_to_their_hashes,
     what_a_manifest_says_is_what_the_plugin_gets,
     a_module_with_another_hash_is_refused,
     the_module_named_main_or_else_the_last_is_the_plugin,
@@ -93,6 +129,7 @@ async fn a_manifest_without_hosts_allows_none_whatever_the_settings_say() {
 fn what_cannot_be_done_is_refused_by_its_name() {
     let plain = || Manifest::new([wasm(SPINS)]);
     let memory = |memory: MemoryOptions| plain().with_memory_options(memory);
+    let requested = |request| Manifest::new([Wasm::Url { req: request, meta: Default::default() }]);
     let named = |names: [&str; 3]| Manifest::new(names.map(|name| Wasm::data(wasm(SPINS)).with_name(name)));
     for (manifest, field) in [
         (plain().with_allowed_path("/".to_owned(), "/"), "allowed_paths"),
@@ -102,7 +139,17 @@ fn what_cannot_be_done_is_refused_by_its_name() {
         (memory(MemoryOptions::new().with_max_http_response_bytes(9)), "memory.max_http_response_bytes"),
         (memory(MemoryOptions::new().with_max_var_bytes(0)), "memory.max_var_bytes"),
         (Manifest::default(), "wasm: it names no module"),
-        (plain().with_wasm(Wasm::url("https://example.com/x.wasm")), "wasm[1].url"),
+        (plain().with_wasm(Wasm::url("example.com/x.wasm")), "wasm[1].url: its URL cannot be read: "),
+        (
+            plain().with_wasm(Wasm::url("ftp://example.com/x.wasm")),
+            "wasm[1].url: a source over HTTP has the URL ftp://example.com/x.wasm: plugins",
+        ),
+        (
+            plain().with_wasm(Wasm::url("http://10.0.0.1/x.wasm?key=s3cret")),
+            "wasm[1].url: http://10.0.0.1/x.wasm: http:// is for this machine only; use https://",
+        ),
+        (requested(HttpRequest::new(URL).with_method("POST")), "wasm[0].method: plugins are fetched by GET; remove it"),
+        (requested(HttpRequest::new(URL).with_header("x y", "s3cret")), "wasm[0].headers: "),
         (Manifest::new([Wasm::data(TEXT).with_hash("abc")]), "wasm[0].hash: expected the 64 hexadecimal digits"),
         (named(["main", "a", "a"]), r#"wasm: a linked module cannot be named "a""#),
         (named(["main", "a", "main"]), r#""main""#),
@@ -112,11 +159,13 @@ fn what_cannot_be_done_is_refused_by_its_name() {
         assert!(matches!(error, Error::InvalidRequest { .. }), "{error}");
         let said = error.to_string();
         assert!(said.starts_with("the manifest cannot be used: ") && said.contains(field), "{said} lacks {field}");
+        assert!(!said.contains("s3cret"), "{said}");
     }
     // The first as Extism's reader fills it in.
     for manifest in [
         memory(MemoryOptions::new().with_max_var_bytes(1 << 20)),
         plain().with_allowed_paths(std::iter::empty::<(String, PathBuf)>()),
+        requested(HttpRequest::new(URL).with_method("get")),
     ] {
         assert!(Spec::from_manifest(&manifest).is_ok(), "{manifest:?}");
     }
@@ -245,4 +294,51 @@ fn a_manifest_that_cannot_be_used_is_one_line_that_names_file_and_field_and_2() 
     }
     // A manifest is no plugin.
     assert!(refusal(&run(&["run", &wrong]), 1).starts_with("invalid_plugin: "));
+}
+
+#[test]
+fn modules_of_a_manifest_come_from_urls_and_are_warned_of_without_a_hash() {
+    let (server, folder) = (server(), Folder::new());
+    let module = |name: &str, hash: Option<String>| {
+        let url = server.url(&format!("/{name}?key=s3cret"));
+        json!({"url": url, "name": name, "hash": hash, "method": "GET", "headers": {"authorization": "s3cret"}})
+    };
+    let file = |name: &str, math: Option<String>| {
+        let [numbers, adds] =
+            [("numbers", NUMBERS), ("adds", ADDS)].map(|(at, text)| module(at, Some(hash(&wasm(text)))));
+        folder.file(name, json!({"wasm": [module("math", math), numbers, adds]}).to_string())
+    };
+    let known = file("known", Some(hash(&wasm(MATH))));
+    for command in ["run", "check"] {
+        let output = run(&[command, "--manifest", &known]);
+        assert_eq!(String::from_utf8(output.stderr.clone()).unwrap(), "");
+        printed(&output);
+        assert_eq!(server.heard().len(), 3);
+    }
+    let load = run(&["load", "--json", "--evaluators", "2", "--duration", "200ms", "--manifest", &known]);
+    assert_eq!(serde_json::from_str::<Value>(&printed(&load)).unwrap()["errors"], json!({}));
+    assert_eq!(server.heard().len(), 3);
+
+    let unknown = file("unknown", None);
+    let warned = run(&["run", "--manifest", &unknown]);
+    let text = String::from_utf8(warned.stderr.clone()).unwrap();
+    let hash_of_math = format!("\"hash\": \"{}\"", hash(&wasm(MATH)));
+    let (url, advice) = (server.url("/math"), format!("to run these bytes only: {hash_of_math}"));
+    assert!(text.starts_with(&format!("warning: {url} ")) && text.trim_end().ends_with(&advice), "{text}");
+    assert!(warned.status.success() && text.lines().count() == 1 && !text.contains("s3cret"), "{text}");
+    // What an option takes the place of is not fetched.
+    server.heard();
+    let link = format!("math={}", folder.file("math.wasm", wasm(MATH)));
+    assert_eq!(printed(&run(&["run", "--manifest", &unknown, "--link", &link])), "");
+    assert_eq!(server.heard().len(), 2);
+
+    let missing = folder.file("missing", json!({"wasm": [module("nothing", None)]}).to_string());
+    let line = refusal(&run(&["run", "--manifest", &missing]), 2);
+    let url = server.url("/nothing");
+    assert_eq!(line, format!("--manifest: {missing}: wasm: cannot read {url}: the server answered 403 Forbidden"));
+    let wrong = file("wrong", Some(hash(b"other")));
+    for command in ["run", "check", "load"] {
+        let line = refusal(&run(&[command, "--manifest", &wrong]), 1);
+        assert!(line.starts_with("digest_mismatch: ") && !line.contains("s3cret"), "{line}");
+    }
 }

@@ -1,6 +1,6 @@
-//! Reading PLUGIN, a file or a URL.
+//! Reading a plugin from a URL, that of PLUGIN or of a manifest.
 //!
-//! Whoever types a URL owns the process. So the URL's own host may have a private address, as a server of artifacts
+//! Whoever types a URL, or writes a manifest, owns the process. So the URL's own host may have a private address, as a server of artifacts
 //! often has; redirects lead to public ones only. By `http://` only this machine is reached: elsewhere, anybody on the
 //! way could change the plugin.
 
@@ -10,10 +10,9 @@ use bytes::Bytes;
 use clap::Args;
 use tokio::time::timeout;
 
-use super::read_file;
 use crate::{
-    Digest, Error,
-    service::{Exit, exit::one_line},
+    Digest, Error, Source,
+    service::Exit,
     source::{HttpSource, Secret},
     units::Time,
 };
@@ -31,35 +30,19 @@ pub(super) struct FetchOptions {
 }
 
 impl FetchOptions {
-    /// Reads a plugin of at most `limit` bytes, from a server within this time. What cannot be read is bad usage, and what
-    /// is too large is a refused plugin.
-    pub(super) async fn read(&self, plugin: &Path, limit: u64, within: Duration) -> Result<Bytes, Exit> {
+    /// Where the plugin that the command line names comes from.
+    pub(super) fn source(&self, plugin: &Path) -> Result<Source, Exit> {
         let url = plugin.to_str().filter(|text| ["https://", "http://"].iter().any(|scheme| text.starts_with(scheme)));
-        let Some(url) = url else {
-            return if self.header.is_empty() {
-                read_file(plugin, "plugin", limit)
-            } else {
-                Err(Exit::unusable("--header: it is for a plugin from a URL"))
-            };
-        };
-        let http = self.source(url)?;
-        let Ok(fetched) = timeout(within, http.fetch(limit)).await else {
-            let (url, within) = (http.shown(), Time(within));
-            return Err(Exit::unusable(format!(
-                "cannot read {url}: it did not come within {within} (--build-timeout)"
-            )));
-        };
-        let bytes = fetched.map_err(unreadable)?;
-        if self.digest.is_none() {
-            let (url, digest) = (one_line(&http.shown()), Digest::of(&bytes));
-            eprintln!("warning: {url} is run without knowing its digest; to run these bytes only: --digest {digest}");
+        match url {
+            Some(url) => self.http(url).map(Source::Http),
+            None if self.header.is_empty() => Ok(Source::file(plugin)),
+            None => Err(Exit::unusable("--header: it is for a plugin from a URL")),
         }
-        Ok(bytes)
     }
 
-    fn source(&self, url: &str) -> Result<HttpSource, Exit> {
+    fn http(&self, url: &str) -> Result<HttpSource, Exit> {
         let mut http =
-            HttpSource::typed(url).map_err(|why| Exit::unusable(format!("cannot read the plugin: {why}")))?;
+            HttpSource::named(url).map_err(|why| Exit::unusable(format!("cannot read the plugin: {why}")))?;
         for header in &self.header {
             let (name, value) =
                 header.split_once(':').ok_or_else(|| Exit::unusable("--header: one is not NAME: @FILE"))?;
@@ -68,6 +51,16 @@ impl FetchOptions {
         }
         Ok(http)
     }
+}
+
+/// Fetches at most `limit` bytes, within this time. What cannot be read is bad usage, and what is too large is a refused
+/// plugin.
+pub(super) async fn fetch(http: &HttpSource, limit: u64, within: Duration) -> Result<Bytes, Exit> {
+    let fetched = timeout(within, http.fetch(limit)).await.map_err(|_| {
+        let (url, within) = (http.shown(), Time(within));
+        Exit::unusable(format!("cannot read {url}: it did not come within {within} (--build-timeout)"))
+    })?;
+    fetched.map_err(unreadable)
 }
 
 fn unreadable(error: Error) -> Exit {

@@ -10,9 +10,9 @@ use extism_manifest::{HttpRequest, Manifest, MemoryOptions, Wasm, WasmMetadata};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::{read_file, read_text};
+use super::read_text;
 use crate::{
-    Error, Source, Spec,
+    Spec,
     config::{nearest, object},
     service::Exit,
 };
@@ -24,7 +24,7 @@ const FIELDS: [&str; 6] = ["wasm", "memory", "config", "allowed_hosts", "allowed
 const MEMORY: [&str; 3] = ["max_pages", "max_http_response_bytes", "max_var_bytes"];
 const WASM: [&str; 7] = ["path", "data", "url", "name", "hash", "headers", "method"];
 
-/// The spec that a manifest describes, with its modules in memory, each of up to `plugin_size` bytes.
+/// The spec that a manifest describes, whose modules have up to `plugin_size` bytes each.
 pub(super) fn read(path: &Path, plugin_size: u64) -> Result<Spec, Exit> {
     // Its data is in base64, of one plugin and the modules that it is linked with.
     let text = read_text(path, plugin_size.saturating_mul(4).saturating_add(MOST));
@@ -32,16 +32,7 @@ pub(super) fn read(path: &Path, plugin_size: u64) -> Result<Spec, Exit> {
     let of_file = |why: String| Exit::unusable(format!("--manifest: {}: {why}", path.display()));
     let fields = object(&text).map_err(|why| of_file(format!("it is neither JSON nor TOML: {why}")))?;
     let described = Spec::from_manifest(&manifest(fields).map_err(of_file)?);
-    let mut spec = described.map_err(|error: Error| of_file(error.to_string()))?;
-    let linked = spec.linked.iter_mut().map(|linked| &mut linked.source);
-    for source in [&mut spec.source].into_iter().chain(linked) {
-        if let Source::File(file) = source {
-            let bytes = read_file(file, "plugin", plugin_size);
-            *source =
-                Source::Bytes(bytes.map_err(|exit| exit.of_option(&format!("--manifest: {}: wasm", path.display())))?);
-        }
-    }
-    Ok(spec)
+    described.map_err(|error| of_file(error.to_string()))
 }
 
 fn manifest(mut fields: Map<String, Value>) -> Result<Manifest, String> {

@@ -13,15 +13,19 @@ use bytes::Bytes;
 use clap::{Args, value_parser};
 use serde_json::Value;
 
-use super::{fetch::FetchOptions, manifest, read_file, read_text};
+use super::{
+    fetch::{FetchOptions, fetch},
+    manifest, read_file, read_text,
+};
 use crate::{
-    Data, Settings, Source, Spec, Vars, Wasi, compiler,
+    Data, Digest, Plugin, Settings, Source, Spec, Vars, Wasi, compiler,
     config::{HostPattern, LimitSettings, strings},
     data::Static,
     engine::MAX_LINKED,
     service::{
         Exit,
         cli::{duration, word},
+        exit::one_line,
     },
 };
 
@@ -113,17 +117,49 @@ impl PluginOptions {
     }
 
     /// The bytes of the plugin that the command line names, a file or a URL, or of the manifest's, and the spec that runs it.
+    /// All of its modules are in memory then.
     pub(super) async fn subject(&self, plugin: Option<&Path>, limits: &LimitSettings) -> Result<(Bytes, Spec), Exit> {
-        let plugin_size = limits.plugin_size;
-        let bytes = match (&self.described, plugin) {
-            (Some(Spec { source: Source::Bytes(bytes), .. }), _) => bytes.clone(),
-            (_, Some(plugin)) => {
-                let within = self.build_timeout.unwrap_or(limits.build_timeout);
-                self.fetch.read(plugin, plugin_size, within).await?
-            }
-            _ => return Err(Exit::unusable("name a plugin, or a manifest by --manifest")),
+        let source = match (&self.described, plugin) {
+            (Some(described), _) => described.source.clone(),
+            (None, Some(plugin)) => self.fetch.source(plugin)?,
+            (None, None) => return Err(Exit::unusable("name a plugin, or a manifest by --manifest")),
         };
-        Ok((bytes.clone(), self.spec(Source::Bytes(bytes), plugin_size)?))
+        let mut spec = self.spec(source, limits.plugin_size)?;
+        let bytes = self.read(&mut spec.source, spec.digest, limits).await?;
+        for linked in &mut spec.linked {
+            let module = self.read(&mut linked.source, linked.digest, limits).await?;
+            // Refused once, and not by each evaluation.
+            Plugin::new(module, linked.digest)?;
+        }
+        Ok((bytes, spec))
+    }
+
+    /// Reads a module, and leaves its bytes in place of where they came from.
+    async fn read(&self, source: &mut Source, digest: Option<Digest>, limits: &LimitSettings) -> Result<Bytes, Exit> {
+        let read = match &*source {
+            Source::Http(http) => {
+                let within = self.build_timeout.unwrap_or(limits.build_timeout);
+                let fetched = fetch(http, limits.plugin_size, within).await;
+                if let (Ok(bytes), None) = (&fetched, digest) {
+                    let (url, digest) = (one_line(&http.shown()), Digest::of(bytes));
+                    let name = match self.manifest {
+                        Some(_) => format!("\"hash\": \"{}\"", digest.hex()),
+                        None => format!("--digest {digest}"),
+                    };
+                    eprintln!("warning: {url} is run without knowing its digest; to run these bytes only: {name}");
+                }
+                fetched
+            }
+            Source::File(path) => read_file(path, "plugin", limits.plugin_size),
+            Source::Bytes(bytes) => Ok(bytes.clone()),
+            other => Err(Exit::failed(format!("internal: no option names such a source: {other:?}"))),
+        };
+        let bytes = read.map_err(|exit| match &self.manifest {
+            Some(path) => exit.of_option(&format!("--manifest: {}: wasm", path.display())),
+            None => exit,
+        })?;
+        *source = Source::Bytes(bytes.clone());
+        Ok(bytes)
     }
 
     /// The spec that runs a plugin from `source` so. Reads the files that the options name, each module up to

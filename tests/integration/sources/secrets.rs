@@ -7,7 +7,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use evalpool::{EvaluatorPool, HttpSource, Secret, Source, Spec};
+use evalpool::{
+    Digest, EvaluatorPool, HttpSource, Secret, Source, Spec,
+    extism_manifest::{HttpRequest, Manifest, Wasm, WasmMetadata},
+};
 use tempfile::TempDir;
 
 use super::{evaluate, module};
@@ -171,7 +174,7 @@ async fn whatever_shows_a_source() -> String {
         let (name, spec) = if at == 1 {
             ("bad", Spec::new(source))
         } else {
-            ("good", Spec::new(source).digest(evalpool::Digest::of(&module())))
+            ("good", Spec::new(source).digest(Digest::of(&module())))
         };
         let evaluator = pool.evaluator(name, spec).unwrap();
         for _ in 0..2 {
@@ -181,6 +184,11 @@ async fn whatever_shows_a_source() -> String {
         }
         shown.push(format!("{evaluator:?} {:?}", pool.snapshot()));
     }
+    // A linked module with a digest is not warned of either.
+    let request = HttpRequest::new(server.url(&format!("/plugin?key={IN_URL}"))).with_header("x-value", VALUE);
+    let module = Wasm::Url { req: request, meta: WasmMetadata::default() }.with_hash(Digest::of(&module()).hex());
+    let spec = Spec::from_manifest(&Manifest::new([module.clone(), module.with_name("linked")])).unwrap();
+    shown.push(format!("{spec:?} {:?}", pool.evaluator("described", spec.clone()).unwrap()));
     pool.close().await;
     shown.join("\n")
 }
