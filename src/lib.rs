@@ -63,7 +63,7 @@
 //! | [`metrics`] | the catalogue. Installs no exporter, knows no room |
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
 //! | `last_words` | what a guest wrote, and where it was when it failed. Plain data |
-//! | `units` | times and sizes as people read them |
+//! | `units` | times, sizes and names as people read them |
 //! | `words` | closed sets of words |
 
 mod background;

@@ -1,4 +1,4 @@
-//! Times and sizes as people read them, for messages.
+//! Times, sizes and names as people read them, for messages.
 
 use std::{fmt, time::Duration};
 
@@ -8,6 +8,17 @@ pub(crate) struct Time(pub(crate) Duration);
 /// A number of bytes in the largest unit of which there is one, exact or with one decimal: `64 MiB`, `70.3 MiB`,
 /// `1000 bytes`.
 pub(crate) struct Size(pub(crate) u64);
+
+/// A name from outside, in quotes. A longer one is cut. (A precision in `{:.100?}` cuts nothing.)
+pub(crate) struct Quoted<'a>(pub(crate) &'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = self.0.floor_char_boundary(100);
+        let (shown, cut) = self.0.split_at(end);
+        write!(f, "{shown:?}{}", if cut.is_empty() { "" } else { "…" })
+    }
+}
 
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -40,6 +51,18 @@ impl fmt::Display for Size {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_shown_in_quotes_and_a_long_one_is_cut_between_characters() {
+        for (name, shown) in [
+            ("a\"\n".to_owned(), r#""a\"\n""#.to_owned()),
+            ("x".repeat(100), format!("{:?}", "x".repeat(100))),
+            ("x".repeat(30_000), format!("{:?}…", "x".repeat(100))),
+            (format!("{}éé", "x".repeat(99)), format!("{:?}…", "x".repeat(99))),
+        ] {
+            assert_eq!(Quoted(&name).to_string(), shown);
+        }
+    }
 
     #[test]
     fn times_are_rounded() {

@@ -3,8 +3,10 @@
 use serde::Deserialize;
 
 /// `64MiB`, or a number of bytes.
-pub(super) fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    Ok(bytesize::ByteSize::deserialize(deserializer)?.as_u64())
+pub(crate) fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    // Its own error speaks of its parser.
+    let expected = |_| serde::de::Error::custom("expected a size, such as \"64MiB\", or a number of bytes");
+    bytesize::ByteSize::deserialize(deserializer).map(|size| size.as_u64()).map_err(expected)
 }
 
 /// A number, or the word `off`.

@@ -1,6 +1,7 @@
 //! Which headers plugins with `input = "request"` see and set.
 
 use super::ServiceSettings;
+use crate::units::Quoted;
 
 /// Those of a request that tell a plugin nothing of who sent it: no credentials, no addresses.
 pub(super) const REQUEST: [&str; 7] =
@@ -50,7 +51,7 @@ pub(super) fn check(service: &ServiceSettings) -> Result<(), String> {
             let is_same = |other: &&str| name.eq_ignore_ascii_case(other);
             let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
             if !(1..=100).contains(&name.len()) || !name.bytes().all(is_token) {
-                return refused(format!("has {name:.100?}, which is no name of a header"));
+                return refused(format!("has {}, which is no name of a header", Quoted(name)));
             }
             if key == "response" && OWN.iter().any(is_same) {
                 return refused(format!("has {name:?}, which the server alone sets"));

@@ -15,7 +15,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use self::formats::{list_or_commas, off_or_number, size, word};
+pub(crate) use self::formats::size;
+use self::formats::{list_or_commas, off_or_number, word};
 pub(crate) use self::hosts::{HostPattern, default_hosts};
 #[cfg(feature = "service")]
 pub(crate) use self::{

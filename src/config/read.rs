@@ -3,6 +3,7 @@
 use std::{collections::HashMap, fmt, path::Path};
 
 use super::{EngineKind, HostPattern, Settings, headers, kubernetes};
+use crate::units::Quoted;
 
 /// A setting that cannot be used. Its text is one line that names the key and says what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -129,8 +130,8 @@ impl Settings {
         let user_agent = self.engine.http_user_agent.as_bytes();
         if !(1..=256).contains(&user_agent.len()) || user_agent.iter().any(|byte| !(b' '..=b'~').contains(byte)) {
             return Err(SettingsError(format!(
-                "engine.http_user_agent is {:.100?}; it must be 1 to 256 printable ASCII characters",
-                self.engine.http_user_agent
+                "engine.http_user_agent is {}; it must be 1 to 256 printable ASCII characters",
+                Quoted(&self.engine.http_user_agent)
             )));
         }
         Ok(())

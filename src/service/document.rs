@@ -4,19 +4,21 @@
 
 use std::{collections::BTreeMap, num::NonZeroUsize, time::Duration};
 
-use bytesize::ByteSize;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::{
     Data, Digest, Error, Input, Isolation, Settings, Source, Spec, Vars, Wasi,
-    config::{LimitSettings, hosts_within, nearest},
+    config::{LimitSettings, hosts_within, nearest, size},
     data::PerCall,
-    units::{Size, Time},
+    units::{Quoted, Size, Time},
 };
 
 /// The most bytes of a document.
 pub(super) const MAX_DOCUMENT: u64 = 256 * 1024;
+
+/// How deep static data may be nested. What is stored has it two levels down, and is read up to 127 levels.
+const MOST_NESTED: usize = 125;
 
 /// The smallest memory: one page.
 const PAGE: u64 = 64 * 1024;
@@ -125,6 +127,9 @@ impl Document {
         if document.entry_point.as_deref() == Some("") {
             return Err(refused("entry_point is empty; leave it out to have one chosen"));
         }
+        if document.static_data.as_ref().is_some_and(|data| is_deeper(data, MOST_NESTED)) {
+            return Err(refused(format!("static_data is nested deeper than {MOST_NESTED} levels")));
+        }
         if document.input == Some(Input::Request) && document.static_data.is_some() {
             let why = "static_data is merged into inputs, and with input = request a plugin gets requests as they came";
             return Err(refused(format!("{why}; leave one of the two out")));
@@ -215,7 +220,7 @@ impl Document {
 impl Limits {
     fn read(mut fields: Map<String, Value>) -> Result<Self, Error> {
         known(&fields, "limits of the spec have", &LIMITS)?;
-        let mut size = |name| Ok::<_, Error>(take::<ByteSize>(&mut fields, name, "limits.")?.map(|size| size.as_u64()));
+        let mut size = |name| Ok::<_, Error>(take::<Bytes>(&mut fields, name, "limits.")?.map(|Bytes(size)| size));
         let (memory, output_size) = (size("memory")?, size("output_size")?);
         let mut time = |name| Ok::<_, Error>(take::<Span>(&mut fields, name, "limits.")?.map(|Span(time)| time));
         let (build_timeout, exec_timeout) = (time("build_timeout")?, time("exec_timeout")?);
@@ -299,6 +304,10 @@ impl Ceilings {
 #[derive(Deserialize)]
 struct Span(#[serde(with = "humantime_serde")] Duration);
 
+/// A size as people write it.
+#[derive(Deserialize)]
+struct Bytes(#[serde(deserialize_with = "size")] u64);
+
 fn refused(why: impl std::fmt::Display) -> Error {
     Error::invalid_request(format!("the spec cannot be used: {why}"))
 }
@@ -320,7 +329,7 @@ fn known(object: &Map<String, Value>, whose: &str, fields: &[&str]) -> Result<()
         None => Ok(()),
         Some(key) => {
             let hint = nearest(key, fields.iter().copied());
-            Err(Error::invalid_request(format!("{whose} no field {key:.100?}{hint}")))
+            Err(Error::invalid_request(format!("{whose} no field {}{hint}", Quoted(key))))
         }
     }
 }
@@ -342,15 +351,26 @@ fn texts(fields: &mut Map<String, Value>, name: &str) -> Result<BTreeMap<String,
         Some(Value::Object(pairs)) => pairs,
         Some(_) => return Err(refused(format!("{name} must be an object of strings"))),
     };
-    let text = |(key, value)| match value {
+    let text = |(key, value): (String, Value)| match value {
         Value::String(text) => Ok((key, text)),
         Value::Null => Err(refused(format!(
-            "{name} has null for {key:.100?}: values are never shown, so this spec has lost them; give the value, leave \
-             the key out, or change the rest by PATCH"
+            "{name} has null for {}: values are never shown, so this spec has lost them; give the value, leave the key \
+             out, or change the rest by PATCH",
+            Quoted(&key)
         ))),
-        _ => Err(refused(format!("{name}: the value of {key:.100?} must be a string"))),
+        _ => Err(refused(format!("{name}: the value of {} must be a string", Quoted(&key)))),
     };
     pairs.into_iter().map(text).collect()
+}
+
+/// Recursive: `serde_json` parses nothing that is nested deeper than 128.
+fn is_deeper(value: &Value, levels: usize) -> bool {
+    let mut within: Box<dyn Iterator<Item = &Value>> = match value {
+        Value::Array(values) => Box::new(values.iter()),
+        Value::Object(fields) => Box::new(fields.values()),
+        _ => return false,
+    };
+    levels == 0 || within.any(|value| is_deeper(value, levels - 1))
 }
 
 /// RFC 7396. Recursive: `serde_json` parses nothing that is nested deeper than 128.

@@ -19,6 +19,7 @@ use super::{Digest, Secret, Source, blocking};
 use crate::{
     error::Error,
     http_client::{self, AllowedHosts, innermost, shown},
+    units::Quoted,
 };
 
 const MAX_REDIRECTS: usize = 5;
@@ -98,7 +99,7 @@ impl HttpSource {
         may_fetch(&hosts, &url).map_err(|why| invalid(&format_args!("the URL {}: {why}", shown(&url))))?;
         let name = |name: &String| {
             HeaderName::from_bytes(name.as_bytes())
-                .map_err(|_| invalid(&format_args!("no header's name: {name:.100?}")))
+                .map_err(|_| invalid(&format_args!("no header's name: {}", Quoted(name))))
         };
         let names = self.headers.iter().map(|(header, _)| name(header)).collect::<Result<_, _>>()?;
         Ok((url, Arc::new(hosts), names))
@@ -197,7 +198,8 @@ async fn body(
 ) -> Result<Bytes, Error> {
     let too_large = || Error::PayloadTooLarge { what: "plugin", limit };
     if let Some(coding) = response.headers().get(CONTENT_ENCODING) {
-        return Err(failed(&format_args!("its body is encoded ({coding:.100?}), which was not asked for")));
+        let coding = String::from_utf8_lossy(coding.as_bytes());
+        return Err(failed(&format_args!("its body is encoded ({}), which was not asked for", Quoted(&coding))));
     }
     let announced = response.content_length().unwrap_or(0);
     if announced > limit {

@@ -133,6 +133,7 @@ impl Source {
     }
 
     /// Refuses what no build could use.
+    #[cfg_attr(not(feature = "direct"), expect(clippy::unnecessary_wraps, reason = "only a URL can be refused"))]
     pub(crate) fn check(&self) -> Result<(), Error> {
         match self {
             #[cfg(feature = "direct")]

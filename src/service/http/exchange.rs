@@ -20,7 +20,7 @@ use serde::{
 };
 
 use super::{App, request::Call};
-use crate::{Data, Error, Input, config::ServiceSettings, data::InputSource};
+use crate::{Data, Error, Input, config::ServiceSettings, data::InputSource, units::Quoted};
 
 /// Bytes of names and values that a response's headers may have; many clients take no more.
 const MOST_OF_HEADERS: usize = 16 * 1024;
@@ -194,7 +194,7 @@ fn read(output: &[u8], allowed: &Allowed) -> Result<Answer, String> {
     for (name, value) in document.headers.0 {
         let known = name.parse::<HeaderName>().ok().filter(|name| allowed.response.contains(name));
         let Some(known) = known else {
-            return Err(format!("the header {name:.100?} is not among service.response_headers"));
+            return Err(format!("the header {} is not among service.response_headers", Quoted(&name)));
         };
         let value = HeaderValue::from_str(&value)
             .map_err(|_| format!("the header {known} has a character that a header cannot hold"))?;

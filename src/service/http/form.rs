@@ -16,11 +16,14 @@ use crate::{
     config::nearest,
     engine::MAX_LINKED,
     service::document::{Document, MAX_DOCUMENT},
-    units::Size,
+    units::{Quoted, Size},
 };
 
 /// What the heads of parts and the boundaries may take.
 const AROUND: u64 = 64 * 1024;
+
+/// The longest name of a part, in bytes: those of a module's imports can be long.
+const MOST_OF_NAME: usize = 1024;
 
 /// An upload's parts.
 #[derive(Default)]
@@ -69,7 +72,14 @@ async fn split(whole: Bytes, kind: HeaderValue, limit: u64, charge: &Arc<Charge>
     let (mut has_spec, mut has_plugin) = (false, false);
     while let Some(part) = parts.next_field().await.map_err(broken)? {
         let name = part.name().unwrap_or_default().to_owned();
-        let repeated = || invalid(format!("the form has the part {name:.100?} twice"));
+        if name.len() > MOST_OF_NAME {
+            return Err(invalid(format!(
+                "the name of the part {} is over {}",
+                Quoted(&name),
+                Size(MOST_OF_NAME as u64)
+            )));
+        }
+        let repeated = || invalid(format!("the form has the part {} twice", Quoted(&name)));
         match name.as_str() {
             "spec" if has_spec => return Err(repeated()),
             "plugin" if has_plugin => return Err(repeated()),
@@ -89,7 +99,7 @@ async fn split(whole: Bytes, kind: HeaderValue, limit: u64, charge: &Arc<Charge>
                 None => {
                     let hint = nearest(&name, ["spec", "plugin"].into_iter());
                     let takes = "a form takes spec, plugin and link.NAME";
-                    return Err(invalid(format!("there is no part {name:.100?}; {takes}{hint}")));
+                    return Err(invalid(format!("there is no part {}; {takes}{hint}", Quoted(&name))));
                 }
                 Some(linked) if form.linked.iter().any(|(other, _)| other == linked) => return Err(repeated()),
                 Some(_) if form.linked.len() == MAX_LINKED => {

@@ -128,6 +128,7 @@ fn a_bad_form_is_refused_in_its_own_words_and_leaves_nothing() {
     let large = vec![b' '; 256 * 1024 + 1];
     let (lib, huge) = (letter('l'), vec![0; 33 * 1024]);
     let plugin: Part = ("plugin", WORDS);
+    let (long, told) = ("x".repeat(1025), format!(r#"the name of the part \"{}\"… is over 1 KiB"#, "x".repeat(100)));
     let cases: &[(&[Part], u16, &str)] = &[
         (&[], 400, "no part plugin"),
         (&[("spec", b"{}")], 400, "no part plugin"),
@@ -137,7 +138,8 @@ fn a_bad_form_is_refused_in_its_own_words_and_leaves_nothing() {
         (&[("link.", &lib), plugin], 400, r#"there is no part \"link.\""#),
         (&[("link.a", &lib), ("link.a", &lib), plugin], 400, r#"the part \"link.a\" twice"#),
         (&[("link.a", &lib), ("link.b", &lib), ("link.c", &lib), plugin], 400, "link.c is one linked module too many"),
-        (&[("link.main", &lib), plugin], 422, "main"),
+        (&[("link.main", &lib), ("plugin", &lib)], 400, r#"cannot be named \"main\""#),
+        (&[(&long, b""), plugin], 400, &told),
         (&[("plugin", &huge)], 413, "limits.plugin_size, 32 KiB"),
         (&[("link.a", &huge), plugin], 413, "limits.plugin_size, 32 KiB"),
         (&[("spec", &large), plugin], 413, "the spec is over 256 KiB"),
@@ -147,7 +149,8 @@ fn a_bad_form_is_refused_in_its_own_words_and_leaves_nothing() {
         (&[("spec", br#"{"limits": {"memry": 1}}"#), plugin], 400, "did you mean memory?"),
         (&[("spec", br#"{"trusted": true}"#), plugin], 400, r#"no field \"trusted\""#),
         (&[("spec", br#"{"isolation": "shared"}"#), plugin], 400, "isolation: unknown variant"),
-        (&[("spec", br#"{"limits": {"memory": "much"}}"#), plugin], 400, "limits.memory: "),
+        (&[("spec", br#"{"limits": {"memory": "much"}}"#), plugin], 400, r#"limits.memory: expected a size, such as \"64MiB\", or a number of bytes"#),
+        (&[("spec", br#"{"limits": {"output_size": -1}}"#), plugin], 400, "limits.output_size: expected a size"),
         (&[("spec", br#"{"limits": {"memory": 65535}}"#), plugin], 400, "under 64 KiB"),
         (&[("spec", br#"{"limits": {"exec_timeout": "0s"}}"#), plugin], 400, "limits.exec_timeout = 0s"),
         (&[("spec", br#"{"limits": {"instances": 0}}"#), plugin], 400, "limits.instances: "),
@@ -328,6 +331,24 @@ fn static_data_is_what_each_call_is_merged_into_and_labels_are_logged() {
     server.has_logged(r#"evalpool::plugin: from plain evaluator="plain" plugin=sha256:"#);
     // How many lines there are is the plugin's to decide, so a line has no more than 1 KiB of them.
     server.has_logged(&format!(r#"from long evaluator="long" labels="long={}…" plugin=sha256:"#, "x".repeat(1024 - 5)));
+}
+
+#[test]
+fn static_data_that_is_taken_is_read_again_however_deep_it_is_nested() {
+    let folder = TempDir::new().unwrap();
+    let nested = |levels| format!(r#"{{"static_data": {}{}}}"#, "[".repeat(levels), "]".repeat(levels));
+    let mut server = Server::start_in(folder.path(), &[]);
+    let put = |levels| server.put_form("x", &[("spec", nested(levels).as_bytes()), ("plugin", &letter('x'))]);
+    let answer = put(126);
+    answer.is(400, "invalid_request");
+    assert!(answer.text().contains("static_data is nested deeper than 125 levels"), "{answer:?}");
+    assert_eq!(put(125).status, 201);
+    assert_eq!(server.patch("x", &[], r#"{"labels": {"a": "b"}}"#).status, 200);
+    server.patch("x", &[], &nested(126)).is(400, "invalid_request");
+    server.signal("TERM");
+    assert!(server.ended().success());
+    let server = Server::start_in(folder.path(), &[]);
+    assert_eq!(server.post("x", b"").text(), "x");
 }
 
 #[test]

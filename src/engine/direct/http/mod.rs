@@ -21,7 +21,10 @@ use serde::Deserialize;
 
 use self::decode::{Coding, Undecoded};
 use super::classify::HostTrap;
-use crate::http_client::{self, AllowedHosts, innermost, shown};
+use crate::{
+    http_client::{self, AllowedHosts, innermost, shown},
+    units::Quoted,
+};
 
 /// As many as extism's client follows.
 const MAX_REDIRECTS: usize = 10;
@@ -174,10 +177,10 @@ fn headers(given: &BTreeMap<String, String>) -> Result<HeaderMap, String> {
     }
     let mut headers = HeaderMap::new();
     for (name, value) in given {
-        let read = |error: &dyn Display| format!("the header {name:.100?} cannot be sent: {error}");
+        let read = |error: &dyn Display| format!("the header {} cannot be sent: {error}", Quoted(name));
         let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|error| read(&error))?;
         if CLIENTS_OWN.contains(&parsed.as_str()) || parsed.as_str().starts_with("proxy-") {
-            return Err(format!("a plugin may not set the header {name:.100?}"));
+            return Err(format!("a plugin may not set the header {}", Quoted(name)));
         }
         headers.append(parsed, HeaderValue::from_str(value).map_err(|error| read(&error))?);
     }
