@@ -52,7 +52,7 @@ impl Guest {
             return (None, Err(Error::Cancelled));
         }
         // The context goes first: while it is dropped, this is still the guest's thread.
-        let _scopes = (ContextScope::enter(context), GuestScope::enter());
+        let scopes = (ContextScope::enter(context), GuestScope::enter());
         let limits = self.limits;
         let (result, is_sound) = match self.plugin.call::<&[u8], &[u8]>(entry_point, input) {
             // The length is the guest's word: checked before any byte is read.
@@ -65,6 +65,8 @@ impl Guest {
                 (Err(error), is_sound)
             }
         };
+        // Before there is a value to return: if the drop of a context panics, that would be leaked, and the guest in it.
+        drop(scopes);
         let is_sound = is_sound && call.is_clear();
         if !is_sound {
             self.exclusive.discard();

@@ -238,6 +238,27 @@ async fn a_context_is_dropped_before_the_evaluation_returns_however_it_ends(engi
     pool.close().await;
 }
 
+/// Panics when it is dropped, as a context should not.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("told to");
+    }
+}
+
+async fn a_context_whose_drop_panics_fails_its_call_and_leaves_nothing(engine: EngineKind) {
+    let pool = builder(engine).isolation(Isolation::Reuse).build().unwrap();
+    let evaluator = pool.evaluator("bomb", spec(whose())).unwrap();
+    for entry_point in ["run", "trap"] {
+        let error = evaluator.entry_point(entry_point).evaluate_with("", Bomb).await.unwrap_err();
+        assert_eq!(error.kind(), "internal", "{entry_point}");
+    }
+    assert_eq!(evaluator.evaluate_with("", customer("Ada")).await.unwrap().bytes(), "Ada");
+    pool.close().await;
+    assert!(pool.snapshot().is_empty(), "{:?}", pool.snapshot());
+}
+
 /// On `direct` at once. On extism when the guest has noticed, which is a moment later.
 async fn gone(engine: EngineKind, alive: &AtomicUsize) {
     match engine {
@@ -318,6 +339,7 @@ on_each_engine!(
     what_calls_share_is_passed_as_an_arc,
     a_call_without_a_context_does_not_see_an_earlier_ones_on_the_same_instance,
     a_context_is_dropped_before_the_evaluation_returns_however_it_ends,
+    a_context_whose_drop_panics_fails_its_call_and_leaves_nothing,
     a_context_is_dropped_when_the_guest_is_stopped_at_its_deadline,
     a_context_is_dropped_with_the_future_of_its_evaluation,
     a_context_is_dropped_when_a_close_interrupts_its_evaluation,
