@@ -87,3 +87,16 @@ pub(crate) fn object(text: &str) -> Result<serde_json::Map<String, serde_json::V
     let table = config::File::from_str(text, FileFormat::Toml).collect().map_err(|error| first(&error))?;
     config::Value::new(None, ValueKind::Table(table)).try_deserialize().map_err(|error| first(&error))
 }
+
+/// A field, if it is there and not `null`. An error names it.
+#[cfg(feature = "service")]
+pub(crate) fn take<T: serde::de::DeserializeOwned>(
+    fields: &mut serde_json::Map<String, serde_json::Value>,
+    within: &str,
+    name: &str,
+) -> Result<Option<T>, String> {
+    match fields.remove(name) {
+        None | Some(serde_json::Value::Null) => Ok(None),
+        Some(value) => serde_json::from_value(value).map(Some).map_err(|error| format!("{within}{name}: {error}")),
+    }
+}

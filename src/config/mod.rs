@@ -20,7 +20,7 @@ use self::formats::{list_or_commas, off_or_number, word};
 pub(crate) use self::hosts::{HostPattern, default_hosts};
 #[cfg(feature = "service")]
 pub(crate) use self::{
-    formats::{object, strings},
+    formats::{object, strings, take},
     kubernetes::ignored as ignored_variables,
 };
 #[cfg(feature = "service")]

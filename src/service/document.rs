@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     Data, Digest, Error, Input, Isolation, Settings, Source, Spec, Vars, Wasi,
-    config::{LimitSettings, hosts_within, nearest, size},
+    config::{self, LimitSettings, hosts_within, nearest, size},
     data::PerCall,
     units::{Quoted, Size, Time},
 };
@@ -336,12 +336,7 @@ fn known(object: &Map<String, Value>, whose: &str, fields: &[&str]) -> Result<()
 
 /// A field, if it is there and not `null`.
 fn take<T: DeserializeOwned>(fields: &mut Map<String, Value>, name: &str, within: &str) -> Result<Option<T>, Error> {
-    match fields.remove(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => {
-            serde_json::from_value(value).map(Some).map_err(|error| refused(format!("{within}{name}: {error}")))
-        }
-    }
+    config::take(fields, within, name).map_err(refused)
 }
 
 /// An object of strings. Its values may be secrets, which no error shows.

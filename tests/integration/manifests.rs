@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, process::Output};
 use evalpool::{
     Digest, Error, EvaluatorPool, Spec,
     config::EngineKind,
-    extism_manifest::{HttpRequest, Manifest, MemoryOptions, Wasm},
+    extism_manifest::{HttpRequest, Manifest, MemoryOptions, Wasm, WasmMetadata},
 };
 use serde_json::{Value, json};
 
@@ -88,7 +88,7 @@ fn server() -> Recorder {
 
 fn at(server: &Recorder, module: &str) -> Wasm {
     let request = HttpRequest::new(server.url(&format!("/{module}?key=s3cret"))).with_header("Authorization", "s3cret");
-    Wasm::Url { req: request, meta: Default::default() }.with_name(module)
+    Wasm::Url { req: request, meta: WasmMetadata::default() }.with_name(module)
 }
 
 async fn modules_are_fetched_by_url_with_their_headers_and_held_to_their_hashes(engine: EngineKind) {
@@ -129,7 +129,7 @@ async fn a_manifest_without_hosts_allows_none_whatever_the_settings_say() {
 fn what_cannot_be_done_is_refused_by_its_name() {
     let plain = || Manifest::new([wasm(SPINS)]);
     let memory = |memory: MemoryOptions| plain().with_memory_options(memory);
-    let requested = |request| Manifest::new([Wasm::Url { req: request, meta: Default::default() }]);
+    let requested = |request| Manifest::new([Wasm::Url { req: request, meta: WasmMetadata::default() }]);
     let named = |names: [&str; 3]| Manifest::new(names.map(|name| Wasm::data(wasm(SPINS)).with_name(name)));
     for (manifest, field) in [
         (plain().with_allowed_path("/".to_owned(), "/"), "allowed_paths"),
@@ -328,8 +328,8 @@ fn modules_of_a_manifest_come_from_urls_and_are_warned_of_without_a_hash() {
     assert!(warned.status.success() && text.lines().count() == 1 && !text.contains("s3cret"), "{text}");
     // What an option takes the place of is not fetched.
     server.heard();
-    let link = format!("math={}", folder.file("math.wasm", wasm(MATH)));
-    assert_eq!(printed(&run(&["run", "--manifest", &unknown, "--link", &link])), "");
+    let given = format!("math={}", folder.file("math.wasm", wasm(MATH)));
+    assert_eq!(printed(&run(&["run", "--manifest", &unknown, "--link", &given])), "");
     assert_eq!(server.heard().len(), 2);
 
     let missing = folder.file("missing", json!({"wasm": [module("nothing", None)]}).to_string());

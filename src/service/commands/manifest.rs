@@ -7,13 +7,12 @@ use std::{collections::BTreeMap, path::Path};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use extism_manifest::{HttpRequest, Manifest, MemoryOptions, Wasm, WasmMetadata};
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::read_text;
 use crate::{
     Spec,
-    config::{nearest, object},
+    config::{nearest, object, take},
     service::Exit,
 };
 
@@ -91,14 +90,6 @@ fn config(fields: Option<Value>) -> Result<BTreeMap<String, String>, String> {
         None | Some(Value::Null) => Ok(BTreeMap::new()),
         Some(Value::Object(fields)) => fields.into_iter().map(text).collect(),
         Some(_) => Err("config: expected an object of strings".to_owned()),
-    }
-}
-
-/// A field, if it is there and not `null`.
-fn take<T: DeserializeOwned>(fields: &mut Map<String, Value>, within: &str, name: &str) -> Result<Option<T>, String> {
-    match fields.remove(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => serde_json::from_value(value).map(Some).map_err(|error| format!("{within}{name}: {error}")),
     }
 }
 
