@@ -38,8 +38,8 @@ impl Spec {
     /// the URL's host and port: at `https://` they may have a private address. By `http://` only this machine is reached.
     /// The values of `headers` are sent and shown nowhere.
     ///
-    /// A manifest that allows no hosts, or does not speak of them, allows none, whatever the pool's
-    /// settings say. What it leaves open beside (`memory.max_pages`, `timeout_ms`) the pool's settings decide.
+    /// A manifest that allows no hosts, or does not speak of them, allows none, whatever the pool's settings say. What it
+    /// leaves open beside (`memory.max_pages`, `timeout_ms`) the pool's settings decide.
     ///
     /// Only for manifests of your own: they name files of this host. And read only your own into a [`Manifest`]: its reader
     /// takes an address of this process's memory for a module's `data`. The crate is re-exported as
@@ -48,8 +48,9 @@ impl Spec {
     /// # Errors
     ///
     /// [`InvalidRequest`](Error::InvalidRequest), which names the field, for what cannot be done: `allowed_paths`, a URL
-    /// that may not be fetched, a `method` other than GET, `memory.max_http_response_bytes` (the limit of the output is that of responses too) and another
-    /// `memory.max_var_bytes` than 1 MiB; for names that are taken, and for hosts that no request could match.
+    /// that may not be fetched, a `method` other than GET, `memory.max_http_response_bytes` (the limit of the output is that
+    /// of responses too) and another `memory.max_var_bytes` than 1 MiB; for names that are taken, and for hosts that no
+    /// request could match.
     pub fn from_manifest(manifest: &Manifest) -> Result<Self, Error> {
         let Manifest { wasm, memory, config, allowed_hosts, allowed_paths, timeout_ms } = manifest;
         let hosts = allowed_hosts.as_deref().unwrap_or_default();

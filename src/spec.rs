@@ -145,7 +145,8 @@ impl Spec {
         /// ([`max_instances_per_evaluator`](crate::config::PoolSettings::max_instances_per_evaluator)).
         fn instances(instances: NonZeroUsize) => instances = Some(instances);
         /// How long reading, compiling and initialising the plugin may each take. A build that takes longer fails with
-        /// [`BuildTimeout`](crate::Error::BuildTimeout).
+        /// [`BuildTimeout`](crate::Error::BuildTimeout), or with [`SourceUnavailable`](crate::Error::SourceUnavailable) if
+        /// the plugin was not read in that time.
         fn build_timeout(timeout: Duration) => build_timeout = Some(timeout);
         /// How long the guest may run in one evaluation. Then the engine stops it, and the evaluation fails with
         /// [`ExecTimeout`](crate::Error::ExecTimeout).
@@ -163,7 +164,8 @@ impl Spec {
 
     /// Adds a module from which the plugin, or another such module, imports by this name. Each instance of the plugin
     /// has its own instance of it. The names `main`, `extism:host/env`, `extism:host/user` and `wasi_snapshot_preview1`
-    /// are taken.
+    /// are taken, and the `direct` engine links a plugin with at most two. A build of others fails with
+    /// [`InvalidRequest`](crate::Error::InvalidRequest).
     pub fn link(mut self, name: impl Into<String>, source: impl Into<Source>) -> Self {
         self.linked.push(Linked { name: name.into(), source: source.into(), digest: None });
         self

@@ -118,7 +118,8 @@ impl Evaluator {
         EntryPoint::new(self.clone(), name.into())
     }
 
-    /// Runs the plugin once, by its default entry point: merges the data, leases the runtime (and builds it if it is cold), runs the guest.
+    /// Runs the plugin once, by its default entry point: merges the data, leases the runtime (and builds it if it is cold),
+    /// runs the guest.
     ///
     /// Waits in three places, each bounded: for a place or an instance (`limits.wait_timeout`), for the build
     /// (`limits.build_timeout`), for the guest (`limits.exec_timeout`). Must be polled on a tokio runtime with its

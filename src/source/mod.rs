@@ -125,7 +125,8 @@ impl Source {
     /// - More than [`plugin_size`](crate::config::LimitSettings::plugin_size) bytes are refused with
     ///   [`PayloadTooLarge`](crate::Error::PayloadTooLarge) as soon as they are announced or there. A fetch ends at
     ///   [`build_timeout`](crate::Spec::build_timeout), and when the evaluator or its pool is closed. It goes on when the
-    ///   callers that wait for the build leave. Until it ends, it is charged with `plugin_size` of the 128 MiB that a pool fetches at once.
+    ///   callers that wait for the build leave. Until it ends, it is charged with `plugin_size` of the 128 MiB that a pool
+    ///   fetches at once.
     /// - Proxies are not used, and certificates are checked against the web's roots.
     #[cfg(feature = "direct")]
     pub fn http(url: impl Into<String>) -> HttpSource {

@@ -259,6 +259,10 @@ fn a_manifest_that_cannot_be_used_is_one_line_that_names_file_and_field_and_2() 
         (json!({"wasm": wasm, "memory": {"max_page": 1}}).to_string(), "memory.max_page: "),
         (json!({"wasm": wasm, "config": {"key": 12345}}).to_string(), "config.key: expected a string"),
         (json!({"wasm": wasm, "config": "12345"}).to_string(), "config: expected an object of strings"),
+        (
+            json!({"wasm": [{"url": URL, "headers": {"key": 12345}}]}).to_string(),
+            "wasm[0].headers.key: expected a string",
+        ),
         (json!({"wasm": wasm, "allowed_paths": {"/": "/"}}).to_string(), "allowed_paths: "),
         (json!({"wasm": wasm, "timeout_ms": -1}).to_string(), "timeout_ms: "),
         (

@@ -1,8 +1,8 @@
 //! Reading a plugin from a URL, that of PLUGIN or of a manifest.
 //!
-//! Whoever types a URL, or writes a manifest, owns the process. So the URL's own host may have a private address, as a server of artifacts
-//! often has; redirects lead to public ones only. By `http://` only this machine is reached: elsewhere, anybody on the
-//! way could change the plugin.
+//! Whoever types a URL, or writes a manifest, owns the process. So the URL's own host may have a private address, as a
+//! server of artifacts often has; redirects lead to public ones only. By `http://` only this machine is reached:
+//! elsewhere, anybody on the way could change the plugin.
 
 use std::{path::Path, time::Duration};
 

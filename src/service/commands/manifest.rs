@@ -44,7 +44,7 @@ fn manifest(mut fields: Map<String, Value>) -> Result<Manifest, String> {
             .map(|(at, fields)| module(&format!("wasm[{at}]."), fields))
             .collect::<Result<_, _>>()?,
         memory: options("memory.", memory)?,
-        config: config(fields.remove("config"))?,
+        config: texts(&mut fields, "", "config")?,
         allowed_hosts: take(&mut fields, "", "allowed_hosts")?,
         allowed_paths: take(&mut fields, "", "allowed_paths")?,
         timeout_ms: take(&mut fields, "", "timeout_ms")?,
@@ -57,7 +57,7 @@ fn module(within: &str, mut fields: Map<String, Value>) -> Result<Wasm, String> 
     let path = take(&mut fields, within, "path")?;
     let data: Option<String> = take(&mut fields, within, "data")?;
     let url = take(&mut fields, within, "url")?;
-    let headers = take(&mut fields, within, "headers")?.unwrap_or_default();
+    let headers = texts(&mut fields, within, "headers")?;
     let method = take(&mut fields, within, "method")?;
     none_left(&fields, within, &WASM)?;
     match (path, data, url) {
@@ -80,16 +80,16 @@ fn options(within: &str, mut fields: Map<String, Value>) -> Result<MemoryOptions
     none_left(&fields, within, &MEMORY).map(|()| options)
 }
 
-/// Its values may be secrets, which no error shows.
-fn config(fields: Option<Value>) -> Result<BTreeMap<String, String>, String> {
+/// An object of strings. Its values may be secrets, which no error shows.
+fn texts(fields: &mut Map<String, Value>, within: &str, name: &str) -> Result<BTreeMap<String, String>, String> {
     let text = |(key, value)| match value {
         Value::String(text) => Ok((key, text)),
-        _ => Err(format!("config.{key}: expected a string")),
+        _ => Err(format!("{within}{name}.{key}: expected a string")),
     };
-    match fields {
+    match fields.remove(name) {
         None | Some(Value::Null) => Ok(BTreeMap::new()),
         Some(Value::Object(fields)) => fields.into_iter().map(text).collect(),
-        Some(_) => Err("config: expected an object of strings".to_owned()),
+        Some(_) => Err(format!("{within}{name}: expected an object of strings")),
     }
 }
 
