@@ -112,7 +112,7 @@ fn text(bytes: &[u8]) -> &str {
 fn a_plugin_is_trusted_by_a_flag_of_each_command_that_runs_one() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("text.wasm"), TEXT).unwrap();
-    let load = ["load", "--plugin", "text.wasm", "--duration", "100ms", "--tenants", "2"];
+    let load = ["load", "--plugin", "text.wasm", "--duration", "4s", "--tenants", "2"];
     for command in [&["run", "text.wasm"][..], &["check", "text.wasm"], &load] {
         let arguments = [command, &["--entry", "upper"]].concat();
         let refused = run(folder.path(), &arguments, &[]);
