@@ -12,7 +12,10 @@ use serde::{
 };
 
 use super::{Exit, commands::PluginOptions};
-use crate::{Isolation, Settings, config::EngineKind};
+use crate::{
+    Isolation, Settings,
+    config::{CodeCache, EngineKind},
+};
 
 /// Runs Extism plugins (WebAssembly) in a capacity-bounded pool.
 #[derive(Debug, Parser)]
@@ -114,6 +117,13 @@ pub(super) struct LoadArguments {
     /// The input of each evaluation: the text itself, @FILE or - [default: a name to greet, or nothing with --plugin]
     #[arg(long, value_name = "TEXT|@FILE|-", allow_hyphen_values = true)]
     pub(super) input: Option<Input>,
+    /// All evaluators have the same bytes, which are compiled once. Without it each has bytes of its own: a custom
+    /// section with its name is appended.
+    #[arg(long)]
+    pub(super) same: bool,
+    /// Where compiled code is kept: nowhere, in memory, or in a folder [default: engine.code_cache]
+    #[arg(long, value_name = "off|memory|DIR", value_parser = word::<CodeCache>)]
+    pub(super) code_cache: Option<CodeCache>,
     /// At random, drop calls, run bad plugins, close evaluators and unload runtimes.
     #[arg(long)]
     pub(super) chaos: bool,

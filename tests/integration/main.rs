@@ -41,6 +41,8 @@ mod isolation;
 mod last_words;
 mod lifecycle;
 #[cfg(feature = "service")]
+mod loads;
+#[cfg(feature = "service")]
 mod manifests;
 #[cfg(feature = "service")]
 mod messages;

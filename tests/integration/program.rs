@@ -5,15 +5,13 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    time::Duration,
 };
 
-use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    service::{Server, eventually, program},
-    support::{GREET, NO_ABORT, TEXT, TOTALS, process::catches, wasm},
+    service::{Server, program},
+    support::{GREET, NO_ABORT, TEXT, TOTALS, wasm},
 };
 
 /// A plugin that imports `proc_exit`, and calls it with 3.
@@ -302,140 +300,4 @@ fn a_server_on_extism_that_trusts_no_plugin_is_refused() {
     let output = run(&["serve", "--engine", "extism", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()]);
     assert!(refusal(&output, 2).contains("set engine.trusted = true"));
     assert!(!data.exists());
-}
-
-// ---- load ------------------------------------------------------------------------------------------------------------
-
-/// A short load's report, and whatever holds of every one.
-fn load(arguments: &[&str]) -> Value {
-    let output = run(&[&["load", "--json"], arguments].concat());
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(text.lines().count(), 1, "one object on one line: {text}{error}");
-    let report: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{report}: {error}");
-    assert_eq!(error, "", "nothing but the object, off a terminal");
-
-    let number = |pointer: &str| report.pointer(pointer).and_then(Value::as_f64).unwrap_or_else(|| panic!("{pointer}"));
-    assert_eq!(report["metrics_agree"], true, "{report}");
-    assert!(number("/evaluations") > 0.0 && number("/per_second") > 0.0, "{report}");
-    let latencies = ["p50", "p90", "p99", "p999", "max"].map(|quantile| number(&format!("/latency_us/{quantile}")));
-    assert!(latencies[0] > 0.0 && latencies.is_sorted(), "{report}");
-    assert!(number("/runtimes/live_max") >= 1.0, "{report}");
-    assert!(number("/runtimes/live_max") <= number("/runtimes/capacity"), "{report}");
-    assert_eq!(report["runtimes"]["live_end_after_close"], 0, "{report}");
-    assert_eq!(report["runtimes"]["built"], report["runtimes"]["closed"], "{report}");
-    assert!(number("/runtimes/evicted") <= number("/runtimes/closed"), "{report}");
-    assert!(number("/rss_mib/max") >= number("/rss_mib/start").max(1.0), "{report}");
-    assert!(number("/rss_mib/end") > 0.0 && number("/seed") >= 0.0, "{report}");
-    assert!((0.0..=1.0).contains(&number("/hit_ratio")), "{report}");
-    report
-}
-
-#[test]
-fn a_load_keeps_the_bound_makes_no_errors_and_leaves_nothing() {
-    let report = load(&["--evaluators", "100", "--capacity", "4", "--concurrency", "16", "--duration", "1s"]);
-    assert_eq!(report["errors"], serde_json::json!({}), "{report}");
-    assert_eq!(report["runtimes"]["capacity"], 4);
-    assert!(report["runtimes"]["evicted"].as_u64().unwrap() > 0, "{report}");
-}
-
-#[test]
-fn a_load_that_is_told_to_end_reports_what_it_did_and_leaves_nothing() {
-    for (signal, number, engine) in [("TERM", 15, &["extism", "--trusted"][..]), ("INT", 2, &["direct"])] {
-        let mut child = program()
-            .args(["load", "--json", "--tenants", "50", "--capacity", "4", "--duration", "10m", "--engine"])
-            .args(engine)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        eventually("it listens for the signal", || {
-            assert_eq!(child.try_wait().unwrap(), None, "it has ended");
-            catches(child.id(), number)
-        });
-        // Whenever the signal comes, it is in the middle of a load, or of its beginning.
-        std::thread::sleep(Duration::from_millis(500));
-        let status = Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status().unwrap();
-        assert!(status.success());
-        let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(report["runtimes"]["live_end_after_close"], 0, "{report}");
-        assert_eq!(report["runtimes"]["built"], report["runtimes"]["closed"], "{report}");
-        assert_eq!(report["metrics_agree"], true, "{report}");
-    }
-}
-
-#[test]
-fn a_load_of_few_evaluators_finds_them_live() {
-    let report = load(&[
-        "--tenants",
-        "2",
-        "--capacity",
-        "4",
-        "--concurrency",
-        "2",
-        "--isolation",
-        "reuse",
-        "--seed",
-        "7",
-        "--duration",
-        "1s",
-    ]);
-    assert_eq!((&report["errors"], &report["seed"]), (&serde_json::json!({}), &serde_json::json!(7)));
-    assert_eq!(report["runtimes"]["built"], 2);
-    // Five evaluations would do, of the thousands that there are in a second.
-    assert!(report["hit_ratio"].as_f64().unwrap() > 0.5, "{report}");
-}
-
-#[test]
-fn a_load_runs_whatever_plugin_it_is_given() {
-    let folder = Folder::new();
-    let text = folder.file("text.wasm", TEXT);
-    let report = load(&[
-        "--plugin",
-        &text,
-        "--entry",
-        "upper",
-        "--input",
-        "abc",
-        "--tenants",
-        "3",
-        "--skew",
-        "0",
-        "--duration",
-        "1s",
-    ]);
-    assert_eq!(report["errors"], serde_json::json!({}), "{report}");
-    // One that fails is counted, and is a failure of the whole.
-    let output =
-        run(&["load", "--json", "--duration", "200ms", "--plugin", &text, "--entry", "fail", "--tenants", "2"]);
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert_eq!(report["errors"]["guest_error"], report["evaluations"]);
-    assert!(String::from_utf8(output.stderr).unwrap().starts_with("error: guest_error "));
-}
-
-#[test]
-#[ignore = "slow lane: chaos, which takes its time"]
-fn chaos_leaves_nothing_and_breaks_nothing() {
-    let report = load(&["--chaos", "--tenants", "20", "--capacity", "4", "--concurrency", "16", "--duration", "3s"]);
-    let acts = ["left", "bad_plugins", "unloaded", "closed"].map(|act| report["chaos"][act].as_u64().unwrap());
-    assert!(acts.iter().sum::<u64>() > 0, "{report}");
-    assert_eq!(report["left_after_close"], 0);
-    assert_eq!(report["unexpected"], serde_json::json!({}));
-    assert_eq!(report["errors"]["cancelled"], report["chaos"]["left"]);
-}
-
-#[test]
-fn a_table_says_the_same_to_people() {
-    let output = run(&["load", "--duration", "300ms", "--tenants", "5", "--concurrency", "4", "--seed", "1"]);
-    let text = printed(&output);
-    assert_eq!(output.stderr, b"");
-    for line in
-        ["seed          1\n", "errors        none\n", "of 16 at once, 0 after the close\n", "metrics       agree\n"]
-    {
-        assert!(text.contains(line), "{text} lacks {line:?}");
-    }
 }

@@ -95,7 +95,8 @@ impl Cache {
             CodeCache::Off => Self { kept: memory(), limit: 0 },
             CodeCache::Memory => Self { kept: memory(), limit },
             CodeCache::Folder(root) => {
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(root)?;
+                let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(root);
+                created.map_err(|error| io::Error::other(format!("{}: {error}", root.display())))?;
                 check_private(root)?;
                 Self { kept: Kept::Folder { root: root.clone(), storing: Mutex::default() }, limit }
             }

@@ -14,9 +14,12 @@ use hdrhistogram::Histogram;
 use rand::{SeedableRng, rngs::StdRng};
 use rand_distr::{Distribution, Zipf};
 
-use super::chaos::{self, Act};
+use super::{
+    chaos::{self, Act},
+    subject::Subject,
+};
 use crate::{
-    CloseReport, Data, Error, Evaluator, EvaluatorPool, Spec,
+    CloseReport, Data, Error, Evaluator, EvaluatorPool,
     service::{Exit, cli::LoadArguments},
 };
 
@@ -42,7 +45,7 @@ impl Tally {
 pub(super) struct Workload {
     pub(super) pool: EvaluatorPool,
     pub(super) input: Data,
-    spec: Spec,
+    subject: Subject,
     /// By rank: the first has the largest share. The locks are for chaos, which replaces them.
     evaluators: Vec<Mutex<Evaluator>>,
     tally: Mutex<Tally>,
@@ -51,8 +54,9 @@ pub(super) struct Workload {
     stop: AtomicBool,
 }
 
-fn name(rank: usize) -> String {
-    format!("evaluator-{rank}")
+fn register(pool: &EvaluatorPool, subject: &Subject, rank: usize) -> Result<Evaluator, Error> {
+    let name = format!("evaluator-{rank}");
+    pool.evaluator(&name, subject.spec(&name))
 }
 
 async fn work(workload: Arc<Workload>, mut random: StdRng, zipf: Zipf<f64>, until: Instant, chaos: bool) {
@@ -74,7 +78,7 @@ async fn work(workload: Arc<Workload>, mut random: StdRng, zipf: Zipf<f64>, unti
 impl Workload {
     pub(super) fn new(
         pool: &EvaluatorPool,
-        spec: Spec,
+        subject: Subject,
         input: Data,
         evaluators: u32,
         live_max: Arc<AtomicUsize>,
@@ -84,10 +88,10 @@ impl Workload {
             .map_err(|error| Exit::failed(format!("latencies cannot be recorded: {error}")))?;
         let tally = Tally { outcomes: BTreeMap::new(), unexpected: BTreeMap::new(), acts: BTreeMap::new(), latency };
         let evaluators = (0..evaluators as usize)
-            .map(|rank| pool.evaluator(&name(rank), spec.clone()).map(Mutex::new))
+            .map(|rank| register(pool, &subject, rank).map(Mutex::new))
             .collect::<Result<_, _>>()?;
         let (pool, tally, stop) = (pool.clone(), Mutex::new(tally), AtomicBool::new(false));
-        Ok(Self { pool, input, spec, evaluators, tally, live_max, stop })
+        Ok(Self { pool, input, subject, evaluators, tally, live_max, stop })
     }
 
     /// Runs the tasks for the duration, or until [`stop`](Self::stop).
@@ -128,7 +132,7 @@ impl Workload {
 
     /// Puts a new evaluator in the place of another, and returns the other.
     pub(super) fn replace(&self, rank: usize) -> Option<Evaluator> {
-        let next = self.pool.evaluator(&name(rank), self.spec.clone()).ok()?;
+        let next = register(&self.pool, &self.subject, rank).ok()?;
         Some(mem::replace(&mut *self.slot(rank), next))
     }
 

@@ -6,6 +6,7 @@
 //!
 //! | file | what it holds |
 //! |---|---|
+//! | [`subject`] | what each evaluator runs |
 //! | [`drive`] | the tasks that evaluate |
 //! | [`chaos`] | what they also do with `--chaos` |
 //! | [`watch`] | the thread that samples the pool and memory |
@@ -16,17 +17,18 @@ mod chaos;
 mod drive;
 mod figures;
 mod report;
+mod subject;
 mod watch;
 
 use std::{pin::pin, sync::Arc, time::Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use self::{drive::Workload, figures::Figures, report::Report, watch::Watch};
-use super::{read_input, signals::Signals};
+use self::{drive::Workload, figures::Figures, report::Report, subject::Subject, watch::Watch};
+use super::signals::Signals;
 use crate::{
-    Data, Plugin, PoolBuilder, Settings, Source, Spec,
-    service::{Exit, cli::LoadArguments, exit::print, greet},
+    PoolBuilder, Settings,
+    service::{Exit, cli::LoadArguments, exit::print},
 };
 
 /// The capacity if neither a flag nor a setting gives one.
@@ -40,7 +42,11 @@ pub(in crate::service) async fn load(
     if let Some(isolation) = arguments.isolation {
         settings.engine.isolation = isolation;
     }
-    let (spec, input) = subject(&arguments, &settings).await?;
+    if let Some(code_cache) = &arguments.code_cache {
+        settings.engine.code_cache.clone_from(code_cache);
+    }
+    let (subject, input) = Subject::read(&arguments, &settings).await?;
+    settings.limits.plugin_size = settings.limits.plugin_size.max(subject.size());
     let capacity = match arguments.capacity {
         Some(capacity) => capacity.get(),
         // The general default has room for all of this command's evaluators, and would show no eviction.
@@ -54,7 +60,7 @@ pub(in crate::service) async fn load(
     let mut signals = Signals::new()?;
     let live_max = Arc::default();
     let watch = Watch::start(pool.clone(), exporter.clone(), arguments.duration, Arc::clone(&live_max))?;
-    let workload = Arc::new(Workload::new(&pool, spec, input, arguments.evaluators, live_max)?);
+    let workload = Arc::new(Workload::new(&pool, subject, input, arguments.evaluators, live_max)?);
     let began = Instant::now();
     {
         let mut running = pin!(workload.run(&arguments, seed));
@@ -91,19 +97,4 @@ pub(in crate::service) async fn load(
         [] => Ok(()),
         broken => Err(Exit::failed(broken.join("; "))),
     }
-}
-
-/// The spec and the input of every evaluator. A plugin that no evaluation could run is refused here, once.
-async fn subject(arguments: &LoadArguments, settings: &Settings) -> Result<(Spec, Data), Exit> {
-    let input = arguments.input.clone().map(|input| read_input(input, settings.limits.input_size)).transpose()?;
-    let input = input.map(|input| arguments.options.data(input));
-    let plugin_size = settings.limits.plugin_size;
-    if arguments.plugin.is_none() && !arguments.options.has_manifest() {
-        let spec = arguments.options.spec(Source::Bytes(greet::WASM), plugin_size)?;
-        return Ok((spec.entry_point(greet::NAME), input.unwrap_or_else(|| greet::INPUT.into())));
-    }
-    let (bytes, spec) = arguments.options.subject(arguments.plugin.as_deref(), &settings.limits).await?;
-    let plugin = Plugin::new(bytes, spec.digest)?;
-    let entry_point = plugin.interface().resolve(arguments.entry.as_deref())?;
-    Ok((spec.entry_point(entry_point), input.unwrap_or_default()))
 }
