@@ -19,7 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group};
 use evalpool::{
     Close, Error, Evaluator, EvaluatorPool, Isolation, Source, Spec,
     config::LimitSettings,
@@ -404,4 +404,10 @@ async fn time_build(evaluator: &Evaluator) -> Duration {
 }
 
 criterion_group!(benches, warm, fresh, registry_hit, build);
-criterion_main!(benches);
+
+// Not `criterion_main!`: in the processes that compile, this must come first.
+fn main() {
+    evalpool::init_compile_workers();
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, SamplingMode, Throughput, criterion_group};
 use evalpool::{Evaluator, EvaluatorPool, Isolation, Source, Spec};
 use tokio::runtime::Runtime;
 
@@ -105,4 +105,10 @@ fn load(c: &mut Criterion) {
 }
 
 criterion_group!(benches, load);
-criterion_main!(benches);
+
+// Not `criterion_main!`: in the processes that compile, this must come first.
+fn main() {
+    evalpool::init_compile_workers();
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

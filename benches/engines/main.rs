@@ -14,9 +14,13 @@
 //! | `workers` | warm calls on one and on two workers |
 //! | `endless`, `gallery` | a short evaluation beside hostile guests |
 //! | `back` | the return of an evicted plugin |
+//! | `builds` | cold builds, compiled in workers and in this process |
+//! | `start` | the start of a compile worker in a small process and in a large one |
+//! | `bombs` | a cold call beside compiles that do not end |
 
 mod back;
 mod bare;
+mod builds;
 mod measure;
 mod neighbours;
 mod plugins;
@@ -27,6 +31,9 @@ mod runners;
 mod workers;
 
 // The hostile plugins of the tests.
+#[allow(dead_code, reason = "the tests want more of them")]
+#[path = "../../tests/integration/workers/bombs.rs"]
+mod bombs;
 #[allow(dead_code, reason = "what must come of each, the tests look at")]
 #[path = "../../tests/integration/hostile/gallery/mod.rs"]
 mod gallery;
@@ -42,15 +49,19 @@ const TASKS: usize = 64;
 
 type Part = fn(&mut Report, Duration);
 
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 8] = [
     ("runners", runners::compare),
     ("workers", workers::one_and_two),
     ("endless", neighbours::beside_endless),
     ("gallery", neighbours::beside_gallery),
     ("back", back::from_eviction),
+    ("builds", builds::in_workers_and_in_process),
+    ("start", builds::of_a_worker),
+    ("bombs", builds::beside_bombs),
 ];
 
 fn main() -> ExitCode {
+    evalpool::init_compile_workers();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
     let names: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();

@@ -1,6 +1,9 @@
-//! Modules of a few kilobytes to a few megabytes that keep a compiler busy for minutes, or have it take gigabytes.
+//! Modules of a few kilobytes to a few megabytes that keep a compiler busy for minutes, or have it take gigabytes. The
+//! benches look at them too, so they need nothing of the tests around them.
 
-use crate::support::wasm;
+fn wasm(text: &str) -> Vec<u8> {
+    wat::parse_str(text).expect("a test's module is well formed")
+}
 
 fn each(times: usize, text: impl Fn(usize) -> String) -> String {
     (0..times).map(text).collect()
@@ -38,6 +41,11 @@ pub(super) fn vectors() -> Vec<u8> {
         "(local.set 0 (i8x16.popcnt (i16x8.q15mulr_sat_s (i64x2.mul (local.get 0) (local.get 1)) (local.get 1))))";
     let function = format!("(func (local v128 v128) {})", body.repeat(5_000));
     wasm(&format!("(module (func (export \"run\")) {})", function.repeat(60)))
+}
+
+/// Each of them, with its name.
+pub(super) fn all() -> [(&'static str, Vec<u8>); 4] {
+    [("loops", nested_loops()), ("long", long_function()), ("many", many_functions()), ("vectors", vectors())]
 }
 
 /// Large for what it does, but not hostile: takes a moment to compile.

@@ -49,12 +49,7 @@ async fn beside_four_bombs_on_two_slots_another_plugin_is_compiled() {
     let short = Duration::from_secs(1);
     let pool = pool(|settings| settings.pool.build_concurrency = 2);
     let mut falling = tokio::task::JoinSet::new();
-    for (name, bomb) in [
-        ("loops", bombs::nested_loops()),
-        ("long", bombs::long_function()),
-        ("many", bombs::many_functions()),
-        ("vectors", bombs::vectors()),
-    ] {
+    for (name, bomb) in bombs::all() {
         let pool = pool.clone();
         falling.spawn(async move { fails(&pool, name, bytes(bomb).build_timeout(short)).await });
     }
