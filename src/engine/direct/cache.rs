@@ -124,7 +124,8 @@ impl Cache {
         module
     }
 
-    /// The module of code that a worker has just sent. The code is kept, if there is room for it.
+    /// The module of code that a worker has just sent. The code is kept, if there is room for it. Fails if the module wants
+    /// more than a slot of this engine has, which a worker does not know, or if the system has no room for the code.
     pub(super) fn take(&self, engine: &Engine, key: Key, code: Sealed) -> wasmtime::Result<Module> {
         let module = load(engine, &code)?;
         self.keep(key, code);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -99,12 +100,9 @@ impl Code {
             return Ok(module);
         };
         self.check(key, terms.within)?;
-        let unusable = |error: wasmtime::Error| {
-            classify::shortage(&error)
-                .unwrap_or_else(|| Error::internal("compiled code cannot be loaded", format!("{error:#}")))
         };
         match workers.compile(wasm, terms, stop) {
-            Ok(code) => self.kept.take(engine, key, code).map_err(unusable),
+            Ok(code) => self.kept.take(engine, key, code).map_err(|error| classify::invalid(&error, limits)),
             Err(Failed::Time) => {
                 self.over_time(terms);
                 Err(Error::build_timeout(terms.within))

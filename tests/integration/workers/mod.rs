@@ -12,7 +12,7 @@ use evalpool::{
 };
 use tempfile::TempDir;
 
-use crate::support::{GREET, eventually, settings, wasm};
+use crate::support::{self, GREET, eventually, settings, wasm};
 
 fn pool(set: impl FnOnce(&mut Settings)) -> EvaluatorPool {
     let mut settings = settings(EngineKind::Direct);
@@ -167,6 +167,20 @@ async fn the_same_bytes_are_compiled_once_and_share_their_code() {
     images.dedup();
     assert_eq!(images.len(), 1, "one image of the code serves all");
     pool.close().await;
+}
+
+#[tokio::test]
+async fn what_wants_more_than_a_slot_has_is_refused_in_the_same_words_wherever_it_was_compiled() {
+    let mut refusals = Vec::new();
+    for workers in [support::compile_workers(), CompileWorkers::Off] {
+        let pool = pool(|settings| settings.engine.compile_workers = workers);
+        let tables = bytes(wasm(&format!(r#"(module {} (func (export "run")))"#, "(table 1 funcref) ".repeat(5))));
+        let error = fails(&pool, "tables", tables).await;
+        assert_eq!(error.kind(), "invalid_plugin", "{}", error.chain());
+        refusals.push(error.to_string());
+    }
+    assert!(refusals[0].contains("tables"), "{refusals:?}");
+    assert_eq!(refusals[0], refusals[1]);
 }
 
 #[tokio::test]
