@@ -14,6 +14,11 @@ trap 'rm -rf "$work"' EXIT
 options=()
 [ -z "${CARGO_TARGET_DIR:-}" ] || options+=(--target-dir "$CARGO_TARGET_DIR")
 
+# A program without sanitizer, whose processes compile: any of the targets as it is replayed.
+cargo build --release --locked --quiet --manifest-path tests/fuzz/Cargo.toml "${options[@]}" --no-default-features \
+    --bin settings
+export FUZZ_COMPILE_WORKER="${CARGO_TARGET_DIR:-$PWD/tests/fuzz/target}/release/settings"
+
 outcome=0
 printf '%-9s %9s %8s %9s %9s  %s\n' target inputs seconds coverage 'peak MiB' result
 for target in "$@"; do

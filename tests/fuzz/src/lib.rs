@@ -2,6 +2,7 @@
 //!
 //! See `README.md` for the targets themselves.
 
+mod peak;
 mod plugins;
 mod stage;
 
@@ -12,7 +13,8 @@ use std::{
 };
 
 pub use self::{
-    plugins::{Shape, split},
+    peak::Peak,
+    plugins::{Shape, repeat, split},
     stage::{Stage, TICK, TICKS, assert_plugins_fault, settings},
 };
 
@@ -26,6 +28,8 @@ macro_rules! fuzz {
 
         #[cfg(not(fuzzing))]
         fn main() -> std::process::ExitCode {
+            // In the processes that compile, this must come first.
+            evalpool::init_compile_workers();
             $crate::replay(env!("CARGO_BIN_NAME"), $run)
         }
     };

@@ -15,6 +15,38 @@ pub fn split(input: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
+/// A text in which `[N part]` stands for N times the part, also within such a part: what keeps a compiler busy is long. A
+/// text that would be longer than `most` bytes, or whose brackets are no such parts, stays as it is.
+#[must_use]
+pub fn repeat(text: &str, most: usize) -> String {
+    // The parts that are open: how often each is repeated, and what it has so far.
+    let (mut open, mut rest) = (vec![(1_usize, String::new())], text);
+    while let Some(at) = rest.find(['[', ']']) {
+        let Some((_, so_far)) = open.last_mut() else { break };
+        so_far.push_str(&rest[..at]);
+        let begins = rest.as_bytes()[at] == b'[';
+        rest = &rest[at + 1..];
+        if begins {
+            let Some((times, part)) = rest.split_once(char::is_whitespace) else { return text.to_owned() };
+            let Ok(times) = times.parse() else { return text.to_owned() };
+            open.push((times, String::new()));
+            rest = part;
+        } else {
+            let (Some((times, part)), Some((_, so_far))) = (open.pop(), open.last_mut()) else {
+                return text.to_owned();
+            };
+            if part.len().saturating_mul(times).saturating_add(so_far.len()) > most {
+                return text.to_owned();
+            }
+            so_far.push_str(&part.repeat(times));
+        }
+    }
+    match open.pop() {
+        Some((_, whole)) if open.is_empty() => whole + rest,
+        _ => text.to_owned(),
+    }
+}
+
 /// What a generated plugin looks like from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {

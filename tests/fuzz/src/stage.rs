@@ -4,7 +4,7 @@ use std::{future::Future, time::Duration};
 
 use evalpool::{
     Error, ErrorKind, EvaluatorPool, Settings,
-    config::{CodeCache, EngineKind, LimitSettings, PoolSettings},
+    config::{CodeCache, CompileWorkers, EngineKind, LimitSettings, PoolSettings},
     engine::SlotCounts,
 };
 use tokio::{
@@ -17,6 +17,10 @@ pub const TICKS: u32 = 600;
 
 /// At least so long, if the process runs.
 pub const TICK: Duration = Duration::from_millis(100);
+
+/// In this variable of the environment: a program whose processes compile. The fuzzer needs one, since a sanitizer takes more
+/// address space than a compile worker may have.
+const WORKER: &str = "FUZZ_COMPILE_WORKER";
 
 /// An hour: what is waited for in vain is a hang, and found as one.
 const NEVER: Duration = Duration::from_hours(1);
@@ -43,6 +47,8 @@ pub fn settings() -> Settings {
             memory: 4 << 20,
             table_elements: 1000,
             build_timeout: Duration::from_millis(300),
+            // The least there is.
+            compile_memory: 64 << 20,
             wait_timeout: NEVER,
             exec_timeout: Duration::from_millis(20),
             fuel: None,
@@ -50,6 +56,9 @@ pub fn settings() -> Settings {
         ..Settings::default()
     };
     settings.engine.kind = EngineKind::Direct;
+    if let Some(program) = std::env::var_os(WORKER) {
+        settings.engine.compile_workers = CompileWorkers::Program(program.into());
+    }
     // Little enough to be full most of the time.
     settings.engine.code_cache = CodeCache::Memory;
     settings.engine.code_cache_size = 1 << 20;
@@ -74,10 +83,20 @@ impl Stage {
 
     /// Runs a future to its end, which must come.
     pub fn finish<T: Send + 'static>(&self, what: &str, future: impl Future<Output = T> + Send + 'static) -> T {
+        self.finish_within(TICKS, what, future)
+    }
+
+    /// The same, within so many ticks.
+    pub fn finish_within<T: Send + 'static>(
+        &self,
+        ticks: u32,
+        what: &str,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> T {
         self.runtime.block_on(async {
             // On another thread: a guest that does not give way must not keep this one from noticing.
             let mut task = tokio::spawn(future);
-            for _ in 0..TICKS {
+            for _ in 0..ticks {
                 if let Ok(ended) = timeout(TICK, &mut task).await {
                     return ended.expect("a panic ends the process where it happens");
                 }
@@ -86,12 +105,13 @@ impl Stage {
         })
     }
 
-    /// Waits until no runtime is left and no slot taken, which must come about by itself.
+    /// Waits until no runtime is left, no slot taken and no compile worker at work, which must come about by itself.
     pub fn assert_at_rest(&self) {
         let left = || {
             let slots = self.pool.slots().map(|slots| slots.live).filter(|live| *live != SlotCounts::default());
-            let runtimes = self.pool.runtimes();
-            (runtimes > 0 || slots.is_some()).then_some((runtimes, slots))
+            let (runtimes, workers) = (self.pool.runtimes(), self.pool.compile_workers());
+            let busy = workers.map_or(0, |workers| workers.busy);
+            (runtimes > 0 || slots.is_some() || busy > 0).then_some((runtimes, slots, busy))
         };
         self.runtime.block_on(async {
             // Most is given back within microseconds, and a sleep takes a millisecond.
@@ -107,7 +127,7 @@ impl Stage {
                 }
                 sleep(TICK / 100).await;
             }
-            panic!("left behind, runtimes and slots: {:?}", left());
+            panic!("left behind, runtimes, slots and compiles: {:?}", left());
         });
     }
 }

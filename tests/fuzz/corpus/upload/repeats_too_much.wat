@@ -1,0 +1,1 @@
+(module (func (export "run") [99999 [99999 (nop)]]))
