@@ -351,8 +351,9 @@ fn shared_out<F: Future<Output = ()> + Send>(
     })
 }
 
-/// From bytes to the first instance. `evalpool_cold` has a new pool, and with it an empty cache of compiled functions,
-/// for every build; `evalpool_again` is what a call after an eviction pays, with what the cache still has.
+/// From bytes to the first instance. `evalpool_cold` has a new pool for every build, and with it an empty cache of compiled
+/// code and a compile worker that has to start; `evalpool_again` is what a call after an eviction pays, with what the cache
+/// still has.
 fn build(c: &mut Criterion) {
     let runtime = runtime();
     let mut group = c.benchmark_group("build");

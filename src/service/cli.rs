@@ -121,7 +121,7 @@ pub(super) struct LoadArguments {
     /// section with its name is appended.
     #[arg(long)]
     pub(super) same: bool,
-    /// Where compiled code is kept: nowhere, in memory, or in a folder [default: engine.code_cache]
+    /// Where compiled code is kept: nowhere, in memory, or in a folder [default: as set, else memory]
     #[arg(long, value_name = "off|memory|DIR", value_parser = word::<CodeCache>)]
     pub(super) code_cache: Option<CodeCache>,
     /// At random, drop calls, run bad plugins, close evaluators and unload runtimes.
