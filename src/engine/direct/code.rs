@@ -100,7 +100,6 @@ impl Code {
             return Ok(module);
         };
         self.check(key, terms.within)?;
-        };
         match workers.compile(wasm, terms, stop) {
             Ok(code) => self.kept.take(engine, key, code).map_err(|error| classify::invalid(&error, limits)),
             Err(Failed::Time) => {
