@@ -6,18 +6,19 @@
 //! when the task is dropped, it does so in its drop. On success it is disarmed and hands ownership on.
 //!
 //! A compile runs on a task of its own, which holds its place, its permit and its slot among `build_concurrency`. If the
-//! engine can end it, that happens when its time is up, or when nobody wants it any more and another build wants its slot.
-//! Otherwise the task holds them until the compile has really ended, and only the wait for it ends.
+//! engine can end it, that happens when its time is up, when its revision is retired, or when nobody waits for it any more
+//! and another build wants its slot. Otherwise the task holds them until the compile has really ended, and only the wait
+//! for it ends.
 
 mod once;
 mod slots;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, timeout},
+};
 
 use self::{
     once::{Contents, Once},
@@ -158,61 +159,70 @@ impl Compiler {
         check_vars(&*self.engine, request.variables.is_some())
     }
 
-    /// Compiles a plugin into a runtime, or closes what was opened for it. `None` when nobody wants it any more and it has
-    /// given way to another build.
+    /// Compiles a plugin into a runtime, or closes what was opened for it.
     ///
     /// Cancel safe: what is in progress ends, or runs to its end, and is closed.
     ///
     /// # Errors
     ///
-    /// `invalid_plugin`, `entry_point_missing`, `build_timeout`, `wait_timeout` when no slot came free within `wait`, or
-    /// `internal` for a panic.
+    /// `invalid_plugin`, `entry_point_missing`, `build_timeout`, `wait_timeout` when no slot came free within `wait`,
+    /// `internal` for a panic, or `cancelled` once the build is `unwanted`: its revision was retired, or nobody waited for
+    /// it and it has given way to another.
     pub(crate) async fn build(
         &self,
         blueprint: Blueprint,
         admission: Admission<Runtime>,
         interest: Interest<Runtime>,
+        unwanted: impl Future<Output = ()>,
         wait: Duration,
-    ) -> Result<Option<Runtime>, Error> {
+    ) -> Result<Runtime, Error> {
         let internal = |error: tokio::task::JoinError| Error::internal("the build did not finish", error.to_string());
+        let mut unwanted = pin!(unwanted);
         // The build holds its place while it waits for its turn, so it does not wait for ever.
-        let turn = timeout(wait, self.turn(&blueprint.request, interest)).await;
+        let turn = tokio::select! {
+            turn = timeout(wait, self.turn(&blueprint.request, interest)) => turn,
+            () = &mut unwanted => return Err(Error::Cancelled),
+        };
         let (once, slot) = turn.map_err(|_| Error::WaitTimeout { after: wait })?;
-        let (after, end) = (blueprint.request.limits.build_timeout, slot.end());
+        let after = blueprint.request.limits.build_timeout;
         let (engine, metrics) = (self.engine.clone(), self.metrics.clone());
         let attempt = async move { attempt(&*engine, blueprint, admission, metrics, once, slot).await };
         if !self.engine.interrupts_compiles() {
             return match timeout(after, tokio::spawn(attempt)).await {
-                Ok(built) => built.map_err(internal)?.map(Some),
+                Ok(built) => built.map_err(internal)?,
                 Err(_) => Err(Error::build_timeout(after)),
             };
         }
         let mut work = AbortOnDrop(tokio::spawn(attempt));
         tokio::select! {
-            built = &mut work.0 => built.map_err(internal)?.map(Some),
-            () = end.notified() => {
+            built = &mut work.0 => built.map_err(internal)?,
+            () = &mut unwanted => {
                 work.0.abort();
                 // It holds its place until it is gone. If it has just ended well, nobody gets to see it.
-                if let Ok(Ok(unwanted)) = (&mut work.0).await {
-                    background::drop_elsewhere(unwanted);
+                if let Ok(Ok(runtime)) = (&mut work.0).await {
+                    background::drop_elsewhere(runtime);
                 }
-                Ok(None)
+                Err(Error::Cancelled)
             }
         }
     }
 
     /// Waits until nobody else compiles the same, then for a slot.
     async fn turn(&self, request: &CompileRequest, interest: Interest<Runtime>) -> (Once, BuildSlot) {
+        let left = interest.left();
+        let renounce: Arc<Renounce> = {
+            let interest = interest.clone();
+            Arc::new(move || interest.renounce())
+        };
         let once = if self.engine.shares_code() {
             let linked = request.linked.iter().map(|linked| linked.digest);
-            self.contents.only(linked.chain([request.digest]).collect()).await
+            self.contents.only(linked.chain([request.digest]).collect(), renounce).await
         } else {
             Once::default()
         };
-        let left = interest.left();
         let renounce = self.engine.interrupts_compiles().then(|| {
             let followers = once.followers();
-            Arc::new(move || followers.are_none() && interest.renounce()) as Arc<Renounce>
+            Arc::new(move || followers.renounce() && interest.renounce()) as Arc<Renounce>
         });
         let slot = self.slots.acquire(renounce, &left).await;
         (once, slot)
@@ -238,6 +248,7 @@ async fn attempt(
 ) -> Result<Runtime, Error> {
     let Admission { place, permit } = admission;
     let Blueprint { plugin, entry_points, request, report, policy } = blueprint;
+    let within = request.limits.build_timeout;
     let request = CompileRequest { permit: engine::Permit::new(place.clone()), ..request };
     let started = Instant::now();
     let compiled = engine.compile(request).await?;
@@ -250,7 +261,14 @@ async fn attempt(
     let mut guard = Guard::new(compiled, place);
 
     let started = Instant::now();
-    let probe = match guard.compiled().instantiate(engine::Permit::new(permit)).await {
+    let probe = guard.compiled().instantiate(engine::Permit::new(permit));
+    let probe = if engine.interrupts_compiles() {
+        // What the compile has left of the time is for the initialisers.
+        timeout(within.saturating_sub(compile), probe).await.unwrap_or_else(|_| Err(Error::build_timeout(within)))
+    } else {
+        probe.await
+    };
+    let probe = match probe {
         Ok(probe) => probe,
         Err(error) => return Err(guard.close(report.failure(error)).await),
     };

@@ -10,7 +10,7 @@ use std::sync::{
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-/// Says whether nobody wants a build any more. Once it has said so, nobody can join that build.
+/// Says whether nobody wants a build any more. Once it has said so, nobody can join that build, and it ends.
 pub(super) type Renounce = dyn Fn() -> bool + Send + Sync;
 
 /// The slots of one pool.
@@ -26,15 +26,13 @@ pub(super) struct BuildSlots {
 struct Running {
     id: u64,
     renounce: Arc<Renounce>,
-    end: Arc<Notify>,
-    asked: bool,
+    ending: bool,
 }
 
 /// The right to compile. Dropping it lets the next build begin.
 pub(super) struct BuildSlot {
     slots: Arc<BuildSlots>,
     id: u64,
-    end: Arc<Notify>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -55,15 +53,15 @@ impl BuildSlots {
             Ok(permit) => permit,
             Err(_) => self.wait(left).await,
         };
-        let (id, end) = (self.next.fetch_add(1, Ordering::Relaxed), Arc::new(Notify::new()));
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
         if let Some(renounce) = renounce {
-            self.running().push(Running { id, renounce, end: end.clone(), asked: false });
+            self.running().push(Running { id, renounce, ending: false });
         }
         // It may have been left while it waited for this.
         if self.wanting.load(Ordering::SeqCst) > 0 {
             self.make_way();
         }
-        BuildSlot { slots: self.clone(), id, end, _permit: permit }
+        BuildSlot { slots: self.clone(), id, _permit: permit }
     }
 
     async fn wait(&self, left: &Notify) -> OwnedSemaphorePermit {
@@ -91,34 +89,26 @@ impl BuildSlots {
     fn make_way(&self) {
         let candidates: Vec<(u64, Arc<Renounce>)> = {
             let running = self.running();
-            let ending = running.iter().filter(|running| running.asked).count();
+            let ending = running.iter().filter(|running| running.ending).count();
             if ending >= self.wanting.load(Ordering::SeqCst) {
                 return;
             }
             running
                 .iter()
-                .filter(|running| !running.asked)
+                .filter(|running| !running.ending)
                 .map(|running| (running.id, running.renounce.clone()))
                 .collect()
         };
         // Asked without the lock.
         let Some((renounced, _)) = candidates.into_iter().find(|(_, renounce)| renounce()) else { return };
         if let Some(running) = self.running().iter_mut().find(|running| running.id == renounced) {
-            running.asked = true;
-            running.end.notify_one();
+            running.ending = true;
         }
     }
 
     fn running(&self) -> MutexGuard<'_, Vec<Running>> {
         // Only list operations happen under this lock.
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl BuildSlot {
-    /// Notified when the build is to end.
-    pub(super) fn end(&self) -> Arc<Notify> {
-        self.end.clone()
     }
 }
 

@@ -293,7 +293,8 @@ pub(crate) struct BuildTicket<R: Resident> {
 }
 
 impl<R: Resident> BuildTicket<R> {
-    /// Ends when the revision is retired or the pool shut down. What is being fetched need not be waited for then.
+    /// Ends when the revision is retired, the pool shut down or the build [renounced](Interest::renounce): nobody sees its
+    /// outcome then.
     pub(crate) async fn unwanted(&mut self) {
         let _ = (&mut self.unwanted).await;
     }
@@ -335,7 +336,7 @@ impl<R: Resident> BuildTicket<R> {
         self.report(error);
     }
 
-    /// The build ended before it began, or gave way, because nobody wants it any more.
+    /// The build ended before it began, because nobody wants it any more.
     pub(crate) fn abandon(mut self) {
         self.done = true;
     }

@@ -20,7 +20,7 @@ pub(super) async fn build(inner: Arc<PoolInner>, revision: Arc<Revision>, mut ti
                 background::drop_elsewhere(unwanted);
             }
         }
-        // Nobody waits any more, and nothing was begun or it gave way.
+        // Nobody wants it any more, and nothing was begun.
         Ok(None) => ticket.abandon(),
         Err(error) => {
             tracing::debug!(evaluator = &*revision.name, error = %error.chain(), "a build failed");
@@ -86,8 +86,9 @@ async fn attempt(
     let _ = revision.info.set(info);
     let Some(admission) = ticket.admit(fetching).await else { return Ok(None) };
     let plugin = matches!(spec.source, Source::Bytes(_)).then(|| blueprint.plugin.clone());
-    let built = inner.compiler.build(blueprint, admission, ticket.interest(), inner.limits.wait_timeout).await?;
-    let Some(runtime) = built else { return Ok(None) };
+    let (interest, unwanted) = (ticket.interest(), ticket.unwanted());
+    let wait = inner.limits.wait_timeout;
+    let runtime = inner.compiler.build(blueprint, admission, interest, unwanted, wait).await?;
     if let Some(plugin) = plugin {
         revision.set_plugin(plugin);
     }

@@ -79,6 +79,8 @@ struct Shared {
     released: AtomicBool,
     release: Notify,
     interrupts_initialisers: AtomicBool,
+    interrupts_compiles: AtomicBool,
+    shares_code: AtomicBool,
 }
 
 /// The spy. Clones watch the same engine.
@@ -126,6 +128,16 @@ impl Spy {
     /// From now on, the engine says that an endless initialiser holds up nobody else.
     pub(crate) fn interrupts_initialisers(&self) {
         self.shared.interrupts_initialisers.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on, a compile ends when its future is dropped, and at `build_timeout`.
+    pub(crate) fn interrupts_compiles(&self) {
+        self.shared.interrupts_compiles.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on, plugins with the same bytes share their code.
+    pub(crate) fn shares_code(&self) {
+        self.shared.shares_code.store(true, Ordering::SeqCst);
     }
 
     /// From now on, the engine refuses plugins that are not trusted.
@@ -186,6 +198,11 @@ impl Spy {
         self.counts().closes.load(Ordering::SeqCst)
     }
 
+    /// Those that compile now.
+    pub(crate) fn working(&self) -> usize {
+        self.counts().working.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn calls_started(&self) -> usize {
         self.counts().calls_started.load(Ordering::SeqCst)
     }
@@ -211,6 +228,10 @@ impl Spy {
         assert_eq!(self.opens(), self.closes(), "opens and closes");
         assert_eq!(self.instances_live(), 0, "instances");
         assert_eq!(self.runtimes_live(), 0, "permits of runtimes");
+    }
+
+    fn is_set(&self, which: impl Fn(&Shared) -> &AtomicBool) -> bool {
+        which(&self.shared).load(Ordering::SeqCst)
     }
 
     fn next(&self, pick: impl FnOnce(&mut Script) -> &mut VecDeque<Act>) -> Act {
@@ -302,7 +323,13 @@ impl Engine for Spy {
             let held = (live, request.permit);
             let act = spy.next(|script| &mut script.compile);
             let working = Live::working(&shared);
-            shared.act(act).await?;
+            if spy.is_set(|shared| &shared.interrupts_compiles) {
+                let after = request.limits.build_timeout;
+                let in_time = tokio::time::timeout(after, shared.act(act)).await;
+                in_time.unwrap_or(Err(Error::BuildTimeout { after, cause: None, last_words: LastWords::default() }))?;
+            } else {
+                shared.act(act).await?;
+            }
             drop(working);
             shared.counts.opens.fetch_add(1, Ordering::SeqCst);
             Ok(Box::new(SpyPlugin { spy, held }) as Box<dyn CompiledPlugin>)
@@ -310,7 +337,15 @@ impl Engine for Spy {
     }
 
     fn interrupts_initialisers(&self) -> bool {
-        self.shared.interrupts_initialisers.load(Ordering::SeqCst)
+        self.is_set(|shared| &shared.interrupts_initialisers)
+    }
+
+    fn interrupts_compiles(&self) -> bool {
+        self.is_set(|shared| &shared.interrupts_compiles)
+    }
+
+    fn shares_code(&self) -> bool {
+        self.is_set(|shared| &shared.shares_code)
     }
 }
 

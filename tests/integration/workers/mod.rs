@@ -2,11 +2,12 @@
 
 mod bombs;
 mod processes;
+mod turns;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 use evalpool::{
-    Error, EvaluatorPool, PoolBuilder, RuntimeState, Settings, Source, Spec,
+    Error, Evaluator, EvaluatorPool, PoolBuilder, RuntimeState, Settings, Source, Spec,
     config::{CodeCache, CompileWorkers, EngineKind},
     engine::{CompileWorkerCounts, CompiledPlugin, Ended, direct::Compiled},
 };
@@ -98,8 +99,13 @@ async fn a_plugin_that_takes_too_long_to_compile_is_not_compiled_again_soon_but_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_build_that_nobody_waits_for_gives_way_to_one_that_is_wanted() {
     let pool = pool(|settings| settings.pool.build_concurrency = 1);
+    let calls = |bomb: &Evaluator| {
+        let bomb = bomb.clone();
+        tokio::spawn(async move { bomb.evaluate("").await.map(drop) })
+    };
+    // Kept: without handles, an evaluator closes, and its compile ends at once.
     let bomb = pool.evaluator("bomb", bytes(bombs::nested_loops())).unwrap();
-    let caller = tokio::spawn(async move { bomb.evaluate("").await.map(drop) });
+    let caller = calls(&bomb);
     eventually("it is being compiled", || counts(&pool).busy == 1).await;
     // Both orders: somebody wants the slot when the caller leaves, and the caller has left when somebody wants it.
     let waiting = tokio::spawn({
@@ -112,13 +118,42 @@ async fn a_build_that_nobody_waits_for_gives_way_to_one_that_is_wanted() {
     eventually("its worker is gone", || ended(&pool, Ended::Killed) == 1).await;
 
     let bomb = pool.evaluator("bomb", bytes(bombs::long_function())).unwrap();
-    let caller = tokio::spawn(async move { bomb.evaluate("").await.map(drop) });
+    let caller = calls(&bomb);
     eventually("it is being compiled", || counts(&pool).busy == 1).await;
     caller.abort();
     let _ = caller.await;
     runs(&pool, "second", bytes(wasm(r#"(module (func (export "run") nop))"#))).await;
     eventually("its worker is gone too", || ended(&pool, Ended::Killed) == 2).await;
     eventually("their places are given back", || pool.runtimes() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_in_the_middle_of_a_compile_ends_its_worker_at_once() {
+    let pool = pool(|settings| settings.limits.build_timeout = Duration::from_mins(10));
+    let bomb = pool.evaluator("bomb", bytes(bombs::nested_loops())).unwrap();
+    let caller = tokio::spawn({
+        let bomb = bomb.clone();
+        async move { bomb.evaluate("").await.map(drop) }
+    });
+    eventually("it is being compiled", || counts(&pool).busy == 1).await;
+    bomb.close().await;
+    assert_eq!((counts(&pool).busy, ended(&pool, Ended::Killed), pool.runtimes()), (0, 1, 0));
+    assert_eq!(caller.await.unwrap().unwrap_err().kind(), "closed");
+}
+
+#[tokio::test]
+async fn a_plugin_that_is_too_large_for_a_worker_to_read_is_told_so() {
+    let pool = pool(|settings| {
+        settings.limits.compile_memory = 64 << 20;
+        settings.limits.plugin_size = 128 << 20;
+    });
+    let mut large = wasm(r#"(module (func (export "run")))"#);
+    // A custom section of 80 MiB: its size in LEB128, and an empty name.
+    large.extend([0, 0x80, 0x80, 0x80, 0x28, 0]);
+    large.resize(large.len() + (80 << 20) - 1, 0);
+    let error = fails(&pool, "large", bytes(large)).await;
+    assert!(error.to_string().contains("limits.compile_memory"), "{}", error.chain());
+    runs(&pool, "after", small()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
