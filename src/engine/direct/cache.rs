@@ -13,12 +13,13 @@ use std::{
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::SystemTime,
 };
 
+use bytes::Bytes;
 use lru::LruCache;
 use sha2::{Digest as _, Sha256};
 use wasmtime::{Engine, Module};
@@ -50,7 +51,7 @@ struct InMemory {
 
 /// What `Module::serialize` gave, behind its SHA-256: as it lies in a file, and as a worker sends it.
 #[derive(Clone)]
-pub(super) struct Sealed(Arc<[u8]>);
+pub(super) struct Sealed(Bytes);
 
 impl Sealed {
     /// Bytes of the digest.

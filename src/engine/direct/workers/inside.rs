@@ -1,9 +1,12 @@
 //! The worker's own side. Everything here runs in a process of its own.
 
+#[cfg(target_os = "linux")]
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 use std::{
     io::{self, BufReader, Write},
     panic::{AssertUnwindSafe, catch_unwind},
-    process::exit,
+    path::PathBuf,
+    process::{abort, exit},
     sync::{
         atomic::{AtomicBool, Ordering},
         mpsc,
@@ -19,10 +22,10 @@ use wasmtime::Engine;
 
 use super::{
     MemoryLayout, Sealed,
-    protocol::{ARGUMENT, Order, Reply, Setup, UNABLE, hear, hear_bytes, say},
+    protocol::{ARGUMENT, NO_MEMORY, Order, Reply, Setup, UNABLE, hear, hear_bytes, say},
     tunables,
 };
-use crate::error::panic_text;
+use crate::{engine::text::shorten, error::panic_text};
 
 /// What the compiler is tried with before anything is asked of it: two functions, so that it starts its threads.
 const TRIAL: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x03\x02\0\0\x0a\x07\x02\x02\0\x0b\x02\0\x0b";
@@ -52,6 +55,19 @@ pub fn init_compile_workers() {
 
 pub(super) fn is_installed() -> bool {
     INSTALLED.load(Ordering::Relaxed)
+}
+
+/// The program that is running, even if its file was replaced since; by its name where there is no `/proc`.
+pub(super) fn running() -> PathBuf {
+    let file = PathBuf::from("/proc/self/exe");
+    if file.exists() {
+        return file;
+    }
+    #[cfg(target_os = "linux")]
+    let named = || PathBuf::from(OsStr::from_bytes(rustix::param::linux_execfn().to_bytes()));
+    #[cfg(not(target_os = "linux"))]
+    let named = || file;
+    std::env::current_exe().unwrap_or_else(|_| named())
 }
 
 /// Compiles until the owner closes the input.
@@ -91,11 +107,12 @@ fn work(memory: u64) -> io::Result<()> {
             }
             Ok(Err(error)) if is_no_memory(&error) => return say(&mut stdout, &Reply::Memory),
             Ok(Err(error)) => {
-                let (reason, chain) = (error.root_cause().to_string(), format!("{error:#}"));
+                // A plugin may have chosen some of it.
+                let (reason, chain) = (shorten(&error.root_cause().to_string()), shorten(&format!("{error:#}")));
                 say(&mut stdout, &Reply::Invalid { reason, chain })?;
             }
             // Nobody knows what state it has left behind.
-            Err(panic) => return say(&mut stdout, &Reply::Panicked(panic_text(&*panic))),
+            Err(panic) => return say(&mut stdout, &Reply::Panicked(shorten(&panic_text(&*panic)))),
         }
     }
     Ok(())
@@ -120,7 +137,11 @@ fn listen() -> io::Result<mpsc::Receiver<Heard>> {
         }
     };
     thread::Builder::new().stack_size(256 << 10).spawn(move || {
-        let _ = read();
+        if read().is_err_and(|error| error.kind() == io::ErrorKind::OutOfMemory) {
+            // As where an allocation cannot fail otherwise.
+            eprintln!("{NO_MEMORY}a module failed");
+            abort()
+        }
         exit(0)
     })?;
     Ok(orders)

@@ -47,6 +47,7 @@ use super::{
     tunables::{self, MemoryLayout},
 };
 use crate::{
+    background,
     config::CompileWorkers,
     engine::{CompileWorkerCounts, Ended},
     source::Digest,
@@ -86,8 +87,7 @@ impl Workers {
     pub(super) fn new(kind: &CompileWorkers, memory: u64, layout: MemoryLayout) -> Option<Self> {
         let program = match kind {
             CompileWorkers::Program(program) => program.clone(),
-            // The program that is running, even if its file was replaced since.
-            CompileWorkers::Auto if inside::is_installed() => "/proc/self/exe".into(),
+            CompileWorkers::Auto if inside::is_installed() => inside::running(),
             CompileWorkers::Auto | CompileWorkers::Off => return None,
         };
         let setup = Setup::new(layout);
@@ -110,7 +110,10 @@ impl Workers {
             let answer = worker.greet(&self.setup).and_then(|()| worker.compile(&order, wasm, terms, stop));
             stop.forget();
             drop(busy);
+            let why = stop.why();
             let failed = match answer {
+                // It was killed when it had just answered.
+                Ok(_) | Err(Failed::Invalid { .. }) if why.is_some() => Failed::Stopped,
                 Ok(code) => {
                     self.give_back(worker);
                     return Ok(code);
@@ -121,7 +124,7 @@ impl Workers {
                 }
                 Err(failed) => failed,
             };
-            let (how, failed) = worker.end(failed, stop.why());
+            let (how, failed) = worker.end(failed, why);
             self.count(how);
             match failed {
                 // It died while it was idle: not by this module.
@@ -135,8 +138,18 @@ impl Workers {
 
     /// One that waits, or else a new one.
     fn take(&self) -> Result<Worker, Failed> {
+        self.reap();
         let idle = self.idle().pop();
         idle.map_or_else(|| Worker::start(&self.program, self.memory), Ok)
+    }
+
+    /// Forgets workers that have died while they were idle.
+    fn reap(&self) {
+        let dead: Vec<Worker> = self.idle().extract_if(.., |worker| !worker.is_alive()).collect();
+        for worker in dead {
+            drop(worker);
+            self.count(Ended::Crashed);
+        }
     }
 
     fn no_worker(&self) -> Failed {
@@ -157,13 +170,25 @@ impl Workers {
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Worker>> {
-        // Only pushed to and popped from under this lock.
+        // List operations, and a question to the system that does not wait.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn counts(&self) -> CompileWorkerCounts {
+        self.reap();
         let ended = std::array::from_fn(|how| self.ended[how].load(Ordering::Relaxed));
         CompileWorkerCounts { idle: self.idle().len(), busy: self.busy.load(Ordering::Relaxed), ended }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        let idle = std::mem::take(&mut *self.idle());
+        for worker in &idle {
+            worker.kill();
+        }
+        // Each is waited for.
+        background::drop_elsewhere(idle);
     }
 }
 

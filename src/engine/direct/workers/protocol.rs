@@ -15,6 +15,9 @@ pub(super) const ARGUMENT: &str = "evalpool-compile-worker";
 /// With which code a worker exits that lacks threads or memory to begin.
 pub(super) const UNABLE: i32 = 75;
 
+/// How the last words of a worker begin to which the system gave no memory: the standard library says so before it aborts.
+pub(super) const NO_MEMORY: &str = "memory allocation of ";
+
 /// A longer line is none of ours. In bytes.
 const MOST_OF_A_LINE: u64 = 1 << 20;
 
@@ -96,6 +99,8 @@ pub(super) fn hear<T: DeserializeOwned>(from: &mut impl BufRead) -> io::Result<T
 
 pub(super) fn hear_bytes(from: &mut impl Read, size: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
+    // No more than that, where growing would double it. The system gives what is written to.
+    bytes.try_reserve_exact(usize::try_from(size).unwrap_or(usize::MAX))?;
     if from.take(size).read_to_end(&mut bytes)? as u64 == size {
         Ok(bytes)
     } else {

@@ -2,15 +2,15 @@
 
 use std::{
     io::{self, BufReader, Read, Write},
-    os::unix::process::ExitStatusExt,
+    os::unix::process::{CommandExt, ExitStatusExt},
     path::Path,
-    process::{ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::{
     Sealed, Terms,
-    protocol::{ARGUMENT, Order, Reply, Setup, UNABLE, hear, hear_bytes, say},
+    protocol::{ARGUMENT, NO_MEMORY, Order, Reply, Setup, UNABLE, hear, hear_bytes, say},
     stop::{Process, Stop, Why, kill},
 };
 use crate::engine::Ended;
@@ -20,9 +20,6 @@ const MOST_CODE: u64 = 256 << 20;
 
 /// How much of what a worker wrote before it died is looked at.
 const MOST_LAST_WORDS: u64 = 4096;
-
-/// What the standard library says when the allocator gives nothing, before it aborts.
-const NO_MEMORY: &str = "memory allocation of ";
 
 /// A worker's process with its pipes. Ends it when dropped.
 pub(super) struct Worker {
@@ -61,7 +58,8 @@ pub(in super::super) enum Failed {
 }
 
 impl Worker {
-    /// Starts a process. By `posix_spawn`, so that a large process takes no longer than a small one.
+    /// Starts a process. By `posix_spawn`, so that a large process takes no longer than a small one. In a group of its own:
+    /// what is typed at a terminal to end its owner is not sent to it, and its owner may still need it.
     pub(super) fn start(program: &Path, memory: u64) -> Result<Self, Failed> {
         let spawned = Command::new(program)
             .arg(ARGUMENT)
@@ -69,6 +67,7 @@ impl Worker {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            .process_group(0)
             .spawn();
         let mut child = spawned.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
@@ -147,7 +146,7 @@ impl Worker {
 
     /// Ends a worker that has failed, and says how it has ended and what that means for its module.
     pub(super) fn end(mut self, failed: Failed, why: Option<Why>) -> (Ended, Failed) {
-        let status = self.kill();
+        let status = self.reap();
         match (why, failed) {
             (Some(Why::Timeout), _) => (Ended::Timeout, Failed::Stopped),
             (Some(Why::Unwanted), _) => (Ended::Killed, Failed::Stopped),
@@ -162,10 +161,24 @@ impl Worker {
         }
     }
 
-    /// Once it has closed its pipes, its end has begun, and this does not change how.
-    fn kill(&self) -> Option<ExitStatus> {
+    /// Whether its process has not ended.
+    pub(super) fn is_alive(&self) -> bool {
+        matches!(self.process().try_wait(), Ok(None))
+    }
+
+    /// Does not wait until it has ended.
+    pub(super) fn kill(&self) {
         kill(&self.process);
-        self.process.lock().unwrap_or_else(PoisonError::into_inner).wait().ok()
+    }
+
+    /// Once it has closed its pipes, its end has begun, and this does not change how.
+    fn reap(&self) -> Option<ExitStatus> {
+        self.kill();
+        self.process().wait().ok()
+    }
+
+    fn process(&self) -> MutexGuard<'_, Child> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -190,6 +203,6 @@ fn how(status: Option<ExitStatus>, written: &str, begun: bool) -> (Ended, Failed
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.kill();
+        self.reap();
     }
 }
