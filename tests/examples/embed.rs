@@ -4,8 +4,13 @@ use evalpool::{EvaluatorPool, Source, Spec};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::{Value, json};
 
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    evalpool::init_compile_workers();
+    run()
+}
+
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let prometheus = PrometheusBuilder::new().install_recorder()?;
     let pool = EvaluatorPool::builder().capacity(64).build()?;
 
