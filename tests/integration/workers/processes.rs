@@ -2,23 +2,39 @@
 
 use std::{fs, process::Command, thread, time::Duration};
 
+use evalpool::{
+    config::CodeCache,
+    engine::{CompileWorkerCounts, Ended},
+};
+
 use super::bombs;
 use crate::{
     service::{Server, eventually, program},
-    support::wasm,
+    support::{
+        process::{Held, alone, forgetful_threads, settled},
+        wasm,
+    },
 };
+
+/// The numbers of a process's children, dead ones that nobody has waited for among them.
+fn children(of: u32) -> Vec<u32> {
+    let is_child = |process: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        // After the name, in parentheses: the state, then the parent.
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
+        parent == Some(of)
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes.filter_map(|process| process.file_name().to_str()?.parse().ok()).filter(is_child).collect()
+}
 
 /// The numbers of a process's compile workers.
 fn workers(of: u32) -> Vec<u32> {
     let is_worker = |process: &u32| {
-        let read = |file: &str| fs::read_to_string(format!("/proc/{process}/{file}")).unwrap_or_default();
-        // After the name, in parentheses: the state, then the parent.
-        let parent =
-            read("stat").rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
-        parent == Some(of) && read("cmdline").contains("evalpool-compile-worker")
+        let command = fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap_or_default();
+        command.contains("evalpool-compile-worker")
     };
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    processes.filter_map(|process| process.file_name().to_str()?.parse().ok()).filter(is_worker).collect()
+    children(of).into_iter().filter(is_worker).collect()
 }
 
 fn signal(process: u32, name: &str) {
@@ -129,4 +145,120 @@ fn where_no_process_can_be_started_the_host_is_short_of_something_until_it_can()
     );
     assert!(texts.iter().all(|text| !text.contains("panicked")), "{texts:#?}");
     assert_eq!(texts.last().map(String::as_str), Some(""), "with enough, it runs");
+}
+
+#[test]
+fn beside_four_bombs_on_two_slots_a_server_stays_small_and_only_idle_workers_are_left() {
+    const MOST_MIB: usize = 100;
+
+    let server = Server::start(&[("LIMITS_BUILD_TIMEOUT", "2s"), ("POOL_BUILD_CONCURRENCY", "2")]);
+    assert_eq!(server.put("small", &small()).status, 201);
+    let resident = || Held::by_process(server.id()).resident_mib;
+    let before = resident();
+    let bombs = [bombs::nested_loops(), bombs::long_function(), bombs::many_functions(), bombs::vectors()];
+    let most = thread::scope(|scope| {
+        let server = &server;
+        let fall = |(at, bomb): (usize, Vec<u8>)| scope.spawn(move || server.put(&format!("bomb-{at}"), &bomb));
+        let falling: Vec<_> = bombs.into_iter().enumerate().map(fall).collect();
+        let mut most = 0;
+        while falling.iter().any(|bomb| !bomb.is_finished()) {
+            most = most.max(resident());
+            thread::sleep(Duration::from_millis(5));
+        }
+        for bomb in falling {
+            let answer = bomb.join().unwrap();
+            assert!(["build_timeout", "invalid_plugin", ""].contains(&&*answer.kind()), "{}", answer.kind());
+        }
+        most
+    });
+    assert!(most < before + MOST_MIB, "{before} MiB, then {most} MiB");
+    eventually("only idle workers are left", || {
+        let workers = workers(server.id());
+        workers.len() <= 2 && children(server.id()) == workers && workers.iter().all(|worker| !works(*worker))
+    });
+    assert_eq!(server.post("small", b"").status, 200);
+}
+
+#[test]
+fn a_disk_that_is_full_costs_the_kept_code_and_nothing_else() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let (plugin, cache) = (folder.path().join("small.wasm"), folder.path().join("code"));
+    fs::write(&plugin, small()).unwrap();
+    let run = |setup: &str| {
+        let mut run = Command::new("sh");
+        run.args(["-c", &format!(r#"{setup} exec "$0" run "$1""#)]).arg(program().get_program()).arg(&plugin);
+        run.env("EVALPOOL_ENGINE_CODE_CACHE", &cache).env("TMPDIR", "/nonexistent");
+        let output = run.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        (fs::read_dir(&cache).unwrap().count(), String::from_utf8(output.stderr).unwrap())
+    };
+    // Each write to a file fails, as on a full disk. Pipes have no such limit.
+    let (kept, log) = run("trap '' XFSZ; ulimit -f 0;");
+    assert_eq!(kept, 0, "no part of a file is left");
+    assert!(log.contains("compiled code cannot be kept"), "{log}");
+    assert_eq!(run("").0, 1);
+}
+
+#[test]
+fn when_a_pool_is_gone_no_process_of_its_is_left() {
+    if !alone("workers::processes::when_a_pool_is_gone_no_process_of_its_is_left") {
+        return;
+    }
+    let this = std::process::id();
+    for closes in [true, false] {
+        forgetful_threads().block_on(async {
+            let pool = super::pool(|_| {});
+            super::runs(&pool, "small", super::small()).await;
+            let [idle] = workers(this)[..] else { panic!("one build, one worker") };
+            // It dies of something else while it is idle: the next look at it waits for it.
+            signal(idle, "KILL");
+            eventually("it is counted", || super::counts(&pool).idle == 0);
+            assert_eq!((super::ended(&pool, Ended::Crashed), children(this)), (1, vec![]));
+            super::runs(&pool, "another", super::bytes(wasm(r#"(module (func (export "run") nop))"#))).await;
+            assert_eq!(workers(this).len(), 1);
+            if closes {
+                pool.close().await;
+            }
+        });
+        eventually("all are gone, and were waited for", || children(this).is_empty());
+    }
+}
+
+/// How many: each takes some milliseconds, and each 1,000 a new worker.
+const IN_A_ROW: u32 = 10_000;
+
+#[test]
+#[ignore = "takes most of a minute"]
+fn ten_thousand_builds_in_a_row_leave_what_there_was() {
+    if !alone("workers::processes::ten_thousand_builds_in_a_row_leave_what_there_was") {
+        return;
+    }
+    forgetful_threads().block_on(async {
+        let pool = super::pool(|settings| settings.engine.code_cache = CodeCache::Off);
+        let build = async |at: u32| {
+            let text = format!(r#"(module (func (export "run")) (@custom "number" "{at}"))"#);
+            pool.evaluator("each", super::bytes(wasm(&text))).unwrap().evaluate("").await.unwrap();
+        };
+        for at in 0..100 {
+            build(at).await;
+        }
+        let rest = async || {
+            settled().await;
+            Held::by_this_process()
+        };
+        let before = rest().await;
+        // With the last one, a worker is there again.
+        for at in 100..=IN_A_ROW {
+            build(at).await;
+        }
+        let after = rest().await;
+        let same = |held: Held| Held { resident_mib: 0, ..held };
+        assert_eq!(same(after), same(before));
+        assert!(after.resident_mib <= before.resident_mib + 10, "{before:?}, then {after:?}");
+        let mut ended = [0; Ended::ALL.len()];
+        ended[Ended::Done as usize] = u64::from(IN_A_ROW / 1_000);
+        let CompileWorkerCounts { busy, ended: how, .. } = super::counts(&pool);
+        assert_eq!((busy, how), (0, ended), "each worker was replaced after 1,000 builds, and none otherwise");
+        assert_eq!(children(std::process::id()), workers(std::process::id()));
+    });
 }
