@@ -142,6 +142,32 @@ async fn a_close_in_the_middle_of_a_compile_ends_its_worker_at_once() {
 }
 
 #[tokio::test]
+async fn a_plugin_is_refused_in_the_same_words_wherever_it_is_compiled() {
+    let with = |workers: Option<CompileWorkers>| {
+        pool(|settings| {
+            settings.limits.table_elements = 10;
+            settings.engine.compile_workers = workers.unwrap_or(settings.engine.compile_workers.clone());
+        })
+    };
+    let (in_workers, in_process) = (with(None), with(Some(CompileWorkers::Off)));
+    for text in [
+        // More than the engine's slots hold, which a worker does not know of.
+        r#"(module (table 11 funcref) (func (export "run")))"#,
+        r#"(module (table 1 funcref) (table 1 funcref) (table 1 funcref) (table 1 funcref) (table 1 funcref)
+            (func (export "run")))"#,
+        // Of no type.
+        r#"(module (func (export "run") (i32.add)))"#,
+    ] {
+        let [from_worker, here] = [
+            fails(&in_workers, "in-a-worker", bytes(wasm(text))).await,
+            fails(&in_process, "in-process", bytes(wasm(text))).await,
+        ];
+        assert_eq!(from_worker.kind(), "invalid_plugin", "{}", from_worker.chain());
+        assert_eq!(from_worker.to_string(), here.to_string());
+    }
+}
+
+#[tokio::test]
 async fn a_plugin_that_is_too_large_for_a_worker_to_read_is_told_so() {
     let pool = pool(|settings| {
         settings.limits.compile_memory = 64 << 20;
