@@ -47,8 +47,21 @@ fn gauges_are_true(pool: &Measured, spy: &Spy) -> bool {
         && pool.sum("evalpool_waiting", "") == 0
 }
 
+/// An engine that ends a compile when it is told to, or one that cannot.
+fn spy(interrupts_compiles: bool) -> Spy {
+    let spy = Spy::default();
+    if interrupts_compiles {
+        spy.interrupts_compiles();
+    }
+    spy
+}
+
 fn pool(spy: &Spy, isolation: Isolation) -> Measured {
     let mut settings = Settings::default();
+    if spy.ends_compiles() {
+        // The next caller needs the slot of what was dropped.
+        settings.pool.build_concurrency = 1;
+    }
     settings.pool.capacity = 2;
     settings.pool.negative_ttl = Duration::ZERO;
     settings.pool.grace = Duration::from_millis(20);
@@ -78,6 +91,7 @@ async fn comes_to_rest(case: &str, spy: &Spy, pool: &Measured) {
     // A compile that never answers cannot be interrupted: it, and nothing else, is reported and stays counted.
     if spy.runtimes_live() > 0 {
         assert!(case.contains("compile Never") || case.contains("probe Never"), "{case}: {report:?}, {:?}", **pool);
+        assert!(!spy.ends_compiles(), "{case}");
         return;
     }
     assert_eq!(pool.runtimes(), 0, "{case}");
@@ -105,13 +119,14 @@ fn tell(spy: &Spy, step: Step, act: &Act) -> String {
 
 #[tokio::test(start_paused = true)]
 async fn an_evaluation_dropped_at_any_await_leaves_the_pool_whole() {
-    for isolation in [Isolation::Fresh, Isolation::Reuse] {
+    let engines = [(Isolation::Fresh, false), (Isolation::Reuse, false), (Isolation::Fresh, true)];
+    for (isolation, interrupts) in engines {
         for step in [Step::Compile, Step::Probe, Step::Call] {
             for act in &ACTS {
                 for polls in 0..=MOST_POLLS {
-                    let spy = Spy::default();
-                    let case =
-                        format!("{}, evaluate dropped after {polls} polls, {isolation:?}", tell(&spy, step, act));
+                    let spy = spy(interrupts);
+                    let told = tell(&spy, step, act);
+                    let case = format!("{told}, evaluate dropped after {polls} polls, {isolation:?}, {interrupts}");
                     let pool = pool(&spy, isolation);
                     let evaluator = pool.evaluator("victim", Spy::spec()).unwrap();
                     let context = Arc::new(());
@@ -132,11 +147,11 @@ async fn an_evaluation_dropped_at_any_await_leaves_the_pool_whole() {
 
 #[tokio::test(start_paused = true)]
 async fn a_preparation_dropped_at_any_await_leaves_the_pool_whole() {
-    for step in [Step::Compile, Step::Probe] {
+    for (step, interrupts) in [Step::Compile, Step::Probe].into_iter().flat_map(|step| [(step, false), (step, true)]) {
         for act in &ACTS {
             for polls in 0..=MOST_POLLS {
-                let spy = Spy::default();
-                let case = format!("{}, prepare dropped after {polls} polls", tell(&spy, step, act));
+                let spy = spy(interrupts);
+                let case = format!("{}, prepare dropped after {polls} polls, {interrupts}", tell(&spy, step, act));
                 let pool = pool(&spy, Isolation::Fresh);
                 poll_and_drop(polls, async { pool.prepare("victim", Spy::spec()).await.map(drop) }).await;
                 comes_to_rest(&case, &spy, &pool).await;

@@ -33,6 +33,9 @@ use crate::{error::Error, metrics::Metrics};
 /// Leases that were parked, in all schedules: it must have been tried.
 static PARKED: AtomicUsize = AtomicUsize::new(0);
 
+/// Builds that gave way.
+static RENOUNCED: AtomicUsize = AtomicUsize::new(0);
+
 struct World {
     limits: Limits,
     opens: AtomicUsize,
@@ -176,7 +179,15 @@ fn limits() -> Limits {
 async fn build(world: Arc<World>, ticket: BuildTicket<Fake>) {
     let Some(admission) = ticket.admit(Duration::ZERO).await else { return ticket.abandon() };
     let exists = Counted::runtime(&world);
-    yield_now().await;
+    // Another build may want the slot of one that nobody waits for, now or a little later.
+    for _ in 0..2 {
+        yield_now().await;
+        if once_in(3) && ticket.interest().renounce() {
+            RENOUNCED.fetch_add(1, Ordering::SeqCst);
+            drop((exists, admission));
+            return ticket.fail(&Error::Cancelled);
+        }
+    }
     match draw(0..8) {
         0 => {
             drop((exists, admission));
@@ -356,4 +367,5 @@ fn schedules(default: usize) -> usize {
 fn no_schedule_breaks_a_promise() {
     check(scenario, schedules(if cfg!(evalpool_shuttle) { 5_000 } else { 2_000 }));
     assert!(PARKED.load(Ordering::SeqCst) > 100, "nothing was parked");
+    assert!(RENOUNCED.load(Ordering::SeqCst) > 100, "nothing gave way");
 }

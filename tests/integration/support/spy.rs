@@ -135,6 +135,10 @@ impl Spy {
         self.shared.interrupts_compiles.store(true, Ordering::SeqCst);
     }
 
+    pub(crate) fn ends_compiles(&self) -> bool {
+        self.is_set(|shared| &shared.interrupts_compiles)
+    }
+
     /// From now on, plugins with the same bytes share their code.
     pub(crate) fn shares_code(&self) {
         self.shared.shares_code.store(true, Ordering::SeqCst);
@@ -341,7 +345,7 @@ impl Engine for Spy {
     }
 
     fn interrupts_compiles(&self) -> bool {
-        self.is_set(|shared| &shared.interrupts_compiles)
+        self.ends_compiles()
     }
 
     fn shares_code(&self) -> bool {

@@ -151,7 +151,7 @@ fn where_no_process_can_be_started_the_host_is_short_of_something_until_it_can()
 fn beside_four_bombs_on_two_slots_a_server_stays_small_and_only_idle_workers_are_left() {
     const MOST_MIB: usize = 100;
 
-    let server = Server::start(&[("LIMITS_BUILD_TIMEOUT", "2s"), ("POOL_BUILD_CONCURRENCY", "2")]);
+    let server = Server::start(&[("LIMITS_BUILD_TIMEOUT", "1s"), ("POOL_BUILD_CONCURRENCY", "2")]);
     assert_eq!(server.put("small", &small()).status, 201);
     let resident = || Held::by_process(server.id()).resident_mib;
     let before = resident();
@@ -167,7 +167,9 @@ fn beside_four_bombs_on_two_slots_a_server_stays_small_and_only_idle_workers_are
         }
         for bomb in falling {
             let answer = bomb.join().unwrap();
-            assert!(["build_timeout", "invalid_plugin", ""].contains(&&*answer.kind()), "{}", answer.kind());
+            // A fast machine may cope with one of them.
+            let ended = answer.status == 201 || ["build_timeout", "invalid_plugin"].contains(&&*answer.kind());
+            assert!(ended, "{answer:?}");
         }
         most
     });
