@@ -214,9 +214,8 @@ impl Compiler {
             let interest = interest.clone();
             Arc::new(move || interest.renounce())
         };
-        let once = if self.engine.shares_code() {
-            let linked = request.linked.iter().map(|linked| linked.digest);
-            self.contents.only(linked.chain([request.digest]).collect(), renounce).await
+        let once = if self.engine.shares_code() && request.linked.is_empty() {
+            self.contents.only(request.digest, renounce).await
         } else {
             Once::default()
         };

@@ -1,4 +1,7 @@
 //! One compile at a time for the same bytes. Whoever has them as well waits, and finds them compiled.
+//!
+//! Only for plugins of one module. Whoever links a module with others would keep all who have that module waiting, for as
+//! long as the others take to compile: so two builds of such plugins may compile what they share at the same time.
 
 use std::{
     collections::HashMap,
@@ -22,34 +25,27 @@ struct Content {
     followers: Lock<Vec<Weak<Renounce>>>,
 }
 
-/// The right to compile some contents.
+/// The right to compile a content, or none in particular.
 #[derive(Default)]
-pub(super) struct Once(Vec<(Arc<Content>, OwnedMutexGuard<()>)>);
+pub(super) struct Once(Option<(Arc<Content>, OwnedMutexGuard<()>)>);
 
-/// Who else wants the contents of a [`Once`].
-pub(super) struct Followers(Vec<Weak<Content>>);
+/// Who else wants the content of a [`Once`].
+pub(super) struct Followers(Weak<Content>);
 
 impl Contents {
-    /// Waits until nobody else compiles any of these. Meanwhile, `renounce` says whether anybody wants this build.
-    pub(super) async fn only(&self, mut digests: Vec<Digest>, renounce: Arc<Renounce>) -> Once {
-        // In one order for all: two that want two of the same never wait for each other.
-        digests.sort_unstable();
-        digests.dedup();
-        let mut held = Vec::with_capacity(digests.len());
-        for digest in digests {
-            let content = self.of(digest);
-            let free = content.compiling.clone().try_lock_owned();
-            let compiling = if let Ok(free) = free {
-                free
-            } else {
-                content.follow(&renounce);
-                content.compiling.clone().lock_owned().await
-            };
-            held.push((content, compiling));
-        }
+    /// Waits until nobody else compiles this. Meanwhile, `renounce` says whether anybody wants this build.
+    pub(super) async fn only(&self, digest: Digest, renounce: Arc<Renounce>) -> Once {
+        let content = self.of(digest);
+        let free = content.compiling.clone().try_lock_owned();
+        let compiling = if let Ok(free) = free {
+            free
+        } else {
+            content.follow(&renounce);
+            content.compiling.clone().lock_owned().await
+        };
         // Its own follower no more.
         drop(renounce);
-        Once(held)
+        Once(Some((content, compiling)))
     }
 
     fn of(&self, digest: Digest) -> Arc<Content> {
@@ -79,15 +75,16 @@ impl Content {
 
 impl Once {
     pub(super) fn followers(&self) -> Followers {
-        Followers(self.0.iter().map(|(content, _)| Arc::downgrade(content)).collect())
+        Followers(self.0.as_ref().map(|(content, _)| Arc::downgrade(content)).unwrap_or_default())
     }
 }
 
 impl Followers {
-    /// Whether no build that somebody wants waits for these contents. Those that nobody wants end.
+    /// Whether no build that somebody wants waits for this content. Those that nobody wants end.
     pub(super) fn renounce(&self) -> bool {
+        let followers = self.0.upgrade().map(|content| content.followers());
         // Asked without a lock.
-        self.0.iter().filter_map(Weak::upgrade).all(|content| content.followers().iter().all(|renounce| renounce()))
+        followers.is_none_or(|followers| followers.iter().all(|renounce| renounce()))
     }
 }
 

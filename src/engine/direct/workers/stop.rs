@@ -3,9 +3,15 @@
 use std::{
     process::Child,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
+use rustix::param::clock_ticks_per_second;
+
 use super::Terms;
+
+/// A module whose worker got less than this part of its time as processor time was not what took so long.
+const LEAST_WORK: u32 = 20;
 
 /// Why a compile was ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,19 +32,29 @@ pub(in super::super) struct Stop(Mutex<State>);
 #[derive(Default)]
 struct State {
     why: Option<Why>,
-    /// The worker that is at work, and the module that it has begun with.
-    worker: Option<(Process, Option<Terms>)>,
+    /// The worker that is at work.
+    worker: Option<Process>,
+    begun: Option<Begun>,
+}
+
+/// The module that a worker has begun with, and the processor time that it had used before.
+#[derive(Clone, Copy)]
+struct Begun {
+    terms: Terms,
+    used: Duration,
 }
 
 impl Stop {
-    /// Ends the work now and whatever would follow. Says which module a worker had begun with, if any. The first reason
-    /// counts.
+    /// Ends the work now and whatever would follow. Says which module a worker was busy with, if any: not when it had no
+    /// processor, or was stopped. The first reason counts.
     pub(in super::super) fn stop(&self, why: Why) -> Option<Terms> {
         let mut state = self.state();
         state.why.get_or_insert(why);
-        let (process, begun) = state.worker.take()?;
+        let process = state.worker.take()?;
+        let worked = used(&process);
         kill(&process);
-        begun
+        let Begun { terms, used } = state.begun.take()?;
+        was_busy(worked?.saturating_sub(used), terms.within).then_some(terms)
     }
 
     pub(super) fn why(&self) -> Option<Why> {
@@ -51,14 +67,15 @@ impl Stop {
         if state.why.is_some() {
             return false;
         }
-        state.worker = Some((process.clone(), None));
+        state.worker = Some(process.clone());
+        state.begun = None;
         true
     }
 
     pub(super) fn begun(&self, terms: Terms) {
-        if let Some((_, begun)) = &mut self.state().worker {
-            *begun = Some(terms);
-        }
+        let mut state = self.state();
+        let used = state.worker.as_ref().and_then(used).unwrap_or_default();
+        state.begun = Some(Begun { terms, used });
     }
 
     /// The worker has nothing to do with this plugin any more.
@@ -71,8 +88,53 @@ impl Stop {
     }
 }
 
+fn was_busy(worked: Duration, within: Duration) -> bool {
+    worked >= within / LEAST_WORK
+}
+
+/// The processor time that a process has used.
+fn used(process: &Process) -> Option<Duration> {
+    let number = process.lock().unwrap_or_else(PoisonError::into_inner).id();
+    let stat = std::fs::read_to_string(format!("/proc/{number}/stat")).ok()?;
+    // The name comes in parentheses, and may hold anything. From the state on, the time of its own and that of the system for it are 12th and 13th.
+    let fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let ticks = fields.skip(11).take(2).map_while(|field| field.parse::<u64>().ok()).sum::<u64>();
+    Some(Duration::from_millis(ticks.saturating_mul(1000) / clock_ticks_per_second().max(1)))
+}
+
 /// Neither blocks nor waits for the process to end: the thread that reads from it does.
 pub(super) fn kill(process: &Process) {
     // It cannot fail for a child of ours that was not waited for, and does nothing to one that was.
     let _ = process.lock().unwrap_or_else(PoisonError::into_inner).kill();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn who_had_no_processor_is_not_to_blame() {
+        let within = Duration::from_secs(10);
+        assert!(!was_busy(Duration::from_millis(499), within));
+        assert!(was_busy(Duration::from_millis(500), within));
+    }
+
+    #[test]
+    fn the_processor_time_of_a_process_is_what_it_has_used() {
+        let start = |script: &str| {
+            let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+            Arc::new(Mutex::new(child))
+        };
+        let (sleeps, works) = (start("sleep 600"), start("while :; do :; done"));
+        while used(&works).unwrap() < Duration::from_millis(50) {
+            std::thread::yield_now();
+        }
+        assert!(used(&sleeps).unwrap() < Duration::from_millis(50));
+        for process in [sleeps, works] {
+            kill(&process);
+            process.lock().unwrap().wait().unwrap();
+        }
+    }
 }
