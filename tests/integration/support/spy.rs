@@ -130,6 +130,14 @@ impl Spy {
         self.shared.interrupts_initialisers.store(true, Ordering::SeqCst);
     }
 
+    /// One that compiles as `direct` does in its workers: a compile can be ended, and the same bytes are compiled once.
+    pub(crate) fn with_workers() -> Self {
+        let spy = Self::default();
+        spy.interrupts_compiles();
+        spy.shares_code();
+        spy
+    }
+
     /// From now on, a compile ends when its future is dropped, and at `build_timeout`.
     pub(crate) fn interrupts_compiles(&self) {
         self.shared.interrupts_compiles.store(true, Ordering::SeqCst);

@@ -13,9 +13,7 @@ use crate::support::{
 
 /// A spy that ends compiles and shares code, and a pool on it with this many slots.
 fn with_slots(build_concurrency: usize) -> (Spy, EvaluatorPool) {
-    let spy = Spy::default();
-    spy.interrupts_compiles();
-    spy.shares_code();
+    let spy = Spy::with_workers();
     let mut settings = Settings::default();
     settings.pool.build_concurrency = build_concurrency;
     settings.pool.negative_ttl = Duration::ZERO;
