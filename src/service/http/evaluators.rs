@@ -221,19 +221,33 @@ pub(super) async fn show(State(app): State<Arc<App>>, Name(name): Name, uri: Uri
 
 /// Lists registered evaluators in the order of their names.
 pub(super) async fn list(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
+    /// Without its spec, which may be large.
     #[derive(Serialize)]
-    struct List<'a> {
-        evaluators: &'a [EvaluatorInfo],
+    struct Listed {
+        #[serde(flatten)]
+        info: EvaluatorInfo,
+        revision: Option<u64>,
+    }
+
+    #[derive(Serialize)]
+    struct List {
+        evaluators: Vec<Listed>,
         /// The `after` of the next page; `null` on the last.
-        next: Option<&'a str>,
+        next: Option<String>,
     }
 
     let Page { limit, after } = Page::of(&uri)?;
-    // One more than `limit` tells whether there is a next page.
-    let found = app.pool.list(after.as_deref(), limit + 1);
-    let evaluators = found.get(..limit).unwrap_or(&found);
-    let next = (found.len() > limit).then(|| evaluators.last().map(|last| last.name.as_str())).flatten();
-    json(&List { evaluators, next })
+    let list = blocking(move || {
+        // One more than `limit` tells whether there is a next page.
+        let mut found = app.pool.list(after.as_deref(), limit + 1);
+        let is_last = found.len() <= limit;
+        found.truncate(limit);
+        let next = found.last().filter(|_| !is_last).map(|last| last.name.clone());
+        let listed = |info: EvaluatorInfo| Listed { revision: app.store.revision(&info.name), info };
+        Ok(List { evaluators: found.into_iter().map(listed).collect(), next })
+    })
+    .await?;
+    json(&list)
 }
 
 /// Drains and closes an evaluator's runtime. The evaluator stays registered.

@@ -173,6 +173,13 @@ fn the_list_is_in_the_order_of_names_and_comes_in_pages() {
     assert_eq!(pages, [vec!["a", "b"], vec!["c/d", "d"], vec!["greet"]]);
     let whole = server.get("/v1/evaluators").json();
     assert_eq!((whole["evaluators"].as_array().unwrap().len(), &whole["next"]), (5, &Value::Null));
+    for listed in whole["evaluators"].as_array().unwrap() {
+        assert_eq!(
+            listed["revision"],
+            server.info(&listed["name"].as_str().unwrap().replace('/', "%2F"))["revision"],
+            "{listed}"
+        );
+    }
     for query in ["limit=0", "limit=1001", "limit=x", "offset=1", "limit=1&limit=2"] {
         server.get(&format!("/v1/evaluators?{query}")).is(400, "invalid_request");
     }
