@@ -173,16 +173,17 @@ fn soak(engine: EngineKind) {
         settings.limits.wait_timeout = Duration::from_mins(1);
         settings.limits.memory = 8 << 20;
         let pool = PoolBuilder::from(settings).park_after(0).build().unwrap();
-        // Warm is when another round takes no more: what the engine and the allocator take once and keep, they have.
-        // Something that leaks a little each time never gets there, or shows in the long run that follows.
+        // Warm is when three more rounds take no more than any before: what the engine and the allocator take once and keep,
+        // they have. Something that leaks a little each time never gets there, or shows in the long run that follows.
         everything_once(&pool, &hostile).await;
         let mut warm = held(&pool).await;
         let mut quiet = 0;
-        for round in 0..12_u64 {
+        for round in 0..16_u64 {
             run(&pool, warm_up, seed.wrapping_add(round << 32), &hostile).await;
-            let before = std::mem::replace(&mut warm, held(&pool).await);
-            quiet = if warm.resident_mib <= before.resident_mib { quiet + 1 } else { 0 };
-            if quiet == 2 {
+            let now = held(&pool).await;
+            quiet = if now.resident_mib <= warm.resident_mib { quiet + 1 } else { 0 };
+            warm = Held { resident_mib: now.resident_mib.max(warm.resident_mib), ..now };
+            if quiet == 3 {
                 break;
             }
         }
