@@ -127,7 +127,8 @@ pub(crate) fn beside_bombs(report: &mut Report, _length: Duration) {
                 // Bytes of its own, since what was too much is remembered.
                 bomb.extend([0, 2, 1, b'0' + round]);
                 let evaluator = pool.evaluator(name, Spec::new(Source::bytes(bomb))).unwrap();
-                runtime.spawn(async move { evaluator.evaluate("").await.unwrap_err() })
+                // A machine that is fast enough compiles one or the other.
+                runtime.spawn(async move { evaluator.evaluate("").await.is_ok() })
             })
             .collect();
         let both_busy = || pool.compile_workers().is_some_and(|workers| workers.busy == 2);

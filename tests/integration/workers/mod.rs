@@ -51,15 +51,17 @@ async fn beside_four_bombs_on_two_slots_another_plugin_is_compiled() {
     let pool = pool(|settings| settings.pool.build_concurrency = 2);
     let mut falling = tokio::task::JoinSet::new();
     for (name, bomb) in bombs::all() {
-        let pool = pool.clone();
-        falling.spawn(async move { fails(&pool, name, bytes(bomb).build_timeout(short)).await });
+        let bomb = pool.evaluator(name, bytes(bomb).build_timeout(short)).unwrap();
+        falling.spawn(async move { bomb.evaluate("").await });
     }
     eventually("both slots are taken", || counts(&pool).busy == 2).await;
     let greet = pool.evaluator("greet", Spec::new(Source::bytes(GREET))).unwrap();
     greet.evaluate(r#"{"name":"Ada"}"#).await.unwrap();
-    while let Some(error) = falling.join_next().await {
-        let error = error.unwrap();
-        assert!(error.kind() == "build_timeout" || error.kind() == "invalid_plugin", "{}", error.chain());
+    while let Some(ended) = falling.join_next().await {
+        // A machine that is fast enough for one of them has compiled it.
+        if let Err(error) = ended.unwrap() {
+            assert!(error.kind() == "build_timeout" || error.kind() == "invalid_plugin", "{}", error.chain());
+        }
     }
     eventually("no slot is held", || counts(&pool).busy == 0).await;
     assert!(counts(&pool).idle <= 2);
