@@ -285,3 +285,12 @@ pub trait Instance: Send + 'static {
     /// Whether the instance can serve another call: false after a trap, an exit, a panic or an interrupted call.
     fn is_sound(&self) -> bool;
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn each_end_of_a_compile_worker_has_its_series() {
+        let words: Vec<_> = super::Ended::ALL.iter().map(|how| how.as_str()).collect();
+        assert!(crate::metrics::has_values("evalpool_compile_workers_ended_total", &words));
+    }
+}
