@@ -33,15 +33,21 @@ pub(super) enum HostTrap {
     Broken(String),
 }
 
+/// What the system has said, among the causes of an error.
+pub(super) fn by_system(error: &wasmtime::Error) -> impl Iterator<Item = Errno> {
+    error.chain().filter_map(|cause| {
+        let of_io = |error: &io::Error| {
+            let no_memory = error.kind() == io::ErrorKind::OutOfMemory;
+            Errno::from_io_error(error).or(no_memory.then_some(Errno::NOMEM))
+        };
+        cause.downcast_ref::<Errno>().copied().or_else(|| cause.downcast_ref().and_then(of_io))
+    })
+}
+
 /// What the host lacks, if that is why: files, mappings, address space, memory or threads. No plugin can help it.
 pub(super) fn shortage(error: &wasmtime::Error) -> Option<Error> {
-    let short = |cause: Errno| [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN].contains(&cause);
-    let by_system = |cause: &(dyn std::error::Error + 'static)| {
-        let io = || cause.downcast_ref::<io::Error>().and_then(Errno::from_io_error);
-        cause.downcast_ref::<Errno>().copied().or_else(io).is_some_and(short)
-    };
-    let is_short = error.chain().any(by_system);
-    is_short.then(|| {
+    let short = [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN];
+    by_system(error).any(|cause| short.contains(&cause)).then(|| {
         Error::overloaded("the engine got no memory or files from the system", io::Error::other(format!("{error:#}")))
     })
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use wasmtime::{Engine, Module};
 
 use super::{
-    cache::{Cache, Key},
+    cache::{Cache, Key, lock},
     classify, in_process,
     workers::{Failed, Stop, Terms, Workers},
 };
@@ -20,6 +20,7 @@ use crate::{
     engine::{InstanceLimits, text::shorten},
     error::{Error, TryLater},
     last_words::LastWords,
+    units::Size,
 };
 
 /// How many times `pool.negative_ttl` it is remembered that a module was over its budget.
@@ -69,13 +70,13 @@ impl Code {
         limits: &InstanceLimits,
         stop: &Stop,
     ) -> Result<Arc<Module>, Error> {
-        let key = Key { plugin: terms.digest, engine: terms.engine };
+        let key = key(terms);
         if let Some(module) = lock(&self.live).get(&key).and_then(Weak::upgrade) {
             return Ok(module);
         }
         let module = match self.kept.load(engine, key) {
             Some(module) => module,
-            None => self.compile(engine, key, terms, wasm, limits, stop)?,
+            None => self.compile(engine, terms, wasm, limits, stop)?,
         };
         let module = Arc::new(module);
         let mut live = lock(&self.live);
@@ -87,7 +88,6 @@ impl Code {
     fn compile(
         &self,
         engine: &Engine,
-        key: Key,
         terms: Terms,
         wasm: &[u8],
         limits: &InstanceLimits,
@@ -95,33 +95,42 @@ impl Code {
     ) -> Result<Module, Error> {
         let Some(workers) = &self.workers else {
             let module = in_process::compile(engine, wasm, limits)?;
-            self.kept.keep_module(key, &module);
+            self.kept.keep_module(key(terms), &module);
             return Ok(module);
         };
-        self.check(key, terms.within)?;
-        match workers.compile(wasm, terms, stop) {
-            Ok(code) => self.kept.take(engine, key, code).map_err(|error| classify::invalid(&error, limits)),
-            Err(Failed::Time) => {
-                self.over_time(terms);
-                Err(Error::build_timeout(terms.within))
+        self.check(terms)?;
+        let code = workers.compile(wasm, terms, stop).map_err(|failed| self.why(failed, terms))?;
+        self.kept.take(engine, key(terms), code).map_err(|error| classify::invalid(&error, limits))
+    }
+
+    fn why(&self, failed: Failed, terms: Terms) -> Error {
+        match failed {
+            Failed::Invalid { reason, chain } => classify::refused(&reason, &chain),
+            Failed::Panicked(text) => in_process::panicked(text),
+            Failed::Large(size) => Error::invalid_plugin(format!("its code would take {}", Size(size))),
+            Failed::Memory => {
+                self.remember(terms, None);
+                self.needs_more_memory(None)
             }
-            Err(Failed::Memory) => Err(self.over_memory(key)),
-            Err(failed) => Err(why(failed, terms.within)),
+            Failed::Time => {
+                self.over_time(terms);
+                Error::build_timeout(terms.within)
+            }
+            // Whoever stopped it has its own answer.
+            Failed::Stopped => Error::build_timeout(terms.within),
+            Failed::Gone { .. } => Error::internal("the compile workers died", "twice while they compiled the plugin"),
+            Failed::Host(error) => Error::overloaded("a compile worker cannot be started", error),
+            Failed::Unfit(text) => Error::internal("the compile worker cannot be used", shorten(&text)),
         }
     }
 
     /// A module was being compiled when its time was over.
     pub(super) fn over_time(&self, terms: Terms) {
-        self.remember(Key { plugin: terms.digest, engine: terms.engine }, Some(terms.within));
-    }
-
-    fn over_memory(&self, key: Key) -> Error {
-        self.remember(key, None);
-        self.needs_more_memory(None)
+        self.remember(terms, Some(terms.within));
     }
 
     fn needs_more_memory(&self, later: Option<TryLater>) -> Error {
-        let limit = crate::units::Size(self.memory);
+        let limit = Size(self.memory);
         Error::InvalidPlugin {
             reason: format!("it needs more than limits.compile_memory, {limit}, to compile"),
             cause: later.map(|later| Arc::new(later) as _),
@@ -129,18 +138,18 @@ impl Code {
         }
     }
 
-    fn remember(&self, key: Key, within: Option<Duration>) {
+    fn remember(&self, terms: Terms, within: Option<Duration>) {
         let mut remembered = lock(&self.over_budget);
-        remembered.put(key, OverBudget { until: clock::later(Instant::now(), self.remember), within });
+        remembered.put(key(terms), OverBudget { until: clock::later(Instant::now(), self.remember), within });
         if remembered.len() > MOST_REMEMBERED {
             remembered.pop_lru();
         }
     }
 
     /// Refuses what has been over this budget a short time ago.
-    fn check(&self, key: Key, within: Duration) -> Result<(), Error> {
-        let now = Instant::now();
-        let Some(known) = lock(&self.over_budget).get(&key).copied().filter(|known| now < known.until) else {
+    fn check(&self, terms: Terms) -> Result<(), Error> {
+        let (now, within) = (Instant::now(), terms.within);
+        let Some(known) = lock(&self.over_budget).get(&key(terms)).copied().filter(|known| now < known.until) else {
             return Ok(());
         };
         let later = TryLater(known.until - now);
@@ -154,21 +163,7 @@ impl Code {
     }
 }
 
-fn why(failed: Failed, within: Duration) -> Error {
-    const UNUSABLE: &str = "the compile worker cannot be used";
-    match failed {
-        Failed::Invalid { reason, chain } => classify::refused(&reason, &chain),
-        Failed::Panicked(text) => in_process::panicked(text),
-        Failed::Large(size) => Error::invalid_plugin(format!("its code would take {}", crate::units::Size(size))),
-        // Whoever stopped it has its own answer.
-        Failed::Stopped | Failed::Time | Failed::Memory => Error::build_timeout(within),
-        Failed::Gone { .. } => Error::internal("the compile workers died", "twice while they compiled the plugin"),
-        Failed::Host(error) => Error::overloaded("a compile worker cannot be started", error),
-        Failed::Unfit(text) => Error::internal(UNUSABLE, shorten(&text)),
-    }
-}
-
-fn lock<T>(held: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Map operations only.
-    held.lock().unwrap_or_else(PoisonError::into_inner)
+/// What the code of a module is kept under.
+fn key(terms: Terms) -> Key {
+    Key { plugin: terms.digest, engine: terms.engine }
 }

@@ -15,13 +15,14 @@ use std::{
 };
 
 use rustix::{
+    io::Errno,
     process::{Resource, Rlimit, getrlimit, setrlimit},
     time::{ClockId, clock_gettime},
 };
 use wasmtime::Engine;
 
 use super::{
-    MemoryLayout, Sealed,
+    MemoryLayout, Sealed, by_system,
     protocol::{ARGUMENT, NO_MEMORY, Order, Reply, Setup, UNABLE, hear, hear_bytes, say},
     tunables,
 };
@@ -105,7 +106,9 @@ fn work(memory: u64) -> io::Result<()> {
                 stdout.write_all(&code)?;
                 stdout.flush()?;
             }
-            Ok(Err(error)) if is_no_memory(&error) => return say(&mut stdout, &Reply::Memory),
+            Ok(Err(error)) if by_system(&error).any(|cause| cause == Errno::NOMEM) => {
+                return say(&mut stdout, &Reply::Memory);
+            }
             Ok(Err(error)) => {
                 // A plugin may have chosen some of it.
                 let (reason, chain) = (shorten(&error.root_cause().to_string()), shorten(&format!("{error:#}")));
@@ -157,14 +160,6 @@ fn limit(resource: Resource, soft: u64) -> io::Result<()> {
 fn allow_time(seconds: u64) -> io::Result<()> {
     let used = u64::try_from(clock_gettime(ClockId::ProcessCPUTime).tv_sec).unwrap_or(0);
     limit(Resource::Cpu, used.saturating_add(seconds).saturating_add(1))
-}
-
-fn is_no_memory(error: &wasmtime::Error) -> bool {
-    let by_system = |cause: &io::Error| cause.kind() == io::ErrorKind::OutOfMemory;
-    error.chain().any(|cause| {
-        cause.downcast_ref::<io::Error>().is_some_and(by_system)
-            || cause.downcast_ref::<rustix::io::Errno>() == Some(&rustix::io::Errno::NOMEM)
-    })
 }
 
 /// What this process holds, in bytes.

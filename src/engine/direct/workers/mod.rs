@@ -44,6 +44,7 @@ pub(super) use self::{
 };
 use super::{
     cache::Sealed,
+    classify::by_system,
     tunables::{self, MemoryLayout},
 };
 use crate::{
