@@ -2,8 +2,7 @@
 //! each, both must agree on what is live, in which order, leased how often, what runs, what waits and what failed. A
 //! sequence that fails is shrunk, and printed with its seed.
 //!
-//! Instances are plenty here, so that the bound on runtimes is the only one that makes anybody wait: the other is
-//! covered by the stress tests of `lifecycle`.
+//! Instances are plenty here, so that only the bound on runtimes makes anybody wait: `lifecycle` stresses the other.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -140,15 +139,13 @@ impl Model {
             // Elders are not held back for a younger build.
             let eldest = self.eldest().unwrap_or(usize::MAX);
             for runtime in &mut self.live {
-                let (elders, held_back) =
+                let (elders, held_back): (Vec<Call>, _) =
                     std::mem::take(&mut runtime.waiting).into_iter().partition(|call| call.number < eldest);
                 runtime.waiting = held_back;
-                let elders: Vec<Call> = elders;
                 runtime.running.extend(elders);
             }
             self.end_quick_calls();
-            let places = self.live.len() + self.draining.len();
-            if !self.queue.is_empty() && places < self.capacity {
+            if !self.queue.is_empty() && self.live.len() + self.draining.len() < self.capacity {
                 let (evaluator, waiting) = self.queue.remove(0);
                 self.builds += 1;
                 if build == Build::Ok {
@@ -195,9 +192,9 @@ impl Model {
     fn end_quick_calls(&mut self) {
         let mut touched = vec![];
         for runtime in self.live.iter_mut().chain(&mut self.draining) {
-            let (ended, running) = std::mem::take(&mut runtime.running).into_iter().partition(|call| call.quick);
+            let (ended, running): (Vec<Call>, _) =
+                std::mem::take(&mut runtime.running).into_iter().partition(|call| call.quick);
             runtime.running = running;
-            let ended: Vec<Call> = ended;
             for call in &ended {
                 self.outcomes.insert(call.number, if call.trap { "guest_trap" } else { "ok" });
             }
@@ -246,8 +243,8 @@ impl Model {
 
     /// A call that ran or waited is gone.
     fn end(&mut self, number: usize, outcome: &'static str) {
-        let on_live = self.live.iter().find(|runtime| runtime.running.iter().any(|call| call.number == number));
-        let touched = on_live.map(|runtime| runtime.evaluator);
+        let runs = |runtime: &&Runtime| runtime.running.iter().any(|call| call.number == number);
+        let touched = self.live.iter().find(runs).map(|runtime| runtime.evaluator);
         for runtime in self.live.iter_mut().chain(&mut self.draining) {
             runtime.running.retain(|call| call.number != number);
             runtime.waiting.retain(|call| call.number != number);
@@ -300,6 +297,7 @@ impl Real {
         settings.limits.exec_timeout = Duration::from_secs(100_000);
         settings.engine.isolation = Isolation::Reuse;
         let spy = if capacity.is_multiple_of(2) { Spy::with_workers() } else { Spy::default() };
+        spy.keeps_permits();
         let pool = spy.pool(|_| PoolBuilder::from(settings).park_after(0));
         let evaluators = (0..EVALUATORS).map(|e| pool.register(&e.to_string(), Spy::spec()).unwrap()).collect();
         Self { spy, pool, evaluators, calls: BTreeMap::new() }
@@ -310,16 +308,18 @@ impl Real {
         self.calls.insert(number, tokio::spawn(async move { evaluator.evaluate(input).await }));
     }
 
-    /// Lets everything go as far as it can: with time paused, a sleep ends when nothing else is left to do.
+    /// Lets everything go as far as it can: with time paused, a sleep ends when nothing is left to do. Only then do
+    /// places of closed runtimes come back, which would race whoever has to ask again.
     async fn come_to_rest(&self) {
         for _ in 0..8 {
             sleep(Duration::from_millis(1)).await;
+            self.spy.let_go_of_permits();
         }
     }
 
     async fn outcomes(&mut self) -> BTreeMap<usize, &'static str> {
-        let ended: Vec<usize> =
-            self.calls.iter().filter(|(_, task)| task.is_finished()).map(|(number, _)| *number).collect();
+        let ended = self.calls.iter().filter(|(_, task)| task.is_finished());
+        let ended: Vec<usize> = ended.map(|(number, _)| *number).collect();
         let mut outcomes = BTreeMap::new();
         for number in ended {
             let outcome = match self.calls.remove(&number).unwrap().await {
@@ -421,7 +421,7 @@ async fn run(capacity: usize, ops: Vec<Op>) {
     }
     // Whatever is still there is interrupted, and nothing is left.
     let calls = std::mem::take(&mut real.calls);
-    real.pool.close_with(Duration::from_millis(5)).await;
+    tokio::join!(real.pool.close_with(Duration::from_millis(1)), real.come_to_rest());
     for (_, call) in calls {
         let kind = call.await.unwrap().map_or_else(|error| error.kind().as_str(), |_| "ok");
         assert!(["shutting_down", "closed"].contains(&kind), "{kind}");
@@ -441,7 +441,7 @@ impl Model {
 
 #[test]
 fn the_registry_does_what_a_naive_model_of_it_does() {
-    let cases = std::env::var("EVALPOOL_MODEL_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(256);
+    let cases = std::env::var("EVALPOOL_MODEL_CASES").map_or(256, |cases| cases.parse().unwrap());
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     proptest!(config, |(capacity in 1..4_usize, ops in vec(op(), 1..40))| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
