@@ -63,6 +63,7 @@
 //! | [`metrics`] | the catalogue. Installs no exporter, knows no room |
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
 //! | `last_words` | what a guest wrote, and where it was when it failed. Plain data |
+//! | `host_memory` | how much memory this process may use. Reads the system's files |
 //! | `units` | times, sizes and names as people read them |
 //! | `words` | closed sets of words |
 
@@ -76,6 +77,8 @@ pub mod engine;
 mod error;
 mod evaluator;
 mod executable;
+#[allow(dead_code, reason = "the bound in bytes is reckoned from it")]
+mod host_memory;
 #[cfg(feature = "direct")]
 mod http_client;
 mod info;
