@@ -61,6 +61,7 @@
 //! | `registry` | what lives: LRU order, hard bound, single-flight builds, negative cache. Knows no plugins |
 //! | [`config`] | every setting. The only reader of the settings file and of its variables |
 //! | [`metrics`] | the catalogue. Installs no exporter, knows no room |
+//! | `memory` | what runtimes hold, in bytes: the account and its charges. Evicts nothing |
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
 //! | `last_words` | what a guest wrote, and where it was when it failed. Plain data |
 //! | `host_memory` | how much memory this process may use. Reads the system's files |
@@ -85,6 +86,7 @@ mod info;
 mod last_words;
 #[cfg(feature = "manifest")]
 mod manifest;
+mod memory;
 pub mod metrics;
 mod pool;
 mod registry;
@@ -116,6 +118,7 @@ pub use crate::{
     executable::Executable,
     info::{EvaluatorInfo, RuntimeInfo},
     last_words::LastWords,
+    memory::MemoryUse,
     pool::{EvaluatorPool, PoolBuilder, Prepared},
     registry::RuntimeState,
     response::{EvaluatorId, Response, Timings},

@@ -11,7 +11,10 @@ use std::{
 
 use metrics::{Counter, Gauge, Histogram, Unit};
 
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    memory::MemoryUse,
+};
 
 /// Whether a metric goes up and down, only up, or is a distribution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,12 +106,16 @@ catalogue! {
     COMPILE_WORKERS_ENDED Counter "evalpool_compile_workers_ended_total"
         { "how" = &["done", "timeout", "memory", "killed", "crashed"] }
         "Processes that compile which have ended: replaced, over their time or memory, killed since nobody wanted the build, or died of something else.";
-    EVICTIONS Counter "evalpool_evictions_total" { "reason" = &["capacity", "idle"] }
-        "Runtimes evicted: for a newcomer, or after their idle time.";
+    MEMORY Gauge "evalpool_memory_bytes" { "kind" = &["code", "instances", "cache"] }
+        "What runtimes hold: loaded code, instances, and code that is kept for the next build.";
+    MEMORY_LIMIT Gauge "evalpool_memory_limit_bytes"
+        "The most that runtimes may hold before others give way.";
+    EVICTIONS Counter "evalpool_evictions_total" { "reason" = &["capacity", "memory", "idle"] }
+        "Runtimes evicted: for a newcomer, for room in bytes, or after their idle time.";
     EVICTION_AGE Histogram "evalpool_eviction_age_seconds"
         "Time since last use of an evicted runtime; a few seconds here means thrashing.";
     CLOSES Counter "evalpool_closes_total"
-        { "reason" = &["capacity", "idle", "replaced", "closed", "shutdown", "invalid"] }
+        { "reason" = &["capacity", "memory", "idle", "replaced", "closed", "shutdown", "invalid"] }
         "Runtimes closed, by reason and by how they ended (the second label, `how`: drained, forced).";
     CLOSE_SECONDS Histogram "evalpool_close_seconds"
         "From the decision to close a runtime until its last engine object was dropped.";
@@ -141,6 +148,8 @@ pub(crate) struct Metrics {
     compile_workers_ended: Series<Counter>,
     /// How many ended workers the counters show.
     ended: Arc<Mutex<[u64; COMPILE_WORKERS_ENDINGS]>>,
+    memory: Series<Gauge>,
+    memory_limit: Gauge,
     evictions: Series<Counter>,
     eviction_age: Histogram,
     closes_drained: Series<Counter>,
@@ -178,6 +187,8 @@ impl Metrics {
             compile_workers: gauges(&COMPILE_WORKERS),
             compile_workers_ended: counters(&COMPILE_WORKERS_ENDED),
             ended: Arc::default(),
+            memory: gauges(&MEMORY),
+            memory_limit: metrics::gauge!(MEMORY_LIMIT.name),
             evictions: counters(&EVICTIONS),
             eviction_age: metrics::histogram!(EVICTION_AGE.name),
             closes_drained: closes("drained"),
@@ -208,6 +219,12 @@ impl Metrics {
     pub(crate) fn set_slots(&self, live: [u64; 4], warm: [u64; 3]) {
         set(&self.slots_live, live.map(|count| count as f64));
         set(&self.slots_warm, warm.map(|count| count as f64));
+    }
+
+    pub(crate) fn set_memory(&self, uses: MemoryUse) {
+        let MemoryUse { code, instances, cache, limit } = uses;
+        set(&self.memory, [code, instances, cache].map(|bytes| bytes as f64));
+        self.memory_limit.set(limit as f64);
     }
 
     /// Compile workers that wait and that work, and how many have ended in each way so far.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use evalpool::{
     Digest, Settings,
-    engine::{CompileRequest, CompiledPlugin, Engine, InstanceLimits, Permit, direct::DirectEngine},
+    engine::{CompileRequest, CompiledPlugin, Engine, InstanceLimits, MemoryAccount, Permit, direct::DirectEngine},
 };
 use tokio::runtime::Runtime;
 
@@ -38,6 +38,8 @@ pub(crate) fn direct_without_pool(runtime: &Runtime, wasm: Vec<u8>) -> Arc<dyn C
         allowed_hosts: Arc::new([]),
         host_functions: Arc::new([]),
         limits: limits(),
+        initial_memory: 0,
+        memory: MemoryAccount::unbounded(),
         permit: Permit::new(()),
     };
     runtime.block_on(engine.compile(request)).unwrap().into()

@@ -248,7 +248,8 @@ async fn attempt(
     let Admission { place, permit } = admission;
     let Blueprint { plugin, entry_points, request, report, policy } = blueprint;
     let within = request.limits.build_timeout;
-    let request = CompileRequest { permit: engine::Permit::new(place.clone()), ..request };
+    let memory = place.memory();
+    let request = CompileRequest { permit: engine::Permit::new(place.clone()), memory: memory.clone(), ..request };
     let started = Instant::now();
     let compiled = engine.compile(request).await?;
     let compile = started.elapsed();
@@ -283,7 +284,7 @@ async fn attempt(
     Ok(guard.disarm(|compiled, probe, place| {
         let spares_wait = engine.instances_are_cheap();
         let (digest, took) = (plugin.digest(), BuildTimes { compile, init });
-        let program = Program { compiled, entry_points, digest, report, took, spares_wait };
+        let program = Program { compiled, entry_points, digest, report, memory, took, spares_wait };
         Runtime::new(program, probe, policy, metrics, place)
     }))
 }

@@ -15,6 +15,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::host_memory;
+
 pub(crate) use self::formats::size;
 use self::formats::{list_or_commas, off_or_number, word};
 pub(crate) use self::hosts::{HostPattern, default_hosts};
@@ -57,6 +59,13 @@ pub struct PoolSettings {
     /// Instances that may exist at once, over all runtimes. At least `capacity`, since every runtime starts with one.
     /// Default 1024.
     pub max_instances: usize,
+    /// Bytes that all runtimes may hold: loaded code, instances as large as they are now, and code that is kept for the next
+    /// build. When a build finds too little room, idle instances are dropped and unused runtimes closed for it, and if that
+    /// is not enough within a second, it fails with [`Overloaded`](crate::Error::Overloaded). What busy instances grow to is
+    /// counted, and may exceed the bound until their calls end. Weighed on the `direct` engine alone. At least `16MiB`.
+    /// Default: half of what the process may use, by its control group or else by the machine.
+    #[serde(deserialize_with = "size")]
+    pub memory: u64,
     /// Instances of one runtime. At least 1. Default: cores × 2.
     pub max_instances_per_evaluator: usize,
     /// How long the pool keeps an unused runtime. Default `10m`.
@@ -323,12 +332,16 @@ pub enum LogFormat {
     Json,
 }
 
+/// Less than this holds no pool, in bytes.
+const LEAST_MEMORY: u64 = 16 << 20;
+
 impl Default for PoolSettings {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             capacity: 256,
             max_instances: 1024,
+            memory: (host_memory::available().unwrap_or(2 << 30) / 2).max(LEAST_MEMORY),
             max_instances_per_evaluator: cores * 2,
             idle_ttl: Duration::from_mins(10),
             grace: Duration::from_secs(10),

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt, path::Path};
 
-use super::{EngineKind, HostPattern, Settings, headers, kubernetes};
+use super::{EngineKind, HostPattern, LEAST_MEMORY, Settings, headers, kubernetes};
 use crate::units::Quoted;
 
 /// A setting that cannot be used. Its text is one line that names the key and says what would be right.
@@ -110,6 +110,9 @@ impl Settings {
                 "limits.memory is {} bytes; it must be between 64KiB and 4GiB",
                 self.limits.memory
             )));
+        }
+        if self.pool.memory < LEAST_MEMORY {
+            return Err(SettingsError(format!("pool.memory is {} bytes; it must be at least 16MiB", self.pool.memory)));
         }
         if self.limits.compile_memory < 64 * 1024 * 1024 {
             return Err(SettingsError(format!(

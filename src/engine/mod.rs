@@ -42,6 +42,7 @@ pub use self::{
     host::{HostFunction, Val, ValType},
     variables::{Changes, KeptVariables, VariableSet},
 };
+pub use crate::memory::{Charge, MemoryAccount};
 use crate::{error::Error, last_words::LastWords, source::Digest, words::words};
 
 /// Modules that a plugin may be linked with: `direct` reserves slots for as many.
@@ -111,6 +112,10 @@ pub struct CompileRequest {
     pub host_functions: Arc<[HostFunction]>,
     /// What each instance may use.
     pub limits: InstanceLimits,
+    /// Bytes of linear memory with which the modules begin.
+    pub initial_memory: u64,
+    /// What the engine charges code and instances to.
+    pub memory: MemoryAccount,
     /// Held until the compiled plugin is gone.
     pub permit: Permit,
 }
@@ -146,6 +151,8 @@ pub struct Slots {
     pub live: SlotCounts,
     /// Free, and ready for the next instance of the same plugin.
     pub warm: SlotCounts,
+    /// Bytes that free slots keep.
+    pub kept: u64,
 }
 
 /// Slots by kind.

@@ -35,6 +35,7 @@ use crate::{
     error::Error,
     evaluator::Evaluator,
     info::{EvaluatorInfo, RuntimeInfo},
+    memory::MemoryUse,
     registry::{CloseReason, RuntimeState, Snapshot},
     response::EvaluatorId,
     revision::{PoolInner, Revision},
@@ -240,6 +241,13 @@ impl EvaluatorPool {
     pub fn slots(&self) -> Option<Slots> {
         self.inner.registry.settle();
         self.inner.slots()
+    }
+
+    /// What all runtimes hold now, in bytes: see [`pool.memory`](crate::config::PoolSettings::memory). Quick, and never
+    /// blocks.
+    #[must_use]
+    pub fn memory(&self) -> MemoryUse {
+        self.inner.memory.uses()
     }
 
     /// The processes in which the `direct` engine compiles; `None` if it compiles in this one.

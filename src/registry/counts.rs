@@ -8,6 +8,8 @@ words! {
     /// Why a runtime was closed.
     pub(crate) enum CloseReason {
         Capacity = "capacity",
+        /// For room in bytes.
+        Memory = "memory",
         Idle = "idle",
         Replaced = "replaced",
         Closed = "closed",
@@ -29,7 +31,7 @@ words! {
 
 impl CloseReason {
     pub(crate) fn is_eviction(self) -> bool {
-        matches!(self, CloseReason::Capacity | CloseReason::Idle)
+        matches!(self, CloseReason::Capacity | CloseReason::Memory | CloseReason::Idle)
     }
 }
 

@@ -9,10 +9,10 @@ use tokio::{
 
 use super::{
     Age, BuildId, CloseReason, PlaceId, Refused, Resident, RevisionId, Shell,
-    state::{Grant, Returned},
+    state::{Grant, Returned, RoomId},
     sync::{Mutex, MutexGuard, PoisonError},
 };
-use crate::error::Error;
+use crate::{error::Error, memory::MemoryAccount};
 
 /// A caller's position in a queue. Dropping it leaves the queue, and passes on an answer that was on its way.
 pub(super) struct Waiter<R: Resident> {
@@ -28,6 +28,18 @@ impl<R: Resident> Drop for Waiter<R> {
             return;
         }
         self.registry.apply(|state| state.leave(self.revision, self.age, Instant::now()));
+    }
+}
+
+/// A build's position in the queue for room. Dropping it leaves the queue.
+pub(super) struct InRoomQueue<R: Resident> {
+    pub(super) registry: Arc<Shell<R>>,
+    pub(super) id: RoomId,
+}
+
+impl<R: Resident> Drop for InRoomQueue<R> {
+    fn drop(&mut self) {
+        self.registry.apply(|state| state.leave_room(self.id, Instant::now()));
     }
 }
 
@@ -171,6 +183,13 @@ pub(super) struct Record {
 impl<R: Resident> Place<R> {
     pub(super) fn new(registry: Arc<Shell<R>>, revision: RevisionId, id: PlaceId, gone: watch::Sender<bool>) -> Self {
         Self { inner: Arc::new(PlaceInner { registry, revision, id, record: Mutex::default(), gone }) }
+    }
+
+    /// The account of the plugin that has this place.
+    pub(crate) fn memory(&self) -> MemoryAccount {
+        let registry = self.inner.registry.clone();
+        let budget = registry.lock().memory();
+        MemoryAccount::new(budget, registry)
     }
 
     /// The engine has made a compiled plugin: from now on there is something to close.

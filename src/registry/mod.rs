@@ -29,14 +29,18 @@ mod thread_cache;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
 
 pub use self::counts::RuntimeState;
-use self::guards::Waiter;
+use self::guards::{InRoomQueue, Waiter};
 use self::state::{Effect, RegistryState, Requested, Returned};
 use self::sync::{Mutex, MutexGuard, PoisonError, timeout_at};
 pub(crate) use self::{
@@ -45,7 +49,12 @@ pub(crate) use self::{
     state::{Age, BuildId, PlaceId},
     thread_cache::{Epoch, ThreadCache},
 };
-use crate::{clock, error::Error, metrics::Metrics};
+use crate::{
+    clock,
+    error::Error,
+    memory::{Charge, MakeRoom, MemoryBudget, Weight},
+    metrics::Metrics,
+};
 
 /// Names one version of an evaluator: what is built, kept, evicted and closed. Never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,7 +74,7 @@ pub(crate) struct Limits {
     pub(crate) park_after: u32,
 }
 
-/// What the registry keeps. All methods are called without the registry's lock; none may block.
+/// What the registry keeps. None of its methods may block, and but for `weight` they are called without the registry's lock.
 pub(crate) trait Resident: Clone + Send + Sync + 'static {
     /// Its place, which it keeps for as long as it exists.
     fn place(&self) -> &Place<Self>;
@@ -82,6 +91,9 @@ pub(crate) trait Resident: Clone + Send + Sync + 'static {
     /// It is draining: interrupt its guests after this grace, if that is sooner than it would have been.
     fn shorten_grace(&self, grace: Duration);
 
+    /// What closing it would give back.
+    fn weight(&self) -> Weight;
+
     /// The last lease came back.
     fn drained(&self);
 
@@ -95,6 +107,10 @@ pub(crate) trait Resident: Clone + Send + Sync + 'static {
     /// When a parked instance was last taken into use: leases that are still in use have not told yet.
     fn last_parked_use(&self) -> Option<Instant>;
 }
+
+/// How long a compiled plugin waits for room in bytes. Calls in flight are what it waits for; meanwhile it keeps others
+/// from theirs.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a caller that waited got no lease.
 #[derive(Debug, Clone)]
@@ -134,12 +150,12 @@ struct Shell<R: Resident> {
 }
 
 impl<R: Resident> Registry<R> {
-    pub(crate) fn new(limits: Limits, metrics: Metrics) -> Self {
+    pub(crate) fn new(limits: Limits, memory: Arc<MemoryBudget>, metrics: Metrics) -> Self {
         metrics.set_capacity(limits.capacity);
         Counts::default().show(&metrics);
         Self {
             inner: Arc::new(Shell {
-                state: Mutex::new(RegistryState::new(limits)),
+                state: Mutex::new(RegistryState::new(limits, memory)),
                 metrics,
                 left: Arc::default(),
                 published: Mutex::new(0),
@@ -265,6 +281,11 @@ impl<R: Resident> Registry<R> {
         self.inner.end_leases(leases, |_| {});
     }
 
+    /// Makes room if guests have grown beyond the bound in bytes.
+    pub(crate) fn weigh(&self) {
+        self.inner.apply(|state| state.weigh(Instant::now()));
+    }
+
     /// Ends the leases of all parked instances: the gauges are exact from here on until the next call.
     pub(crate) fn settle(&self) {
         self.inner.apply(RegistryState::reclaim_all);
@@ -276,6 +297,17 @@ impl<R: Resident> Registry<R> {
 
     pub(crate) fn snapshot(&self) -> Vec<Snapshot> {
         self.inner.lock().snapshot()
+    }
+}
+
+impl<R: Resident> MakeRoom for Shell<R> {
+    fn make_room(self: Arc<Self>, bytes: u64) -> Pin<Box<dyn Future<Output = Option<Charge>> + Send>> {
+        Box::pin(async move {
+            let (to, mut room) = oneshot::channel();
+            let id = self.apply(|state| state.want_room(bytes, to, Instant::now()));
+            let _leaves = InRoomQueue { registry: self, id };
+            timeout_at(clock::deadline(ROOM_TIMEOUT), &mut room).await.ok()?.ok()
+        })
     }
 }
 
@@ -329,6 +361,8 @@ impl<R: Resident> Shell<R> {
             }
             Effect::ShortenGrace { resident, grace } => resident.shorten_grace(grace),
             Effect::Left => self.left.notify_waiters(),
+            // If the build has left, the charge goes back, and the next change gives the room to another.
+            Effect::Room { to, charge } => drop(to.send(charge)),
             Effect::Drained { resident } => resident.drained(),
             Effect::Reap { resident } => resident.reap(),
             Effect::Reclaim { residents } => {

@@ -15,12 +15,14 @@ use crate::{
     compiler::Compiler,
     config::{EngineSettings, LimitSettings, PoolSettings},
     engine::{CompileWorkerCounts, Engine, Slots, VariableBudget},
+    memory::MemoryBudget,
     metrics::Metrics,
     registry::{Limits, Registry, RevisionId},
     runtime::Runtime,
 };
 
-/// Fetched plugins that may wait for a place, in bytes, or one plugin of the largest size if that is more.
+/// Fetched plugins that may wait for a place, in bytes: at most an eighth of `pool.memory`, or one plugin of the largest
+/// size if that is more.
 const FETCHING: u64 = 128 * 1024 * 1024;
 
 /// How often instances that their threads no longer use are taken back.
@@ -31,6 +33,7 @@ pub(crate) struct PoolInner {
     pub(crate) registry: Registry<Runtime>,
     pub(crate) compiler: Compiler,
     pub(crate) metrics: Metrics,
+    pub(crate) memory: Arc<MemoryBudget>,
     pub(crate) pool: PoolSettings,
     pub(crate) limits: LimitSettings,
     pub(crate) engine: EngineSettings,
@@ -61,9 +64,12 @@ impl PoolInner {
             negative_ttl: pool.negative_ttl,
             park_after,
         };
-        let fetching_total = u32::try_from(FETCHING.max(limits.plugin_size).div_ceil(1024)).unwrap_or(u32::MAX);
+        let memory = MemoryBudget::new(pool.memory);
+        let fetching_total =
+            u32::try_from(FETCHING.min(memory.limit() / 8).max(limits.plugin_size).div_ceil(1024)).unwrap_or(u32::MAX);
         Self {
-            registry: Registry::new(bounds, metrics.clone()),
+            registry: Registry::new(bounds, memory.clone(), metrics.clone()),
+            memory,
             compiler: Compiler::new(engine, pool.build_concurrency, metrics.clone()),
             metrics,
             pool,
@@ -91,13 +97,23 @@ impl PoolInner {
     /// The engine's slots, which are shown in their gauges too.
     pub(crate) fn slots(&self) -> Option<Slots> {
         self.show_workers();
-        let slots = self.compiler.slots()?;
-        let Slots { live, warm } = slots;
+        let slots = self.weigh();
+        self.metrics.set_memory(self.memory.uses());
+        let slots = slots?;
+        let Slots { live, warm, .. } = slots;
         self.metrics.set_slots(
             [live.instances, live.memories, live.tables, live.stacks],
             [warm.memories, warm.tables, warm.stacks],
         );
         Some(slots)
+    }
+
+    /// Notes what free slots keep, and makes room if guests have grown beyond the bound.
+    fn weigh(&self) -> Option<Slots> {
+        let slots = self.compiler.slots();
+        self.memory.set_slots(slots.map_or(0, |slots| slots.kept));
+        self.registry.weigh();
+        slots
     }
 
     /// Starts the sweep at the first use from within a tokio runtime. It ends with the pool.
@@ -129,6 +145,7 @@ impl Sweep {
             tokio::time::sleep(pause.min(RECLAIMING)).await;
             let Some(inner) = self.0.upgrade() else { return };
             inner.registry.reclaim_unused();
+            inner.weigh();
             if swept.elapsed() >= pause {
                 swept = Instant::now();
                 inner.slots();

@@ -9,6 +9,7 @@ use crate::{
     engine::{CompileRequest, InstanceLimits, LinkedModule, Permit},
     error::Error,
     last_words::LastWords,
+    memory::MemoryAccount,
     runtime::{Policy, Report},
     source::{EntryPoints, Plugin},
     spec::Spec,
@@ -78,6 +79,8 @@ pub(super) fn blueprint(
         allowed_hosts: hosts.unwrap_or_else(|| default_hosts(&inner.engine.allowed_hosts).collect()),
         host_functions: spec.host_functions.clone(),
         limits,
+        initial_memory: to_start,
+        memory: MemoryAccount::unbounded(),
         permit: Permit::new(()),
     };
     Ok(Blueprint { plugin, entry_points, request, report, policy })

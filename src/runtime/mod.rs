@@ -47,6 +47,7 @@ use crate::{
     config::Isolation,
     engine::{self, CompiledPlugin},
     error::Error,
+    memory::{MemoryAccount, Weight},
     metrics::Metrics,
     registry::{InstancePermit, Lease, Place, Resident, ThreadCache},
     source::{Digest, EntryPoints},
@@ -78,6 +79,7 @@ pub(crate) struct Program {
     pub(crate) entry_points: EntryPoints,
     pub(crate) digest: Digest,
     pub(crate) report: Report,
+    pub(crate) memory: MemoryAccount,
     pub(crate) took: BuildTimes,
     /// A spare instance is made once the runtime is at rest, rather than at once.
     pub(crate) spares_wait: bool,
@@ -302,6 +304,10 @@ impl Resident for Runtime {
 
     fn shorten_grace(&self, grace: Duration) {
         self.inner.close_by(clock::deadline(grace));
+    }
+
+    fn weight(&self) -> Weight {
+        self.inner.program.memory.weight()
     }
 
     fn drained(&self) {

@@ -44,6 +44,7 @@ mod lifecycle;
 mod loads;
 #[cfg(feature = "service")]
 mod manifests;
+mod memory;
 #[cfg(feature = "service")]
 mod messages;
 mod model;

@@ -9,8 +9,8 @@ use evalpool::{
     Digest, Error, HostFunction, Settings,
     config::EngineKind,
     engine::{
-        CallRequest, CompileRequest, CompiledPlugin, Engine, Instance, InstanceLimits, Permit, direct::DirectEngine,
-        extism::ExtismEngine,
+        CallRequest, CompileRequest, CompiledPlugin, Engine, Instance, InstanceLimits, MemoryAccount, Permit,
+        direct::DirectEngine, extism::ExtismEngine,
     },
 };
 use tokio::time::Instant;
@@ -89,6 +89,8 @@ async fn compile(engine: &dyn Engine, text: &str, seen: &Seen) -> Result<Box<dyn
             build_timeout: limits.build_timeout,
             fuel: None,
         },
+        initial_memory: 0,
+        memory: MemoryAccount::unbounded(),
         permit: seen.permit(move || weak.upgrade().is_none()),
     };
     engine.compile(request).await

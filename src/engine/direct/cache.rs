@@ -13,7 +13,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::SystemTime,
@@ -24,7 +24,11 @@ use lru::LruCache;
 use sha2::{Digest as _, Sha256};
 use wasmtime::{Engine, Module};
 
-use crate::{config::CodeCache, source::Digest};
+use crate::{
+    config::CodeCache,
+    engine::{Charge, MemoryAccount},
+    source::Digest,
+};
 
 /// How the names of our files begin.
 const OURS: &str = "evalpool-";
@@ -51,7 +55,10 @@ struct InMemory {
 
 /// What `Module::serialize` gave, behind its SHA-256: as it lies in a file, and as a worker sends it.
 #[derive(Clone)]
-pub(super) struct Sealed(Bytes);
+pub(super) struct Sealed {
+    bytes: Bytes,
+    _charge: Option<Arc<Charge>>,
+}
 
 impl Sealed {
     /// Bytes of the digest.
@@ -62,21 +69,27 @@ impl Sealed {
     }
 
     fn seal(code: &[u8]) -> Self {
-        Self([&Self::digest(code), code].concat().into())
+        Self { bytes: [&Self::digest(code), code].concat().into(), _charge: None }
+    }
+
+    /// Charges it for as long as it is in memory.
+    pub(super) fn charged(self, account: &MemoryAccount) -> Self {
+        let charge = account.unloaded(self.len());
+        Self { _charge: Some(Arc::new(charge)), ..self }
     }
 
     /// The same bytes, if they are what was sealed.
     pub(super) fn check(bytes: Vec<u8>) -> Option<Self> {
         let (digest, code) = bytes.split_first_chunk::<32>()?;
-        (Self::digest(code) == *digest).then(|| Self(bytes.into()))
+        (Self::digest(code) == *digest).then(|| Self { bytes: bytes.into(), _charge: None })
     }
 
     fn code(&self) -> &[u8] {
-        self.0.get(32..).unwrap_or_default()
+        self.bytes.get(32..).unwrap_or_default()
     }
 
-    fn len(&self) -> u64 {
-        self.0.len() as u64
+    pub(super) fn len(&self) -> u64 {
+        self.bytes.len() as u64
     }
 }
 
@@ -104,17 +117,31 @@ impl Cache {
         })
     }
 
-    /// The module, if its code is kept. Blocks while it reads a file.
-    pub(super) fn load(&self, engine: &Engine, key: Key) -> Option<Module> {
-        let root = match &self.kept {
+    /// The module and its charge, if its code is kept and there is `room` for so many bytes. Blocks while it reads a file.
+    pub(super) fn load<E>(
+        &self,
+        engine: &Engine,
+        key: Key,
+        room: impl FnOnce(u64) -> Result<Charge, E>,
+    ) -> Result<Option<(Module, Charge)>, E> {
+        let folder = match &self.kept {
             Kept::Memory(kept) => {
-                let code = lock(kept).code.get(&key)?.clone();
-                return load(engine, &code).ok();
+                let code = lock(kept).code.get(&key).cloned();
+                let Some(code) = code else { return Ok(None) };
+                let charge = room(code.len())?;
+                return Ok(load(engine, &code).ok().map(|module| (module, charge)));
             }
             Kept::Folder { root, .. } => root,
         };
-        let path = file(root, key);
-        let module = Sealed::check(fs::read(&path).ok()?).and_then(|code| load(engine, &code).ok());
+        let path = file(folder, key);
+        let Ok(bytes) = fs::read(&path) else { return Ok(None) };
+        let module = match Sealed::check(bytes) {
+            Some(code) => {
+                let charge = room(code.len())?;
+                load(engine, &code).ok().map(|module| (module, charge))
+            }
+            None => None,
+        };
         // `make_room` takes this as the time of the last use. If it fails, the file goes sooner.
         let _ = match module {
             Some(_) => {
@@ -122,7 +149,7 @@ impl Cache {
             }
             None => fs::remove_file(&path),
         };
-        module
+        Ok(module)
     }
 
     /// The module of code that a worker has just sent. The code is kept, if there is room for it. Fails if the module wants
@@ -134,12 +161,12 @@ impl Cache {
     }
 
     /// Keeps the code of a module that was compiled here.
-    pub(super) fn keep_module(&self, key: Key, module: &Module) {
+    pub(super) fn keep_module(&self, key: Key, module: &Module, account: &MemoryAccount) {
         if self.limit == 0 {
             return;
         }
         match module.serialize() {
-            Ok(code) => self.keep(key, Sealed::seal(&code)),
+            Ok(code) => self.keep(key, Sealed::seal(&code).charged(account)),
             Err(error) => tracing::warn!(%error, "compiled code cannot be kept"),
         }
     }
@@ -223,7 +250,7 @@ fn store(root: &Path, key: Key, code: &Sealed) -> io::Result<()> {
     // Each writer has a name of its own, in other processes too.
     let partial = path.with_extension(format!("{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
     let written = fs::File::create_new(&partial)
-        .and_then(|mut file| file.write_all(&code.0))
+        .and_then(|mut file| file.write_all(&code.bytes))
         .and_then(|()| fs::rename(&partial, &path));
     if written.is_err() {
         let _ = fs::remove_file(&partial);
@@ -267,6 +294,12 @@ mod tests {
         (Key { plugin: Digest::of(&bytes), engine: 1 }, Module::new(engine, bytes).unwrap())
     }
 
+    fn load(cache: &Cache, engine: &Engine, key: Key) -> Option<Module> {
+        let account = MemoryAccount::unbounded();
+        let room = |bytes| Ok::<_, ()>(account.unloaded(bytes));
+        cache.load(engine, key, room).unwrap().map(|(module, _)| module)
+    }
+
     fn folder(root: &Path, limit: u64) -> Cache {
         Cache::open(&CodeCache::Folder(root.join("code")), limit).unwrap()
     }
@@ -276,16 +309,17 @@ mod tests {
         let engine = Engine::default();
         let (a, module_a) = module(&engine, "(module (func (export \"a\")))");
         let (b, module_b) = module(&engine, "(module (func (export \"b\")))");
+        let account = MemoryAccount::unbounded();
         let size = module_a.serialize().unwrap().len() as u64;
         let temporary = tempfile::tempdir().unwrap();
         for cache in [Cache::open(&CodeCache::Memory, size * 3 / 2).unwrap(), folder(temporary.path(), size * 3 / 2)] {
-            assert!(cache.load(&engine, a).is_none());
-            cache.keep_module(a, &module_a);
-            assert!(cache.load(&engine, a).unwrap().get_export("a").is_some());
-            cache.keep_module(b, &module_b);
-            assert!(cache.load(&engine, a).is_none(), "no room for both");
-            assert!(cache.load(&engine, b).is_some());
-            assert!(cache.load(&engine, Key { engine: 2, ..b }).is_none(), "of another engine");
+            assert!(load(&cache, &engine, a).is_none());
+            cache.keep_module(a, &module_a, &account);
+            assert!(load(&cache, &engine, a).unwrap().get_export("a").is_some());
+            cache.keep_module(b, &module_b, &account);
+            assert!(load(&cache, &engine, a).is_none(), "no room for both");
+            assert!(load(&cache, &engine, b).is_some());
+            assert!(load(&cache, &engine, Key { engine: 2, ..b }).is_none(), "of another engine");
         }
     }
 
@@ -295,20 +329,20 @@ mod tests {
         let (key, module) = module(&engine, "(module (func (export \"a\")))");
         let temporary = tempfile::tempdir().unwrap();
         let cache = folder(temporary.path(), 1 << 20);
-        cache.keep_module(key, &module);
+        cache.keep_module(key, &module, &MemoryAccount::unbounded());
         let path = file(&temporary.path().join("code"), key);
         let whole = fs::read(&path).unwrap();
         for at in [0, 40, whole.len() - 1] {
             let mut changed = whole.clone();
             changed[at] ^= 1;
             fs::write(&path, changed).unwrap();
-            assert!(cache.load(&engine, key).is_none(), "byte {at}");
+            assert!(load(&cache, &engine, key).is_none(), "byte {at}");
             assert!(!path.exists(), "it is removed");
         }
         fs::write(&path, &whole[..20]).unwrap();
-        assert!(cache.load(&engine, key).is_none());
+        assert!(load(&cache, &engine, key).is_none());
         fs::write(&path, &whole).unwrap();
-        assert!(cache.load(&engine, key).is_some());
+        assert!(load(&cache, &engine, key).is_some());
     }
 
     #[test]

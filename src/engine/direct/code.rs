@@ -2,12 +2,13 @@
 
 use std::{
     collections::HashMap,
+    ops::Deref,
     sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
 use lru::LruCache;
-use tokio::time::Instant;
+use tokio::{runtime::Handle, time::Instant};
 use wasmtime::{Engine, Module};
 
 use super::{
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     clock,
-    engine::{InstanceLimits, text::shorten},
+    engine::{Charge, InstanceLimits, MemoryAccount, text::shorten},
     error::{Error, TryLater},
     last_words::LastWords,
     units::Size,
@@ -29,10 +30,25 @@ const REMEMBERED: u32 = 12;
 /// How many modules that were over their budget are remembered at most.
 const MOST_REMEMBERED: usize = 4096;
 
+/// A module whose code is loaded.
+pub(super) struct Loaded {
+    module: Module,
+    /// Given back once the code is unmapped.
+    charge: Arc<Charge>,
+}
+
+impl Deref for Loaded {
+    type Target = Module;
+
+    fn deref(&self) -> &Module {
+        &self.module
+    }
+}
+
 /// The code of all modules under all engines.
 pub(super) struct Code {
     /// Code that runtimes have: evaluators with the same bytes share it.
-    live: Mutex<HashMap<Key, Weak<Module>>>,
+    live: Mutex<HashMap<Key, Weak<Loaded>>>,
     kept: Cache,
     pub(super) workers: Option<Workers>,
     over_budget: Mutex<LruCache<Key, OverBudget>>,
@@ -61,28 +77,34 @@ impl Code {
         }
     }
 
-    /// The code of a module. Blocks; `stop` ends a compile in a worker.
+    /// The code of a module, charged to `room`. Blocks; `stop` ends a compile in a worker.
     pub(super) fn module(
         &self,
         engine: &Engine,
         terms: Terms,
         wasm: &[u8],
         limits: &InstanceLimits,
+        room: &mut Room<'_>,
         stop: &Stop,
-    ) -> Result<Arc<Module>, Error> {
+    ) -> Result<Arc<Loaded>, Error> {
         let key = key(terms);
-        if let Some(module) = lock(&self.live).get(&key).and_then(Weak::upgrade) {
-            return Ok(module);
+        let live = lock(&self.live).get(&key).and_then(Weak::upgrade);
+        if let Some(loaded) = live {
+            room.take(0)?;
+            room.account.runs(loaded.charge.clone());
+            return Ok(loaded);
         }
-        let module = match self.kept.load(engine, key) {
-            Some(module) => module,
-            None => self.compile(engine, terms, wasm, limits, stop)?,
+        let kept = self.kept.load(engine, key, |bytes| room.take(bytes))?;
+        let (module, charge) = match kept {
+            Some(loaded) => loaded,
+            None => self.compile(engine, terms, wasm, limits, room, stop)?,
         };
-        let module = Arc::new(module);
+        let loaded = Arc::new(Loaded { module, charge: Arc::new(charge) });
+        room.account.runs(loaded.charge.clone());
         let mut live = lock(&self.live);
         live.retain(|_, module| module.strong_count() > 0);
-        live.insert(key, Arc::downgrade(&module));
-        Ok(module)
+        live.insert(key, Arc::downgrade(&loaded));
+        Ok(loaded)
     }
 
     fn compile(
@@ -91,16 +113,21 @@ impl Code {
         terms: Terms,
         wasm: &[u8],
         limits: &InstanceLimits,
+        room: &mut Room<'_>,
         stop: &Stop,
-    ) -> Result<Module, Error> {
+    ) -> Result<(Module, Charge), Error> {
         let Some(workers) = &self.workers else {
             let module = in_process::compile(engine, wasm, limits)?;
-            self.kept.keep_module(key(terms), &module);
-            return Ok(module);
+            let charge = room.take(size(&module))?;
+            self.kept.keep_module(key(terms), &module, room.account);
+            return Ok((module, charge));
         };
         self.check(terms)?;
         let code = workers.compile(wasm, terms, stop).map_err(|failed| self.why(failed, terms))?;
-        self.kept.take(engine, key(terms), code).map_err(|error| classify::invalid(&error, limits))
+        let code = code.charged(room.account);
+        let charge = room.take(code.len())?;
+        let module = self.kept.take(engine, key(terms), code).map_err(|error| classify::invalid(&error, limits))?;
+        Ok((module, charge))
     }
 
     fn why(&self, failed: Failed, terms: Terms) -> Error {
@@ -161,6 +188,30 @@ impl Code {
             }
         }
     }
+}
+
+/// Room for what a build makes.
+pub(super) struct Room<'a> {
+    pub(super) account: &'a MemoryAccount,
+    /// Bytes of the first instance, once it is to be reckoned with.
+    pub(super) instance: u64,
+    /// The charge of the first instance, once there is room for it.
+    pub(super) first: Option<Charge>,
+}
+
+impl Room<'_> {
+    /// Waits until there is room for code, and for the first instance with it. Blocks.
+    fn take(&mut self, code: u64) -> Result<Charge, Error> {
+        let (code, instance) = Handle::current().block_on(self.account.reserve(code, self.instance))?;
+        self.first = Some(instance);
+        Ok(code)
+    }
+}
+
+/// How much memory a module's code takes.
+fn size(module: &Module) -> u64 {
+    let image = module.image_range();
+    (image.end.addr() - image.start.addr()) as u64
 }
 
 /// What the code of a module is kept under.

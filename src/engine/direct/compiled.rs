@@ -43,6 +43,7 @@ impl Compiled {
             config: request.config,
             kept: request.variables,
             limits: request.limits,
+            memory: request.memory,
             evaluator: request.evaluator,
             labels: request.labels,
             digest: request.digest,

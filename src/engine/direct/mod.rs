@@ -178,6 +178,7 @@ impl Engine for DirectEngine {
             slots.warm.memories += u64::from(metrics.unused_warm_memories());
             slots.warm.tables += u64::from(metrics.unused_warm_tables());
             slots.warm.stacks += u64::from(metrics.unused_warm_stacks());
+            slots.kept += (metrics.unused_memory_bytes_resident() + metrics.unused_table_bytes_resident()) as u64;
         }
         Some(slots)
     }

@@ -1,12 +1,21 @@
 //! A plugin's modules: where each import comes from, and how an instance is made of them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use wasmtime::{ExternType, Instance, Linker, Module, ModuleExport, Store, ValType};
 
-use super::{abi, functions, kernel::Kernel, state::GuestState, variant::EngineVariant, wasi, workers::Stop};
+use super::{
+    abi,
+    code::{Loaded, Room},
+    functions,
+    kernel::Kernel,
+    state::GuestState,
+    variant::EngineVariant,
+    wasi,
+    workers::Stop,
+};
 use crate::{
-    engine::{CompileRequest, HostFunction, MAX_LINKED},
+    engine::{Charge, CompileRequest, HostFunction, MAX_LINKED},
     error::Error,
 };
 
@@ -17,10 +26,12 @@ pub(super) struct Modules {
     /// Host functions, Extism's and the embedder's.
     linker: Linker<GuestState>,
     pub(super) variant: Arc<EngineVariant>,
+    /// The charge of the first instance, until that is made and has its own.
+    first: Mutex<Option<Charge>>,
 }
 
 struct Linked {
-    module: Arc<Module>,
+    module: Arc<Loaded>,
     imports: Vec<Import>,
 }
 
@@ -49,14 +60,21 @@ impl Modules {
         for function in request.host_functions.iter() {
             functions::link(&mut linker, function)?;
         }
-        let mut this = Self { linked: Vec::with_capacity(request.linked.len() + 1), linker, variant };
+        let mut this =
+            Self { linked: Vec::with_capacity(request.linked.len() + 1), linker, variant, first: Mutex::default() };
         let names: Vec<&str> = request.linked.iter().map(|linked| linked.name.as_str()).collect();
+        let mut room = Room { account: &request.memory, instance: 0, first: None };
         let all = request.linked.iter().map(|linked| (linked.digest, &linked.wasm));
         for (digest, wasm) in all.chain([(request.digest, &request.wasm)]) {
-            let module = this.variant.module(digest, wasm, &request.limits, stop)?;
+            if this.linked.len() == request.linked.len() {
+                // The plugin itself: with its code there is room for an instance.
+                room.instance = request.initial_memory.saturating_add(Kernel::INITIAL);
+            }
+            let module = this.variant.module(digest, wasm, &request.limits, &mut room, stop)?;
             let imports = this.imports(&module, &names, &request.host_functions)?;
             this.linked.push(Linked { module, imports });
         }
+        this.first = Mutex::new(room.first);
         Ok(this)
     }
 
@@ -85,11 +103,12 @@ impl Modules {
 
     /// The plugin's own module.
     pub(super) fn main(&self) -> Option<&Module> {
-        self.linked.last().map(|linked| &*linked.module)
+        self.linked.last().map(|linked| &**linked.module)
     }
 
     /// Instantiates the kernel, then each module with its initialisers.
     pub(super) async fn instantiate(&self, store: &mut Store<GuestState>) -> wasmtime::Result<(Instance, Kernel)> {
+        let _counted_twice = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
         let kernel = self.variant.kernel.instantiate(store).await?;
         let mut instances: Vec<Instance> = Vec::with_capacity(self.linked.len());
         for linked in &self.linked {

@@ -16,7 +16,7 @@ use super::{
     ticker::Ticker,
 };
 use crate::{
-    engine::{CallContext, Changes, InstanceLimits, KeptVariables, Permit, VariableSet},
+    engine::{CallContext, Changes, Charge, InstanceLimits, KeptVariables, MemoryAccount, Permit, VariableSet},
     source::Digest,
 };
 
@@ -27,6 +27,7 @@ pub(super) struct PluginContext {
     pub(super) kept: Option<Arc<KeptVariables>>,
     pub(super) http: Http,
     pub(super) limits: InstanceLimits,
+    pub(super) memory: MemoryAccount,
     pub(super) evaluator: Arc<str>,
     pub(super) labels: Option<Arc<str>>,
     pub(super) digest: Digest,
@@ -68,7 +69,7 @@ impl GuestState {
             call_context: None,
             kernel_memory: None,
             allocator: Allocator::default(),
-            budget: Budget { memory_left: memory, table_elements },
+            budget: Budget { memory_left: memory, table_elements, used: 0, charge: context.memory.instance(0) },
             variables: Variables::default(),
             http: Response::default(),
             wasi: None,
@@ -86,16 +87,35 @@ impl GuestState {
 pub(super) struct Budget {
     memory_left: u64,
     table_elements: u64,
+    /// Bytes of memories and tables, and of blocks that the allocator keeps books of.
+    used: u64,
+    /// For those, in steps: the account is shared by all guests.
+    charge: Charge,
 }
+
+/// Bytes of a table's element.
+const ELEMENT: u64 = 8;
+
+/// The least by which a guest's charge grows.
+const STEP: u64 = 64 << 10;
 
 impl Budget {
     pub(super) fn take(&mut self, bytes: u64) -> Result<(), HostTrap> {
         self.memory_left = self.memory_left.checked_sub(bytes).ok_or(HostTrap::OutOfMemory)?;
+        self.uses(bytes);
         Ok(())
+    }
+
+    fn uses(&mut self, bytes: u64) {
+        self.used = self.used.saturating_add(bytes);
+        if let Some(more) = self.used.checked_sub(self.charge.bytes()).filter(|more| *more > 0) {
+            self.charge.grow(more.next_multiple_of(STEP));
+        }
     }
 
     pub(super) fn give_back(&mut self, bytes: u64) {
         self.memory_left = self.memory_left.saturating_add(bytes);
+        self.used = self.used.saturating_sub(bytes);
     }
 }
 
@@ -109,8 +129,12 @@ impl ResourceLimiter for Budget {
         Ok(true)
     }
 
-    fn table_growing(&mut self, _current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(maximum.is_none_or(|maximum| desired <= maximum) && desired as u64 <= self.table_elements)
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let may = maximum.is_none_or(|maximum| desired <= maximum) && desired as u64 <= self.table_elements;
+        if may {
+            self.uses(desired.saturating_sub(current) as u64 * ELEMENT);
+        }
+        Ok(may)
     }
 }
 

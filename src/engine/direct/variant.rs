@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use wasmtime::{Engine, Linker, Module};
+use wasmtime::{Engine, Linker};
 
 use super::{
     abi,
     cache::Cache,
     classify,
-    code::Code,
+    code::{Code, Loaded, Room},
     fair_share::FairShare,
     kernel::KernelModule,
     slots::{self, SlotLayout},
@@ -24,6 +24,9 @@ use crate::{
     error::Error,
     source::Digest,
 };
+
+/// Code that is kept in memory takes at most this part of `pool.memory`: what runs is worth more.
+const MOST_CACHE: u64 = 4;
 
 /// The engine that counts no fuel, and the one that does.
 pub(super) struct EngineVariants {
@@ -54,7 +57,7 @@ impl EngineVariants {
         if let Some(warning) = mappings {
             tracing::warn!("{warning}");
         }
-        let cache = Cache::open(&engine.code_cache, engine.code_cache_size)
+        let cache = Cache::open(&engine.code_cache, engine.code_cache_size.min(pool.memory / MOST_CACHE))
             .map_err(|error| Error::invalid_request(format!("engine.code_cache cannot be used: {error}")))?;
         let workers = Workers::new(&engine.compile_workers, limits.compile_memory, layout.memory());
         let code = Code::new(cache, workers, pool.negative_ttl, limits.compile_memory);
@@ -108,9 +111,10 @@ impl EngineVariant {
         digest: Digest,
         wasm: &[u8],
         limits: &InstanceLimits,
+        room: &mut Room<'_>,
         stop: &Stop,
-    ) -> Result<Arc<Module>, Error> {
+    ) -> Result<Arc<Loaded>, Error> {
         let terms = Terms { digest, fueled: self.fueled, engine: self.version, within: limits.build_timeout };
-        self.code.module(&self.engine, terms, wasm, limits, stop)
+        self.code.module(&self.engine, terms, wasm, limits, room, stop)
     }
 }

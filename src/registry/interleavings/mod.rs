@@ -28,7 +28,11 @@ use super::{
     BuildTicket, Claim, CloseReason, Counts, Epoch, InstancePermit, Lease, Limits, Place, Refused, Registry, Resident,
     RevisionId, ThreadCache,
 };
-use crate::{error::Error, metrics::Metrics};
+use crate::{
+    error::Error,
+    memory::{MemoryBudget, Weight},
+    metrics::Metrics,
+};
 
 /// Leases that were parked, in all schedules: it must have been tried.
 static PARKED: AtomicUsize = AtomicUsize::new(0);
@@ -102,6 +106,10 @@ impl Drop for FakeInner {
 }
 
 impl Resident for Fake {
+    fn weight(&self) -> Weight {
+        Weight::default()
+    }
+
     fn place(&self) -> &Place<Self> {
         &self.0.place
     }
@@ -314,7 +322,7 @@ fn scenario() {
     let limits = limits();
     let none = AtomicUsize::default;
     let world = Arc::new(World { limits, opens: none(), closes: none(), exist: none(), instances: none() });
-    let registry: Registry<Fake> = Registry::new(limits, metrics);
+    let registry: Registry<Fake> = Registry::new(limits, MemoryBudget::new(u64::MAX), metrics);
     let revision = |evaluator| RevisionId { evaluator, number: evaluator };
     // The first two are revisions of one evaluator: they share its cache.
     let caches: [Cache; 3] = Default::default();

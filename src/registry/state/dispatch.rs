@@ -89,7 +89,7 @@ impl<R: Resident> RegistryState<R> {
             self.reap();
             // A caller that a reservation held back until now may want a permit that is free, or that of an idle instance.
             if !self.evict(now) {
-                return;
+                return self.give_room(now);
             }
         }
     }
@@ -148,7 +148,7 @@ impl<R: Resident> RegistryState<R> {
         }
     }
 
-    fn reap_one(&mut self, revision: RevisionId) {
+    pub(super) fn reap_one(&mut self, revision: RevisionId) {
         let Some(live) = self.live.peek_mut(&revision) else { return };
         live.idle -= 1;
         live.reaping += 1;

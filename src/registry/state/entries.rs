@@ -73,6 +73,8 @@ pub(super) struct Draining<R> {
     pub(super) instances: usize,
     /// Of these, instances that nobody uses and that are being dropped.
     pub(super) reaping: usize,
+    /// Bytes that come back with its place.
+    pub(super) frees: u64,
     /// It will give its place back soon, and counts as `closing`.
     pub(super) soon: bool,
 }

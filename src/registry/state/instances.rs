@@ -46,8 +46,10 @@ impl<R: Resident> RegistryState<R> {
 
     /// Takes a permit for a spare instance that nobody waits for, if one can be had without taking it from anybody.
     pub(in crate::registry) fn reserve_spare(&mut self, revision: RevisionId, place: PlaceId) -> bool {
-        let free =
-            self.instances < self.limits.max_instances && self.permit_waiters.is_empty() && self.build_queue.is_empty();
+        let free = self.instances < self.limits.max_instances
+            && self.permit_waiters.is_empty()
+            && self.build_queue.is_empty()
+            && !self.room_is_short();
         let live = self.live.peek_mut(&revision).filter(|live| live.place == place);
         match live {
             Some(live) if free && !live.reserved && !live.sparing && live.idle == 0 && live.instances < live.most => {

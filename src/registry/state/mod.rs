@@ -20,7 +20,8 @@
 //! - No build waits for a place while an unleased runtime could be evicted for it.
 //! - Nobody waits for a permit while an idle instance could be reaped for it, and no caller of a runtime waits beside an
 //!   idle instance of it but behind a reservation.
-//! - Nothing is parked, and no spare is made, while anybody waits for a permit or a place.
+//! - Nothing is parked, and no spare is made, while anybody waits for a permit, a place or room in bytes.
+//! - No build waits for room that idle instances and unleased runtimes could give.
 
 mod builds;
 mod dispatch;
@@ -29,6 +30,7 @@ mod instances;
 #[cfg(test)]
 mod invariants;
 mod leases;
+mod memory;
 mod parking;
 mod retire;
 mod view;
@@ -36,6 +38,7 @@ mod view;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     convert::Infallible,
+    sync::Arc,
     time::Duration,
 };
 
@@ -45,9 +48,16 @@ use tokio::{
     time::Instant,
 };
 
-use self::entries::{Build, Draining, Failure, Live};
+pub(crate) use self::memory::RoomId;
+use self::{
+    entries::{Build, Draining, Failure, Live},
+    memory::WantsRoom,
+};
 use super::{CloseReason, Limits, Refused, Resident, RevisionId};
-use crate::error::Error;
+use crate::{
+    error::Error,
+    memory::{Charge, MemoryBudget},
+};
 
 /// The order in which callers came. Unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,6 +137,11 @@ pub(super) enum Effect<R: Resident> {
     Reap {
         resident: R,
     },
+    /// There is room for a build.
+    Room {
+        to: oneshot::Sender<Charge>,
+        charge: Charge,
+    },
     /// Take out what threads have parked of these runtimes, and end all the leases in one step.
     Reclaim {
         residents: Vec<(RevisionId, R)>,
@@ -172,6 +187,9 @@ pub(super) struct RegistryState<R: Resident> {
     build_queue: BTreeMap<Age, RevisionId>,
     permit_waiters: BTreeMap<Age, RevisionId>,
     reserved: Vec<RevisionId>,
+    /// Builds that are compiled and wait for room in bytes.
+    room_queue: BTreeMap<RoomId, WantsRoom>,
+    memory: Arc<MemoryBudget>,
     failures: LruCache<RevisionId, Failure>,
     waiting_capacity: usize,
     waiting_instance: usize,
@@ -185,7 +203,7 @@ pub(super) struct RegistryState<R: Resident> {
 }
 
 impl<R: Resident> RegistryState<R> {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits, memory: Arc<MemoryBudget>) -> Self {
         Self {
             limits,
             shut_down: false,
@@ -203,6 +221,8 @@ impl<R: Resident> RegistryState<R> {
             build_queue: BTreeMap::new(),
             permit_waiters: BTreeMap::new(),
             reserved: Vec::new(),
+            room_queue: BTreeMap::new(),
+            memory,
             failures: LruCache::unbounded(),
             waiting_capacity: 0,
             waiting_instance: 0,

@@ -52,8 +52,15 @@ impl<R: Resident> RegistryState<R> {
                 self.effects.push(Effect::Left);
                 // It may still compile, or initialise, for nobody knows how long: its place is not counted on.
                 if self.places.contains(&place) {
-                    let draining =
-                        Draining { revision, resident: None, leases: 0, instances: 1, reaping: 0, soon: false };
+                    let draining = Draining {
+                        revision,
+                        resident: None,
+                        leases: 0,
+                        instances: 1,
+                        reaping: 0,
+                        frees: 0,
+                        soon: false,
+                    };
                     self.draining.insert(place, draining);
                 }
             }
@@ -87,7 +94,9 @@ impl<R: Resident> RegistryState<R> {
         self.closing += usize::from(soon);
         let resident = leased.then(|| live.resident.clone());
         let Live { leases, instances, .. } = live;
-        self.draining.insert(live.place, Draining { revision, resident, leases, instances, reaping, soon });
+        let weight = live.resident.weight();
+        let frees = weight.instances + weight.code + weight.shared;
+        self.draining.insert(live.place, Draining { revision, resident, leases, instances, reaping, frees, soon });
         let unused = reason.is_eviction().then(|| now - live.last_used);
         self.effects.push(Effect::Retire { resident: live.resident, reason, unused, idle: live.idle, leased, grace });
         self.effects.extend(refuse(live.waiters, refused));
@@ -113,6 +122,8 @@ impl<R: Resident> RegistryState<R> {
     /// Refuses everything from now on and retires all there is.
     pub(in crate::registry) fn shut_down(&mut self, grace: Option<Duration>, now: Instant) {
         self.shut_down = true;
+        // Whoever waits for room gets none.
+        self.room_queue.clear();
         self.shorten_grace(|_| true, grace);
         let live = self.live.iter().map(|(revision, _)| *revision);
         let all: Vec<RevisionId> = live.chain(self.builds.keys().copied()).collect();

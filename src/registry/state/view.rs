@@ -1,11 +1,14 @@
 //! What can be seen of the state.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 
 use super::{
     super::{Counts, Resident, RevisionId, RuntimeState, Snapshot},
     PlaceId, RegistryState,
 };
+use crate::memory::MemoryBudget;
 
 impl<R: Resident> RegistryState<R> {
     pub(in crate::registry) fn counts(&self) -> Counts {
@@ -25,6 +28,10 @@ impl<R: Resident> RegistryState<R> {
 
     pub(in crate::registry) fn is_shut_down(&self) -> bool {
         self.shut_down
+    }
+
+    pub(in crate::registry) fn memory(&self) -> Arc<MemoryBudget> {
+        self.memory.clone()
     }
 
     /// Nobody who asks from now on has to wait for this place.

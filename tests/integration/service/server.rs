@@ -193,7 +193,7 @@ impl Server {
     }
 
     /// The sum over the series of a metric whose labels hold `label`. Only of counts.
-    pub(super) fn metric(&self, name: &str, label: &str) -> u64 {
+    pub(crate) fn metric(&self, name: &str, label: &str) -> u64 {
         let text = String::from_utf8(self.get("/metrics").body).unwrap();
         let series = text.lines().filter(|line| {
             line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label)
@@ -202,7 +202,7 @@ impl Server {
     }
 
     /// Sends a request and leaves the answer unread.
-    pub(super) fn begin(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> TcpStream {
+    pub(crate) fn begin(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> TcpStream {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n{headers}\r\n", self.address);

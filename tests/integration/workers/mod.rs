@@ -58,9 +58,10 @@ async fn beside_four_bombs_on_two_slots_another_plugin_is_compiled() {
     let greet = pool.evaluator("greet", Spec::new(Source::bytes(GREET))).unwrap();
     greet.evaluate(r#"{"name":"Ada"}"#).await.unwrap();
     while let Some(ended) = falling.join_next().await {
-        // A machine that is fast enough for one of them has compiled it.
+        // A machine that is fast enough for one of them has compiled it; one that is busy has not even looked at it.
         if let Err(error) = ended.unwrap() {
-            assert!(error.kind() == "build_timeout" || error.kind() == "invalid_plugin", "{}", error.chain());
+            let kinds = ["build_timeout", "invalid_plugin", "source_unavailable"];
+            assert!(kinds.contains(&error.kind().as_str()), "{}", error.chain());
         }
     }
     eventually("no slot is held", || counts(&pool).busy == 0).await;

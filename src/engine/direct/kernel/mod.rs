@@ -68,6 +68,9 @@ impl KernelModule {
 }
 
 impl Kernel {
+    /// Bytes with which its memory begins.
+    pub(super) const INITIAL: u64 = PAGE;
+
     /// The kernel of a store's guest.
     pub(super) fn of(store: &impl AsContext<Data = GuestState>) -> wasmtime::Result<Self> {
         let memory = store.as_context().data().kernel_memory;

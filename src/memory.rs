@@ -1,0 +1,295 @@
+//! What runtimes hold, in bytes: the pool's account, and the guards that charge it.
+//!
+//! Whoever makes something that costs memory charges it here, and the charge goes back when it is dropped. A charge never
+//! waits: a guest that grows, or a plugin that is fetched, is counted at once and may lead beyond the bound, and the
+//! registry then makes room. Only the code of a new runtime and its first instance wait for [room](MemoryAccount::reserve)
+//! before they are there.
+//!
+//! The counters are atomic, and adding to one is all that a running guest does. So the registry weighs by reading, never a
+//! caller. Considered and not taken: accounts under the registry's lock (each `memory.grow` would take it), and asking the
+//! system what this process holds (it does not say which runtime holds it, nor what closing one would free).
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::{error::Error, units::Size};
+
+/// What memory is held for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum MemoryKind {
+    /// Compiled code that is loaded, and plugins from when they are fetched until they are built.
+    Code,
+    /// Linear memories and tables of instances, and what free slots keep.
+    Instances,
+    /// Compiled code that is kept in memory for the next build.
+    Cache,
+}
+
+/// How many kinds there are.
+const KINDS: usize = 3;
+
+/// How much memory a pool holds, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryUse {
+    /// Compiled code that is loaded, once however many evaluators share it, and plugins that are being built.
+    pub code: u64,
+    /// Linear memories and tables of instances as they are now, and what free slots keep.
+    pub instances: u64,
+    /// Compiled code that is kept in memory for the next build.
+    pub cache: u64,
+    /// The bound: `pool.memory`.
+    pub limit: u64,
+}
+
+/// The account of one pool.
+#[derive(Debug)]
+pub(crate) struct MemoryBudget {
+    limit: u64,
+    held: [AtomicU64; KINDS],
+    /// What free slots keep, as last weighed.
+    slots: AtomicU64,
+}
+
+impl MemoryBudget {
+    pub(crate) fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self { limit, held: Default::default(), slots: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    pub(crate) fn uses(&self) -> MemoryUse {
+        let [code, instances, cache] = &self.held;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        MemoryUse {
+            code: read(code),
+            instances: read(instances) + read(&self.slots),
+            cache: read(cache),
+            limit: self.limit,
+        }
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        let MemoryUse { code, instances, cache, .. } = self.uses();
+        code + instances + cache
+    }
+
+    /// Notes what free slots keep now.
+    pub(crate) fn set_slots(&self, bytes: u64) {
+        self.slots.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Charges at once, whether or not there is room.
+    pub(crate) fn charge(self: &Arc<Self>, kind: MemoryKind, bytes: u64) -> Charge {
+        let mut charge = Charge { budget: self.clone(), kind, bytes: 0, account: None };
+        charge.grow(bytes);
+        charge
+    }
+}
+
+/// Makes room in the account: the registry. `None` when there was none within its time.
+pub(crate) trait MakeRoom: Send + Sync {
+    fn make_room(self: Arc<Self>, bytes: u64) -> Pin<Box<dyn Future<Output = Option<Charge>> + Send>>;
+}
+
+/// The account of one compiled plugin, through which its engine charges what it makes. Clones are of the same account.
+///
+/// An engine that charges nothing is bounded by counts alone.
+#[derive(Debug, Clone)]
+pub struct MemoryAccount {
+    budget: Arc<MemoryBudget>,
+    held: Arc<Held>,
+    room: Option<Room>,
+}
+
+#[derive(Clone)]
+struct Room(Arc<dyn MakeRoom>);
+
+/// What one compiled plugin holds.
+#[derive(Debug, Default)]
+struct Held {
+    instances: AtomicU64,
+    code: Mutex<Vec<Arc<Charge>>>,
+}
+
+/// What closing a runtime would give back, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Weight {
+    /// All its instances.
+    pub(crate) instances: u64,
+    /// Code that nobody else has.
+    pub(crate) code: u64,
+    /// Its part of code that others have too. It is given back with the last of them.
+    pub(crate) shared: u64,
+}
+
+impl MemoryAccount {
+    pub(crate) fn new(budget: Arc<MemoryBudget>, room: Arc<dyn MakeRoom>) -> Self {
+        Self { budget, held: Arc::default(), room: Some(Room(room)) }
+    }
+
+    /// An account without a bound, of which nobody takes notice.
+    #[must_use]
+    pub fn unbounded() -> Self {
+        Self { budget: MemoryBudget::new(u64::MAX), held: Arc::default(), room: None }
+    }
+
+    /// Waits for room for `code` bytes of code and a first instance of `instance` bytes together, and charges both. The
+    /// registry makes room by dropping idle instances and by closing runtimes that nobody uses. Gives the charges of the code
+    /// and of the instance.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidPlugin`] for more than `pool.memory`; [`Error::Overloaded`] when others held it all for too long.
+    pub async fn reserve(&self, code: u64, instance: u64) -> Result<(Charge, Charge), Error> {
+        let (bytes, limit) = (code.saturating_add(instance), self.budget.limit);
+        if bytes > limit {
+            return Err(Error::invalid_plugin(format!(
+                "its code takes {} and an instance of it {}, and pool.memory is {}",
+                Size(code),
+                Size(instance),
+                Size(limit)
+            )));
+        }
+        let charge = match &self.room {
+            Some(Room(room)) => room.clone().make_room(bytes).await,
+            None => Some(self.budget.charge(MemoryKind::Code, bytes)),
+        };
+        let mut code = charge.ok_or_else(|| self.is_full(bytes))?;
+        let instance = code.split(instance, MemoryKind::Instances);
+        Ok((code, instance))
+    }
+
+    fn is_full(&self, wanted: u64) -> Error {
+        let MemoryUse { code, instances, cache, .. } = self.budget.uses();
+        let cause = std::io::Error::other(format!(
+            "{} more are wanted; code takes {}, instances {}, and code that is kept {}",
+            Size(wanted),
+            Size(code),
+            Size(instances),
+            Size(cache)
+        ));
+        Error::overloaded("what runs now takes all of pool.memory", cause)
+    }
+
+    /// Charges an instance of `bytes`, which may [grow](Charge::grow).
+    #[must_use]
+    pub fn instance(&self, bytes: u64) -> Charge {
+        let mut charge = self.budget.charge(MemoryKind::Instances, 0);
+        charge.account = Some(self.held.clone());
+        charge.grow(bytes);
+        charge
+    }
+
+    /// Charges compiled code that is not loaded yet.
+    #[must_use]
+    pub fn unloaded(&self, bytes: u64) -> Charge {
+        self.budget.charge(MemoryKind::Cache, bytes)
+    }
+
+    /// Notes that the plugin runs this code, which others may share.
+    pub fn runs(&self, code: Arc<Charge>) {
+        self.code().push(code);
+    }
+
+    pub(crate) fn weight(&self) -> Weight {
+        let mut weight = Weight { instances: self.held.instances.load(Ordering::Relaxed), ..Weight::default() };
+        for code in self.code().iter() {
+            // One clone is the code's own.
+            match Arc::strong_count(code).saturating_sub(1) as u64 {
+                0 | 1 => weight.code += code.bytes,
+                sharers => weight.shared += code.bytes / sharers,
+            }
+        }
+        weight
+    }
+
+    fn code(&self) -> MutexGuard<'_, Vec<Arc<Charge>>> {
+        // List operations.
+        self.held.code.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Room")
+    }
+}
+
+/// Some bytes that are held. Gives them back when dropped.
+#[derive(Debug)]
+pub struct Charge {
+    budget: Arc<MemoryBudget>,
+    kind: MemoryKind,
+    bytes: u64,
+    /// Of the plugin whose instance this is for.
+    account: Option<Arc<Held>>,
+}
+
+impl Charge {
+    /// How much it stands for.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Charges more, at once.
+    pub fn grow(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        self.budget.held[self.kind as usize].fetch_add(bytes, Ordering::Relaxed);
+        if let Some(account) = &self.account {
+            account.instances.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes a part out, which is held for something else.
+    fn split(&mut self, bytes: u64, kind: MemoryKind) -> Self {
+        let part = self.budget.charge(kind, bytes);
+        self.bytes -= bytes;
+        self.budget.held[self.kind as usize].fetch_sub(bytes, Ordering::Relaxed);
+        part
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.budget.held[self.kind as usize].fetch_sub(self.bytes, Ordering::Relaxed);
+        if let Some(account) = &self.account {
+            account.instances.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_that_is_shared_is_weighed_once_and_given_back_by_the_last() {
+        let budget = MemoryBudget::new(100);
+        let account = || MemoryAccount { budget: budget.clone(), held: Arc::default(), room: None };
+        let (a, b) = (account(), account());
+        let code = Arc::new(budget.charge(MemoryKind::Code, 30));
+        a.runs(code.clone());
+        assert_eq!(a.weight(), Weight { code: 30, ..Weight::default() });
+        b.runs(code.clone());
+        assert_eq!(a.weight(), Weight { shared: 15, ..Weight::default() });
+        let mut instance = b.instance(5);
+        instance.grow(2);
+        assert_eq!(b.weight(), Weight { instances: 7, shared: 15, code: 0 });
+        assert_eq!(budget.uses(), MemoryUse { code: 30, instances: 7, cache: 0, limit: 100 });
+        drop((a, instance));
+        assert_eq!(b.weight(), Weight { code: 30, ..Weight::default() });
+        drop((b, code));
+        assert_eq!(budget.used(), 0);
+    }
+}

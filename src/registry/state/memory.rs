@@ -1,0 +1,147 @@
+//! Room in bytes: who waits for it, and what is closed for it.
+//!
+//! What is used is read from the [account](crate::memory), which guests change while they run. What closing would give back
+//! is asked of the residents, and only when there is too little room. So the common way costs three loads.
+//!
+//! First idle instances go, then runtimes that nobody uses, both least recently used first. Code that several runtimes
+//! share comes back with the last of them, so those go after all others.
+
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{
+    super::{CloseReason, Refused, Resident, RevisionId},
+    Effect, RegistryState,
+    entries::Live,
+};
+use crate::memory::{Charge, MemoryKind, Weight};
+
+/// A build that waits for room.
+pub(super) struct WantsRoom {
+    bytes: u64,
+    to: oneshot::Sender<Charge>,
+}
+
+/// Position in the queue for room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RoomId(u64);
+
+impl<R: Resident> RegistryState<R> {
+    /// A build wants room for so many bytes.
+    pub(in crate::registry) fn want_room(&mut self, bytes: u64, to: oneshot::Sender<Charge>, now: Instant) -> RoomId {
+        let id = RoomId(self.unique());
+        self.room_queue.insert(id, WantsRoom { bytes, to });
+        self.dispatch(now);
+        id
+    }
+
+    /// It got its room, or waits no longer.
+    pub(in crate::registry) fn leave_room(&mut self, id: RoomId, now: Instant) {
+        if self.room_queue.remove(&id).is_some() {
+            self.dispatch(now);
+        }
+    }
+
+    /// Looks whether guests have grown beyond the bound.
+    pub(in crate::registry) fn weigh(&mut self, now: Instant) {
+        if !self.room_queue.is_empty() || self.is_over() {
+            self.dispatch(now);
+        }
+    }
+
+    /// Whether more is held than the bound, or somebody waits for room: nothing may be made or kept that nobody asked for.
+    pub(super) fn room_is_short(&self) -> bool {
+        !self.room_queue.is_empty() || self.is_over()
+    }
+
+    fn is_over(&self) -> bool {
+        self.memory.used() > self.memory.limit()
+    }
+
+    /// Gives room to those that wait for it, eldest first, and makes it where too little is left.
+    pub(super) fn give_room(&mut self, now: Instant) {
+        while let Some((id, first)) = self.room_queue.first_key_value()
+            && self.memory.used().saturating_add(first.bytes) <= self.memory.limit()
+        {
+            let id = *id;
+            if let Some(WantsRoom { bytes, to }) = self.room_queue.remove(&id) {
+                self.effects.push(Effect::Room { to, charge: self.memory.charge(MemoryKind::Code, bytes) });
+            }
+        }
+        if self.room_is_short() {
+            self.make_room(now);
+        }
+    }
+
+    fn make_room(&mut self, now: Instant) {
+        if !self.parking.is_empty() {
+            // What is parked may be idle. The end of the reclaim leads here again.
+            return self.reclaim_all();
+        }
+        let first = self.room_queue.first_key_value().map_or(0, |(_, first)| first.bytes);
+        let missing = |wanted: u64| self.memory.used().saturating_add(wanted).saturating_sub(self.memory.limit());
+        let coming = self.room_coming();
+        let (over, wanted) = (missing(0).saturating_sub(coming), missing(first).saturating_sub(coming));
+        // For a build only if it is enough: otherwise nothing is lost. Guests that grew beyond the bound come first.
+        let short = if self.can_free() >= wanted { wanted } else { over };
+        let short = self.reap_for_room(short);
+        self.evict_for_room(short, now);
+    }
+
+    /// What is on its way back.
+    fn room_coming(&self) -> u64 {
+        let closing = self.draining.values().filter(|draining| draining.leases == 0).map(|draining| draining.frees);
+        let reaping = self.live.iter().filter(|(_, live)| live.reaping > 0);
+        closing.chain(reaping.map(|(_, live)| live.each() * live.reaping as u64)).sum()
+    }
+
+    /// What could be given back by dropping all that nobody uses.
+    fn can_free(&self) -> u64 {
+        let eldest = self.eldest_build();
+        let frees = |live: &Live<R>| match live.resident.weight() {
+            Weight { instances, code, shared } if live.evictable(eldest) => instances + code + shared,
+            _ => live.each() * live.idle as u64,
+        };
+        self.live.iter().map(|(_, live)| frees(live)).sum()
+    }
+
+    /// Drops idle instances, least recently used runtimes first. Gives what is still missing.
+    fn reap_for_room(&mut self, mut short: u64) -> u64 {
+        let idle = self.live.iter().rev().filter(|(_, live)| live.idle > 0);
+        let idle: Vec<_> = idle.map(|(revision, live)| (*revision, live.idle, live.each())).collect();
+        for (revision, idle, each) in idle {
+            for _ in 0..idle {
+                if short == 0 {
+                    return 0;
+                }
+                self.reap_one(revision);
+                short = short.saturating_sub(each);
+            }
+        }
+        short
+    }
+
+    /// Evicts runtimes that nobody uses: first those with code of their own.
+    fn evict_for_room(&mut self, mut short: u64, now: Instant) {
+        for shares in [false, true] {
+            let eldest = self.eldest_build();
+            let unused = self.live.iter().rev().filter(|(_, live)| live.evictable(eldest));
+            let weighed = unused.map(|(revision, live)| (*revision, live.resident.weight()));
+            let victims: Vec<(RevisionId, Weight)> =
+                weighed.filter(|(_, weight)| (weight.shared > 0) == shares).collect();
+            for (revision, weight) in victims {
+                if short == 0 {
+                    return;
+                }
+                self.retire_live(revision, CloseReason::Memory, None, &Refused::Retry, now);
+                short = short.saturating_sub(weight.instances + weight.code + weight.shared);
+            }
+        }
+    }
+}
+
+impl<R: Resident> Live<R> {
+    /// What one of its instances holds, on average.
+    fn each(&self) -> u64 {
+        self.resident.weight().instances / self.instances.max(1) as u64
+    }
+}
