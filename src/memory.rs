@@ -132,6 +132,12 @@ pub(crate) struct Weight {
     pub(crate) shared: u64,
 }
 
+impl Weight {
+    pub(crate) fn total(self) -> u64 {
+        self.instances + self.code + self.shared
+    }
+}
+
 impl MemoryAccount {
     pub(crate) fn new(budget: Arc<MemoryBudget>, room: Arc<dyn MakeRoom>) -> Self {
         Self { budget, held: Arc::default(), room: Some(Room(room)) }

@@ -6,7 +6,8 @@ use tokio::time::{Instant, timeout};
 
 use super::{PluginInfo, PoolInner, Revision, resolve::blueprint};
 use crate::{
-    background, error::Error, registry::BuildTicket, runtime::Runtime, source::Source, spec::Linked, units::Time,
+    background, error::Error, memory::MemoryKind, registry::BuildTicket, runtime::Runtime, source::Source,
+    spec::Linked, units::Time,
 };
 
 pub(super) async fn build(inner: Arc<PoolInner>, revision: Arc<Revision>, mut ticket: BuildTicket<Runtime>) {
@@ -74,7 +75,9 @@ async fn attempt(
         .zip(own.map(|_| &plugin).into_iter().chain(linked.iter().map(|(_, plugin)| plugin)))
         .filter(|(source, _)| source.cost(inner.limits.plugin_size) > 0)
         .map(|(_, plugin)| plugin.bytes().len() as u64);
-    drop(fetched.split(cost.saturating_sub(kib(held.sum())) as usize));
+    let held: u64 = held.sum();
+    drop(fetched.split(cost.saturating_sub(kib(held)) as usize));
+    let _held = inner.memory.charge(MemoryKind::Code, held);
     let blueprint = blueprint(inner, revision, plugin, &linked)?;
     inner.compiler.check(&blueprint)?;
     let info = PluginInfo {

@@ -29,8 +29,11 @@ impl<R: Resident> RegistryState<R> {
     /// A build wants room for so many bytes.
     pub(in crate::registry) fn want_room(&mut self, bytes: u64, to: oneshot::Sender<Charge>, now: Instant) -> RoomId {
         let id = RoomId(self.unique());
-        self.room_queue.insert(id, WantsRoom { bytes, to });
-        self.dispatch(now);
+        // After a shutdown there is none.
+        if !self.shut_down {
+            self.room_queue.insert(id, WantsRoom { bytes, to });
+            self.dispatch(now);
+        }
         id
     }
 
@@ -98,7 +101,9 @@ impl<R: Resident> RegistryState<R> {
     fn can_free(&self) -> u64 {
         let eldest = self.eldest_build();
         let frees = |live: &Live<R>| match live.resident.weight() {
-            Weight { instances, code, shared } if live.evictable(eldest) => instances + code + shared,
+            Weight { code, shared, .. } if live.evictable(eldest) => {
+                live.each() * (live.instances - live.reaping) as u64 + code + shared
+            }
             _ => live.each() * live.idle as u64,
         };
         self.live.iter().map(|(_, live)| frees(live)).sum()
@@ -107,7 +112,8 @@ impl<R: Resident> RegistryState<R> {
     /// Drops idle instances, least recently used runtimes first. Gives what is still missing.
     fn reap_for_room(&mut self, mut short: u64) -> u64 {
         let idle = self.live.iter().rev().filter(|(_, live)| live.idle > 0);
-        let idle: Vec<_> = idle.map(|(revision, live)| (*revision, live.idle, live.each())).collect();
+        let idle = idle.map(|(revision, live)| (*revision, live.idle, live.each()));
+        let idle: Vec<_> = idle.filter(|(_, _, each)| *each > 0).collect();
         for (revision, idle, each) in idle {
             for _ in 0..idle {
                 if short == 0 {
@@ -126,14 +132,13 @@ impl<R: Resident> RegistryState<R> {
             let eldest = self.eldest_build();
             let unused = self.live.iter().rev().filter(|(_, live)| live.evictable(eldest));
             let weighed = unused.map(|(revision, live)| (*revision, live.resident.weight()));
-            let victims: Vec<(RevisionId, Weight)> =
-                weighed.filter(|(_, weight)| (weight.shared > 0) == shares).collect();
-            for (revision, weight) in victims {
+            let weighed = weighed.filter(|(_, weight)| (weight.shared > 0) == shares && weight.total() > 0);
+            for (revision, weight) in weighed.collect::<Vec<(RevisionId, Weight)>>() {
                 if short == 0 {
                     return;
                 }
                 self.retire_live(revision, CloseReason::Memory, None, &Refused::Retry, now);
-                short = short.saturating_sub(weight.instances + weight.code + weight.shared);
+                short = short.saturating_sub(weight.total());
             }
         }
     }

@@ -94,8 +94,7 @@ impl<R: Resident> RegistryState<R> {
         self.closing += usize::from(soon);
         let resident = leased.then(|| live.resident.clone());
         let Live { leases, instances, .. } = live;
-        let weight = live.resident.weight();
-        let frees = weight.instances + weight.code + weight.shared;
+        let frees = live.resident.weight().total();
         self.draining.insert(live.place, Draining { revision, resident, leases, instances, reaping, frees, soon });
         let unused = reason.is_eviction().then(|| now - live.last_used);
         self.effects.push(Effect::Retire { resident: live.resident, reason, unused, idle: live.idle, leased, grace });

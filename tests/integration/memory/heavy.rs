@@ -62,7 +62,7 @@ impl CompiledPlugin for HeavyPlugin {
             let charge = self.account.instance(self.weight);
             drop(first);
             let instance = self.plugin.instantiate(permit).await?;
-            Ok(Box::new(HeavyInstance { instance, charge }) as Box<dyn Instance>)
+            Ok(Box::new(HeavyInstance { charge, instance }) as Box<dyn Instance>)
         })
     }
 

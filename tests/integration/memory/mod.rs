@@ -89,7 +89,7 @@ async fn a_build_for_which_nothing_can_be_dropped_is_overloaded_and_nothing_is_l
     let call = hold(&heavy, &a, "a").await;
     let error = b.evaluate("x").await.unwrap_err();
     assert_eq!(error.kind(), "overloaded");
-    let said = error.chain().to_string();
+    let said = error.chain();
     assert!(said.contains("pool.memory") && said.contains("70 MiB more are wanted"), "{said}");
     assert_eq!(live(&pool, &[&a, &b, &c]), ["a-30-30", "c-20-10"], "closing c would not have been enough");
     heavy.spy.open_gate("a");
