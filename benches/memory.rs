@@ -124,28 +124,28 @@ impl Drop for Server {
     }
 }
 
-/// A plugin of about this size: a sixth is code, the rest is data that its memory begins with.
+/// A plugin of about this size: a twelfth is code, the rest is data that its memory begins with.
 fn generated(number: usize, size: usize) -> Vec<u8> {
     let mut text = String::from(
         r#"(module
             (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
             (import "extism:host/env" "output_set" (func $output (param i64 i64)))"#,
     );
-    for function in 0..size / 6 / 60 {
+    for function in 0..size / 12 / 60 {
         let (a, b) = (function * 7 + number, function * 13 + 1);
         text += &format!(
             "(func (param i32) (result i32) (local i32) (loop (local.set 1 (i32.add (local.get 1) (i32.mul (local.get 0) \
              (i32.const {a})))) (br_if 0 (i32.lt_u (local.get 1) (i32.const {b})))) (i32.xor (local.get 1) (i32.const {a})))"
         );
     }
-    let data = size - size / 6;
+    let data = size - size / 12;
     text += &format!("(memory {}) (data (i32.const 0) \"{number:08}", data / 65_536 + 2);
     text.extend((8..data).map(|at| char::from(b'a' + (at * (number + 3) / 97 % 26) as u8)));
     text += r#"") (func (export "run") (call $output (call $alloc (i64.const 3)) (i64.const 3))))"#;
     wat::parse_str(&text).unwrap()
 }
 
-/// From a kilobyte to 15 MB, evenly on a logarithmic scale, but in no order; each fourth is a real one with bytes of its own.
+/// From a kilobyte to 15 MB, most of them small, in no order; each fourth is a real one with bytes of its own.
 fn plugin(number: usize, count: usize) -> (Vec<u8>, &'static str, &'static str) {
     if number % 4 == 0 {
         let (file, input) = REAL[number / 4 % 4];
@@ -157,7 +157,7 @@ fn plugin(number: usize, count: usize) -> (Vec<u8>, &'static str, &'static str) 
         return (wasm, ENTRIES[number / 4 % 4], input);
     }
     let part = (number * 7919 % count) as f64 / count as f64;
-    let size = 1_000.0 * (15_000.0_f64).powf(part);
+    let size = 1_000.0 * (15_000.0_f64).powf(part * part * part);
     (generated(number, size as usize), "run", "")
 }
 
