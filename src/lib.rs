@@ -63,6 +63,7 @@
 //! | [`metrics`] | the catalogue. Installs no exporter, knows no room |
 //! | `memory` | what runtimes hold, in bytes: the account and its charges. Evicts nothing |
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
+//! | `pages` | large buffers, which go back to the system |
 //! | `last_words` | what a guest wrote, and where it was when it failed. Plain data |
 //! | `host_memory` | how much memory this process may use. Reads the system's files |
 //! | `units` | times, sizes and names as people read them |
@@ -88,6 +89,7 @@ mod last_words;
 mod manifest;
 mod memory;
 pub mod metrics;
+mod pages;
 mod pool;
 mod registry;
 mod response;

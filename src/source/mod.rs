@@ -34,7 +34,7 @@ pub use self::{
 };
 #[cfg(feature = "direct")]
 pub use self::{http::HttpSource, secret::Secret};
-use crate::error::Error;
+use crate::{error::Error, pages};
 
 /// Where a plugin's bytes come from.
 #[derive(Debug, Clone)]
@@ -224,11 +224,11 @@ fn decode(text: &str, limit: u64) -> Result<Bytes, Error> {
 fn read_file(path: &Path, limit: u64) -> Result<Bytes, Error> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let bytes = read_regular(path, limit).map_err(|error| Error::unavailable(named(error)))?;
-    bytes.map(Bytes::from).ok_or(Error::PayloadTooLarge { what: "plugin", limit })
+    bytes.ok_or(Error::PayloadTooLarge { what: "plugin", limit })
 }
 
 /// Reads a regular file; `None` if it has more bytes than `limit`.
-fn read_regular(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
+fn read_regular(path: &Path, limit: u64) -> io::Result<Option<Bytes>> {
     // Checked before opening: to open a named pipe would wait for a writer.
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() {
@@ -237,10 +237,14 @@ fn read_regular(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
     if metadata.len() > limit {
         return Ok(None);
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
-    // The file may have grown since.
-    fs::File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
-    Ok(Some(bytes).filter(|bytes| bytes.len() as u64 <= limit))
+    let mut file = fs::File::open(path)?;
+    let bytes = pages::read(&mut file, metadata.len());
+    match (bytes, file.read(&mut [0])) {
+        (Ok(bytes), Ok(0)) => Ok(Some(bytes)),
+        (Err(error), _) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
+        (_, Err(error)) => Err(error),
+        _ => Err(io::Error::other("it has changed while it was read; try again")),
+    }
 }
 
 /// Bytes that are a WebAssembly module, with their digest and interface.

@@ -44,7 +44,8 @@ impl Secret {
             Kept::Value(value) => value.as_bytes().to_vec(),
             Kept::File(path) => read_regular(path, MOST)
                 .map_err(|error| failed(&error))?
-                .ok_or_else(|| failed(&format_args!("it is over {}", Size(MOST))))?,
+                .ok_or_else(|| failed(&format_args!("it is over {}", Size(MOST))))?
+                .to_vec(),
             Kept::Variable(name) => {
                 env::var_os(OsStr::new(name)).ok_or_else(|| failed(&"it is not set"))?.into_encoded_bytes()
             }

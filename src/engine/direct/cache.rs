@@ -27,6 +27,7 @@ use wasmtime::{Engine, Module};
 use crate::{
     config::CodeCache,
     engine::{Charge, MemoryAccount},
+    pages,
     source::Digest,
 };
 
@@ -79,9 +80,9 @@ impl Sealed {
     }
 
     /// The same bytes, if they are what was sealed.
-    pub(super) fn check(bytes: Vec<u8>) -> Option<Self> {
+    pub(super) fn check(bytes: Bytes) -> Option<Self> {
         let (digest, code) = bytes.split_first_chunk::<32>()?;
-        (Self::digest(code) == *digest).then(|| Self { bytes: bytes.into(), _charge: None })
+        (Self::digest(code) == *digest).then(|| Self { bytes, _charge: None })
     }
 
     fn code(&self) -> &[u8] {
@@ -134,7 +135,8 @@ impl Cache {
             Kept::Folder { root, .. } => root,
         };
         let path = file(folder, key);
-        let Ok(bytes) = fs::read(&path) else { return Ok(None) };
+        let bytes = fs::File::open(&path).and_then(|file| pages::read(&file, file.metadata()?.len()));
+        let Ok(bytes) = bytes else { return Ok(None) };
         let module = match Sealed::check(bytes) {
             Some(code) => {
                 let charge = room(code.len())?;

@@ -14,6 +14,7 @@ use std::{
     thread,
 };
 
+use bytes::Bytes;
 use rustix::{
     io::Errno,
     process::{Resource, Rlimit, getrlimit, setrlimit},
@@ -23,10 +24,10 @@ use wasmtime::Engine;
 
 use super::{
     MemoryLayout, Sealed, by_system,
-    protocol::{ARGUMENT, NO_MEMORY, Order, Reply, Setup, UNABLE, hear, hear_bytes, say},
+    protocol::{ARGUMENT, NO_MEMORY, Order, Reply, Setup, UNABLE, hear, say},
     tunables,
 };
-use crate::{engine::text::shorten, error::panic_text};
+use crate::{engine::text::shorten, error::panic_text, pages};
 
 /// What the compiler is tried with before anything is asked of it: two functions, so that it starts its threads.
 const TRIAL: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x03\x02\0\0\x0a\x07\x02\x02\0\x0b\x02\0\x0b";
@@ -123,7 +124,7 @@ fn work(memory: u64) -> io::Result<()> {
 
 enum Heard {
     Setup(Setup),
-    Order(Order, Vec<u8>),
+    Order(Order, Bytes),
 }
 
 /// Reads on a thread of its own, so that the end of the input is noticed in the middle of a compile.
@@ -135,7 +136,7 @@ fn listen() -> io::Result<mpsc::Receiver<Heard>> {
         send(Heard::Setup(hear(&mut stdin)?))?;
         loop {
             let order: Order = hear(&mut stdin)?;
-            let wasm = hear_bytes(&mut stdin, order.size)?;
+            let wasm = pages::read(&mut stdin, order.size)?;
             send(Heard::Order(order, wasm))?;
         }
     };

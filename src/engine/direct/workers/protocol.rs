@@ -96,14 +96,3 @@ pub(super) fn hear<T: DeserializeOwned>(from: &mut impl BufRead) -> io::Result<T
     }
     Ok(serde_json::from_slice(&line)?)
 }
-
-pub(super) fn hear_bytes(from: &mut impl Read, size: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    // No more than that, where growing would double it. The system gives what is written to.
-    bytes.try_reserve_exact(usize::try_from(size).unwrap_or(usize::MAX))?;
-    if from.take(size).read_to_end(&mut bytes)? as u64 == size {
-        Ok(bytes)
-    } else {
-        Err(io::ErrorKind::UnexpectedEof.into())
-    }
-}

@@ -10,10 +10,10 @@ use std::{
 
 use super::{
     Sealed, Terms,
-    protocol::{ARGUMENT, NO_MEMORY, Order, Reply, Setup, UNABLE, hear, hear_bytes, say},
+    protocol::{ARGUMENT, NO_MEMORY, Order, Reply, Setup, UNABLE, hear, say},
     stop::{Process, Stop, Why, kill},
 };
-use crate::engine::Ended;
+use crate::{engine::Ended, pages};
 
 /// More code than this is not taken. In bytes.
 const MOST_CODE: u64 = 256 << 20;
@@ -133,7 +133,10 @@ impl Worker {
             }
             Reply::Code { size, .. } if size > MOST_CODE => Err(Some(Failed::Large(size))),
             Reply::Code { size, resident, .. } => {
-                let bytes = hear_bytes(&mut self.output, Sealed::DIGEST + size).map_err(gone)?;
+                let bytes = pages::read(&mut self.output, Sealed::DIGEST + size).map_err(|error| {
+                    // Ours, not that of the worker.
+                    (error.kind() == io::ErrorKind::OutOfMemory).then_some(Failed::Host(error))
+                })?;
                 self.resident = resident;
                 Sealed::check(bytes).ok_or_else(|| Some(Failed::Unfit("its code does not have its digest".into())))
             }
