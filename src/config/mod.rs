@@ -186,12 +186,28 @@ pub struct EngineSettings {
 pub struct ServiceSettings {
     /// Where to listen. Default `127.0.0.1:8080`.
     pub listen: SocketAddr,
+    /// Where else to answer `/healthz`, `/readyz` and `/metrics`, on connections apart from the others. None by default.
+    pub admin_listen: Option<SocketAddr>,
     /// The folder of stored plugins. Default `./evalpool-data`.
     pub data: PathBuf,
     /// A file of tokens. Needed to listen on an address that is not loopback.
     pub token_file: Option<PathBuf>,
-    /// Connections that may be open at once. More wait to be accepted. At least 1. Default 1024.
+    /// Connections that may be open at once. For one more, the connection that is idle longest ends; if none is, the one
+    /// whose body or answer is furthest behind `transfer_rate`. If all are at work, it waits. At least 1. Default 1024.
     pub max_connections: usize,
+    /// Bytes of request bodies and answers in memory, beside 16 KiB for each connection. All uploads together take at most
+    /// half of it, the evaluation of one connection at most a quarter. At least eight times the larger of
+    /// [`input_size`](LimitSettings::input_size) and [`output_size`](LimitSettings::output_size), and twice
+    /// [`plugin_size`](LimitSettings::plugin_size) and 512 KiB more. Default `512MiB`.
+    #[serde(deserialize_with = "size")]
+    pub body_memory: u64,
+    /// How fast bodies must come and answers must be read, in bytes a second, averaged over 15 s. At least 1. Default
+    /// `8KiB`.
+    #[serde(deserialize_with = "size")]
+    pub transfer_rate: u64,
+    /// How long a whole body may take to come, and a whole answer to be read. Default `2m`.
+    #[serde(with = "humantime_serde")]
+    pub transfer_timeout: Duration,
     /// Headers of a request that a plugin with [`Input::Request`] sees, at most 100. In the environment, separate them by
     /// commas. Default: `accept`, `accept-language`, `content-type`, `traceparent`, `tracestate`, `user-agent`,
     /// `x-request-id`. With `token_file`, `authorization` cannot be among them: it holds the server's own token.
@@ -394,9 +410,13 @@ impl Default for ServiceSettings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            admin_listen: None,
             data: PathBuf::from("./evalpool-data"),
             token_file: None,
             max_connections: 1024,
+            body_memory: 512 * 1024 * 1024,
+            transfer_rate: 8 * 1024,
+            transfer_timeout: Duration::from_mins(2),
             request_headers: headers::REQUEST.map(str::to_owned).into(),
             response_headers: headers::RESPONSE.map(str::to_owned).into(),
         }

@@ -90,6 +90,7 @@ impl Settings {
             ("pool.max_uses", self.pool.max_uses, u64::MAX),
             ("pool.build_concurrency", self.pool.build_concurrency as u64, most),
             ("service.max_connections", self.service.max_connections as u64, most),
+            ("service.transfer_rate", self.service.transfer_rate, u64::MAX),
             ("limits.plugin_size", self.limits.plugin_size, u64::MAX),
         ] {
             if value == 0 {
@@ -120,9 +121,11 @@ impl Settings {
                 self.limits.compile_memory
             )));
         }
-        for (key, value) in
-            [("limits.build_timeout", self.limits.build_timeout), ("limits.exec_timeout", self.limits.exec_timeout)]
-        {
+        for (key, value) in [
+            ("limits.build_timeout", self.limits.build_timeout),
+            ("limits.exec_timeout", self.limits.exec_timeout),
+            ("service.transfer_timeout", self.service.transfer_timeout),
+        ] {
             if value.is_zero() {
                 return Err(SettingsError(format!("{key} is 0s; it must be longer")));
             }

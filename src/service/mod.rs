@@ -6,7 +6,8 @@
 //! | `commands` | `serve`, `run`, `check` and `load` |
 //! | `document` | the spec as clients write it, and the operator's ceilings over it |
 //! | `http` | routes and their handlers |
-//! | `listen` | connections: how many there may be, how long they may stall, how they end |
+//! | `connections` | how many connections there may be, what they hold in bytes, and which give way |
+//! | `listen` | connections: how long they may stall, and how they end |
 //! | `store` | the folder in which evaluators are stored |
 //! | `exporter`, `log` | the recorder of metrics and the log, both of the process |
 //! | `process` | metrics of the process: memory, CPU, threads, open files |
@@ -16,6 +17,7 @@
 
 mod cli;
 mod commands;
+mod connections;
 mod document;
 mod exit;
 pub mod exporter;

@@ -13,6 +13,7 @@
 //! closes the listener, sends the answers that are ready, and exits with 0.
 
 use std::{
+    future::pending,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -33,7 +34,8 @@ use crate::{
     config::{EngineKind, ServiceSettings},
     service::{
         Exit,
-        document::Ceilings,
+        connections::Connections,
+        document::{Ceilings, MAX_DOCUMENT},
         exit::print,
         exporter::UPKEEP,
         greet,
@@ -41,6 +43,7 @@ use crate::{
         listen,
         store::Store,
     },
+    units::Size,
 };
 
 pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHandle) -> Result<(), Exit> {
@@ -56,19 +59,25 @@ pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHa
         tokio::spawn(read_tokens_again(tokens, hangup()?));
     }
     // Bind first: a server that cannot listen must not touch the folder.
-    let cannot_listen = |error| Exit::unusable(format!("cannot listen on {}: {error}", service.listen));
-    let listener = TcpListener::bind(service.listen).await.map_err(cannot_listen)?;
-    let address = listener.local_addr().map_err(cannot_listen)?;
+    check_body_memory(&settings)?;
+    let (listener, address) = listen_on(service.listen)?;
+    let admin = service.admin_listen.map(listen_on).transpose()?;
     let pool = EvaluatorPool::from_settings(&settings)?;
     let ceilings = Ceilings::new(&settings);
     let store = open_store(service, &ceilings, &pool)?;
     let app = Arc::new(App::new(pool.clone(), store, ceilings, &settings, tokens, exporter.clone()));
 
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = tokio::spawn(listen::serve(listener, http::router(app.clone()), service.max_connections, async {
+    let router = http::router(app.clone());
+    let server = tokio::spawn(listen::serve(listener, router, app.connections().clone(), async {
         // Ends also if the sender is gone.
         let _ = stopped.await;
     }));
+    let admin = admin.map(|(listener, address)| {
+        tracing::info!(%address, "health, readiness and metrics are here as well");
+        let connections = Connections::of_operators(service);
+        tokio::spawn(listen::serve(listener, http::admin_router(app.clone()), connections, pending()))
+    });
     let upkeep = tokio::spawn(keep_up(exporter));
     print(greeting(address, has_tokens))?;
     tracing::info!(%address, "listening");
@@ -86,6 +95,9 @@ pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHa
     let _ = stop.send(());
     let outcome = server.await;
     upkeep.abort();
+    if let Some(admin) = admin {
+        admin.abort();
+    }
     tracing::info!("ended");
     outcome.map_err(|error| Exit::failed(format!("the server broke down: {error}")))
 }
@@ -95,13 +107,37 @@ fn read_tokens(service: &ServiceSettings) -> Result<Option<Tokens>, Exit> {
         Tokens::read(path)
             .map_err(|error| Exit::unusable(format!("cannot use service.token_file {}: {error}", path.display())))
     });
-    if tokens.is_none() && !service.listen.ip().to_canonical().is_loopback() {
+    let addresses = [Some(service.listen), service.admin_listen];
+    let mut open = addresses.into_iter().flatten().filter(|address| !address.ip().to_canonical().is_loopback());
+    if let (None, Some(address)) = (&tokens, open.next()) {
         return Err(Exit::unusable(format!(
-            "{} can be reached from other machines; set service.token_file, or listen on 127.0.0.1",
-            service.listen
+            "{address} can be reached from other machines; set service.token_file, or listen on 127.0.0.1"
         )));
     }
     tokens.transpose()
+}
+
+fn listen_on(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Exit> {
+    let listening = listen::bind(address).and_then(|listener| {
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    });
+    listening.map_err(|error| Exit::unusable(format!("cannot listen on {address}: {error}")))
+}
+
+/// What the limits let a single request hold must find room while nobody else holds anything.
+fn check_body_memory(Settings { limits, service, .. }: &Settings) -> Result<(), Exit> {
+    let evaluation = limits.input_size.max(limits.output_size).saturating_mul(8);
+    let upload = limits.plugin_size.saturating_add(MAX_DOCUMENT).saturating_mul(2);
+    let least = evaluation.max(upload);
+    if service.body_memory >= least {
+        return Ok(());
+    }
+    Err(Exit::unusable(format!(
+        "service.body_memory is {}; with these limits.input_size, output_size and plugin_size it must be at least {}",
+        Size(service.body_memory),
+        Size(least)
+    )))
 }
 
 /// At each SIGHUP.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
+    Extension,
     body::Body,
     extract::State,
     http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
@@ -13,7 +14,8 @@ use serde::{Serialize, de::IgnoredAny};
 use serde_json::Value;
 
 use super::{
-    App,
+    App, answer,
+    body::Bodies,
     exchange::{Answer, Asked},
     form::{self, Form, is_form},
     problem::Problem,
@@ -25,6 +27,7 @@ use crate::{
     CloseReport, Data, Error, ErrorKind, Evaluator, EvaluatorInfo, Input, Plugin, Timings,
     data::InputSource,
     service::{
+        connections::Connection,
         document::{Document, MAX_DOCUMENT},
         store::{Current, Staged},
     },
@@ -37,6 +40,7 @@ const QUICK: usize = 64 * 1024;
 /// Uploads a plugin: validates, stores and publishes it. It replaces the evaluator of that name, if there is one.
 pub(super) async fn put(
     State(app): State<Arc<App>>,
+    Extension(connection): Extension<Arc<Connection>>,
     Name(name): Name,
     uri: Uri,
     headers: HeaderMap,
@@ -45,14 +49,15 @@ pub(super) async fn put(
     let conditions = Conditions::of(&headers)?;
     // Once more when it is stored: here, who has lost the race already does not pay for an upload.
     conditions.check(app.store.revision(&name))?;
+    let uploads = Bodies::uploads(connection);
     let form = if is_form(&headers) {
         // A form says in its spec what a bare plugin says in the query.
         no_parameters(&uri)?;
-        form::read(&app, &headers, body).await?
+        form::read(&app, &uploads, &headers, body).await?
     } else {
         let document = upload(&uri)?;
         check_is_wasm(&headers)?;
-        Form { document, plugin: app.uploads.read(body, "plugin", app.plugin_size).await?, linked: Vec::new() }
+        Form { document, plugin: uploads.read(body, "plugin", app.plugin_size).await?, linked: Vec::new() }
     };
     let Form { document, plugin, linked } = form;
     app.ceilings.check(&document)?;
@@ -73,6 +78,7 @@ pub(super) async fn put(
 /// Changes an evaluator's spec by a JSON merge patch, without a new upload.
 pub(super) async fn patch(
     State(app): State<Arc<App>>,
+    Extension(connection): Extension<Arc<Connection>>,
     Name(name): Name,
     uri: Uri,
     headers: HeaderMap,
@@ -82,7 +88,7 @@ pub(super) async fn patch(
     let conditions = Conditions::of(&headers)?;
     find(&app, &name)?;
     check_is_patch(&headers)?;
-    let read = app.uploads.read(body, "patch", MAX_DOCUMENT).await;
+    let read = Bodies::uploads(connection).read(body, "patch", MAX_DOCUMENT).await;
     let patch = read.map_err(|problem| {
         let too_large = || Problem::too_large(format!("the patch is over {}", Size(MAX_DOCUMENT)));
         if problem.is(ErrorKind::PayloadTooLarge) { too_large() } else { problem }
@@ -157,6 +163,7 @@ impl Shown {
 /// requests, both are documents.
 pub(super) async fn evaluate(
     State(app): State<Arc<App>>,
+    Extension(connection): Extension<Arc<Connection>>,
     Name(name): Name,
     uri: Uri,
     headers: HeaderMap,
@@ -168,10 +175,11 @@ pub(super) async fn evaluate(
         call.check_no_query()?;
     }
     check_not_coded(&headers)?;
-    let body = app.inputs.read(body, "input", app.input_size).await?;
+    let inputs = Bodies::inputs(connection.clone());
+    let body = inputs.read(body, "input", app.input_size).await?;
     let data = if evaluator.has_data() { mergeable(body.clone()).await? } else { body.clone().into() };
     let is_quick = body.len() <= QUICK;
-    let asked = Arc::new(Asked::new(app.clone(), uri, headers, call, body, data));
+    let asked = Arc::new(Asked::new(app.clone(), inputs, uri, headers, call, body, data));
     if !is_quick && evaluator.wanted_input() == Input::Request {
         let shared = asked.clone();
         // A failure is kept, and comes up again below.
@@ -190,21 +198,30 @@ pub(super) async fn evaluate(
     let timing = server_timing(response.timings());
     let timing = [(header::HeaderName::from_static("server-timing"), timing)];
     let output = response.into_bytes();
-    if !asked.was_request() {
-        return Ok((timing, [(header::CONTENT_TYPE, guessed_type(&output).await?)], output).into_response());
+    let is_request = asked.was_request();
+    // Makes room: what came is not needed any more.
+    drop(asked);
+    // A document's body is there twice for a moment.
+    let mut charge = answer::charge(&connection, output.len() * if is_request { 2 } else { 1 }).await?;
+    if !is_request {
+        let kind = guessed_type(&output).await?;
+        let output = Arc::new(charge).hold(output);
+        return Ok((Extension(answer::Charged), timing, [(header::CONTENT_TYPE, kind)], output).into_response());
     }
     let Answer { status, mut headers, body } = if output.len() <= QUICK {
         Answer::read(&output, &app.allowed)?
     } else {
         blocking(move || Answer::read(&output, &app.allowed)).await?
     };
+    charge.shrink_to(body.len() as u64);
+    let body = Arc::new(charge).hold(body);
     if !headers.contains_key(header::CONTENT_TYPE) && !body.is_empty() {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(guessed_type(&body).await?));
     }
     // The plugin may say that it is a page: its scripts must not run as this server's.
     headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static("sandbox"));
     // Bytes would bring a type of their own.
-    Ok((status, timing, headers, Body::from(body)).into_response())
+    Ok((status, Extension(answer::Charged), timing, headers, Body::from(body)).into_response())
 }
 
 /// Shows one evaluator.

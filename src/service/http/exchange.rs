@@ -19,7 +19,11 @@ use serde::{
     de::{Error as _, MapAccess, Visitor},
 };
 
-use super::{App, request::Call};
+use super::{
+    App,
+    body::{Bodies, full},
+    request::Call,
+};
 use crate::{Data, Error, Input, config::ServiceSettings, data::InputSource, units::Quoted};
 
 /// Bytes of names and values that a response's headers may have; many clients take no more.
@@ -46,6 +50,7 @@ impl Allowed {
 /// waits, so it remembers which kind it was last asked for: that one runs, and its answer is of that kind.
 pub(super) struct Asked {
     app: Arc<App>,
+    inputs: Bodies,
     uri: Uri,
     headers: HeaderMap,
     call: Call,
@@ -70,8 +75,17 @@ impl InputSource for Asked {
 }
 
 impl Asked {
-    pub(super) fn new(app: Arc<App>, uri: Uri, headers: HeaderMap, call: Call, body: Bytes, data: Data) -> Self {
-        Self { app, uri, headers, call, body, data, document: OnceLock::new(), is_request: AtomicBool::new(false) }
+    pub(super) fn new(
+        app: Arc<App>,
+        inputs: Bodies,
+        uri: Uri,
+        headers: HeaderMap,
+        call: Call,
+        body: Bytes,
+        data: Data,
+    ) -> Self {
+        let (document, is_request) = (OnceLock::new(), AtomicBool::new(false));
+        Self { app, inputs, uri, headers, call, body, data, document, is_request }
     }
 
     pub(super) fn entry_point(&self) -> Option<&str> {
@@ -110,7 +124,7 @@ impl Asked {
         let too_large = |_| Error::PayloadTooLarge { what: "input", limit };
         serde_json::to_writer(&mut length, &document).map_err(too_large)?;
         let length = usize::try_from(length.so_far).unwrap_or(usize::MAX);
-        let charge = self.app.inputs.charge_more(length)?;
+        let charge = self.inputs.charge_more(length).map_err(|_| full())?;
         let mut json = Vec::with_capacity(length);
         let broken = |error| Error::internal("a request cannot be written as JSON", error);
         serde_json::to_writer(&mut json, &document).map_err(broken)?;

@@ -10,12 +10,15 @@ use axum::{
 use bytes::Bytes;
 use tokio::{runtime::Handle, task::spawn_blocking};
 
-use super::{App, body::Charge, problem::Problem, request::check_not_coded};
+use super::{App, body::Bodies, problem::Problem, request::check_not_coded};
 use crate::{
     Error,
     config::nearest,
     engine::MAX_LINKED,
-    service::document::{Document, MAX_DOCUMENT},
+    service::{
+        connections::Charge,
+        document::{Document, MAX_DOCUMENT},
+    },
     units::{Quoted, Size},
 };
 
@@ -45,14 +48,14 @@ pub(super) fn is_form(headers: &HeaderMap) -> bool {
 /// # Errors
 ///
 /// As [`Bodies::read`](super::body::Bodies::read); also when a part is unknown, repeated, missing or too large.
-pub(super) async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Form, Problem> {
+pub(super) async fn read(app: &App, uploads: &Bodies, headers: &HeaderMap, body: Body) -> Result<Form, Problem> {
     check_not_coded(headers)?;
     let limit = app.plugin_size;
     let most = limit.saturating_mul(1 + MAX_LINKED as u64).saturating_add(MAX_DOCUMENT + AROUND);
     let too_large = || Error::PayloadTooLarge { what: "plugin", limit };
-    let (whole, charge) = app.uploads.read_whole(body, most, too_large).await?;
+    let (whole, charge) = uploads.read_whole(body, most, too_large).await?;
     // While it is taken apart, the bytes are there twice.
-    let twice = app.uploads.charge_more(whole.len())?;
+    let twice = uploads.charge_more(whole.len())?;
     let kind = headers.get(header::CONTENT_TYPE).cloned().unwrap_or(HeaderValue::from_static(""));
     // All of it is in memory: copying it takes milliseconds, too long for a thread of the executor.
     let split = spawn_blocking(move || Handle::current().block_on(split(whole, kind, limit, &Arc::new(charge))));

@@ -8,6 +8,7 @@
 //! | [`operations`] | health, readiness, metrics |
 //! | [`request`] | names, parameters and conditions, parsed |
 //! | [`body`], [`linger`] | request bodies, bounded in size, time and sum, and the rest of one that is not read |
+//! | [`answer`] | answers, bounded in sum with them |
 //! | [`problem`] | errors as clients see them. Only this file knows the status of an error |
 //! | [`tokens`] | who may use the service |
 //! | [`work`] | requests in flight, which a shutdown waits for |
@@ -15,6 +16,7 @@
 //! A handler is one future. When its client leaves, hyper drops that future, which gives up a place in a queue, stops a
 //! guest or leaves a build. Commits of the store must not stop half-way: they run on a blocking thread, to their end.
 
+mod answer;
 mod body;
 mod evaluators;
 mod exchange;
@@ -39,12 +41,9 @@ use axum::{
 use futures_util::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use self::{body::Bodies, exchange::Allowed, problem::Problem};
+use self::{exchange::Allowed, problem::Problem};
 pub(super) use self::{tokens::Tokens, work::Work};
-use super::{
-    document::{Ceilings, MAX_DOCUMENT},
-    store::Store,
-};
+use super::{connections::Connections, document::Ceilings, store::Store};
 use crate::{Error, ErrorKind, EvaluatorPool, Settings};
 
 /// State that all requests share.
@@ -54,9 +53,7 @@ pub(super) struct App {
     ceilings: Ceilings,
     plugin_size: u64,
     input_size: u64,
-    /// Separate budgets: an upload is held until it is built, and must not keep out evaluations meanwhile.
-    uploads: Bodies,
-    inputs: Bodies,
+    connections: Arc<Connections>,
     /// Which headers pass to and from plugins that take requests.
     allowed: Allowed,
     tokens: Option<Arc<Tokens>>,
@@ -80,8 +77,7 @@ impl App {
             ceilings,
             plugin_size: limits.plugin_size,
             input_size: limits.input_size,
-            uploads: Bodies::new(limits.plugin_size.saturating_add(MAX_DOCUMENT)),
-            inputs: Bodies::new(limits.input_size),
+            connections: Connections::new(&settings.service),
             allowed: Allowed::new(&settings.service),
             tokens,
             work: Work::default(),
@@ -91,6 +87,10 @@ impl App {
 
     pub(super) fn work(&self) -> &Work {
         &self.work
+    }
+
+    pub(super) fn connections(&self) -> &Arc<Connections> {
+        &self.connections
     }
 }
 
@@ -107,10 +107,23 @@ pub(super) fn router(app: Arc<App>) -> Router {
                 .delete(evaluators::remove),
         )
         .route("/v1/evaluators/{name}/runtime", delete(evaluators::unload))
+        .route_layer(middleware::from_fn(answer::bound))
         .route_layer(middleware::from_fn_with_state(app.clone(), count));
     let guarded = evaluators
         .route("/metrics", get(operations::metrics))
         .route_layer(middleware::from_fn_with_state(app.clone(), authorise));
+    whole(guarded, app)
+}
+
+/// The routes of `service.admin_listen`: health, readiness and metrics.
+pub(super) fn admin_router(app: Arc<App>) -> Router {
+    let guarded = Router::new()
+        .route("/metrics", get(operations::metrics))
+        .route_layer(middleware::from_fn_with_state(app.clone(), authorise));
+    whole(guarded, app)
+}
+
+fn whole(guarded: Router<Arc<App>>, app: Arc<App>) -> Router {
     Router::new()
         .merge(guarded)
         .route("/healthz", get(operations::healthz))

@@ -26,6 +26,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Pro
     // Reads files of `/proc` and renders some hundred lines.
     let text = blocking(move || {
         process::publish();
+        app.connections.publish();
         let _ = app.pool.slots();
         Ok(app.exporter.render())
     })

@@ -69,8 +69,8 @@ impl Answer {
         assert!(ErrorKind::ALL.iter().any(|known| known.as_str() == kind), "{problem}");
         assert!(problem["type"].as_str().unwrap().ends_with(&format!("#{kind}")), "{problem}");
         assert!(!self.text().contains(data.to_str().unwrap()), "{problem}");
-        let comes_again = self.status == 429 || kind == "overloaded";
-        assert_eq!(comes_again, self.header("retry-after").is_some(), "{self:?}");
+        let later = self.status == 429 || kind == "overloaded";
+        assert_eq!(later, self.header("retry-after").is_some(), "{self:?}");
     }
 
     #[track_caller]

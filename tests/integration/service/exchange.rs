@@ -293,24 +293,32 @@ fn a_call_that_meets_a_new_revision_is_given_what_that_one_wants() {
 /// Both the body and the document are in memory.
 #[test]
 fn documents_are_charged_to_the_budget_of_bodies() {
-    let instances = [("POOL_MAX_INSTANCES_PER_EVALUATOR", "8"), ("POOL_GRACE", "0s")];
-    let server =
-        Server::start(&[&instances[..], &[("LIMITS_INPUT_SIZE", "1KiB"), ("LIMITS_EXEC_TIMEOUT", "10m")]].concat());
+    let server = Server::start(&[
+        ("POOL_MAX_INSTANCES_PER_EVALUATOR", "8"),
+        ("POOL_GRACE", "0s"),
+        ("LIMITS_EXEC_TIMEOUT", "10m"),
+        ("LIMITS_INPUT_SIZE", "80KiB"),
+        ("LIMITS_OUTPUT_SIZE", "80KiB"),
+        ("LIMITS_PLUGIN_SIZE", "64KiB"),
+        ("SERVICE_BODY_MEMORY", "640KiB"),
+    ]);
     let spec = json!({"input": "request", "config": {"colour": "spin"}}).to_string();
     assert_eq!(server.put_form("spins", &[("spec", spec.as_bytes()), ("plugin", &spins_or_echoes())]).status, 201);
-    // Five bodies alone would be 4,500 of 8,192 bytes.
-    let spinning: Vec<_> = (1..=4)
+    // Seven bodies alone would be 448 of 640 KiB, and with what each connection has of its own, 336.
+    let body = vec![b'x'; 64 * 1024];
+    let length = format!("content-length: {}\r\n", body.len());
+    let spinning: Vec<_> = (1..=5)
         .map(|count| {
-            let call = server.begin("POST", "/v1/evaluators/spins", "content-length: 900\r\n", &[b'x'; 900]);
+            let call = server.begin("POST", "/v1/evaluators/spins", &length, &body);
             eventually("its guest has a stack", || server.metric("evalpool_slots_live", r#"kind="stack""#) == count);
             call
         })
         .collect();
-    send(&server, "spins", "", &[b'x'; 900]).is(429, "saturated");
+    send(&server, "spins", "", &body).is(429, "saturated");
     drop(spinning);
     eventually("the guests are gone", || server.metric("evalpool_instances_live", "busy") == 0);
     assert_eq!(server.patch("spins", &[], r#"{"config": null}"#).status, 200);
-    eventually("their room comes back", || send(&server, "spins", "", &[b'x'; 900]).kind() == "guest_error");
+    eventually("their room comes back", || send(&server, "spins", "", &body).kind() == "guest_error");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The server as its clients meet it: the real program, a real HTTP client, real plugins.
 
 mod answer;
+mod connections;
 mod document;
 mod evaluate;
 mod exchange;

@@ -38,10 +38,16 @@ fn a_body_over_its_limit_is_refused_however_it_is_sent() {
 /// Each piece of a body counts, not only the first.
 #[test]
 fn bodies_that_are_being_sent_are_bounded_in_sum() {
-    let server = Server::start(&[("LIMITS_INPUT_SIZE", "1KiB")]);
-    let piece = [b"1f4\r\n".as_slice(), &[b' '; 500], b"\r\n"].concat();
-    // Nine of a thousand bytes, where there is room for eight times the largest; nine of half as many would fit.
-    let sent: Vec<TcpStream> = (0..9)
+    let server = Server::start(&[
+        ("LIMITS_INPUT_SIZE", "80KiB"),
+        ("LIMITS_OUTPUT_SIZE", "80KiB"),
+        ("LIMITS_PLUGIN_SIZE", "64KiB"),
+        ("SERVICE_BODY_MEMORY", "640KiB"),
+    ]);
+    let piece = [b"9c40\r\n".as_slice(), &[b' '; 40_000], b"\r\n"].concat();
+    // Eleven of 80,000 bytes, where there is room for 640 KiB beside the 16 KiB that each has of its own; eleven of half
+    // as many would fit.
+    let sent: Vec<TcpStream> = (0..11)
         .map(|_| server.begin("POST", "/v1/evaluators/greet", "transfer-encoding: chunked\r\n", &piece.repeat(2)))
         .collect();
     let answered = |stream: &TcpStream| {
@@ -63,7 +69,7 @@ fn bodies_that_are_being_sent_are_bounded_in_sum() {
     Answer::of(refused).is(429, "saturated");
     drop(sent);
     // Their room comes back with them.
-    while server.post("greet", &vec![b' '; 1000]).kind() == "saturated" {
+    while server.post("greet", &vec![b' '; 80_000]).kind() == "saturated" {
         assert!(began.elapsed() < PATIENCE, "their room does not come back");
     }
 }
