@@ -54,12 +54,12 @@ pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHa
         let line = "the extism engine takes trusted plugins only; set engine.trusted = true, or use the direct engine";
         return Err(Exit::unusable(line));
     }
+    check_body_memory(&settings)?;
     let mut signals = Signals::new()?;
     if let Some(tokens) = tokens.clone() {
         tokio::spawn(read_tokens_again(tokens, hangup()?));
     }
     // Bind first: a server that cannot listen must not touch the folder.
-    check_body_memory(&settings)?;
     let (listener, address) = listen_on(service.listen)?;
     let admin = service.admin_listen.map(listen_on).transpose()?;
     let pool = EvaluatorPool::from_settings(&settings)?;

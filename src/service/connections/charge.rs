@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Connection, OWN, State};
+use super::{Connection, Connections, OWN, State};
 
 /// For how long bytes wait for the room of connections that give way.
 const MAKE_ROOM: Duration = Duration::from_secs(1);
@@ -70,7 +70,8 @@ impl Charge {
         Ok(())
     }
 
-    /// The same, and waits for a moment if others that are behind can give way.
+    /// The same, and waits for a moment if others that are behind can give way. What waits is in memory meanwhile, at most
+    /// an eighth of the budget.
     ///
     /// # Errors
     ///
@@ -83,12 +84,25 @@ impl Charge {
             tokio::pin!(changed);
             changed.as_mut().enable();
             match self.try_grow(more) {
-                Err(NoRoom::Full) if connections.lock().free_some() => {
+                Err(NoRoom::Full) => {
+                    let _waits = self.wait_for_others(&connections, more)?;
                     timeout_at(end, changed).await.map_err(|_| NoRoom::Full)?;
                 }
                 other => return other,
             }
         }
+    }
+
+    /// Has others give way to `more` bytes, if any can.
+    fn wait_for_others<'a>(&self, all: &'a Connections, more: u64) -> Result<Waits<'a>, NoRoom> {
+        let mut state = all.lock();
+        let uploads_are_full = self.kind == Kind::Upload && state.uploads.saturating_add(more) > all.budget / 2;
+        let of = uploads_are_full.then_some(Kind::Upload);
+        if state.waiting.saturating_add(more) > all.budget / 8 || !state.free_some(of) {
+            return Err(NoRoom::Full);
+        }
+        state.waiting += more;
+        Ok(Waits { all, bytes: more })
     }
 
     /// Gives back what is over `bytes`.
@@ -122,6 +136,19 @@ impl Charge {
 impl Drop for Charge {
     fn drop(&mut self) {
         self.shrink_to(0);
+    }
+}
+
+/// Bytes that wait for the room of others.
+struct Waits<'a> {
+    all: &'a Connections,
+    bytes: u64,
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        let mut state = self.all.lock();
+        state.waiting = state.waiting.saturating_sub(self.bytes);
     }
 }
 

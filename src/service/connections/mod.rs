@@ -67,6 +67,8 @@ struct State {
     /// Bytes of the budget that are in use, and those of them that are of uploads.
     used: u64,
     uploads: u64,
+    /// Bytes that wait until others give way.
+    waiting: u64,
 }
 
 struct Entry {
@@ -77,9 +79,12 @@ struct Entry {
 }
 
 impl Entry {
-    /// What it takes of the budget.
-    fn taken(&self) -> u64 {
-        self.held.iter().map(|held| held.saturating_sub(OWN)).sum()
+    /// Whether it takes anything of the budget: of one kind, or of any.
+    fn holds(&self, of: Option<Kind>) -> bool {
+        match of {
+            Some(kind) => self.held[kind as usize] > OWN,
+            None => self.held.iter().any(|held| *held > OWN),
+        }
     }
 }
 
@@ -222,11 +227,12 @@ impl State {
         }
     }
 
-    /// Has the connection that is furthest behind give its bytes back. Whether some will come.
-    fn free_some(&mut self) -> bool {
+    /// Has the connection that is furthest behind give its bytes back, of those that hold bytes of a kind. Whether some
+    /// will come.
+    fn free_some(&mut self, of: Option<Kind>) -> bool {
         let now = Instant::now();
         let mut found = None;
-        for entry in self.all.values_mut().filter(|entry| entry.taken() > 0) {
+        for entry in self.all.values_mut().filter(|entry| entry.holds(of)) {
             match entry.phase {
                 Phase::Leaving => return true,
                 Phase::Reading(due) | Phase::Writing(due)

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::clock::later;
+
 /// How long a body or an answer may pause, and the time over which its least rate is averaged.
 pub(in crate::service) const ALLOWANCE: Duration = Duration::from_secs(15);
 
@@ -21,7 +23,7 @@ impl Pace {
     /// Begins now, with a full allowance.
     pub(super) fn new(rate: u64, time: Duration) -> Self {
         let now = Instant::now();
-        Self { rate, due: now + ALLOWANCE, end: now + time }
+        Self { rate, due: now + ALLOWANCE, end: later(now, time) }
     }
 
     /// Counts bytes that have moved.

@@ -44,7 +44,7 @@ fn bodies_that_are_being_sent_are_bounded_in_sum() {
         ("LIMITS_PLUGIN_SIZE", "64KiB"),
         ("SERVICE_BODY_MEMORY", "640KiB"),
     ]);
-    let piece = [b"9c40\r\n".as_slice(), &[b' '; 40_000], b"\r\n"].concat();
+    let piece = [b"9c40\r\n".as_slice(), &vec![b' '; 40_000], b"\r\n"].concat();
     // Eleven of 80,000 bytes, where there is room for 640 KiB beside the 16 KiB that each has of its own; eleven of half
     // as many would fit.
     let sent: Vec<TcpStream> = (0..11)
