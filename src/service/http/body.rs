@@ -265,6 +265,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn uploads_that_have_used_up_their_half_give_way_to_uploads() {
+        let connections = connections();
+        let stall = |kind: fn(Arc<Connection>) -> Bodies, begun| {
+            let connections = connections.clone();
+            tokio::spawn(async move {
+                let place = connections.admit().await;
+                kind(place.connection().clone()).read(stalled(begun), "plugin", 1 << 20).await.unwrap_err()
+            })
+        };
+        let evaluation = stall(Bodies::inputs, 32 * KIB);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let upload = stall(Bodies::uploads, 48 * KIB);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let place = connections.admit().await;
+        let uploads = Bodies::uploads(place.connection().clone());
+        assert!(uploads.read(pieces(&ZEROS, 8 * KIB), "plugin", 1 << 20).await.is_ok());
+        assert!(upload.await.unwrap().is(ErrorKind::Saturated));
+        // It has been behind for longer, and its room would have been of no use.
+        assert!(evaluation.await.unwrap().is(ErrorKind::InvalidRequest));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_body_that_is_behind_gives_way_and_one_that_came_does_not() {
         let connections = connections();
         let came = connections.admit().await;
