@@ -118,6 +118,8 @@ struct Room(Arc<dyn MakeRoom>);
 #[derive(Debug, Default)]
 struct Held {
     instances: AtomicU64,
+    /// The instance that ended last.
+    last: AtomicU64,
     code: Mutex<Vec<Arc<Charge>>>,
 }
 
@@ -126,6 +128,8 @@ struct Held {
 pub(crate) struct Weight {
     /// All its instances.
     pub(crate) instances: u64,
+    /// What one more is likely to hold. Not given back by anything.
+    pub(crate) instance: u64,
     /// Code that nobody else has.
     pub(crate) code: u64,
     /// Its part of code that others have too. It is given back with the last of them.
@@ -149,19 +153,19 @@ impl MemoryAccount {
         Self { budget: MemoryBudget::new(u64::MAX), held: Arc::default(), room: None }
     }
 
-    /// Waits for room for `code` bytes of code and a first instance of `instance` bytes together, and charges both. The
-    /// registry makes room by dropping idle instances and by closing runtimes that nobody uses. Gives the charges of the code
-    /// and of the instance.
+    /// Waits for room for `code` bytes of code that is loaded, `unloaded` bytes of it that are not, and a first instance of
+    /// `instance` bytes, all together, and charges them. The registry makes room by dropping idle instances and by closing runtimes that nobody uses. Gives the three
+    /// charges.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidPlugin`] for more than `pool.memory`; [`Error::Overloaded`] when others held it all for too long.
-    pub async fn reserve(&self, code: u64, instance: u64) -> Result<(Charge, Charge), Error> {
-        let (bytes, limit) = (code.saturating_add(instance), self.budget.limit);
+    pub async fn reserve(&self, code: u64, unloaded: u64, instance: u64) -> Result<(Charge, Charge, Charge), Error> {
+        let (bytes, limit) = (code.saturating_add(unloaded).saturating_add(instance), self.budget.limit);
         if bytes > limit {
             return Err(Error::invalid_plugin(format!(
                 "its code takes {} and an instance of it {}, and pool.memory is {}",
-                Size(code),
+                Size(code + unloaded),
                 Size(instance),
                 Size(limit)
             )));
@@ -171,8 +175,9 @@ impl MemoryAccount {
             None => Some(self.budget.charge(MemoryKind::Code, bytes)),
         };
         let mut code = charge.ok_or_else(|| self.is_full(bytes))?;
+        let unloaded = code.split(unloaded, MemoryKind::Cache);
         let instance = code.split(instance, MemoryKind::Instances);
-        Ok((code, instance))
+        Ok((code, unloaded, instance))
     }
 
     fn is_full(&self, wanted: u64) -> Error {
@@ -208,7 +213,9 @@ impl MemoryAccount {
     }
 
     pub(crate) fn weight(&self) -> Weight {
-        let mut weight = Weight { instances: self.held.instances.load(Ordering::Relaxed), ..Weight::default() };
+        let Held { instances, last, .. } = &*self.held;
+        let (instances, instance) = (instances.load(Ordering::Relaxed), last.load(Ordering::Relaxed));
+        let mut weight = Weight { instances, instance, ..Weight::default() };
         for code in self.code().iter() {
             // One clone is the code's own.
             match Arc::strong_count(code).saturating_sub(1) as u64 {
@@ -271,6 +278,7 @@ impl Drop for Charge {
         self.budget.held[self.kind as usize].fetch_sub(self.bytes, Ordering::Relaxed);
         if let Some(account) = &self.account {
             account.instances.fetch_sub(self.bytes, Ordering::Relaxed);
+            account.last.store(self.bytes, Ordering::Relaxed);
         }
     }
 }
@@ -291,10 +299,10 @@ mod tests {
         assert_eq!(a.weight(), Weight { shared: 15, ..Weight::default() });
         let mut instance = b.instance(5);
         instance.grow(2);
-        assert_eq!(b.weight(), Weight { instances: 7, shared: 15, code: 0 });
+        assert_eq!(b.weight(), Weight { instances: 7, shared: 15, ..Weight::default() });
         assert_eq!(budget.uses(), MemoryUse { code: 30, instances: 7, cache: 0, limit: 100 });
         drop((a, instance));
-        assert_eq!(b.weight(), Weight { code: 30, ..Weight::default() });
+        assert_eq!(b.weight(), Weight { code: 30, instance: 7, ..Weight::default() });
         drop((b, code));
         assert_eq!(budget.used(), 0);
     }

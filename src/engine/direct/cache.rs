@@ -73,9 +73,8 @@ impl Sealed {
         Self { bytes: [&Self::digest(code), code].concat().into(), _charge: None }
     }
 
-    /// Charges it for as long as it is in memory.
-    pub(super) fn charged(self, account: &MemoryAccount) -> Self {
-        let charge = account.unloaded(self.len());
+    /// Holds this charge for as long as it is in memory.
+    pub(super) fn charged(self, charge: Charge) -> Self {
         Self { _charge: Some(Arc::new(charge)), ..self }
     }
 
@@ -118,32 +117,29 @@ impl Cache {
         })
     }
 
-    /// The module and its charge, if its code is kept and there is `room` for so many bytes. Blocks while it reads a file.
+    /// The module and its charge, if its code is kept and there is `room` for so many bytes that are loaded, and so many that
+    /// are not. Blocks while it reads a file.
     pub(super) fn load<E>(
         &self,
         engine: &Engine,
         key: Key,
-        room: impl FnOnce(u64) -> Result<Charge, E>,
+        room: impl FnOnce(u64, u64) -> Result<(Charge, Charge), E>,
     ) -> Result<Option<(Module, Charge)>, E> {
         let folder = match &self.kept {
             Kept::Memory(kept) => {
                 let code = lock(kept).code.get(&key).cloned();
                 let Some(code) = code else { return Ok(None) };
-                let charge = room(code.len())?;
+                let (charge, _) = room(code.len(), 0)?;
                 return Ok(load(engine, &code).ok().map(|module| (module, charge)));
             }
             Kept::Folder { root, .. } => root,
         };
         let path = file(folder, key);
-        let bytes = fs::File::open(&path).and_then(|file| pages::read(&file, file.metadata()?.len()));
-        let Ok(bytes) = bytes else { return Ok(None) };
-        let module = match Sealed::check(bytes) {
-            Some(code) => {
-                let charge = room(code.len())?;
-                load(engine, &code).ok().map(|module| (module, charge))
-            }
-            None => None,
-        };
+        let file = fs::File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        let Ok((size, file)) = file else { return Ok(None) };
+        let (charge, _unloaded) = room(size, size)?;
+        let Ok(bytes) = pages::read(&file, size) else { return Ok(None) };
+        let module = Sealed::check(bytes).and_then(|code| Some((load(engine, &code).ok()?, charge)));
         // `make_room` takes this as the time of the last use. If it fails, the file goes sooner.
         let _ = match module {
             Some(_) => {
@@ -168,7 +164,11 @@ impl Cache {
             return;
         }
         match module.serialize() {
-            Ok(code) => self.keep(key, Sealed::seal(&code).charged(account)),
+            Ok(code) => {
+                let code = Sealed::seal(&code);
+                let charge = account.unloaded(code.len());
+                self.keep(key, code.charged(charge));
+            }
             Err(error) => tracing::warn!(%error, "compiled code cannot be kept"),
         }
     }
@@ -298,7 +298,7 @@ mod tests {
 
     fn load(cache: &Cache, engine: &Engine, key: Key) -> Option<Module> {
         let account = MemoryAccount::unbounded();
-        let room = |bytes| Ok::<_, ()>(account.unloaded(bytes));
+        let room = |code, unloaded| Ok::<_, ()>((account.unloaded(code), account.unloaded(unloaded)));
         cache.load(engine, key, room).unwrap().map(|(module, _)| module)
     }
 

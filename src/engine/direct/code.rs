@@ -90,11 +90,11 @@ impl Code {
         let key = key(terms);
         let live = lock(&self.live).get(&key).and_then(Weak::upgrade);
         if let Some(loaded) = live {
-            room.take(0)?;
+            room.take(0, 0)?;
             room.account.runs(loaded.charge.clone());
             return Ok(loaded);
         }
-        let kept = self.kept.load(engine, key, |bytes| room.take(bytes))?;
+        let kept = self.kept.load(engine, key, |code, unloaded| room.take(code, unloaded))?;
         let (module, charge) = match kept {
             Some(loaded) => loaded,
             None => self.compile(engine, terms, wasm, limits, room, stop)?,
@@ -118,14 +118,23 @@ impl Code {
     ) -> Result<(Module, Charge), Error> {
         let Some(workers) = &self.workers else {
             let module = in_process::compile(engine, wasm, limits)?;
-            let charge = room.take(size(&module))?;
+            let (charge, _) = room.take(size(&module), 0)?;
             self.kept.keep_module(key(terms), &module, room.account);
             return Ok((module, charge));
         };
         self.check(terms)?;
-        let code = workers.compile(wasm, terms, stop).map_err(|failed| self.why(failed, terms))?;
-        let code = code.charged(room.account);
-        let charge = room.take(code.len())?;
+        let mut charges = None;
+        // Before its bytes are taken from the worker.
+        let mut make_room = |size| {
+            charges = Some(room.take(size, size)?);
+            Ok(())
+        };
+        let code = workers.compile(wasm, terms, stop, &mut make_room).map_err(|failed| self.why(failed, terms))?;
+        let (charge, unloaded) = match charges {
+            Some(charges) => charges,
+            None => room.take(code.len(), code.len())?,
+        };
+        let code = code.charged(unloaded);
         let module = self.kept.take(engine, key(terms), code).map_err(|error| classify::invalid(&error, limits))?;
         Ok((module, charge))
     }
@@ -146,6 +155,7 @@ impl Code {
             // Whoever stopped it has its own answer.
             Failed::Stopped => Error::build_timeout(terms.within),
             Failed::Gone { .. } => Error::internal("the compile workers died", "twice while they compiled the plugin"),
+            Failed::NoRoom(error) => error,
             Failed::Host(error) => Error::overloaded("a compile worker cannot be started", error),
             Failed::Unfit(text) => Error::internal("the compile worker cannot be used", shorten(&text)),
         }
@@ -200,11 +210,12 @@ pub(super) struct Room<'a> {
 }
 
 impl Room<'_> {
-    /// Waits until there is room for code, and for the first instance with it. Blocks.
-    fn take(&mut self, code: u64) -> Result<Charge, Error> {
-        let (code, instance) = Handle::current().block_on(self.account.reserve(code, self.instance))?;
+    /// Waits until there is room for code, loaded and not, and for the first instance with it. Blocks.
+    fn take(&mut self, code: u64, unloaded: u64) -> Result<(Charge, Charge), Error> {
+        let reserved = Handle::current().block_on(self.account.reserve(code, unloaded, self.instance));
+        let (code, unloaded, instance) = reserved?;
         self.first = Some(instance);
-        Ok(code)
+        Ok((code, unloaded))
     }
 }
 

@@ -49,7 +49,7 @@ impl<R: Resident> RegistryState<R> {
         let free = self.instances < self.limits.max_instances
             && self.permit_waiters.is_empty()
             && self.build_queue.is_empty()
-            && !self.room_is_short();
+            && !self.room_is_short(self.live.peek(&revision).map_or(0, |live| live.resident.weight().instance));
         let live = self.live.peek_mut(&revision).filter(|live| live.place == place);
         match live {
             Some(live) if free && !live.reserved && !live.sparing && live.idle == 0 && live.instances < live.most => {

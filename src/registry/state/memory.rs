@@ -15,6 +15,9 @@ use super::{
 };
 use crate::memory::{Charge, MemoryKind, Weight};
 
+/// Which part of the bound is kept free, once it was exceeded.
+const SLACK: u64 = 64;
+
 /// A build that waits for room.
 pub(super) struct WantsRoom {
     bytes: u64,
@@ -51,13 +54,18 @@ impl<R: Resident> RegistryState<R> {
         }
     }
 
-    /// Whether more is held than the bound, or somebody waits for room: nothing may be made or kept that nobody asked for.
-    pub(super) fn room_is_short(&self) -> bool {
-        !self.room_queue.is_empty() || self.is_over()
+    /// Whether somebody waits for room, or `more` that nobody asked for would lead near the bound.
+    pub(super) fn room_is_short(&self, more: u64) -> bool {
+        !self.room_queue.is_empty() || self.memory.used().saturating_add(more) > self.goal()
     }
 
     fn is_over(&self) -> bool {
         self.memory.used() > self.memory.limit()
+    }
+
+    /// What is left where the bound was exceeded. A little below it, so that not every call leads beyond it again.
+    fn goal(&self) -> u64 {
+        self.memory.limit() - self.memory.limit() / SLACK
     }
 
     /// Gives room to those that wait for it, eldest first, and makes it where too little is left.
@@ -70,7 +78,7 @@ impl<R: Resident> RegistryState<R> {
                 self.effects.push(Effect::Room { to, charge: self.memory.charge(MemoryKind::Code, bytes) });
             }
         }
-        if self.room_is_short() {
+        if !self.room_queue.is_empty() || self.is_over() {
             self.make_room(now);
         }
     }
@@ -81,11 +89,11 @@ impl<R: Resident> RegistryState<R> {
             return self.reclaim_all();
         }
         let first = self.room_queue.first_key_value().map_or(0, |(_, first)| first.bytes);
-        let missing = |wanted: u64| self.memory.used().saturating_add(wanted).saturating_sub(self.memory.limit());
-        let coming = self.room_coming();
-        let (over, wanted) = (missing(0).saturating_sub(coming), missing(first).saturating_sub(coming));
+        let (used, limit) = (self.memory.used().saturating_sub(self.room_coming()), self.memory.limit());
+        let over = if used > limit { used - self.goal() } else { 0 };
+        let wanted = used.saturating_add(first).saturating_sub(limit).max(over);
         // For a build only if it is enough: otherwise nothing is lost. Guests that grew beyond the bound come first.
-        let short = if self.can_free() >= wanted { wanted } else { over };
+        let short = if wanted == over || self.can_free() >= wanted { wanted } else { over };
         let short = self.reap_for_room(short);
         self.evict_for_room(short, now);
     }

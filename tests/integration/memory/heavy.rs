@@ -33,7 +33,7 @@ impl Engine for Heavy {
             let plugin = self.spy.compile(request).await?;
             let shared = self.code.lock().unwrap().get(&parts[0]).and_then(Weak::upgrade);
             let bytes = if shared.is_some() { 0 } else { code };
-            let (own, first) = account.reserve(bytes, weight).await?;
+            let (own, _, first) = account.reserve(bytes, 0, weight).await?;
             let code = shared.unwrap_or_else(|| Arc::new(own));
             self.code.lock().unwrap().insert(parts[0].clone(), Arc::downgrade(&code));
             account.runs(code.clone());

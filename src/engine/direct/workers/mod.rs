@@ -51,6 +51,7 @@ use crate::{
     background,
     config::CompileWorkers,
     engine::{CompileWorkerCounts, Ended},
+    error::Error,
     source::Digest,
 };
 
@@ -96,8 +97,15 @@ impl Workers {
         Some(Self { program, setup, memory, idle: Mutex::default(), busy: AtomicUsize::new(0), ended })
     }
 
-    /// The code of a module. Blocks until it is compiled, or `stop` ends the compile.
-    pub(super) fn compile(&self, wasm: &[u8], terms: Terms, stop: &Stop) -> Result<Sealed, Failed> {
+    /// The code of a module, taken once there is `room` for so many bytes. Blocks until it is compiled, or `stop` ends the
+    /// compile.
+    pub(super) fn compile(
+        &self,
+        wasm: &[u8],
+        terms: Terms,
+        stop: &Stop,
+        room: &mut dyn FnMut(u64) -> Result<(), Error>,
+    ) -> Result<Sealed, Failed> {
         let order = Order::new(terms.fueled, terms.within, wasm.len());
         let mut crashed = false;
         loop {
@@ -108,7 +116,7 @@ impl Workers {
                 return Err(Failed::Stopped);
             }
             let busy = Busy::new(&self.busy);
-            let answer = worker.greet(&self.setup).and_then(|()| worker.compile(&order, wasm, terms, stop));
+            let answer = worker.greet(&self.setup).and_then(|()| worker.compile(&order, wasm, terms, stop, room));
             stop.forget();
             drop(busy);
             let why = stop.why();

@@ -13,7 +13,7 @@ use super::{
     protocol::{ARGUMENT, NO_MEMORY, Order, Reply, Setup, UNABLE, hear, say},
     stop::{Process, Stop, Why, kill},
 };
-use crate::{engine::Ended, pages};
+use crate::{engine::Ended, error::Error, pages};
 
 /// More code than this is not taken. In bytes.
 const MOST_CODE: u64 = 256 << 20;
@@ -47,6 +47,8 @@ pub(in super::super) enum Failed {
     Time,
     /// Its code would be this large.
     Large(u64),
+    /// There is no room for its code.
+    NoRoom(Error),
     /// It was stopped.
     Stopped,
     /// The worker has gone, before or after it had begun with the module.
@@ -103,13 +105,21 @@ impl Worker {
     }
 
     /// The code of a module.
-    pub(super) fn compile(&mut self, order: &Order, wasm: &[u8], terms: Terms, stop: &Stop) -> Result<Sealed, Failed> {
+    pub(super) fn compile(
+        &mut self,
+        order: &Order,
+        wasm: &[u8],
+        terms: Terms,
+        stop: &Stop,
+        room: &mut dyn FnMut(u64) -> Result<(), Error>,
+    ) -> Result<Sealed, Failed> {
         self.builds += 1;
         let mut begun = false;
-        let answer = self.exchange(order, wasm, terms.engine, || {
+        let begins = || {
             begun = true;
             stop.begun(terms);
-        });
+        };
+        let answer = self.exchange(order, wasm, terms.engine, begins, room);
         answer.map_err(|failed| failed.unwrap_or(Failed::Gone { begun }))
     }
 
@@ -120,6 +130,7 @@ impl Worker {
         wasm: &[u8],
         engine: u64,
         begun: impl FnOnce(),
+        room: &mut dyn FnMut(u64) -> Result<(), Error>,
     ) -> Result<Sealed, Option<Failed>> {
         let gone = |_: io::Error| None;
         say(&mut self.input, order).and_then(|()| self.input.write_all(wasm)).map_err(gone)?;
@@ -133,6 +144,7 @@ impl Worker {
             }
             Reply::Code { size, .. } if size > MOST_CODE => Err(Some(Failed::Large(size))),
             Reply::Code { size, resident, .. } => {
+                room(Sealed::DIGEST + size).map_err(Failed::NoRoom)?;
                 let bytes = pages::read(&mut self.output, Sealed::DIGEST + size).map_err(|error| {
                     // Ours, not that of the worker.
                     (error.kind() == io::ErrorKind::OutOfMemory).then_some(Failed::Host(error))
