@@ -3,8 +3,7 @@
 //! ```text
 //! lock                          held by the one server that uses the folder
 //! plugins/sha256-HEX.wasm       plugins, each under its digest, shared by evaluators
-//! evaluators/NAME.json          one evaluator each, its config values included; a `/` in its name is written `+`, which
-//!                               no name holds
+//! evaluators/NAME.json          one evaluator each, its config values included; see `file_name` for how NAME is written
 //! ….part                        being written, or left by a server that was killed
 //! ```
 //!
@@ -304,9 +303,31 @@ fn not_stored(error: io::Error) -> Error {
     Error::internal("the evaluator cannot be stored", error)
 }
 
-/// `+` stands for `/`: no evaluator's name has one.
+/// `+` stands for `/`: no evaluator's name has one. Letters are small, for folders that do not tell case; after a `!`, which
+/// no name has either, a number says which of them are capitals: the lowest bit is that of the first. A name has at most 128
+/// characters.
 fn file_name(name: &str) -> String {
+    let capitals = name.bytes().take(128).enumerate().filter(|(_, byte)| byte.is_ascii_uppercase());
+    let capitals = capitals.fold(0_u128, |bits, (at, _)| bits | 1 << at);
+    let plain = name.replace('/', "+").to_ascii_lowercase();
+    if capitals == 0 { format!("{plain}.json") } else { format!("{plain}!{capitals:x}.json") }
+}
+
+/// The file's name in folders of before, which had its capitals, unless the folder took another's for it.
+fn former_file_name(name: &str) -> String {
     format!("{}.json", name.replace('/', "+"))
+}
+
+/// Gives a file of before its present name. Fails if there is one of that name: nobody knows which of the two is right.
+fn rename_former(path: &Path, name: &str) -> io::Result<()> {
+    let present = path.with_file_name(file_name(name));
+    if path == present {
+        return Ok(());
+    }
+    if present.exists() {
+        return Err(io::Error::other(format!("{} describes {name:?} as well; remove one of them", present.display())));
+    }
+    fs::rename(path, present)
 }
 
 /// Every evaluator's file that can be read, and whether all of them could.
@@ -314,7 +335,10 @@ fn read_records(folder: &Path) -> io::Result<(Vec<Stored>, bool)> {
     let mut records = Vec::new();
     let mut all_read = true;
     for entry in files::tidied(folder)? {
-        match record::read(&entry) {
+        let read = record::read(&entry).and_then(|stored| {
+            rename_former(&entry, &stored.record.name).map_or_else(|error| Err(error.to_string()), |()| Ok(stored))
+        });
+        match read {
             Ok(record) => records.push(record),
             Err(reason) => {
                 tracing::warn!(file = %entry.display(), %reason, "not an evaluator's file; it is left alone");

@@ -100,7 +100,9 @@ pub(super) fn read(path: &Path) -> Result<Stored, String> {
     let bytes = fs::read(path).map_err(|error| error.to_string())?;
     let mut record: Record = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
     crate::pool::check_name(&record.name).map_err(|error| error.to_string())?;
-    if path.file_name().and_then(|name| name.to_str()) != Some(&super::file_name(&record.name)) {
+    let file = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let former = super::former_file_name(&record.name);
+    if file != super::file_name(&record.name) && !file.eq_ignore_ascii_case(&former) {
         return Err(format!("it describes {:?}", record.name));
     }
     let parse = |digest: &str| digest.parse().map_err(|error: ParseDigestError| error.to_string());

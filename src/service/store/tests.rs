@@ -173,6 +173,40 @@ fn a_file_that_cannot_be_read_is_left_alone_and_so_is_every_plugin() {
 }
 
 #[test]
+fn names_that_differ_in_case_have_files_that_differ_in_more() {
+    let folder = TempDir::new().unwrap();
+    let (store, _) = open(&folder);
+    let longest = ["a", "A"].map(|letter| letter.repeat(128));
+    let names = ["foo", "Foo", "fOo", "FOO", "a/B", "A/b", "1", &longest[0], &longest[1]];
+    for name in names {
+        put(&store, name, "run");
+    }
+    let kept = files(&folder, "evaluators");
+    assert_eq!(kept.iter().map(|file| file.to_lowercase()).collect::<BTreeSet<_>>().len(), names.len(), "{kept:?}");
+    assert!(kept.is_superset(&set(["foo.json", "foo!1.json", "foo!2.json", "foo!7.json", "a+b!4.json"])), "{kept:?}");
+    store.forget("Foo", anything, || ()).unwrap();
+    drop(store);
+    let left = names.into_iter().filter(|name| *name != "Foo").map(str::to_owned).collect();
+    assert_eq!(open(&folder).1, left);
+}
+
+#[test]
+fn a_file_of_before_is_renamed_unless_that_would_overwrite_another() {
+    let folder = TempDir::new().unwrap();
+    put(&open(&folder).0, "Foo", "one");
+    let file = |name: &str| folder.path().join("evaluators").join(name);
+    // The second is what a folder that does not tell case made of an upload of Foo after one of foo.
+    for former in ["Foo.json", "foo.json"] {
+        fs::rename(file("foo!1.json"), file(former)).unwrap();
+        assert_eq!(open(&folder).1, set(["Foo"]));
+        assert_eq!(files(&folder, "evaluators"), set(["foo!1.json"]));
+    }
+    fs::copy(file("foo!1.json"), file("Foo.json")).unwrap();
+    assert_eq!(open(&folder).1, set(["Foo"]));
+    assert_eq!(files(&folder, "evaluators"), set(["foo!1.json", "Foo.json"]), "nobody knows which is right");
+}
+
+#[test]
 fn strangers_in_the_folder_harm_nobody() {
     let folder = TempDir::new().unwrap();
     put(&open(&folder).0, "a", "one");
