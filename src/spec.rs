@@ -135,8 +135,9 @@ impl Spec {
         /// Whether you trust the plugin. The `extism` [engine](crate::engine::choosing) refuses others with
         /// [`InvalidRequest`](crate::Error::InvalidRequest).
         fn trusted(trusted: bool) => trusted = Some(trusted);
-        /// Linear memory of one instance, in bytes; rounded down to 64 KiB pages. A guest that needs more fails with
-        /// [`OutOfMemory`](crate::Error::OutOfMemory).
+        /// Linear memory of one instance, in bytes, within the pool's own bound
+        /// ([`limits.memory`](crate::config::LimitSettings::memory)); rounded down to 64 KiB pages. A guest that needs more
+        /// fails with [`OutOfMemory`](crate::Error::OutOfMemory).
         fn memory(bytes: u64) => memory = Some(bytes);
         /// Size of an evaluation's output, in bytes. A guest with more fails with
         /// [`OutputTooLarge`](crate::Error::OutputTooLarge).

@@ -103,7 +103,8 @@ pub struct LimitSettings {
     #[serde(deserialize_with = "size")]
     pub output_size: u64,
     /// Linear memory of one instance, with its input and output, from the first page on; over it,
-    /// [`OutOfMemory`](crate::Error::OutOfMemory). (Extism's own hosts count only what it takes once it was made.) From `64KiB` to `4GiB`, rounded down to 64 KiB pages. Default `64MiB`.
+    /// [`OutOfMemory`](crate::Error::OutOfMemory). (Extism's own hosts count only what it takes once it was made.) From `64KiB` to
+    /// `4GiB`, rounded down to 64 KiB pages. No [spec](crate::Spec::memory) gets more. Default `64MiB`.
     #[serde(deserialize_with = "size")]
     pub memory: u64,
     /// Number of elements in the tables of one instance. Default 100000.

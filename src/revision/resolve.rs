@@ -35,7 +35,8 @@ pub(super) fn blueprint(
     }
     let wants_wasi = all().any(|plugin| plugin.interface().wants_wasi());
     let limits = InstanceLimits {
-        memory: spec.memory.unwrap_or(inner.limits.memory),
+        // The slots of `direct` have no more, and so no engine gives more.
+        memory: spec.memory.map_or(inner.limits.memory, |memory| memory.min(inner.limits.memory)),
         table_elements: inner.limits.table_elements,
         output_size: spec.output_size.unwrap_or(inner.limits.output_size),
         exec_timeout: spec.exec_timeout.unwrap_or(inner.limits.exec_timeout),

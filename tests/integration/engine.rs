@@ -303,6 +303,23 @@ async fn memory_counts_from_the_first_page_on_direct_and_from_the_first_call_on_
 }
 
 #[tokio::test]
+async fn no_spec_gets_more_memory_than_the_settings_allow_on_any_engine() {
+    for engine in ENGINES {
+        let limits = LimitSettings { memory: 2 << 20, ..patient() };
+        let pool = builder(engine).capacity(4).limits(limits).build().unwrap();
+        let grows = from_text(r#"(module (memory 1) (func (export "run") (drop (memory.grow (i32.const 40)))))"#);
+        let starts = from_text(r#"(module (memory 40) (func (export "run")))"#);
+        for (name, spec) in [("grows", grows), ("starts", starts)] {
+            let evaluator = pool.evaluator(name, spec.memory(1 << 30)).unwrap();
+            let error = evaluator.evaluate("").await.unwrap_err();
+            assert_eq!(error.kind(), "out_of_memory", "{engine:?} {name}");
+            assert!(error.to_string().contains("limits.memory is 2 MiB"), "{error}");
+        }
+        pool.close().await;
+    }
+}
+
+#[tokio::test]
 async fn extisms_own_functions_run_on_its_engine_and_are_refused_by_the_other() {
     let function = || {
         extism::Function::new(
