@@ -168,6 +168,13 @@ pub struct EngineSettings {
     /// The `User-Agent` of plugins' HTTP requests on the `direct` engine, unless a plugin sets its own: 1 to 256
     /// printable ASCII characters. Default: `evalpool/` and the version.
     pub http_user_agent: String,
+    /// HTTP requests that plugins on the `direct` engine may have at once, each of which has a connection of its own. A guest
+    /// whose request is one more waits for its turn; if none comes before its deadline, its evaluation is
+    /// [`Saturated`](crate::Error::Saturated). The same number of names may be looked up at once. At least 1. Default 256.
+    pub max_http_connections: usize,
+    /// The same for each evaluator; for one that is being replaced, the old plugin's requests are counted apart. At least 1.
+    /// Default 16.
+    pub max_http_connections_per_evaluator: usize,
     /// Where the `direct` engine keeps compiled code, so that it need not compile an evicted plugin again: `memory`,
     /// `off`, or a folder that only this user may enter, where the code outlives the process. Default `memory`.
     pub code_cache: CodeCache,
@@ -400,6 +407,8 @@ impl Default for EngineSettings {
             trusted: false,
             allowed_hosts: Vec::new(),
             http_user_agent: concat!("evalpool/", env!("CARGO_PKG_VERSION")).to_owned(),
+            max_http_connections: 256,
+            max_http_connections_per_evaluator: 16,
             code_cache: CodeCache::default(),
             code_cache_size: 256 * 1024 * 1024,
             compile_workers: CompileWorkers::default(),

@@ -89,6 +89,8 @@ impl Settings {
             ("pool.max_instances_per_evaluator", self.pool.max_instances_per_evaluator as u64, most),
             ("pool.max_uses", self.pool.max_uses, u64::MAX),
             ("pool.build_concurrency", self.pool.build_concurrency as u64, most),
+            ("engine.max_http_connections", self.engine.max_http_connections as u64, most),
+            ("engine.max_http_connections_per_evaluator", self.engine.max_http_connections_per_evaluator as u64, most),
             ("service.max_connections", self.service.max_connections as u64, most),
             ("service.transfer_rate", self.service.transfer_rate, u64::MAX),
             ("limits.plugin_size", self.limits.plugin_size, u64::MAX),

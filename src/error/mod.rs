@@ -109,7 +109,8 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
-    /// Nothing is free, and no more callers may wait (`pool.max_waiting`).
+    /// Nothing is free, and no more callers may wait (`pool.max_waiting`). Or the guest waited until its deadline for one of
+    /// `engine.max_http_connections`.
     #[error("saturated: {reason}")]
     Saturated {
         /// What is used up.

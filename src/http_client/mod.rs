@@ -1,7 +1,9 @@
-//! What every HTTP client of this crate has in common: which addresses it may reach, TLS, and what its errors show.
+//! What every HTTP client of this crate has in common: which addresses it may reach, TLS, and what its errors show. And how
+//! many connections plugins may have.
 //!
 //! Plugins get theirs from the `direct` engine, and `source` has one for each fetch.
 
+mod connections;
 mod reach;
 
 use std::sync::{Arc, OnceLock};
@@ -9,23 +11,29 @@ use std::sync::{Arc, OnceLock};
 use reqwest::{Client, ClientBuilder, Url};
 use rustls::{ClientConfig, RootCertStore};
 
-pub(crate) use self::reach::AllowedHosts;
+use self::reach::Resolver;
+pub(crate) use self::{
+    connections::{Bound, Connections, Full, Share},
+    reach::AllowedHosts,
+};
 
 /// Characters of a URL that errors show.
 const MAX_SHOWN: usize = 200;
 
-/// A client that reaches these hosts alone, if each URL is checked against them as well.
+/// A client that reaches these hosts alone, if each URL is checked against them as well. It keeps no connection for a later
+/// request. `lookups` bounds how many names it looks up at once.
 ///
 /// # Errors
 ///
 /// TLS cannot be set up.
-pub(crate) fn builder(hosts: Arc<AllowedHosts>) -> Result<ClientBuilder, rustls::Error> {
+pub(crate) fn builder(hosts: Arc<AllowedHosts>, lookups: Option<Bound>) -> Result<ClientBuilder, rustls::Error> {
     Ok(Client::builder()
         .tls_backend_preconfigured(tls()?)
         .no_proxy()
         // It would tell a host where a request comes from.
         .referer(false)
-        .dns_resolver(hosts))
+        .pool_max_idle_per_host(0)
+        .dns_resolver(Arc::new(Resolver { hosts, lookups })))
 }
 
 /// TLS with the web's trust roots, made once for the process.

@@ -1,13 +1,18 @@
 //! What may be reached: allowed hosts, and the addresses that their names resolve to.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    sync::Arc,
+    time::Duration,
+};
 
 use reqwest::{
     Url,
     dns::{Addrs, Name, Resolve, Resolving},
 };
 
-use crate::config::HostPattern;
+use super::Bound;
+use crate::{clock, config::HostPattern};
 
 /// The longest name in DNS, in bytes.
 const MAX_HOST: usize = 253;
@@ -72,11 +77,28 @@ impl AllowedHosts {
 }
 
 /// The system's resolver, without the addresses that may not be reached.
-impl Resolve for AllowedHosts {
+pub(super) struct Resolver {
+    pub(super) hosts: Arc<AllowedHosts>,
+    /// How many names may be looked up at once, if that is bounded.
+    pub(super) lookups: Option<Bound>,
+}
+
+impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let (named, list) = (self.names(name.as_str()), self.list);
+        let (named, list) = (self.hosts.names(name.as_str()), self.hosts.list);
+        let lookups = self.lookups.clone();
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let permit = match lookups {
+                // The request that it is for ends at its own deadline.
+                Some(lookups) => lookups.acquire(clock::deadline(Duration::MAX)).await.ok(),
+                None => None,
+            };
+            let look_up = move || {
+                let found = (name.as_str(), 0).to_socket_addrs();
+                drop(permit);
+                found
+            };
+            let found = tokio::task::spawn_blocking(look_up).await??;
             let allowed: Vec<SocketAddr> = found.filter(|address| named || is_public(address.ip())).collect();
             if allowed.is_empty() {
                 return Err(format!("its host has private addresses only, and {list} does not name it").into());

@@ -24,6 +24,9 @@ use crate::{
 
 const MAX_REDIRECTS: usize = 5;
 
+/// What a fetch is charged at least, however small plugins are, so that there are at most 64 connections.
+pub(super) const LEAST_COST: u64 = 2 << 20;
+
 /// A plugin on an HTTP server: see [`Source::http`].
 #[derive(Clone)]
 #[must_use]
@@ -111,7 +114,7 @@ impl HttpSource {
         let values: Vec<Secret> = self.headers.iter().map(|(_, value)| value.clone()).collect();
         let headers = blocking(move || read(names.into_iter().zip(values))).await?;
         // One for each fetch: none is worth a connection that waits for the next.
-        let client = http_client::builder(hosts.clone())
+        let client = http_client::builder(hosts.clone(), None)
             .map_err(Error::unavailable)?
             .user_agent(concat!("evalpool/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())

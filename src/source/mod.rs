@@ -161,7 +161,7 @@ impl Source {
         }
     }
 
-    /// The most bytes that [`load`](Self::load) will allocate, within `limit`.
+    /// The most bytes that [`load`](Self::load) will allocate, within `limit`; for a connection no less than what it is worth.
     pub(crate) fn cost(&self, limit: u64) -> u64 {
         match self {
             Source::Bytes(_) => 0,
@@ -169,7 +169,7 @@ impl Source {
             // What a loader brings is not known before.
             Source::File(_) | Source::Loader(_) => limit,
             #[cfg(feature = "direct")]
-            Source::Http(_) => limit,
+            Source::Http(_) => limit.max(http::LEAST_COST),
         }
     }
 

@@ -131,7 +131,8 @@ async fn http_request(caller: &mut Caller<'_>, request: u64, body: u64) -> Resul
         outgoing.body = block(caller, body, "http request body")?;
     }
     free(caller, [request, body])?;
-    let (response, body) = context.http.send(outgoing).await?;
+    let deadline = caller.data().deadline;
+    let (response, body) = context.http.send(outgoing, deadline).await?;
     caller.data_mut().http = response;
     Kernel::of(caller)?.write(caller, &body)
 }

@@ -28,6 +28,9 @@ pub(super) enum HostTrap {
     /// An HTTP request failed, or is not allowed.
     #[error("{0}")]
     Request(String),
+    /// What there is for all guests is in use, and was so until the deadline.
+    #[error("{0}")]
+    Saturated(&'static str),
     /// The host is at fault, such as by a host function that broke its declaration.
     #[error("{0}")]
     Broken(String),
@@ -62,6 +65,7 @@ pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error
         (Some(HostTrap::Deadline), _) => return Error::build_timeout(limits.build_timeout),
         (Some(HostTrap::OutOfMemory), _) => return Error::out_of_memory(limits.memory),
         (Some(HostTrap::Broken(text)), _) => return Error::internal("initialising failed", text.clone()),
+        (Some(HostTrap::Saturated(reason)), _) => return Error::Saturated { reason },
         (Some(HostTrap::Failed(text) | HostTrap::Request(text)), _) => text.clone(),
         (None, Some(Trap::OutOfFuel)) => return out_of_fuel(limits, true),
         (None, Some(trap)) => format!("its initialisation trapped: {trap}"),
@@ -130,6 +134,7 @@ fn why(error: &wasmtime::Error, limits: &InstanceLimits) -> (Error, bool) {
         (Some(HostTrap::Broken(text)), ..) => {
             (Error::internal("a host function broke its declaration", text.clone()), true)
         }
+        (Some(HostTrap::Saturated(reason)), ..) => (Error::Saturated { reason }, true),
         (_, Some(Trap::OutOfFuel), _) => (out_of_fuel(limits, false), true),
         (Some(HostTrap::OutOfMemory), ..) => (Error::out_of_memory(limits.memory), false),
         (Some(HostTrap::Failed(text)), ..) => (said(text), false),

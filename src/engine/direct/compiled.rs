@@ -2,11 +2,11 @@
 
 use std::{any::Any, sync::Arc};
 
-use reqwest::header::HeaderValue;
 use wasmtime::Module;
 
 use super::{
-    http::Http, instance::DirectInstance, modules::Modules, state::PluginContext, variant::EngineVariant, workers::Stop,
+    http::Clients, instance::DirectInstance, modules::Modules, state::PluginContext, variant::EngineVariant,
+    workers::Stop,
 };
 use crate::{
     clock,
@@ -31,11 +31,11 @@ impl Compiled {
     /// Compiles the plugin, or takes what was compiled before. Blocks; `stop` ends a compile in a worker.
     pub(super) fn new(
         variant: Arc<EngineVariant>,
-        user_agent: HeaderValue,
+        clients: &Clients,
         request: CompileRequest,
         stop: &Stop,
     ) -> Result<Self, Error> {
-        let http = Http::new(&request.allowed_hosts, user_agent, request.limits.output_size);
+        let http = clients.of_plugin(&request.allowed_hosts, request.limits.output_size);
         let http = http.map_err(|why| Error::invalid_request(format!("allowed_hosts has {why}")))?;
         let modules = Modules::new(variant, &request, stop)?;
         let context = PluginContext {

@@ -78,10 +78,8 @@ mod workers;
 
 use std::{fmt, sync::Arc};
 
-use reqwest::header::HeaderValue;
-
 pub use self::compiled::Compiled;
-use self::variant::EngineVariants;
+use self::{http::Clients, variant::EngineVariants};
 use tokio::time::timeout;
 
 pub use self::workers::inside::init_compile_workers;
@@ -95,7 +93,7 @@ use crate::{
 /// Runs plugins on wasmtime.
 pub struct DirectEngine {
     variants: Arc<EngineVariants>,
-    user_agent: HeaderValue,
+    clients: Arc<Clients>,
 }
 
 impl DirectEngine {
@@ -108,21 +106,20 @@ impl DirectEngine {
     /// used, or the user agent is no header's value; [`Error::Internal`] when the system refuses the reservation or the
     /// thread.
     pub fn new(pool: &PoolSettings, limits: &LimitSettings, engine: &EngineSettings) -> Result<Self, Error> {
-        let user_agent = HeaderValue::from_str(&engine.http_user_agent)
-            .map_err(|error| Error::invalid_request(format!("engine.http_user_agent: {error}")))?;
-        Ok(Self { variants: Arc::new(EngineVariants::new(pool, limits, engine)?), user_agent })
+        let clients = Clients::new(engine).map_err(Error::invalid_request)?;
+        Ok(Self { variants: Arc::new(EngineVariants::new(pool, limits, engine)?), clients: Arc::new(clients) })
     }
 }
 
 impl Engine for DirectEngine {
     fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>> {
         Box::pin(async move {
-            let (variants, user_agent) = (self.variants.clone(), self.user_agent.clone());
+            let (variants, clients) = (self.variants.clone(), self.clients.clone());
             let within = request.limits.build_timeout;
             let stop = StopOnDrop(Arc::default());
             let stopped = stop.0.clone();
             let compile =
-                move || Compiled::new(variants.get(request.limits.fuel.is_some())?, user_agent, request, &stopped);
+                move || Compiled::new(variants.get(request.limits.fuel.is_some())?, &clients, request, &stopped);
             let work = tokio::task::spawn_blocking(compile);
             let compiled = if self.interrupts_compiles() {
                 let Ok(compiled) = timeout(within, work).await else {

@@ -1,6 +1,7 @@
 //! `http_request` on `direct`, against real servers of this process that record what they are asked.
 
 mod bodies;
+mod connections;
 mod hosts;
 mod requests;
 

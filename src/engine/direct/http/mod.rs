@@ -1,8 +1,10 @@
 //! The client behind `http_request`, and what it may reach.
 //!
-//! Each compiled plugin has a client of its own, so that customers share no connection and all connections go with the
-//! runtime. A plugin reaches an address of this machine or of a private network only if an entry names its host without
-//! wildcards: a wildcard, a redirect or a name that resolves to such an address does not lead there.
+//! Each compiled plugin has a client of its own, so that customers share no connection. A connection goes with its request;
+//! how many there may be at once is bounded, and a guest waits for its turn until its deadline.
+//!
+//! A plugin reaches an address of this machine or of a private network only if an entry names its host without wildcards: a
+//! wildcard, a redirect or a name that resolves to such an address does not lead there.
 
 mod decode;
 
@@ -18,11 +20,13 @@ use reqwest::{
     redirect,
 };
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use self::decode::{Coding, Undecoded};
 use super::classify::HostTrap;
 use crate::{
-    http_client::{self, AllowedHosts, innermost, shown},
+    config::EngineSettings,
+    http_client::{self, AllowedHosts, Connections, Full, Share, innermost, shown},
     units::Quoted,
 };
 
@@ -46,10 +50,17 @@ const CLIENTS_OWN: [&str; 9] = [
     "upgrade",
 ];
 
+/// What the clients of all plugins have in common.
+pub(super) struct Clients {
+    connections: Connections,
+    user_agent: HeaderValue,
+}
+
 /// One plugin's client, and the hosts that it may reach.
 pub(super) struct Http {
     hosts: Arc<AllowedHosts>,
     client: OnceLock<Client>,
+    connections: Share,
     user_agent: HeaderValue,
     /// Bytes of a response's body, at most.
     largest: u64,
@@ -68,17 +79,30 @@ pub(super) struct Request {
     shown: String,
 }
 
-impl Http {
-    /// A client that may reach these hosts and reads bodies of at most `largest` bytes.
+impl Clients {
+    /// # Errors
+    ///
+    /// Names the setting that cannot be used.
+    pub(super) fn new(settings: &EngineSettings) -> Result<Self, String> {
+        let user_agent = HeaderValue::from_str(&settings.http_user_agent)
+            .map_err(|error| format!("engine.http_user_agent: {error}"))?;
+        let (all, each) = (settings.max_http_connections, settings.max_http_connections_per_evaluator);
+        Ok(Self { connections: Connections::new(all, each), user_agent })
+    }
+
+    /// One that may reach these hosts and reads bodies of at most `largest` bytes.
     ///
     /// # Errors
     ///
     /// Shows the first entry of the allowed hosts that no request could match.
-    pub(super) fn new(allowed_hosts: &[String], user_agent: HeaderValue, largest: u64) -> Result<Self, String> {
+    pub(super) fn of_plugin(&self, allowed_hosts: &[String], largest: u64) -> Result<Http, String> {
         let hosts = Arc::new(AllowedHosts::new(allowed_hosts)?);
-        Ok(Self { hosts, client: OnceLock::new(), user_agent, largest })
+        let (connections, user_agent) = (self.connections.share(), self.user_agent.clone());
+        Ok(Http { hosts, client: OnceLock::new(), connections, user_agent, largest })
     }
+}
 
+impl Http {
     /// Reads a request without its body, as PDKs pass it, and refuses it unless it is allowed.
     pub(super) fn read(&self, request: &[u8]) -> Result<Request, HostTrap> {
         let unreadable = |why: &dyn Display| HostTrap::Request(format!("http_request failed: {why}"));
@@ -105,9 +129,16 @@ impl Http {
         Ok(Request { built, body: Vec::new(), has_length, decodes, shown })
     }
 
-    /// Sends a request and returns the response and its body. Dropping the future closes the connection.
-    pub(super) async fn send(&self, request: Request) -> Result<(Response, Vec<u8>), HostTrap> {
+    /// Sends a request and returns the response and its body. Dropping the future closes the connection. Waits for its turn
+    /// until the guest's deadline.
+    pub(super) async fn send(&self, request: Request, deadline: Instant) -> Result<(Response, Vec<u8>), HostTrap> {
         let Request { built, body, has_length, decodes, shown } = request;
+        let connection = self.connections.requests.acquire(deadline).await.map_err(|full| {
+            HostTrap::Saturated(match full {
+                Full::Own => "the plugin has as many HTTP requests as engine.max_http_connections_per_evaluator allows",
+                Full::All => "all plugins together have as many HTTP requests as engine.max_http_connections allows",
+            })
+        })?;
         let too_large = || {
             let text = "HTTP response exceeds the configured maximum number of bytes";
             failed(&shown, &format_args!("{text}: {} (limits.output_size)", self.largest))
@@ -126,7 +157,11 @@ impl Http {
             }
             body.extend_from_slice(&chunk);
         }
-        let coding = coding(incoming.headers()).filter(|_| decodes && !body.is_empty());
+        let (status, given) = (incoming.status().as_u16(), std::mem::take(incoming.headers_mut()));
+        // With it, the connection is closed.
+        drop(incoming);
+        drop(connection);
+        let coding = coding(&given).filter(|_| decodes && !body.is_empty());
         if let Some(coding) = coding {
             body = coding.decode(&body, self.largest).await.map_err(|error| match error {
                 Undecoded::TooLarge => too_large(),
@@ -138,9 +173,9 @@ impl Http {
         }
         let is_shown = |name: &HeaderName| coding.is_none() || (name != CONTENT_ENCODING && name != CONTENT_LENGTH);
         let text = |value: &HeaderValue| value.to_str().ok().map(str::to_owned);
-        let headers = incoming.headers().iter().filter(|(name, _)| is_shown(name));
+        let headers = given.iter().filter(|(name, _)| is_shown(name));
         let headers = headers.filter_map(|(name, value)| Some((name.as_str().to_owned(), text(value)?))).collect();
-        Ok((Response { status: incoming.status().as_u16(), headers }, body))
+        Ok((Response { status, headers }, body))
     }
 
     fn client(&self) -> Result<&Client, HostTrap> {
@@ -160,7 +195,7 @@ impl Http {
                 }
             }
         });
-        let made = http_client::builder(self.hosts.clone())
+        let made = http_client::builder(self.hosts.clone(), Some(self.connections.lookups.clone()))
             .map_err(|error| HostTrap::Broken(error.to_string()))?
             .user_agent(self.user_agent.clone())
             .redirect(redirects)
