@@ -65,6 +65,7 @@
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
 //! | `pages` | large buffers, which go back to the system |
 //! | `last_words` | what a guest wrote, and where it was when it failed. Plain data |
+//! | `host_limits` | what the system lets this process have, and which errors say that it gives no more |
 //! | `host_memory` | how much memory this process may use. Reads the system's files |
 //! | `units` | times, sizes and names as people read them |
 //! | `words` | closed sets of words |
@@ -79,7 +80,7 @@ pub mod engine;
 mod error;
 mod evaluator;
 mod executable;
-#[allow(dead_code, reason = "the bound in bytes is reckoned from it")]
+mod host_limits;
 mod host_memory;
 #[cfg(feature = "direct")]
 mod http_client;

@@ -189,7 +189,7 @@ impl MemoryAccount {
             Size(instances),
             Size(cache)
         ));
-        Error::overloaded("what runs now takes all of pool.memory", cause)
+        Error::overloaded("what runs now takes all of pool.memory", &cause, &cause)
     }
 
     /// Charges an instance of `bytes`, which may [grow](Charge::grow).

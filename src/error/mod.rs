@@ -7,12 +7,13 @@
 mod fault;
 mod later;
 
-use std::{any::Any, error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{any::Any, error::Error as StdError, fmt, io, sync::Arc, time::Duration};
 
 pub use self::fault::Fault;
 #[cfg(feature = "direct")]
 pub(crate) use self::later::TryLater;
 use crate::{
+    host_limits,
     last_words::LastWords,
     units::{Size, Time},
     words::words,
@@ -100,12 +101,12 @@ pub enum Error {
         /// What its initialisers left behind.
         last_words: LastWords,
     },
-    /// The host lacks what it takes: files, memory, threads or processes. A retry may succeed.
+    /// The host lacks what it takes: files, memory, threads, processes or room on a disk. A retry may succeed.
     #[error("the host is short of something: {reason}")]
     Overloaded {
         /// What could not be done.
         reason: &'static str,
-        /// The system's own error.
+        /// The system's own error, the limit that it is about, and which settings to lower.
         #[source]
         cause: Cause,
     },
@@ -374,9 +375,14 @@ impl Error {
         Error::BuildTimeout { after, cause: None, last_words: LastWords::none() }
     }
 
-    #[cfg(feature = "direct")]
-    pub(crate) fn overloaded(reason: &'static str, cause: std::io::Error) -> Self {
-        Error::Overloaded { reason, cause: Arc::new(cause) }
+    /// The host lacks something: what was said of it, and the system's own error, to which the operator's limits are told.
+    pub(crate) fn overloaded(reason: &'static str, said: impl fmt::Display, lack: &io::Error) -> Self {
+        Error::Overloaded { reason, cause: Arc::from(Box::from(host_limits::explained(said, lack))) }
+    }
+
+    /// An error of the system: a shortage, or else what `other` makes of it.
+    pub(crate) fn by_system(reason: &'static str, error: io::Error, other: impl FnOnce(io::Error) -> Self) -> Self {
+        if host_limits::is_shortage(&error) { Self::overloaded(reason, &error, &error) } else { other(error) }
     }
 
     pub(crate) fn exec_timeout(after: Duration) -> Self {

@@ -57,11 +57,11 @@ pub(super) fn block<T: Send + 'static>(
     };
     if inside {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| Error::internal("no runtime could be made", error))?;
+        let runtime = runtime.map_err(|error| Error::overloaded("no runtime could be made", &error, &error))?;
         let thread = std::thread::Builder::new().name("evalpool-nested".into());
         thread
             .spawn(move || runtime.block_on(run))
-            .map_err(|error| Error::internal("no thread could be started", error))?;
+            .map_err(|error| Error::overloaded("no thread could be started", &error, &error))?;
     } else {
         background::own().ok_or(failed("no thread could be started"))?.spawn(run);
     }

@@ -6,10 +6,15 @@
 mod connections;
 mod reach;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+};
 
 use reqwest::{Client, ClientBuilder, Url};
 use rustls::{ClientConfig, RootCertStore};
+
+use crate::host_limits::is_shortage;
 
 use self::reach::Resolver;
 pub(crate) use self::{
@@ -56,6 +61,12 @@ pub(crate) fn shown(url: &Url) -> String {
     // They fail for URLs that have neither.
     let _ = (url.set_username(""), url.set_password(None));
     url.as_str().chars().take(MAX_SHOWN).collect()
+}
+
+/// What the system lacks, if that is why a request failed.
+pub(crate) fn shortage(error: &reqwest::Error) -> Option<&io::Error> {
+    let mut sources = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    sources.find_map(|error| error.downcast_ref().filter(|error| is_shortage(error)))
 }
 
 /// reqwest itself says only "error sending request"; its innermost source says why.

@@ -12,7 +12,7 @@ use reqwest::{
 };
 
 use super::Bound;
-use crate::{clock, config::HostPattern};
+use crate::{clock, config::HostPattern, host_limits::or_no_files};
 
 /// The longest name in DNS, in bytes.
 const MAX_HOST: usize = 253;
@@ -98,7 +98,8 @@ impl Resolve for Resolver {
                 drop(permit);
                 found
             };
-            let found = tokio::task::spawn_blocking(look_up).await??;
+            // The resolver does not say that it could open no socket.
+            let found = tokio::task::spawn_blocking(look_up).await?.map_err(or_no_files)?;
             let allowed: Vec<SocketAddr> = found.filter(|address| named || is_public(address.ip())).collect();
             if allowed.is_empty() {
                 return Err(format!("its host has private addresses only, and {list} does not name it").into());

@@ -18,7 +18,7 @@ use reqwest::{
 use super::{Digest, Secret, Source, blocking};
 use crate::{
     error::Error,
-    http_client::{self, AllowedHosts, innermost, shown},
+    http_client::{self, AllowedHosts, innermost, shortage, shown},
     units::Quoted,
 };
 
@@ -127,7 +127,10 @@ impl HttpSource {
             if url.origin() == start.origin() {
                 request = request.headers(headers.clone());
             }
-            let response = request.send().await.map_err(|error| failed(&innermost(&error.without_url())))?;
+            let response = request.send().await.map_err(|error| match shortage(&error) {
+                Some(lack) => Error::overloaded("the plugin cannot be fetched", lack, lack),
+                None => failed(&innermost(&error.without_url())),
+            })?;
             match response.status() {
                 StatusCode::OK => return body(response, limit, &failed).await,
                 status if !status.is_redirection() => {

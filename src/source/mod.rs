@@ -223,7 +223,9 @@ fn decode(text: &str, limit: u64) -> Result<Bytes, Error> {
 
 fn read_file(path: &Path, limit: u64) -> Result<Bytes, Error> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    let bytes = read_regular(path, limit).map_err(|error| Error::unavailable(named(error)))?;
+    let failed =
+        |error| Error::by_system("a plugin's file cannot be read", error, |error| Error::unavailable(named(error)));
+    let bytes = read_regular(path, limit).map_err(failed)?;
     bytes.ok_or(Error::PayloadTooLarge { what: "plugin", limit })
 }
 

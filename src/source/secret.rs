@@ -43,7 +43,7 @@ impl Secret {
         let mut value = match &self.0 {
             Kept::Value(value) => value.as_bytes().to_vec(),
             Kept::File(path) => read_regular(path, MOST)
-                .map_err(|error| failed(&error))?
+                .map_err(|error| Error::by_system("a secret's file cannot be read", error, |error| failed(&error)))?
                 .ok_or_else(|| failed(&format_args!("it is over {}", Size(MOST))))?
                 .to_vec(),
             Kept::Variable(name) => {

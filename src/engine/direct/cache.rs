@@ -24,9 +24,11 @@ use lru::LruCache;
 use sha2::{Digest as _, Sha256};
 use wasmtime::{Engine, Module};
 
+use super::classify;
 use crate::{
     config::CodeCache,
     engine::{Charge, MemoryAccount},
+    error::Error,
     pages,
     source::Digest,
 };
@@ -118,19 +120,24 @@ impl Cache {
     }
 
     /// The module and its charge, if its code is kept and there is `room` for so many bytes that are loaded, and so many that
-    /// are not. Blocks while it reads a file.
-    pub(super) fn load<E>(
+    /// are not. Blocks while it reads a file. Fails also if the system has no room for the code: to compile it anew would not
+    /// help.
+    pub(super) fn load(
         &self,
         engine: &Engine,
         key: Key,
-        room: impl FnOnce(u64, u64) -> Result<(Charge, Charge), E>,
-    ) -> Result<Option<(Module, Charge)>, E> {
+        room: impl FnOnce(u64, u64) -> Result<(Charge, Charge), Error>,
+    ) -> Result<Option<(Module, Charge)>, Error> {
+        let load = |code: &Sealed, charge| match load(engine, code) {
+            Ok(module) => Ok(Some((module, charge))),
+            Err(error) => classify::shortage(&error).map_or(Ok(None), Err),
+        };
         let folder = match &self.kept {
             Kept::Memory(kept) => {
                 let code = lock(kept).code.get(&key).cloned();
                 let Some(code) = code else { return Ok(None) };
                 let (charge, _) = room(code.len(), 0)?;
-                return Ok(load(engine, &code).ok().map(|module| (module, charge)));
+                return load(&code, charge);
             }
             Kept::Folder { root, .. } => root,
         };
@@ -139,7 +146,7 @@ impl Cache {
         let Ok((size, file)) = file else { return Ok(None) };
         let (charge, _unloaded) = room(size, size)?;
         let Ok(bytes) = pages::read(&file, size) else { return Ok(None) };
-        let module = Sealed::check(bytes).and_then(|code| Some((load(engine, &code).ok()?, charge)));
+        let module = Sealed::check(bytes).map_or(Ok(None), |code| load(&code, charge))?;
         // `make_room` takes this as the time of the last use. If it fails, the file goes sooner.
         let _ = match module {
             Some(_) => {

@@ -28,6 +28,9 @@ pub(super) enum HostTrap {
     /// An HTTP request failed, or is not allowed.
     #[error("{0}")]
     Request(String),
+    /// The system gave an HTTP request no file or memory.
+    #[error("the HTTP client")]
+    Lacks(#[source] Errno),
     /// What there is for all guests is in use, and was so until the deadline.
     #[error("{0}")]
     Saturated(&'static str),
@@ -50,9 +53,12 @@ pub(super) fn by_system(error: &wasmtime::Error) -> impl Iterator<Item = Errno> 
 /// What the host lacks, if that is why: files, mappings, address space, memory or threads. No plugin can help it.
 pub(super) fn shortage(error: &wasmtime::Error) -> Option<Error> {
     let short = [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN];
-    by_system(error).any(|cause| short.contains(&cause)).then(|| {
-        Error::overloaded("the engine got no memory or files from the system", io::Error::other(format!("{error:#}")))
-    })
+    let lack = by_system(error).find(|cause| short.contains(cause))?;
+    Some(Error::overloaded(
+        "the engine got no memory or files from the system",
+        format_args!("{error:#}"),
+        &lack.into(),
+    ))
 }
 
 /// A failure to compile, link or initialise, in words for the plugin's author.
@@ -66,6 +72,9 @@ pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error
         (Some(HostTrap::OutOfMemory), _) => return Error::out_of_memory(limits.memory),
         (Some(HostTrap::Broken(text)), _) => return Error::internal("initialising failed", text.clone()),
         (Some(HostTrap::Saturated(reason)), _) => return Error::Saturated { reason },
+        (Some(HostTrap::Lacks(errno)), _) => {
+            return Error::overloaded("no HTTP request can be made", errno, &(*errno).into());
+        }
         (Some(HostTrap::Failed(text) | HostTrap::Request(text)), _) => text.clone(),
         (None, Some(Trap::OutOfFuel)) => return out_of_fuel(limits, true),
         (None, Some(trap)) => format!("its initialisation trapped: {trap}"),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     ops::Deref,
     sync::{Arc, Mutex, Weak},
     time::Duration,
@@ -20,12 +21,16 @@ use crate::{
     clock,
     engine::{Charge, InstanceLimits, MemoryAccount, text::shorten},
     error::{Error, TryLater},
+    host_limits::sure_memory,
     last_words::LastWords,
     units::Size,
 };
 
 /// How many times `pool.negative_ttl` it is remembered that a module was over its budget.
 const REMEMBERED: u32 = 12;
+
+/// What a worker takes of its address space before it compiles. In bytes.
+const WORKER: u64 = 512 << 20;
 
 /// How many modules that were over their budget are remembered at most.
 const MOST_REMEMBERED: usize = 4096;
@@ -144,6 +149,11 @@ impl Code {
             Failed::Invalid { reason, chain } => classify::refused(&reason, &chain),
             Failed::Panicked(text) => in_process::panicked(text),
             Failed::Large(size) => Error::invalid_plugin(format!("its code would take {}", Size(size))),
+            // It may have met the system's limit instead of its own.
+            Failed::Memory if sure_memory() < self.memory.saturating_add(WORKER) => {
+                let said = "a compile worker cannot have limits.compile_memory";
+                Error::overloaded("a compile worker got no memory", said, &io::ErrorKind::OutOfMemory.into())
+            }
             Failed::Memory => {
                 self.remember(terms, None);
                 self.needs_more_memory(None)
@@ -156,7 +166,7 @@ impl Code {
             Failed::Stopped => Error::build_timeout(terms.within),
             Failed::Gone { .. } => Error::internal("the compile workers died", "twice while they compiled the plugin"),
             Failed::NoRoom(error) => error,
-            Failed::Host(error) => Error::overloaded("a compile worker cannot be started", error),
+            Failed::Host(error) => Error::overloaded("a compile worker cannot be started", &error, &error),
             Failed::Unfit(text) => Error::internal("the compile worker cannot be used", shorten(&text)),
         }
     }

@@ -43,10 +43,10 @@
 //! | `log` | how much plugins may log, and where it goes |
 //! | `stack` | where a guest was when it failed |
 //! | `allocator` | which parts of the kernel's memory are allocated |
+//! | `cache` | compiled code, kept in memory or in a folder |
 //! | `classify` | why the host ended a guest; how a guest ended, as our errors |
 //! | `fair_share` | which of the guests that run long may run now |
 //! | `ticker` | the thread that makes running guests return to their executor |
-//! | `cache` | compiled code, kept in memory or in a folder |
 //! | `slots` | how much address space the slots of all instances take |
 //! | `tunables` | the settings of an engine that change its code |
 //!

@@ -8,7 +8,7 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 
 use super::{
     allocator::Allocator,
-    classify::HostTrap,
+    classify::{HostTrap, by_system},
     fair_share::{FairShare, RunPermit},
     http::{Http, Response},
     log::LogBudget,
@@ -127,6 +127,11 @@ impl ResourceLimiter for Budget {
         }
         self.take(desired.saturating_sub(current) as u64)?;
         Ok(true)
+    }
+
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        // It is no answer for a guest that the host has no memory for it: the call ends.
+        if by_system(&error).next().is_some() { Err(error) } else { Ok(()) }
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {

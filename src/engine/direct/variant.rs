@@ -96,11 +96,11 @@ impl EngineVariant {
         config.wasm_backtrace_max_frames(Some(stack::FRAMES)).max_wasm_stack(512 << 10);
         layout.apply(&mut config);
         let engine = Engine::new(&config).map_err(failed)?;
-        let kernel = KernelModule::compile(&engine)?;
+        let kernel = KernelModule::compile(&engine).map_err(failed)?;
         let mut abi = Linker::new(&engine);
         abi::link(&mut abi).map_err(failed)?;
-        let ticker =
-            Ticker::start(engine.weak()).map_err(|error| Error::internal("no thread for the ticker", error))?;
+        let ticker = Ticker::start(engine.weak())
+            .map_err(|error| Error::overloaded("no thread for the ticker", &error, &error))?;
         let version = tunables::version(&engine);
         Ok(Arc::new(Self { kernel, abi, ticker: Arc::new(ticker), share, code, fueled, version, engine }))
     }

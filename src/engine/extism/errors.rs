@@ -1,6 +1,6 @@
 //! extism's errors are strings: they are read here, once, and nowhere else.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use wasmtime_of_extism::Trap;
 
@@ -11,6 +11,7 @@ use crate::{
         text::{first_line, message_of},
     },
     error::Error,
+    host_limits::is_shortage,
     last_words::LastWords,
 };
 
@@ -19,6 +20,13 @@ const OUT_OF_FUEL: &str = "plugin ran out of fuel";
 /// A failure to compile, link or initialise. Its text is fit for the plugin's author.
 pub(super) fn invalid(error: &extism::Error, limits: &InstanceLimits) -> Error {
     let root = error.root_cause().to_string();
+    if let Some(lack) = shortage(&root) {
+        return Error::overloaded(
+            "the engine got no memory or files from the system",
+            format_args!("{error:#}"),
+            &lack,
+        );
+    }
     let reason = match (error.downcast_ref::<Trap>(), root.as_str(), limits.fuel) {
         (Some(Trap::OutOfFuel), _, Some(limit)) | (None, OUT_OF_FUEL, Some(limit)) => {
             return Error::out_of_fuel(limit, true);
@@ -32,6 +40,12 @@ pub(super) fn invalid(error: &extism::Error, limits: &InstanceLimits) -> Error {
         cause: Some(Arc::from(Box::from(format!("{error:#}")))),
         last_words: LastWords::none(),
     }
+}
+
+/// What the system lacks, if that is what it has said.
+fn shortage(text: &str) -> Option<io::Error> {
+    let number = text.strip_suffix(')')?.rsplit_once("(os error ")?.1.parse().ok()?;
+    Some(io::Error::from_raw_os_error(number)).filter(is_shortage)
 }
 
 /// Why a call failed that ended after `elapsed`, and whether its instance can be called again.

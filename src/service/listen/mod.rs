@@ -31,6 +31,7 @@ use tokio::{
 
 use self::stream::ClientStream;
 use super::connections::{Connection, Connections};
+use crate::host_limits::explained;
 
 /// How long a connection may wait for a whole request head, when it is new and between requests.
 const HEAD: Duration = Duration::from_secs(30);
@@ -134,6 +135,7 @@ impl Service<hyper::Request<Incoming>> for Counted {
 }
 
 async fn accept(listener: &TcpListener, connections: &Connections) -> TcpStream {
+    let mut warned = false;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -142,7 +144,9 @@ async fn accept(listener: &TcpListener, connections: &Connections) -> TcpStream 
                 return stream;
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection cannot be accepted");
+                if !std::mem::replace(&mut warned, true) {
+                    tracing::warn!(error = explained(&error, &error), "connections cannot be accepted; trying again");
+                }
                 connections.relieve();
                 sleep(ACCEPT_AGAIN).await;
             }

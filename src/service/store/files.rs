@@ -6,12 +6,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::host_limits::or_no_files;
+
 /// Suffix of files that are being written.
 const PART: &str = ".part";
 
 /// Writes a temporary file beside `path`, syncs it, and renames it to `path`: readers see the old content or the new.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut part = tempfile::Builder::new().prefix(".evalpool-").suffix(PART).tempfile_in(folder_of(path))?;
+    let part = tempfile::Builder::new().prefix(".evalpool-").suffix(PART).tempfile_in(folder_of(path));
+    // Its error has a path in place of the system's number.
+    let mut part = part.map_err(or_no_files)?;
     part.write_all(bytes)?;
     part.as_file().sync_all()?;
     part.persist(path)?;

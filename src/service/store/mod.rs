@@ -170,8 +170,9 @@ impl Store {
     }
 
     fn read(&self, name: &str) -> Result<Stored, Error> {
-        record::read(&self.evaluators.join(file_name(name)))
-            .map_err(|reason| Error::internal("the evaluator's file cannot be read", reason))
+        const FAILED: &str = "the evaluator's file cannot be read";
+        let read = record::read(&self.evaluators.join(file_name(name)));
+        read.map_err(|error| Error::by_system(FAILED, error, |error| Error::internal(FAILED, error)))
     }
 
     /// What an evaluator's file says now, with a claim on its plugin. `None` if there is no evaluator, or it has no file.
@@ -300,7 +301,8 @@ impl Store {
 }
 
 fn not_stored(error: io::Error) -> Error {
-    Error::internal("the evaluator cannot be stored", error)
+    const FAILED: &str = "the evaluator cannot be stored";
+    Error::by_system(FAILED, error, |error| Error::internal(FAILED, error))
 }
 
 /// `+` stands for `/`: no evaluator's name has one. Letters are small, for folders that do not tell case; after a `!`, which
@@ -336,7 +338,8 @@ fn read_records(folder: &Path) -> io::Result<(Vec<Stored>, bool)> {
     let mut all_read = true;
     for entry in files::tidied(folder)? {
         let read = record::read(&entry).and_then(|stored| {
-            rename_former(&entry, &stored.record.name).map_or_else(|error| Err(error.to_string()), |()| Ok(stored))
+            rename_former(&entry, &stored.record.name)?;
+            Ok(stored)
         });
         match read {
             Ok(record) => records.push(record),

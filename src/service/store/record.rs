@@ -1,6 +1,6 @@
 //! An evaluator's file.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -92,13 +92,16 @@ impl Record {
 }
 
 /// Reads a file. The reason of a failure shows nothing of the document's config.
-pub(super) fn read(path: &Path) -> Result<Stored, String> {
-    let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
+pub(super) fn read(path: &Path) -> io::Result<Stored> {
+    let metadata = fs::metadata(path)?;
     if !metadata.is_file() || metadata.len() > MAX_RECORD {
-        return Err("it is not a small regular file".to_owned());
+        return Err(io::Error::other("it is not a small regular file"));
     }
-    let bytes = fs::read(path).map_err(|error| error.to_string())?;
-    let mut record: Record = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    parse(&fs::read(path)?, path).map_err(io::Error::other)
+}
+
+fn parse(bytes: &[u8], path: &Path) -> Result<Stored, String> {
+    let mut record: Record = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     crate::pool::check_name(&record.name).map_err(|error| error.to_string())?;
     let file = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let former = super::former_file_name(&record.name);

@@ -12,6 +12,7 @@ mod patch;
 mod readme;
 mod request;
 mod server;
+mod shortage;
 mod upload;
 
 use crate::support::wasm;

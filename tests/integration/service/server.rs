@@ -54,9 +54,14 @@ impl Server {
 
     /// The same in a process whose allocator keeps little back for later.
     pub(crate) fn start_frugal(settings: &[(&str, &str)]) -> Self {
-        let folder = TempDir::new().unwrap();
         let mut command = program();
         command.envs(FRUGAL);
+        Self::start_command(command, settings)
+    }
+
+    /// The same by a command that takes the program's arguments.
+    pub(super) fn start_command(command: Command, settings: &[(&str, &str)]) -> Self {
+        let folder = TempDir::new().unwrap();
         let mut server = Self::start_as(command, folder.path(), settings);
         server.folder = Some(folder);
         server

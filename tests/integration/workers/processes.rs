@@ -148,6 +148,30 @@ fn where_no_process_can_be_started_the_host_is_short_of_something_until_it_can()
 }
 
 #[test]
+fn a_compile_that_meets_the_systems_limit_before_its_own_is_not_the_plugins_fault() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let plugin = folder.path().join("bomb.wasm");
+    fs::write(&plugin, bombs::many_functions()).unwrap();
+    let run = |limit: &str| {
+        let mut run = Command::new("sh");
+        run.args(["-c", &format!(r#"{limit} exec "$0" run "$1""#)]).arg(program().get_program()).arg(&plugin);
+        for (setting, value) in [
+            ("POOL_CAPACITY", "1"),
+            ("POOL_MAX_INSTANCES", "1"),
+            ("LIMITS_MEMORY", "1MiB"),
+            ("LIMITS_BUILD_TIMEOUT", "2m"),
+        ] {
+            run.env(format!("EVALPOOL_{setting}"), value);
+        }
+        run.env("EVALPOOL_LIMITS_COMPILE_MEMORY", "1GiB").output().unwrap()
+    };
+    let output = run("ulimit -v 1000000;");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("the host is short of something: a compile worker got no memory"), "{said}");
+    assert!(said.contains("ulimit -v"), "{said}");
+}
+
+#[test]
 fn beside_four_bombs_on_two_slots_a_server_stays_small_and_only_idle_workers_are_left() {
     const MOST_MIB: usize = 100;
 

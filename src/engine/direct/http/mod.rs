@@ -19,6 +19,7 @@ use reqwest::{
     header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, RANGE},
     redirect,
 };
+use rustix::io::Errno;
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -26,7 +27,7 @@ use self::decode::{Coding, Undecoded};
 use super::classify::HostTrap;
 use crate::{
     config::EngineSettings,
-    http_client::{self, AllowedHosts, Connections, Full, Share, innermost, shown},
+    http_client::{self, AllowedHosts, Connections, Full, Share, innermost, shortage, shown},
     units::Quoted,
 };
 
@@ -149,9 +150,13 @@ impl Http {
             true if has_length => built.header(CONTENT_LENGTH, 0),
             true => built,
         };
-        let mut incoming = built.send().await.map_err(|error| failed(&shown, &innermost(&error)))?;
+        let not_done = |error: reqwest::Error| match shortage(&error).and_then(Errno::from_io_error) {
+            Some(lack) => HostTrap::Lacks(lack),
+            None => failed(&shown, &innermost(&error)),
+        };
+        let mut incoming = built.send().await.map_err(not_done)?;
         let mut body = Vec::new();
-        while let Some(chunk) = incoming.chunk().await.map_err(|error| failed(&shown, &innermost(&error)))? {
+        while let Some(chunk) = incoming.chunk().await.map_err(not_done)? {
             if (body.len() + chunk.len()) as u64 > self.largest {
                 return Err(too_large());
             }

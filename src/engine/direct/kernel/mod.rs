@@ -14,7 +14,10 @@
 use bytes::Bytes;
 use wasmtime::{AsContext, AsContextMut, Engine, Instance, Memory, Module, ModuleExport, Store};
 
-use super::{classify::HostTrap, state::GuestState};
+use super::{
+    classify::{HostTrap, by_system},
+    state::GuestState,
+};
 use crate::{engine::text::MAX_MESSAGE, error::Error};
 
 /// `kernel.wat`, assembled. A test compares the two.
@@ -45,10 +48,10 @@ pub(super) struct Kernel {
 }
 
 impl KernelModule {
-    pub(super) fn compile(engine: &Engine) -> Result<Self, Error> {
-        let broken = |error: String| Error::internal("the kernel is broken", error);
-        let module = Module::new(engine, BYTES).map_err(|error| broken(error.to_string()))?;
-        let find = |name: &str| module.get_export_index(name).ok_or_else(|| broken(format!("no {name}")));
+    pub(super) fn compile(engine: &Engine) -> wasmtime::Result<Self> {
+        let module = Module::new(engine, BYTES)?;
+        let missing = |name: &str| wasmtime::Error::msg(format!("the kernel has no {name}"));
+        let find = |name: &str| module.get_export_index(name).ok_or_else(|| missing(name));
         Ok(Self { memory: find("memory")?, module })
     }
 
@@ -155,8 +158,10 @@ impl Kernel {
         let size = self.memory.data_size(&*store) as u64;
         let placement = store.as_context().data().allocator.place(length, size).ok_or(HostTrap::OutOfMemory)?;
         if placement.end > size {
-            // Whether our limiter refuses or wasmtime: the guest is out of memory.
-            self.memory.grow(&mut *store, (placement.end - size).div_ceil(PAGE)).map_err(|_| HostTrap::OutOfMemory)?;
+            // Whether our limiter refuses or wasmtime, the guest is out of memory; unless the host is.
+            self.memory.grow(&mut *store, (placement.end - size).div_ceil(PAGE)).map_err(|error| {
+                if by_system(&error).next().is_some() { error } else { HostTrap::OutOfMemory.into() }
+            })?;
         }
         let mut context = store.as_context_mut();
         let state = context.data_mut();

@@ -13,7 +13,7 @@ use super::{
     protocol::{ARGUMENT, NO_MEMORY, Order, Reply, Setup, UNABLE, hear, say},
     stop::{Process, Stop, Why, kill},
 };
-use crate::{engine::Ended, error::Error, pages};
+use crate::{engine::Ended, error::Error, host_limits::killed_for_memory, pages};
 
 /// More code than this is not taken. In bytes.
 const MOST_CODE: u64 = 256 << 20;
@@ -32,6 +32,8 @@ pub(super) struct Worker {
     pub(super) builds: u32,
     /// What it held after the last of them, in bytes.
     pub(super) resident: u64,
+    /// How many processes the system had ended for want of memory when it began with the last of them.
+    killed_before: u64,
 }
 
 /// Why there is no code.
@@ -82,7 +84,16 @@ impl Worker {
             return Err(Failed::Unfit("a process without pipes".into()));
         };
         let (process, output) = (Arc::new(Mutex::new(child)), BufReader::new(output));
-        Ok(Self { process, input, output, errors, greeted: false, builds: 0, resident: 0 })
+        Ok(Self {
+            process,
+            input,
+            output,
+            errors,
+            greeted: false,
+            builds: 0,
+            resident: 0,
+            killed_before: killed_for_memory(),
+        })
     }
 
     /// Waits until it is ready. Does nothing if it is.
@@ -114,6 +125,7 @@ impl Worker {
         room: &mut dyn FnMut(u64) -> Result<(), Error>,
     ) -> Result<Sealed, Failed> {
         self.builds += 1;
+        self.killed_before = killed_for_memory();
         let mut begun = false;
         let begins = || {
             begun = true;
@@ -168,7 +180,7 @@ impl Worker {
             (None, Failed::Gone { begun }) => {
                 let mut written = String::new();
                 let _ = (&mut self.errors).take(MOST_LAST_WORDS).read_to_string(&mut written);
-                how(status, &written, begun)
+                how(status, &written, begun, killed_for_memory() > self.killed_before)
             }
             (None, Failed::Memory) => (Ended::Memory, Failed::Memory),
             (None, failed @ Failed::Panicked(_)) => (Ended::Crashed, failed),
@@ -201,7 +213,8 @@ fn unexpected(reply: &Reply) -> Failed {
     Failed::Unfit(format!("it said {reply:?}"))
 }
 
-fn how(status: Option<ExitStatus>, written: &str, begun: bool) -> (Ended, Failed) {
+/// `for_memory`: the system has ended some process for want of memory meanwhile.
+fn how(status: Option<ExitStatus>, written: &str, begun: bool, for_memory: bool) -> (Ended, Failed) {
     use rustix::process::Signal;
 
     let signal = status.and_then(|status| status.signal());
@@ -209,8 +222,11 @@ fn how(status: Option<ExitStatus>, written: &str, begun: bool) -> (Ended, Failed
         (Ended::Timeout, Failed::Time)
     } else if signal == Some(Signal::ABORT.as_raw()) && written.contains(NO_MEMORY) {
         (Ended::Memory, Failed::Memory)
+    } else if signal == Some(Signal::KILL.as_raw()) && for_memory {
+        (Ended::Memory, Failed::Host(io::ErrorKind::OutOfMemory.into()))
     } else if status.and_then(|status| status.code()) == Some(UNABLE) {
-        (Ended::Crashed, Failed::Host(io::Error::other("a compile worker lacks threads or memory to begin")))
+        let text = "a compile worker lacks threads or memory to begin; see ulimit -u, -v and pids.max";
+        (Ended::Crashed, Failed::Host(io::Error::other(text)))
     } else {
         (Ended::Crashed, Failed::Gone { begun })
     }
@@ -219,5 +235,17 @@ fn how(status: Option<ExitStatus>, written: &str, begun: bool) -> (Ended, Failed
 impl Drop for Worker {
     fn drop(&mut self) {
         self.reap();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_the_system_ends_for_want_of_memory_is_not_the_plugins_fault() {
+        let killed = Some(ExitStatus::from_raw(9));
+        assert!(matches!(how(killed, "", true, true), (Ended::Memory, Failed::Host(_))));
+        assert!(matches!(how(killed, "", true, false), (Ended::Crashed, Failed::Gone { begun: true })));
     }
 }

@@ -1,0 +1,93 @@
+//! What the server says while its host lacks something: that it does, and nothing against a plugin.
+
+use std::{collections::BTreeSet, fs, thread, time::Duration};
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+use super::{Server, answer::Answer, letter};
+use crate::conformance::http::http_server;
+
+/// What a server in these tests may open else.
+const AMPLE: u64 = 1024;
+
+/// Lets the server open this many files more than it has open while nothing is asked of it.
+fn allow_more(server: &Server, more: usize) {
+    let numbers = || -> BTreeSet<u64> {
+        let open = fs::read_dir(format!("/proc/{}/fd", server.id())).unwrap();
+        open.map(|file| file.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
+    };
+    let (mut open, mut same) = (numbers(), 0);
+    while same < 5 {
+        thread::sleep(Duration::from_millis(10));
+        let before = std::mem::replace(&mut open, numbers());
+        same = if open == before { same + 1 } else { 0 };
+    }
+    // The system bounds the number that a file gets, which is the lowest that is free.
+    let beyond = (0..).filter(|number| !open.contains(number)).nth(more).unwrap();
+    allow(server, beyond);
+}
+
+fn allow(server: &Server, files: u64) {
+    let limit = Rlimit { current: Some(files), maximum: Some(AMPLE) };
+    prlimit(Pid::from_raw(server.id().try_into().unwrap()), Resource::Nofile, limit).unwrap();
+}
+
+/// Whether it came through; else the host was short of something.
+fn came_through(answer: &Answer) -> bool {
+    if answer.status == 503 {
+        assert_eq!((answer.kind(), answer.header("retry-after")), ("overloaded".into(), Some("1")), "{answer:?}");
+        assert!(!answer.lossy().contains("ulimit"), "limits are the operator's: {answer:?}");
+        return false;
+    }
+    assert!([200, 201].contains(&answer.status), "{answer:?}");
+    true
+}
+
+#[test]
+fn a_server_without_files_says_so_and_remembers_nothing_of_it() {
+    // Long enough for what is remembered to be seen.
+    let server = Server::start(&[("POOL_NEGATIVE_TTL", "1h")]);
+    let plugins: Vec<_> = ('a'..='p').map(|name| (name.to_string(), letter(name))).collect();
+    let mut refused = 0;
+    for (more, (name, plugin)) in (1..).zip(&plugins) {
+        allow_more(&server, more);
+        let (uploaded, called) = (server.put(name, plugin), server.post("greet", br#"{"name":"Ada"}"#));
+        refused += usize::from(!came_through(&uploaded)) + usize::from(!came_through(&called));
+    }
+    assert!(refused > 6, "{refused}");
+    let log = server.log();
+    assert!(log.contains("(ulimit -n), or lower service.max_connections"), "{log}");
+    allow(&server, AMPLE);
+    for (name, plugin) in &plugins {
+        assert!(came_through(&server.put(name, plugin)), "the same upload, with files");
+        assert_eq!(server.post(name, b"").text(), name);
+    }
+    assert_eq!(server.metric("evalpool_builds_total", "invalid_plugin"), 0);
+}
+
+#[test]
+fn a_connection_that_cannot_be_accepted_is_accepted_later() {
+    let server = Server::start(&[]);
+    allow_more(&server, 0);
+    let waiting = server.begin("GET", "/healthz", "", b"");
+    server.has_logged("connections cannot be accepted");
+    allow(&server, AMPLE);
+    assert_eq!(Answer::of(waiting).status, 200);
+}
+
+#[test]
+fn a_guest_whose_request_gets_no_file_is_not_to_blame() {
+    let port = http_server(|_| "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok");
+    let server = Server::start(&[("ENGINE_ALLOWED_HOSTS", "127.0.0.1, localhost"), ("ENGINE_ISOLATION", "reuse")]);
+    let plugin = include_bytes!("../../plugins/wat/fetch.wasm");
+    let parts = [("spec", &br#"{"config": {"key": "k"}}"#[..]), ("plugin", plugin)];
+    assert_eq!(server.put_form("fetch", &parts).status, 201);
+    for host in ["127.0.0.1", "localhost"] {
+        let ask = || server.post("fetch", format!("http://{host}:{port}/").as_bytes());
+        assert_eq!(ask().text(), "ok");
+        allow_more(&server, 1);
+        assert!(!came_through(&ask()), "{host}");
+        allow(&server, AMPLE);
+        assert_eq!(ask().text(), "ok");
+    }
+}
