@@ -9,6 +9,7 @@
 //! | `connections` | how many connections there may be, what they hold in bytes, and which give way |
 //! | `listen` | connections: how long they may stall, and how they end |
 //! | `store` | the folder in which evaluators are stored |
+//! | `host` | what the settings need, held against what the system gives |
 //! | `exporter`, `log` | the recorder of metrics and the log, both of the process |
 //! | `process` | metrics of the process: memory, CPU, threads, open files |
 //! | `exit` | how the program ends |
@@ -22,6 +23,7 @@ mod document;
 mod exit;
 pub mod exporter;
 mod greet;
+mod host;
 mod http;
 mod listen;
 pub mod log;

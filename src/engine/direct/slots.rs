@@ -6,7 +6,11 @@
 use wasmtime::{Config, Enabled, PoolingAllocationConfig};
 
 use super::tunables::MemoryLayout;
-use crate::config::{LimitSettings, PoolSettings};
+use crate::{
+    config::{LimitSettings, PoolSettings},
+    host_limits::{ADDRESS_SPACE, kernel, limits, soft_limit},
+    units::Size,
+};
 
 /// Modules of one instance: the kernel, the plugin, and those that it is linked with.
 const MODULES: u64 = 4;
@@ -47,7 +51,8 @@ impl SlotLayout {
         // Guards only save bounds checks on constant offsets, so they shrink first.
         let mut layouts = [32 << 20, 1 << 20, PAGE].into_iter().map(layout);
         layouts.find(|layout| layout.bytes() <= u128::from(available)).ok_or_else(|| format!(
-            "pool.max_instances = {} with limits.memory = {} bytes needs {} MiB of address space, and there are {}; lower either",
+            "pool.max_instances = {} with limits.memory = {} bytes needs {} MiB of address space, and there are {} for it (of ulimit -v, \
+             or of the processor's); lower either",
             pool.max_instances,
             limits.memory,
             layout(PAGE).bytes() >> 20,
@@ -59,6 +64,27 @@ impl SlotLayout {
         let memory = u128::from(MEMORIES) * u128::from(self.memory + self.guard);
         let tables = u128::from(MODULES * TABLES) * u128::from(self.table_elements * 8);
         u128::from(self.instances) * (memory + tables + u128::from(STACK))
+    }
+
+    /// Compares what is writable from the start, in bytes, with what the system can still promise.
+    ///
+    /// # Errors
+    ///
+    /// Text that names the settings and the system's limit.
+    pub(super) fn check_promise(self, promised: u64) -> Result<(), String> {
+        let each = MODULES * TABLES * self.table_elements * 8 + STACK;
+        let needed = self.instances.saturating_mul(each);
+        if needed <= promised {
+            return Ok(());
+        }
+        Err(format!(
+            "pool.max_instances = {} with limits.table_elements = {} needs {} of memory that is promised at once, and there \
+             is {} left (vm.overcommit_memory is 2, or ulimit -v); lower the settings, or change that with sysctl",
+            self.instances,
+            self.table_elements,
+            Size(needed),
+            Size(promised)
+        ))
     }
 
     /// No larger than the limit: thousands of slots fit into 47 bits, with smaller page tables.
@@ -120,18 +146,14 @@ pub(super) fn check_mappings(pool: &PoolSettings, most: u64) -> Result<Option<St
 
 /// Mappings that the system gives a process.
 pub(super) fn most_mappings() -> u64 {
-    let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
-    limit.and_then(|limit| limit.trim().parse().ok()).unwrap_or(u64::MAX)
+    kernel("vm/max_map_count").parse().unwrap_or(u64::MAX)
 }
 
 /// Address space that one engine may reserve: a quarter of what the processor has, or of this process's limit.
 pub(super) fn available() -> u64 {
     // Half of 47 bits for two engines, with and without fuel; the other half for everything else.
     let most = 1 << 45;
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let mut lines = limits.lines().filter_map(|line| line.strip_prefix("Max address space"));
-    let soft = lines.next().and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    soft.map_or(most, |limit| most.min(limit / 4))
+    soft_limit(&limits(), ADDRESS_SPACE).map_or(most, |limit| most.min(limit / 4))
 }
 
 #[cfg(test)]
@@ -160,6 +182,18 @@ mod tests {
         assert!(warning.contains("pool.capacity = 5000") && warning.contains("vm.max_map_count is 65530"), "{warning}");
         let refused = check(256, 33_000).unwrap_err();
         assert!(refused.contains("pool.max_instances = 33000") && refused.contains("vm.max_map_count"), "{refused}");
+    }
+
+    #[test]
+    fn what_is_promised_at_once_is_held_against_what_the_system_promises() {
+        let defaults = layout(1024, 64 << 20, 1 << 40).unwrap();
+        assert_eq!(defaults.check_promise(16 << 30), Ok(()));
+        let refused = defaults.check_promise(8 << 30).unwrap_err();
+        assert!(
+            refused.contains("pool.max_instances = 1024") && refused.contains("limits.table_elements"),
+            "{refused}"
+        );
+        assert!(refused.contains("vm.overcommit_memory is 2"), "{refused}");
     }
 
     #[test]

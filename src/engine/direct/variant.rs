@@ -22,6 +22,7 @@ use crate::{
     config::{EngineSettings, LimitSettings, PoolSettings},
     engine::InstanceLimits,
     error::Error,
+    host_limits::sure_memory,
     source::Digest,
 };
 
@@ -53,6 +54,7 @@ impl EngineVariants {
     /// Makes the engine that counts no fuel.
     pub(super) fn new(pool: &PoolSettings, limits: &LimitSettings, engine: &EngineSettings) -> Result<Self, Error> {
         let layout = SlotLayout::new(pool, limits, slots::available()).map_err(Error::invalid_request)?;
+        layout.check_promise(sure_memory()).map_err(Error::invalid_request)?;
         let mappings = slots::check_mappings(pool, slots::most_mappings()).map_err(Error::invalid_request)?;
         if let Some(warning) = mappings {
             tracing::warn!("{warning}");

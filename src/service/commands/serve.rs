@@ -38,7 +38,7 @@ use crate::{
         document::{Ceilings, MAX_DOCUMENT},
         exit::print,
         exporter::UPKEEP,
-        greet,
+        greet, host,
         http::{self, App, Tokens},
         listen,
         store::Store,
@@ -46,15 +46,20 @@ use crate::{
     units::Size,
 };
 
-pub(in crate::service) async fn serve(settings: Settings, exporter: PrometheusHandle) -> Result<(), Exit> {
-    let service = &settings.service;
-    let tokens = read_tokens(service)?.map(Arc::new);
+pub(in crate::service) async fn serve(mut settings: Settings, exporter: PrometheusHandle) -> Result<(), Exit> {
+    let tokens = read_tokens(&settings.service)?.map(Arc::new);
     let has_tokens = tokens.is_some();
     if settings.engine.kind == EngineKind::Extism && !settings.engine.trusted {
         let line = "the extism engine takes trusted plugins only; set engine.trusted = true, or use the direct engine";
         return Err(Exit::unusable(line));
     }
     check_body_memory(&settings)?;
+    let fit = host::check(&settings).map_err(Exit::unusable)?;
+    for warning in &fit.warnings {
+        tracing::warn!("{warning}");
+    }
+    settings.service.max_connections = fit.connections;
+    let service = &settings.service;
     let mut signals = Signals::new()?;
     if let Some(tokens) = tokens.clone() {
         tokio::spawn(read_tokens_again(tokens, hangup()?));

@@ -1,10 +1,10 @@
 //! What the server says while its host lacks something: that it does, and nothing against a plugin.
 
-use std::{collections::BTreeSet, fs, thread, time::Duration};
+use std::{collections::BTreeSet, fs, net::TcpStream, process::Command, thread, time::Duration};
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-use super::{Server, answer::Answer, letter};
+use super::{Server, answer::Answer, letter, program};
 use crate::conformance::http::http_server;
 
 /// What a server in these tests may open else.
@@ -90,4 +90,30 @@ fn a_guest_whose_request_gets_no_file_is_not_to_blame() {
         allow(&server, AMPLE);
         assert_eq!(ask().text(), "ok");
     }
+}
+
+#[test]
+fn silent_connections_leave_files_for_uploads_and_calls_and_the_log_says_what_to_raise() {
+    let mut limited = Command::new("sh");
+    limited.args(["-c", r#"ulimit -n 256; exec "$0" "$@""#]).arg(program().get_program());
+    let server = Server::start_command(limited, &[]);
+    server.has_logged("service.max_connections = 1024, engine.max_http_connections = 256 and pool.capacity = 256 need");
+    server.has_logged("this process may open 256 (ulimit -n)");
+    let connect = |_| TcpStream::connect(&server.address).unwrap();
+    let silent: Vec<_> = (0..127).map(connect).collect();
+    for name in ["a", "b", "c"] {
+        assert_eq!(server.put(name, &letter('x')).status, 201);
+        assert_eq!(server.post(name, b"").text(), "x");
+    }
+    drop(silent);
+}
+
+#[test]
+fn a_server_that_may_open_next_to_no_files_does_not_start_and_says_why() {
+    let mut limited = Command::new("sh");
+    limited.args(["-c", r#"ulimit -n 40; exec "$0" serve --listen 127.0.0.1:0"#]).arg(program().get_program());
+    let output = limited.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("at least 64 files, and this process may open 40 (ulimit -n)"), "{said}");
 }
