@@ -2,11 +2,15 @@
 
 use std::{
     fmt::Display,
-    fs,
     io::{self, ErrorKind},
 };
 
-use crate::{host_memory, units::Size};
+#[cfg(feature = "direct")]
+use {
+    crate::{host_memory, units::Size},
+    rustix::process::{Resource, getrlimit},
+    std::fs,
+};
 
 const ENFILE: i32 = 23;
 const EMFILE: i32 = 24;
@@ -30,58 +34,56 @@ pub(crate) fn or_no_files(error: io::Error) -> io::Error {
 }
 
 /// A shortage for the operator: what was said of it, the system's limit, and what to change.
+#[cfg(feature = "direct")]
 pub(crate) fn explained(said: impl Display, lack: &io::Error) -> String {
-    let limits = limits();
-    let soft = |name| soft_limit(&limits, name).map_or_else(|| "unknown".to_owned(), shown);
+    // Asked for, not read: a process that may open no file has to say so.
+    let soft = |resource| match soft_limit(resource) {
+        u64::MAX => "unlimited".to_owned(),
+        limit => limit.to_string(),
+    };
     match (lack.raw_os_error(), lack.kind()) {
         (Some(EMFILE), _) => format!(
             "{said}; this process may open {} files: raise that (ulimit -n), or lower service.max_connections, pool.capacity \
              or engine.max_http_connections",
-            soft(FILES)
+            soft(Resource::Nofile)
         ),
-        (Some(ENFILE), _) => format!("{said}; fs.file-max is {}: raise it", kernel("fs/file-max")),
+        (Some(ENFILE), _) => format!("{said}; no process may open more files: raise fs.file-max"),
         (_, ErrorKind::OutOfMemory) => format!(
             "{said}; vm.max_map_count is {}, address space {} (ulimit -v), vm.overcommit_memory {}, and memory {}: raise what \
              is short, or lower pool.capacity, pool.max_instances, limits.memory or limits.compile_memory",
             kernel("vm/max_map_count"),
-            soft(ADDRESS_SPACE),
+            soft(Resource::As),
             kernel("vm/overcommit_memory"),
             host_memory::available().map_or_else(|| "unknown".to_owned(), |bytes| Size(bytes).to_string())
         ),
         (_, ErrorKind::WouldBlock) => format!(
             "{said}; this user may have {} processes and threads: raise that (ulimit -u, or pids.max of the control group), \
              or lower pool.build_concurrency",
-            soft(PROCESSES)
+            soft(Resource::Nproc)
         ),
         (_, ErrorKind::QuotaExceeded | ErrorKind::StorageFull) => format!("{said}; free some room on that disk"),
         _ => said.to_string(),
     }
 }
 
-pub(crate) const FILES: &str = "Max open files";
-pub(crate) const ADDRESS_SPACE: &str = "Max address space";
-const PROCESSES: &str = "Max processes";
-
-/// `/proc/self/limits`; empty where there is none.
-pub(crate) fn limits() -> String {
-    fs::read_to_string("/proc/self/limits").unwrap_or_default()
+/// The same without the limits, which `direct` brings the means to ask for.
+#[cfg(not(feature = "direct"))]
+pub(crate) fn explained(said: impl Display, _: &io::Error) -> String {
+    said.to_string()
 }
 
-/// A soft limit in `/proc/self/limits`; the largest number for one that is off.
-pub(crate) fn soft_limit(limits: &str, name: &str) -> Option<u64> {
-    let values = limits.lines().find_map(|line| line.strip_prefix(name))?;
-    match values.split_whitespace().next()? {
-        "unlimited" => Some(u64::MAX),
-        number => number.parse().ok(),
-    }
+/// A limit of this process; the largest number for one that is off.
+#[cfg(feature = "direct")]
+pub(crate) fn soft_limit(resource: Resource) -> u64 {
+    getrlimit(resource).current.unwrap_or(u64::MAX)
 }
 
 /// Memory that a process surely gets if it asks for it, as far as that depends on its address space, and on what the system
 /// promises where it promises nothing twice (`vm.overcommit_memory = 2`).
 #[cfg(feature = "direct")]
 pub(crate) fn sure_memory() -> u64 {
-    let space = soft_limit(&limits(), ADDRESS_SPACE).unwrap_or(u64::MAX);
-    space.min(promised(&kernel("vm/overcommit_memory"), &fs::read_to_string("/proc/meminfo").unwrap_or_default()))
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    soft_limit(Resource::As).min(promised(&kernel("vm/overcommit_memory"), &meminfo))
 }
 
 /// What is left to be promised, from `/proc/meminfo`.
@@ -102,11 +104,8 @@ pub(crate) fn killed_for_memory() -> u64 {
     counted.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
 }
 
-fn shown(limit: u64) -> String {
-    if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() }
-}
-
 /// A setting of the kernel, as it is written below `/proc/sys`.
+#[cfg(feature = "direct")]
 pub(crate) fn kernel(setting: &str) -> String {
     let value = fs::read_to_string(format!("/proc/sys/{setting}"));
     value.map_or_else(|_| "unknown".to_owned(), |value| value.trim().to_owned())
@@ -117,10 +116,11 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg(feature = "direct")]
     fn a_shortage_is_told_with_the_limit_and_the_settings_that_it_is_about() {
         for (number, limit) in [
             (EMFILE, "lower service.max_connections"),
-            (ENFILE, "fs.file-max is "),
+            (ENFILE, "raise fs.file-max"),
             (12, "vm.max_map_count is "),
             (11, "processes and threads"),
             (28, "room on that disk"),
@@ -133,17 +133,6 @@ mod tests {
         let other = io::Error::from_raw_os_error(2);
         assert!(!is_shortage(&other));
         assert_eq!(explained("no", &other), "no");
-    }
-
-    #[test]
-    fn a_limit_that_is_off_is_the_largest_number() {
-        let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
-                      Max open files            1024                 1048576              files     \n\
-                      Max address space         unlimited            unlimited            bytes     \n";
-        assert_eq!(soft_limit(limits, FILES), Some(1024));
-        assert_eq!(soft_limit(limits, ADDRESS_SPACE), Some(u64::MAX));
-        assert_eq!(soft_limit("", FILES), None);
-        assert_eq!(soft_limit(FILES, FILES), None);
     }
 
     #[test]

@@ -81,6 +81,7 @@ mod error;
 mod evaluator;
 mod executable;
 mod host_limits;
+#[cfg_attr(not(feature = "direct"), allow(dead_code, reason = "it is for what `direct` says of the host"))]
 mod host_memory;
 #[cfg(feature = "direct")]
 mod http_client;

@@ -201,7 +201,8 @@ pub struct ServiceSettings {
     /// A file of tokens. Needed to listen on an address that is not loopback.
     pub token_file: Option<PathBuf>,
     /// Connections that may be open at once. For one more, the connection that is idle longest ends; if none is, the one
-    /// whose body or answer is furthest behind `transfer_rate`. If all are at work, it waits. At least 1. Default 1024.
+    /// whose body or answer is furthest behind `transfer_rate`. If all are at work, it waits. At least 1; where the system
+    /// gives the server fewer files than its settings need, at most half as many as there are files. Default 1024.
     pub max_connections: usize,
     /// Bytes of request bodies and answers in memory, beside 16 KiB for each connection. All uploads together take at most
     /// half of it, the evaluation of one connection at most a quarter. At least eight times the larger of

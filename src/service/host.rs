@@ -5,7 +5,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
     Settings,
-    host_limits::{FILES, limits, soft_limit, sure_memory},
+    host_limits::{soft_limit, sure_memory},
     host_memory,
     units::Size,
 };
@@ -47,7 +47,7 @@ pub(super) fn check(settings: &Settings) -> Result<Fit, String> {
         // If that is refused, the limit stays as it is, and is seen below.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
     }
-    let files = soft_limit(&limits(), FILES).unwrap_or(u64::MAX);
+    let files = soft_limit(Resource::Nofile);
     fit(settings, Host { files, sure_memory: sure_memory(), memory: host_memory::available() })
 }
 

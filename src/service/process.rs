@@ -7,8 +7,6 @@ use std::{fs, sync::LazyLock};
 use metrics::Unit;
 use rustix::param::{clock_ticks_per_second, page_size};
 
-use crate::host_limits::{ADDRESS_SPACE, FILES, soft_limit};
-
 /// Each metric's name, unit and help, in the order of [`values`]. The first is a counter, the others are gauges.
 const METRICS: [(&str, Unit, &str); 8] = [
     ("process_cpu_seconds_total", Unit::Seconds, "Total user and system CPU time spent in seconds."),
@@ -54,9 +52,9 @@ fn values() -> [Option<u64>; 8] {
     [
         used(),
         open_files(),
-        shown_limit(&limits, FILES),
+        soft_limit(&limits, "Max open files"),
         pages(&memory, VIRTUAL),
-        shown_limit(&limits, ADDRESS_SPACE),
+        soft_limit(&limits, "Max address space"),
         pages(&memory, RESIDENT),
         started(),
         field(&stat, THREADS),
@@ -100,8 +98,12 @@ fn seconds(ticks: u64) -> Option<u64> {
 }
 
 /// A soft limit of `/proc/self/limits`; 0 when it is off.
-fn shown_limit(limits: &str, name: &str) -> Option<u64> {
-    soft_limit(limits, name).map(|limit| if limit == u64::MAX { 0 } else { limit })
+fn soft_limit(limits: &str, name: &str) -> Option<u64> {
+    let values = limits.lines().find_map(|line| line.strip_prefix(name))?;
+    match values.split_whitespace().next()? {
+        "unlimited" => Some(0),
+        number => number.parse().ok(),
+    }
 }
 
 /// From `/proc/stat`.
@@ -145,8 +147,8 @@ mod tests {
         let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
                       Max open files            1024                 1048576              files     \n\
                       Max address space         unlimited            unlimited            bytes     \n";
-        assert_eq!(shown_limit(limits, FILES), Some(1024));
-        assert_eq!(shown_limit(limits, ADDRESS_SPACE), Some(0));
+        assert_eq!(soft_limit(limits, "Max open files"), Some(1024));
+        assert_eq!(soft_limit(limits, "Max address space"), Some(0));
         assert_eq!(boot_time("cpu  1 2 3\nctxt 9\nbtime 1700000000\nprocesses 5\n"), Some(1_700_000_000));
     }
 
@@ -156,7 +158,7 @@ mod tests {
         {
             assert_eq!(field(text, USER), None, "{text:?}");
             assert_eq!(pages(text, RESIDENT), None, "{text:?}");
-            assert_eq!(shown_limit(text, FILES), None, "{text:?}");
+            assert_eq!(soft_limit(text, "Max open files"), None, "{text:?}");
             assert_eq!(boot_time(text), None, "{text:?}");
         }
         assert_eq!(pages("18446744073709551615 0", VIRTUAL), None, "more bytes than there can be");

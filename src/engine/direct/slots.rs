@@ -3,12 +3,13 @@
 //! wasmtime's pooling allocator reserves every slot at start. That makes an instance cheap, and is a hard bound for the
 //! whole process. A reservation costs no memory.
 
+use rustix::process::Resource;
 use wasmtime::{Config, Enabled, PoolingAllocationConfig};
 
 use super::tunables::MemoryLayout;
 use crate::{
     config::{LimitSettings, PoolSettings},
-    host_limits::{ADDRESS_SPACE, kernel, limits, soft_limit},
+    host_limits::{kernel, soft_limit},
     units::Size,
 };
 
@@ -153,7 +154,7 @@ pub(super) fn most_mappings() -> u64 {
 pub(super) fn available() -> u64 {
     // Half of 47 bits for two engines, with and without fuel; the other half for everything else.
     let most = 1 << 45;
-    soft_limit(&limits(), ADDRESS_SPACE).map_or(most, |limit| most.min(limit / 4))
+    most.min(soft_limit(Resource::As) / 4)
 }
 
 #[cfg(test)]
