@@ -52,8 +52,8 @@ impl SlotLayout {
         // Guards only save bounds checks on constant offsets, so they shrink first.
         let mut layouts = [32 << 20, 1 << 20, PAGE].into_iter().map(layout);
         layouts.find(|layout| layout.bytes() <= u128::from(available)).ok_or_else(|| format!(
-            "pool.max_instances = {} with limits.memory = {} bytes needs {} MiB of address space, and there are {} for it (of ulimit -v, \
-             or of the processor's); lower either",
+            "pool.max_instances = {} with limits.memory = {} bytes needs {} MiB of address space, and there are {} for it \
+             (a quarter of ulimit -v, or of the processor's); lower either",
             pool.max_instances,
             limits.memory,
             layout(PAGE).bytes() >> 20,
