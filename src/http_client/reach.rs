@@ -1,7 +1,7 @@
 //! What may be reached: allowed hosts, and the addresses that their names resolve to.
 
 use std::{
-    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket},
     sync::Arc,
     time::Duration,
 };
@@ -12,7 +12,11 @@ use reqwest::{
 };
 
 use super::Bound;
-use crate::{clock, config::HostPattern, host_limits::or_no_files};
+use crate::{
+    clock,
+    config::HostPattern,
+    host_limits::{is_shortage, or_no_files},
+};
 
 /// The longest name in DNS, in bytes.
 const MAX_HOST: usize = 253;
@@ -114,9 +118,10 @@ fn is_public(address: IpAddr) -> bool {
     is_global(address) && !is_here(address)
 }
 
-/// Whether an interface of this machine has this address: only to one of those can a socket be bound.
+/// Whether an interface of this machine has this address: only to one of those can a socket be bound. An address of which
+/// that cannot be said, because no file is left for a socket, counts as one.
 fn is_here(address: IpAddr) -> bool {
-    std::net::UdpSocket::bind((address, 0)).is_ok()
+    UdpSocket::bind((address, 0)).map_or_else(|error| is_shortage(&error), |_| true)
 }
 
 fn is_global(address: IpAddr) -> bool {
