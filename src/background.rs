@@ -1,54 +1,155 @@
-//! Work that outlives the call that caused it: builds, closes, spare instances, heavy drops.
+//! Work that others may wait for, whoever caused it: builds, closes, spare instances, the sweep, heavy drops.
 //!
-//! It runs on the caller's tokio runtime. Where there is none, it runs on a runtime of this crate's own, which starts when
-//! first needed and serves all pools of the process.
+//! It runs on the runtime that its pool was given ([`PoolBuilder::background`](crate::PoolBuilder::background)), or else on
+//! this crate's own, never on that of the caller who caused it. Nobody can rely on a caller's runtime: a `current_thread`
+//! one stands still whenever its owner does something else, and with it would stand all who wait for the same build. The
+//! crate's own serves all pools of the process. It starts when it is first needed, with a thread for each core, named
+//! `evalpool`, and never ends.
+//!
+//! A runtime that a pool was given may end before the pool. What had not begun on it begins on the crate's own; what was
+//! under way is dropped, and guards undo it.
+//!
+//! Considered and not taken: the caller's runtime with a watchdog that moves work which stands still (work cannot move once
+//! it has a timer or a socket, and nothing tells a runtime that is parked from one that is slow); and a runtime for each
+//! pool (a thread for each core and pool, and dropping a runtime blocks, or panics, on a thread that drives tasks).
 
 use std::{
     future::Future,
-    sync::{OnceLock, mpsc},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::{Mutex, OnceLock, PoisonError},
+    task::{Context, Poll},
     thread,
 };
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// The caller's runtime, or this crate's own. `None` only when the system refuses a thread.
-pub(crate) fn handle() -> Option<Handle> {
-    Handle::try_current().ok().or_else(|| own().map(|own| own.handle().clone()))
+/// Threads for work that blocks, beside those that drive tasks: more than closes and compiles at once.
+const MOST_BLOCKING: usize = 2048;
+
+const NAME: &str = "evalpool";
+
+/// Where background work runs: on a runtime that was given, or on this crate's own. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Background(Option<Handle>);
+
+impl Background {
+    pub(crate) fn on(given: Option<Handle>) -> Self {
+        Self(given)
+    }
+
+    /// The runtime of the task that asks: for what knows no pool, but was made by one's background work.
+    pub(crate) fn current() -> Self {
+        Self(Handle::try_current().ok())
+    }
+
+    fn handle(&self) -> io::Result<Handle> {
+        self.0.clone().map_or_else(own, Ok)
+    }
+
+    /// Starts a task with `subject`. If its runtime ends before the task does, the future is dropped: what must happen all
+    /// the same belongs into its drop.
+    ///
+    /// # Errors
+    ///
+    /// `subject` and why the system refuses a thread.
+    pub(crate) fn spawn_with<S, F>(&self, subject: S, task: impl FnOnce(S) -> F) -> Result<(), (S, io::Error)>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        match self.handle() {
+            Ok(handle) if self.0.is_some() => {
+                let task = Some(Box::pin(task(subject)));
+                drop(handle.spawn(Movable { task, has_begun: false }));
+            }
+            Ok(handle) => drop(handle.spawn(task(subject))),
+            Err(error) => return Err((subject, error)),
+        }
+        Ok(())
+    }
+
+    /// The same for a task whose drop undoes what it was to do, if there is no thread for it.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        let _ = self.spawn_with(future, |future| future);
+    }
+
+    /// Drops a value that may take long to drop on a thread that may block, never on this one if another can be had.
+    pub(crate) fn drop_elsewhere<T: Send + 'static>(&self, value: T) {
+        if let Ok(handle) = self.handle() {
+            let heavy = Heavy(Some(value));
+            run_blocking(&handle, move || heavy.done());
+        }
+    }
 }
 
-/// This crate's own runtime, for callers that block.
-pub(crate) fn own() -> Option<&'static Runtime> {
-    static OWN: OnceLock<Option<Runtime>> = OnceLock::new();
-    OWN.get_or_init(|| {
+/// This crate's own runtime.
+///
+/// # Errors
+///
+/// Why the system refuses a thread. The next call asks again.
+pub(crate) fn own() -> io::Result<Handle> {
+    static OWN: OnceLock<Runtime> = OnceLock::new();
+    static STARTING: Mutex<()> = Mutex::new(());
+    if let Some(own) = OWN.get() {
+        return Ok(own.handle().clone());
+    }
+    let _alone = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(own) = OWN.get() {
+        return Ok(own.handle().clone());
+    }
+    let started = start()?;
+    Ok(OWN.get_or_init(|| started).handle().clone())
+}
+
+fn start() -> io::Result<Runtime> {
+    // Where the system refuses a thread, tokio panics: asked first, so that the system says why.
+    thread::Builder::new().name(NAME.into()).spawn(|| ())?;
+    let start = || {
         Builder::new_multi_thread()
             .worker_threads(thread::available_parallelism().map_or(1, usize::from))
-            .thread_name("evalpool")
-            .max_blocking_threads(2048)
+            .thread_name(NAME)
+            .max_blocking_threads(MOST_BLOCKING)
             .enable_all()
             .build()
-            .ok()
-    })
-    .as_ref()
+    };
+    catch_unwind(start).unwrap_or_else(|_| Err(io::Error::other("the system refuses a thread")))
 }
 
-/// Starts a task. If its runtime ends before the task does, the future is dropped: work that must happen all the same
-/// belongs into its drop.
-pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
-    if let Some(handle) = handle() {
-        handle.spawn(future);
+fn run_blocking(handle: &Handle, work: impl FnOnce() + Send + 'static) {
+    // tokio panics where the system refuses its first thread. It has queued the work, for the next thread that it gets.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(handle.spawn_blocking(work))));
+}
+
+/// A task. If its runtime ends before it has begun, it begins on this crate's own. (Later it could not move: its timers and
+/// sockets are that runtime's.)
+struct Movable<F: Future<Output = ()> + Send + 'static> {
+    /// `None` only inside `drop`.
+    task: Option<Pin<Box<F>>>,
+    has_begun: bool,
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Future for Movable<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.has_begun = true;
+        self.task.as_mut().map_or(Poll::Ready(()), |task| task.as_mut().poll(context))
     }
 }
 
-/// Drops a value that may take long to drop on a thread that may block, never on this one if another can be had.
-pub(crate) fn drop_elsewhere<T: Send + 'static>(value: T) {
-    let heavy = Heavy(Some(value));
-    match Handle::try_current() {
-        // A runtime that is shutting down drops the closure instead of running it; then `Heavy` hands the value on.
-        Ok(handle) => drop(handle.spawn_blocking(move || heavy.done())),
-        Err(_) => drop(heavy),
+impl<F: Future<Output = ()> + Send + 'static> Drop for Movable<F> {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take_if(|_| !self.has_begun)
+            && let Ok(own) = own()
+        {
+            own.spawn(task);
+        }
     }
 }
 
+/// A value that is dropped where that may take long. If a runtime drops it instead of calling [`done`](Self::done), because
+/// it has ended, this crate's own does it.
 struct Heavy<T: Send + 'static>(Option<T>);
 
 impl<T: Send + 'static> Heavy<T> {
@@ -59,36 +160,21 @@ impl<T: Send + 'static> Heavy<T> {
 
 impl<T: Send + 'static> Drop for Heavy<T> {
     fn drop(&mut self) {
-        if let Some(value) = self.0.take() {
-            closer(Box::new(value));
+        if let Some(value) = self.0.take()
+            && let Ok(own) = own()
+        {
+            run_blocking(&own, move || drop(value));
         }
-    }
-}
-
-/// A thread that drops what it is sent.
-fn closer(value: Box<dyn Send>) {
-    static CLOSER: OnceLock<Option<mpsc::Sender<Box<dyn Send>>>> = OnceLock::new();
-    let closer = CLOSER.get_or_init(|| {
-        let (sender, receiver) = mpsc::channel::<Box<dyn Send>>();
-        let thread = thread::Builder::new().name("evalpool-close".into()).spawn(move || {
-            for value in receiver {
-                // A drop that panics must not take the thread with it; what it was dropping is lost either way.
-                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(value)));
-            }
-        });
-        thread.is_ok().then_some(sender)
-    });
-    if let Some(closer) = closer {
-        // Without the thread, `send` gives the value back and it is dropped here.
-        let _ = closer.send(value);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{Sender, channel};
+
     use super::*;
 
-    struct Tell(mpsc::Sender<Option<String>>);
+    struct Tell(Sender<Option<String>>);
 
     impl Drop for Tell {
         fn drop(&mut self) {
@@ -96,21 +182,36 @@ mod tests {
         }
     }
 
-    #[test]
-    fn without_tokio_a_heavy_value_is_dropped_on_the_closer_thread() {
-        let (sender, receiver) = mpsc::channel();
-        drop_elsewhere(Tell(sender));
-        assert_eq!(receiver.recv().unwrap().as_deref(), Some("evalpool-close"));
+    fn ended() -> Background {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        Background::on(Some(runtime.handle().clone()))
     }
 
     #[test]
-    fn a_runtime_that_is_gone_does_not_drop_a_heavy_value_on_the_caller() {
-        let (sender, receiver) = mpsc::channel();
+    fn a_heavy_value_is_dropped_on_a_thread_of_this_crate_although_a_given_runtime_has_ended() {
+        for background in [Background::default(), ended()] {
+            let (sender, receiver) = channel();
+            background.drop_elsewhere(Tell(sender));
+            assert_eq!(receiver.recv().unwrap().as_deref(), Some(NAME));
+        }
+    }
+
+    #[test]
+    fn a_task_that_has_not_begun_outlives_its_runtime_and_one_that_has_is_dropped_with_it() {
+        let (sender, receiver) = channel();
+        let begins = sender.clone();
+        ended().spawn(async move { begins.send(thread::current().name().map(str::to_owned)).unwrap() });
+        assert_eq!(receiver.recv().unwrap().as_deref(), Some(NAME));
+
         let runtime = Builder::new_current_thread().build().unwrap();
-        let handle = runtime.handle().clone();
+        let tell = Tell(sender);
+        Background::on(Some(runtime.handle().clone())).spawn(async move {
+            std::future::pending::<()>().await;
+            drop(tell);
+        });
+        runtime.block_on(tokio::task::yield_now());
+        assert!(receiver.try_recv().is_err());
         drop(runtime);
-        let _entered = handle.enter();
-        drop_elsewhere(Tell(sender));
-        assert_eq!(receiver.recv().unwrap().as_deref(), Some("evalpool-close"));
+        assert_eq!(receiver.recv().unwrap(), thread::current().name().map(str::to_owned));
     }
 }

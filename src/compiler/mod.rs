@@ -25,10 +25,11 @@ use self::{
     slots::{BuildSlot, BuildSlots, Renounce},
 };
 use crate::{
-    background,
+    background::Background,
     config::Wasi,
     engine::{
-        self, CompileRequest, CompileWorkerCounts, CompiledPlugin, Engine, HostFunction, Instance, Slots, abi_names,
+        self, CompileRequest, CompileWorkerCounts, CompiledPlugin, Contained, Engine, HostFunction, Instance, Slots,
+        abi_names,
     },
     error::Error,
     metrics::Metrics,
@@ -131,11 +132,12 @@ pub(crate) struct Compiler {
     slots: Arc<BuildSlots>,
     contents: Contents,
     metrics: Metrics,
+    background: Background,
 }
 
 impl Compiler {
-    pub(crate) fn new(engine: Arc<dyn Engine>, concurrency: usize, metrics: Metrics) -> Self {
-        Self { engine, slots: BuildSlots::new(concurrency), contents: Contents::default(), metrics }
+    pub(crate) fn new(engine: Arc<dyn Engine>, concurrency: usize, metrics: Metrics, background: Background) -> Self {
+        Self { engine, slots: BuildSlots::new(concurrency), contents: Contents::default(), metrics, background }
     }
 
     /// The engine's slots, if it has any.
@@ -185,8 +187,8 @@ impl Compiler {
         };
         let (once, slot) = turn.map_err(|_| Error::WaitTimeout { after: wait })?;
         let after = blueprint.request.limits.build_timeout;
-        let (engine, metrics) = (self.engine.clone(), self.metrics.clone());
-        let attempt = async move { attempt(&*engine, blueprint, admission, metrics, once, slot).await };
+        let (engine, metrics, background) = (self.engine.clone(), self.metrics.clone(), self.background.clone());
+        let attempt = async move { attempt(&*engine, blueprint, admission, metrics, background, (once, slot)).await };
         if !self.engine.interrupts_compiles() {
             return match timeout(after, tokio::spawn(attempt)).await {
                 Ok(built) => built.map_err(internal)?,
@@ -200,7 +202,7 @@ impl Compiler {
                 work.0.abort();
                 // It holds its place until it is gone. If it has just ended well, nobody gets to see it.
                 if let Ok(Ok(runtime)) = (&mut work.0).await {
-                    background::drop_elsewhere(runtime);
+                    self.background.drop_elsewhere(runtime);
                 }
                 Err(Error::Cancelled)
             }
@@ -242,8 +244,8 @@ async fn attempt(
     blueprint: Blueprint,
     admission: Admission<Runtime>,
     metrics: Metrics,
-    once: Once,
-    slot: BuildSlot,
+    background: Background,
+    (once, slot): (Once, BuildSlot),
 ) -> Result<Runtime, Error> {
     let Admission { place, permit } = admission;
     let Blueprint { plugin, entry_points, request, report, policy } = blueprint;
@@ -251,14 +253,14 @@ async fn attempt(
     let memory = place.memory();
     let request = CompileRequest { permit: engine::Permit::new(place.clone()), memory: memory.clone(), ..request };
     let started = Instant::now();
-    let compiled = engine.compile(request).await?;
+    let compiled = Contained::from(engine.compile(request).await?);
     let compile = started.elapsed();
     metrics.build_phase("compile", compile);
     // Those with the same bytes find the code.
     drop(once);
     // If the engine can interrupt initialisers, a slow one keeps no other plugin from compiling.
     let _slot = (!engine.interrupts_initialisers()).then_some(slot);
-    let mut guard = Guard::new(compiled, place);
+    let mut guard = Guard::new(compiled, place, background.clone());
 
     let started = Instant::now();
     let probe = guard.compiled().instantiate(engine::Permit::new(permit));
@@ -274,7 +276,7 @@ async fn attempt(
     };
     let init = started.elapsed();
     metrics.build_phase("probe", init);
-    guard.keep(probe);
+    guard.keep(probe.into());
 
     // What was read of the plugin, and what the engine made of it, agree.
     let unknown = entry_points.iter().find(|name| !guard.compiled().has_entry_point(name));
@@ -285,7 +287,7 @@ async fn attempt(
         let spares_wait = engine.instances_are_cheap();
         let (digest, took) = (plugin.digest(), BuildTimes { compile, init });
         let program = Program { compiled, entry_points, digest, report, memory, took, spares_wait };
-        Runtime::new(program, probe, policy, metrics, place)
+        Runtime::new(program, probe, policy, metrics, background, place)
     }))
 }
 
@@ -293,19 +295,20 @@ async fn attempt(
 struct Guard {
     /// `None` once disarmed or closed.
     opened: Option<Opened>,
+    background: Background,
 }
 
 /// In the order in which it is given back.
 struct Opened {
-    probe: Option<Box<dyn Instance>>,
-    compiled: Box<dyn CompiledPlugin>,
+    probe: Option<Contained<dyn Instance>>,
+    compiled: Contained<dyn CompiledPlugin>,
     place: Place<Runtime>,
 }
 
 impl Guard {
-    fn new(compiled: Box<dyn CompiledPlugin>, place: Place<Runtime>) -> Self {
+    fn new(compiled: Contained<dyn CompiledPlugin>, place: Place<Runtime>, background: Background) -> Self {
         place.opened();
-        Self { opened: Some(Opened { probe: None, compiled, place }) }
+        Self { opened: Some(Opened { probe: None, compiled, place }), background }
     }
 
     fn compiled(&self) -> &dyn CompiledPlugin {
@@ -315,7 +318,7 @@ impl Guard {
         }
     }
 
-    fn keep(&mut self, probe: Box<dyn Instance>) {
+    fn keep(&mut self, probe: Contained<dyn Instance>) {
         if let Some(opened) = &mut self.opened {
             opened.probe = Some(probe);
         }
@@ -334,7 +337,7 @@ impl Guard {
     /// Hands ownership on.
     fn disarm(
         mut self,
-        assemble: impl FnOnce(Box<dyn CompiledPlugin>, Box<dyn Instance>, Place<Runtime>) -> Runtime,
+        assemble: impl FnOnce(Contained<dyn CompiledPlugin>, Contained<dyn Instance>, Place<Runtime>) -> Runtime,
     ) -> Runtime {
         match self.opened.take() {
             Some(Opened { probe: Some(probe), compiled, place }) => assemble(compiled, probe, place),
@@ -346,7 +349,7 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         if let Some(opened) = self.opened.take() {
-            background::drop_elsewhere(opened);
+            self.background.drop_elsewhere(opened);
         }
     }
 }

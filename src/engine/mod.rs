@@ -9,7 +9,9 @@
 //! object, in the same drop. So the pool counts what exists, even when an object outlives the future that asked for it:
 //! a compile that nobody waits for, a guest that has not noticed its cancel yet.
 //!
-//! Each engine decides how a guest gets a thread; work that blocks runs on tokio's blocking threads.
+//! Each engine decides how a guest gets a thread; work that blocks runs on tokio's blocking threads. The pool polls
+//! [`compile`](Engine::compile) on the runtime of its [background work](crate::PoolBuilder::background), and a call in the
+//! task of its caller, which may stop at any time: what others may wait for does not belong there.
 //!
 //! There are two engines, `direct` and `extism`: see [`choosing`].
 //!
@@ -18,6 +20,7 @@
 
 pub(crate) mod abi_names;
 pub mod choosing;
+mod contained;
 #[cfg(feature = "direct")]
 pub mod direct;
 #[cfg(feature = "extism")]
@@ -35,6 +38,7 @@ use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::
 use bytes::Bytes;
 use tokio::time::Instant;
 
+pub(crate) use self::contained::Contained;
 pub(crate) use self::host::inside_host_function;
 pub(crate) use self::variables::VariableBudget;
 pub use self::{

@@ -63,7 +63,7 @@ pub(super) fn block<T: Send + 'static>(
             .spawn(move || runtime.block_on(run))
             .map_err(|error| Error::overloaded("no thread could be started", &error, &error))?;
     } else {
-        background::own().ok_or(failed("no thread could be started"))?.spawn(run);
+        drop(background::own().map_err(|error| Error::overloaded("no thread can be started", error))?.spawn(run));
     }
     receiver.recv().map_err(|_| failed("a blocking evaluation panicked"))
 }

@@ -2,8 +2,11 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use tokio::runtime::Handle;
+
 use super::EvaluatorPool;
 use crate::{
+    background::Background,
     compiler::check_vars,
     config::{EngineKind, EngineSettings, Isolation, LimitSettings, PoolSettings, Settings, SettingsError, Vars},
     engine::Engine,
@@ -25,6 +28,7 @@ pub struct PoolBuilder {
     capacity: Option<usize>,
     max_instances: Option<usize>,
     engine: Option<Arc<dyn Engine>>,
+    background: Option<Handle>,
     park_after: u32,
 }
 
@@ -53,6 +57,18 @@ impl PoolBuilder {
         fn limits(limits: LimitSettings) => settings.limits = limits;
         /// Which engine, by name. Default [`EngineKind::Direct`], or the engine that this build has.
         fn engine_kind(kind: EngineKind) => settings.engine.kind = kind;
+        /// The tokio runtime that does what callers may wait for together: it builds and closes runtimes, makes spare
+        /// instances, evicts what is idle. Default: one of this crate's own, which all pools of the process share, and which
+        /// starts when it is first needed. It is never the runtime of a caller, which may stand still while others wait.
+        ///
+        /// Set it to have no more threads than your own, to have your [`Source::from_fn`](crate::Source::from_fn) run where
+        /// it finds what is yours, or, in tests, to pause its time. The runtime needs its timer, for sources over HTTP its
+        /// I/O, and threads that drive it at all times: a `current_thread` one does its work only while you block on it.
+        ///
+        /// If it ends before the pool, builds that are under way fail with [`Internal`](crate::Error::Internal) and can be
+        /// tried again, closes go on, and from then on the crate's own does the work. Guests run in the tasks of their
+        /// callers, whatever is set here.
+        fn background(runtime: Handle) => background = Some(runtime);
         /// After how many calls without a pause a reused instance stays with its thread. For tests of what follows.
         #[doc(hidden)]
         fn park_after(calls: u32) => park_after = calls;
@@ -82,7 +98,8 @@ impl PoolBuilder {
             Some(chosen) => chosen,
             None => make_engine(&pool, &limits, &engine)?,
         };
-        Ok(EvaluatorPool::new(PoolInner::new(pool, limits, engine, chosen, self.park_after)))
+        let background = Background::on(self.background);
+        Ok(EvaluatorPool::new(PoolInner::new(pool, limits, engine, chosen, self.park_after, background)))
     }
 }
 
@@ -94,7 +111,7 @@ impl Default for PoolBuilder {
 
 impl From<Settings> for PoolBuilder {
     fn from(settings: Settings) -> Self {
-        Self { settings, capacity: None, max_instances: None, engine: None, park_after: PARK_AFTER }
+        Self { settings, capacity: None, max_instances: None, engine: None, background: None, park_after: PARK_AFTER }
     }
 }
 

@@ -274,11 +274,12 @@ impl<R: Resident> Registry<R> {
         self.inner.apply(|state| state.sweep(Instant::now(), ttl));
     }
 
-    /// Ends the leases of parked instances that were not used since this was last called.
-    pub(crate) fn reclaim_unused(&self) {
+    /// Ends the leases of parked instances that were not used since this was last called, and no longer counts on places
+    /// whose close is overdue.
+    pub(crate) fn look_after(&self) {
         let residents = self.inner.lock().parking();
         let leases = residents.iter().flat_map(|(_, resident)| resident.reclaim(true)).collect();
-        self.inner.end_leases(leases, |_| {});
+        self.inner.end_leases(leases, |state| state.give_up_overdue(Instant::now()));
     }
 
     /// Makes room if guests have grown beyond the bound in bytes.

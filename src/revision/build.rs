@@ -6,8 +6,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{PluginInfo, PoolInner, Revision, resolve::blueprint};
 use crate::{
-    background, error::Error, memory::MemoryKind, registry::BuildTicket, runtime::Runtime, source::Source,
-    spec::Linked, units::Time,
+    error::Error, memory::MemoryKind, registry::BuildTicket, runtime::Runtime, source::Source, spec::Linked, units::Time,
 };
 
 pub(super) async fn build(inner: Arc<PoolInner>, revision: Arc<Revision>, mut ticket: BuildTicket<Runtime>) {
@@ -18,7 +17,7 @@ pub(super) async fn build(inner: Arc<PoolInner>, revision: Arc<Revision>, mut ti
         Ok(Some(runtime)) => {
             // Retired while it was built: nobody else has it, so dropping it closes it.
             if let Err(unwanted) = ticket.publish(runtime) {
-                background::drop_elsewhere(unwanted);
+                inner.background.drop_elsewhere(unwanted);
             }
         }
         // Nobody wants it any more, and nothing was begun.

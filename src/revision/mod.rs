@@ -23,12 +23,12 @@ use tokio::time::Instant;
 
 pub(crate) use self::pool_inner::PoolInner;
 use crate::{
-    background, clock,
+    clock,
     config::Vars,
     engine::KeptVariables,
     error::Error,
     info::EvaluatorInfo,
-    registry::{Age, CloseReason, Lease, Refused, RevisionId, RuntimeState},
+    registry::{Age, BuildTicket, CloseReason, Lease, Refused, RevisionId, RuntimeState},
     response::EvaluatorId,
     runtime::Runtime,
     source::{Digest, Plugin, Source},
@@ -140,7 +140,12 @@ impl Revision {
         inside: bool,
     ) -> Result<Lease<Runtime>, Error> {
         inner.ensure_sweeping();
-        let start = |ticket| background::spawn(build::build(inner.clone(), self.clone(), ticket));
+        let start = |ticket| {
+            let build = |ticket| build::build(inner.clone(), self.clone(), ticket);
+            if let Err((ticket, error)) = inner.background.spawn_with(ticket, build) {
+                BuildTicket::fail(ticket, &Error::overloaded("no thread can be started", error));
+            }
+        };
         let build_timeout = self.spec.build_timeout.unwrap_or(inner.limits.build_timeout);
         inner.registry.lease(self.id, age, deadline, build_timeout, !inside, start).await
     }

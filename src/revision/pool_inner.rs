@@ -11,7 +11,7 @@ use std::{
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
-    background,
+    background::Background,
     compiler::Compiler,
     config::{EngineSettings, LimitSettings, PoolSettings},
     engine::{CompileWorkerCounts, Engine, Slots, VariableBudget},
@@ -37,6 +37,7 @@ pub(crate) struct PoolInner {
     pub(crate) pool: PoolSettings,
     pub(crate) limits: LimitSettings,
     pub(crate) engine: EngineSettings,
+    pub(super) background: Background,
     /// Bytes of variables that all evaluators may keep.
     pub(super) variables: Arc<VariableBudget>,
     /// KiB of plugins that may be in memory before they have a place.
@@ -55,6 +56,7 @@ impl PoolInner {
         settings: EngineSettings,
         engine: Arc<dyn Engine>,
         park_after: u32,
+        background: Background,
     ) -> Self {
         let metrics = Metrics::new();
         let bounds = Limits {
@@ -70,7 +72,8 @@ impl PoolInner {
         Self {
             registry: Registry::new(bounds, memory.clone(), metrics.clone()),
             memory,
-            compiler: Compiler::new(engine, pool.build_concurrency, metrics.clone()),
+            compiler: Compiler::new(engine, pool.build_concurrency, metrics.clone(), background.clone()),
+            background,
             metrics,
             pool,
             limits,
@@ -122,7 +125,7 @@ impl PoolInner {
         if self.sweeping.load(Ordering::Relaxed) || self.sweeping.swap(true, Ordering::Relaxed) {
             return;
         }
-        background::spawn(Sweep(Arc::downgrade(self)).run(self.pool.idle_ttl));
+        self.background.spawn(Sweep(Arc::downgrade(self)).run(self.pool.idle_ttl));
     }
 
     /// Up to a tenth later than the TTL, by revision: what became idle together is not closed together.
@@ -144,7 +147,7 @@ impl Sweep {
         loop {
             tokio::time::sleep(pause.min(RECLAIMING)).await;
             let Some(inner) = self.0.upgrade() else { return };
-            inner.registry.reclaim_unused();
+            inner.registry.look_after();
             inner.weigh();
             if swept.elapsed() >= pause {
                 swept = Instant::now();

@@ -43,9 +43,10 @@ pub(crate) use self::{
     report::Report,
 };
 use crate::{
-    background, clock,
+    background::{self, Background},
+    clock,
     config::Isolation,
-    engine::{self, CompiledPlugin},
+    engine::{self, CompiledPlugin, Contained},
     error::Error,
     memory::{MemoryAccount, Weight},
     metrics::Metrics,
@@ -75,7 +76,7 @@ const SPARE_DELAY: Duration = Duration::from_millis(1);
 
 /// A compiled plugin together with the entry points that are known to exist in it.
 pub(crate) struct Program {
-    pub(crate) compiled: Box<dyn CompiledPlugin>,
+    pub(crate) compiled: Contained<dyn CompiledPlugin>,
     pub(crate) entry_points: EntryPoints,
     pub(crate) digest: Digest,
     pub(crate) report: Report,
@@ -123,6 +124,7 @@ struct RuntimeInner {
     program: Program,
     policy: Policy,
     metrics: Metrics,
+    background: Background,
     /// True once guests are to be interrupted.
     stop: watch::Sender<bool>,
     /// When the close interrupts guests. It only ever moves forward.
@@ -137,7 +139,7 @@ struct RuntimeInner {
 
 /// One sandboxed guest. Its permit is kept by the engine, beside what it stands for.
 struct Instance {
-    guest: Box<dyn engine::Instance>,
+    guest: Contained<dyn engine::Instance>,
     uses: u64,
 }
 
@@ -170,9 +172,10 @@ impl Runtime {
     /// A runtime with one idle instance, its probe.
     pub(crate) fn new(
         program: Program,
-        probe: Box<dyn engine::Instance>,
+        probe: Contained<dyn engine::Instance>,
         policy: Policy,
         metrics: Metrics,
+        background: Background,
         place: Place<Runtime>,
     ) -> Self {
         let idle = Pool::new(policy.max_instances);
@@ -182,6 +185,7 @@ impl Runtime {
                 program,
                 policy,
                 metrics,
+                background,
                 stop: watch::Sender::new(false),
                 deadline: watch::Sender::new(None),
                 drained: Notify::new(),
@@ -215,7 +219,7 @@ impl Runtime {
         let after = self.inner.policy.build_timeout;
         let permit = engine::Permit::new(permit);
         match clock::timeout_at(clock::deadline(after), self.inner.program.compiled.instantiate(permit)).await {
-            Ok(Ok(guest)) => Ok(Instance { guest, uses: 0 }),
+            Ok(Ok(guest)) => Ok(Instance { guest: guest.into(), uses: 0 }),
             Ok(Err(error)) => Err(self.inner.program.report.failure(error)),
             Err(_) => Err(Error::build_timeout(after)),
         }
@@ -234,7 +238,7 @@ impl Runtime {
         }
         // Weak: a close must not wait for this task.
         let inner = Arc::downgrade(&self.inner);
-        background::spawn(async move {
+        self.inner.background.spawn(async move {
             tokio::time::sleep(SPARE_DELAY).await;
             if let Some(inner) = inner.upgrade() {
                 inner.spare_awaited.store(false, Ordering::Relaxed);
@@ -251,15 +255,15 @@ impl Runtime {
     /// Drops this clone, on another thread if it is the last one.
     fn let_go(self) {
         if Arc::strong_count(&self.inner) == 1 {
-            background::drop_elsewhere(self);
+            self.inner.background.clone().drop_elsewhere(self);
         }
     }
 
     fn make_spare(self) {
-        let permit = self.inner.place.reserve_spare();
+        let (permit, background) = (self.inner.place.reserve_spare(), self.inner.background.clone());
         let mut spare = Spare { runtime: Some(self), reserved: permit.is_some(), ready: false };
         let Some(permit) = permit else { return };
-        background::spawn(async move {
+        background.spawn(async move {
             // A failure is not reported here: the next evaluation makes its own instance, and meets it.
             if let Some(runtime) = &spare.runtime
                 && let Ok(instance) = runtime.make_instance(permit).await
@@ -299,7 +303,7 @@ impl Resident for Runtime {
     fn retire(&self, idle: usize, leased: bool, grace: Option<Duration>) {
         self.inner.close_by(clock::deadline(grace.unwrap_or(self.inner.policy.grace)));
         let closing = Closing { runtime: Some(self.clone()), leased, rescued: false };
-        background::spawn(closing.run(idle));
+        self.inner.background.spawn(closing.run(idle));
     }
 
     fn shorten_grace(&self, grace: Duration) {
@@ -370,12 +374,17 @@ impl Closing {
 impl Drop for Closing {
     fn drop(&mut self) {
         let Some(runtime) = self.runtime.take() else { return };
-        match background::own() {
-            Some(own) if self.leased && !self.rescued => {
-                drop(own.spawn(Closing { runtime: Some(runtime), leased: true, rescued: true }.run(0)));
+        if self.leased {
+            match background::own() {
+                Ok(own) if !self.rescued => {
+                    drop(own.spawn(Closing { runtime: Some(runtime), leased: true, rescued: true }.run(0)));
+                    return;
+                }
+                // Nobody can wait for its grace.
+                _ => drop(runtime.inner.stop.send_replace(true)),
             }
-            _ => background::drop_elsewhere(runtime),
         }
+        runtime.inner.background.clone().drop_elsewhere(runtime);
     }
 }
 

@@ -19,7 +19,7 @@ use std::{
 use extism::CancelHandle;
 use tokio::time::sleep;
 
-use crate::background;
+use crate::background::Background;
 
 /// How long ago a call must have begun for a cancel to arrive: far longer than it takes, for a machine that is busy.
 const SETTLED: Duration = Duration::from_millis(50);
@@ -39,13 +39,13 @@ pub(super) struct Call {
 }
 
 /// What the caller has of a call. Cancels it when dropped, unless it has returned.
-pub(super) struct CancelOnDrop(Weak<Call>);
+pub(super) struct CancelOnDrop(Weak<Call>, Background);
 
 impl Call {
     /// A call that extism ends after `timeout`.
-    pub(super) fn new(handle: CancelHandle, timeout: Duration) -> (Arc<Self>, CancelOnDrop) {
+    pub(super) fn new(handle: CancelHandle, timeout: Duration, again_on: Background) -> (Arc<Self>, CancelOnDrop) {
         let call = Arc::new(Self { handle, timeout, began: OnceLock::new(), is_cancelled: AtomicBool::new(false) });
-        let cancel = CancelOnDrop(Arc::downgrade(&call));
+        let cancel = CancelOnDrop(Arc::downgrade(&call), again_on);
         (call, cancel)
     }
 
@@ -86,7 +86,7 @@ impl Drop for CancelOnDrop {
         // Here and now: a runtime that is shutting down takes no task, and waits for the call's thread.
         if call.cancel() {
             let call = self.0.clone();
-            background::spawn(async move {
+            self.1.spawn(async move {
                 while call.upgrade().is_some_and(|call| call.cancel()) {
                     sleep(AGAIN).await;
                 }

@@ -17,6 +17,7 @@ use super::{
     instance::{ExtismInstance, Guest},
 };
 use crate::{
+    background::Background,
     engine::{BoxFuture, CompileRequest, CompiledPlugin, HostFunction, Instance, InstanceLimits, Permit},
     error::Error,
 };
@@ -50,6 +51,7 @@ impl Compiled {
             wasi: request.wasi,
             host_functions: request.host_functions,
             limits,
+            background: Background::current(),
             _permit: request.permit,
         };
         let first = shared.compile()?;
@@ -92,6 +94,8 @@ struct Shared {
     wasi: bool,
     host_functions: Arc<[HostFunction]>,
     limits: InstanceLimits,
+    /// That of the pool, which compiles.
+    background: Background,
     /// Last: it counts for as long as there is code.
     _permit: Permit,
 }
@@ -160,6 +164,11 @@ impl Exclusive {
             }
             None => Err(Error::Internal { reason: "a plugin was instantiated without its code", cause: None }),
         }
+    }
+
+    /// Where guests are dropped, and cancels are sent again.
+    pub(super) fn background(&self) -> Background {
+        self.shared.background.clone()
     }
 
     /// An interrupt may be on its way to it: no other instance gets it.

@@ -8,7 +8,6 @@ use tokio::task::spawn_blocking;
 
 use super::{cancel::Call, compiled::Exclusive, errors, functions::ContextScope};
 use crate::{
-    background,
     engine::{BoxFuture, CallContext, CallRequest, Instance, InstanceLimits, Permit, host::GuestScope},
     error::Error,
 };
@@ -90,7 +89,8 @@ impl Instance for ExtismInstance {
             };
             let CallRequest { entry_point, input, context, .. } = request;
             let entry_point = entry_point.to_owned();
-            let (call, _cancel) = Call::new(guest.plugin.cancel_handle(), guest.limits.exec_timeout);
+            let (call, _cancel) =
+                Call::new(guest.plugin.cancel_handle(), guest.limits.exec_timeout, guest.exclusive.background());
             match spawn_blocking(move || guest.call(&entry_point, &input, context, &call)).await {
                 Ok((guest, result)) => {
                     self.guest = guest;
@@ -113,7 +113,7 @@ impl Drop for ExtismInstance {
     fn drop(&mut self) {
         // Unmapping a guest's memory takes a while: not on a thread that drives other tasks.
         if let Some(guest) = self.guest.take() {
-            background::drop_elsewhere(guest);
+            guest.exclusive.background().drop_elsewhere(guest);
         }
     }
 }

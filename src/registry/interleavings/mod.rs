@@ -345,10 +345,14 @@ fn scenario() {
             let mut gone = closer.unload(revision(0), Duration::ZERO);
             let refused = Refused::Error(Error::Closed { name: "one".into(), interrupted: false });
             closer.retire(revision(1), CloseReason::Closed, None, &refused);
-            closer.reclaim_unused();
+            closer.look_after();
             closer.sweep(|_| Duration::ZERO);
-            closer.reclaim_unused();
+            closer.look_after();
             closer.settle();
+            // What is closing now takes too long.
+            let later = Instant::now() + Duration::from_mins(1);
+            closer.inner.apply(|state| state.give_up_overdue(later));
+            yield_now().await;
             gone.wait().await;
         }));
         for task in tasks {

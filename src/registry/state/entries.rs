@@ -75,8 +75,18 @@ pub(super) struct Draining<R> {
     pub(super) reaping: usize,
     /// Bytes that come back with its place.
     pub(super) frees: u64,
-    /// It will give its place back soon, and counts as `closing`.
-    pub(super) soon: bool,
+    pub(super) coming: Coming,
+}
+
+/// When a place that drains is given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Coming {
+    /// Once leases have ended and guests have returned.
+    Later,
+    /// Any moment since then, so it counts as `closing`: only the engine's objects are left.
+    Soon { since: Instant },
+    /// It should have been long ago. Nobody counts on it any more.
+    Overdue,
 }
 
 pub(super) struct Failure {
@@ -126,9 +136,25 @@ pub(super) fn refuse<R: Resident>(waiters: VecDeque<Waiter<R>>, refused: &Refuse
 
 impl<R> Draining<R> {
     /// Call after each change. True the first time that no lease is out and no guest runs.
-    pub(super) fn ends_soon(&mut self) -> bool {
-        let first = !self.soon && self.leases == 0 && self.instances <= self.reaping;
-        self.soon |= first;
+    pub(super) fn ends_soon(&mut self, now: Instant) -> bool {
+        let first = self.coming == Coming::Later && self.leases == 0 && self.instances <= self.reaping;
+        if first {
+            self.coming = Coming::Soon { since: now };
+        }
         first
+    }
+
+    /// True the first time that it should have ended `within` this time.
+    pub(super) fn is_overdue(&mut self, now: Instant, within: Duration) -> bool {
+        let overdue = matches!(self.coming, Coming::Soon { since } if now.saturating_duration_since(since) >= within);
+        if overdue {
+            self.coming = Coming::Overdue;
+        }
+        overdue
+    }
+
+    /// Whether it counts as `closing`.
+    pub(super) fn is_closing(&self) -> bool {
+        matches!(self.coming, Coming::Soon { .. })
     }
 }

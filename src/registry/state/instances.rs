@@ -24,7 +24,7 @@ impl<R: Resident> RegistryState<R> {
             draining.reaping -= reaped;
             self.reaping -= reaped;
             draining.instances -= 1;
-            self.closing += usize::from(draining.ends_soon());
+            self.closing += usize::from(draining.ends_soon(now));
         }
         self.dispatch(now);
     }
@@ -33,7 +33,7 @@ impl<R: Resident> RegistryState<R> {
     pub(in crate::registry) fn place_released(&mut self, place: PlaceId, now: Instant) {
         self.places.remove(&place);
         if let Some(draining) = self.draining.remove(&place) {
-            self.closing -= usize::from(draining.soon);
+            self.closing -= usize::from(draining.is_closing());
             self.reaping -= draining.reaping;
         }
         self.dispatch(now);

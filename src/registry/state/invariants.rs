@@ -1,6 +1,10 @@
 //! What holds whenever a method has returned. Tests check it after every step.
 
-use super::{super::Resident, RegistryState, entries::Phase};
+use super::{
+    super::Resident,
+    RegistryState,
+    entries::{Coming, Phase},
+};
 
 impl<R: Resident> RegistryState<R> {
     pub(in crate::registry) fn assert_invariants(&self) {
@@ -16,7 +20,7 @@ impl<R: Resident> RegistryState<R> {
         assert!(self.places.len() <= self.limits.capacity && self.instances <= self.limits.max_instances, "the bounds");
         assert_eq!(self.reaping, reaping.sum::<usize>(), "permits on their way");
         assert_eq!(self.idle, live().map(|live| live.idle).sum::<usize>(), "idle instances");
-        assert_eq!(self.closing, draining().filter(|draining| draining.soon).count(), "places on their way");
+        assert_eq!(self.closing, draining().filter(|draining| draining.is_closing()).count(), "places on their way");
         assert_eq!(self.waiting_instance, live().map(|live| live.waiters.len()).sum::<usize>(), "callers that wait");
         for live in live() {
             assert!(live.idle + live.reaping <= live.instances, "an instance that is idle twice");
@@ -27,7 +31,7 @@ impl<R: Resident> RegistryState<R> {
         // What a reclaim brings back is not known yet, and the decision is made again when it is.
         if self.reclaiming == 0 {
             // A victim whose spare is still being made gives its place back, if not soon.
-            let later = draining().filter(|draining| !draining.soon && draining.leases == 0).count();
+            let later = draining().filter(|draining| draining.coming == Coming::Later && draining.leases == 0).count();
             let (no_permit, no_place) = (self.permits_short() > 0, self.places_short() > later);
             assert!(!no_permit && !no_place || self.parking.is_empty(), "parked while somebody waits");
             assert!(!no_permit || self.idle == 0, "a caller waits for a permit that an idle instance has");

@@ -181,7 +181,7 @@ impl<R: Resident> RegistryState<R> {
                 self.effects.push(Effect::Reap { resident });
             }
             if draining.leases == 0 {
-                self.closing += usize::from(draining.ends_soon());
+                self.closing += usize::from(draining.ends_soon(now));
                 self.effects.extend(draining.resident.take().map(|resident| Effect::Drained { resident }));
             }
         }

@@ -11,7 +11,7 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{
     super::{CloseReason, Refused, Resident, RevisionId},
     Effect, RegistryState,
-    entries::Live,
+    entries::{Coming, Live},
 };
 use crate::memory::{Charge, MemoryKind, Weight};
 
@@ -100,9 +100,9 @@ impl<R: Resident> RegistryState<R> {
 
     /// What is on its way back.
     fn room_coming(&self) -> u64 {
-        let closing = self.draining.values().filter(|draining| draining.leases == 0).map(|draining| draining.frees);
+        let closing = self.draining.values().filter(|draining| draining.leases == 0 && draining.coming != Coming::Overdue);
         let reaping = self.live.iter().filter(|(_, live)| live.reaping > 0);
-        closing.chain(reaping.map(|(_, live)| live.each() * live.reaping as u64)).sum()
+        closing.map(|draining| draining.frees).chain(reaping.map(|(_, live)| live.each() * live.reaping as u64)).sum()
     }
 
     /// What could be given back by dropping all that nobody uses.

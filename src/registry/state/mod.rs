@@ -172,7 +172,7 @@ pub(super) struct RegistryState<R: Resident> {
     places: HashSet<PlaceId>,
     /// A channel for each place that closes once the place is released and the gauges show it.
     gone: HashMap<PlaceId, (RevisionId, watch::Receiver<bool>)>,
-    /// Draining runtimes that will give their places back soon: no lease is out and no guest runs.
+    /// Draining runtimes that will give their places back soon: no lease is out, no guest runs, and none is overdue.
     closing: usize,
     /// Permits out.
     instances: usize,

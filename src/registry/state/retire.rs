@@ -7,9 +7,12 @@ use tokio::time::Instant;
 use super::{
     super::{CloseReason, Refused, Resident, RevisionId},
     Effect, RegistryState,
-    entries::{Build, Draining, Live, Phase, refuse},
+    entries::{Build, Coming, Draining, Live, Phase, refuse},
 };
 use crate::error::Error;
+
+/// How long the engine's objects of a runtime may take to go: long for unmapping code, which takes milliseconds.
+const CLOSE: Duration = Duration::from_secs(2);
 
 impl<R: Resident> RegistryState<R> {
     /// Takes a revision out, whatever it is doing: a live runtime drains, a build's outcome is not wanted. Those who
@@ -59,7 +62,7 @@ impl<R: Resident> RegistryState<R> {
                         instances: 1,
                         reaping: 0,
                         frees: 0,
-                        soon: false,
+                        coming: Coming::Later,
                     };
                     self.draining.insert(place, draining);
                 }
@@ -90,15 +93,26 @@ impl<R: Resident> RegistryState<R> {
             self.reserved.retain(|reserved| *reserved != revision);
         }
         let leased = live.leases > 0;
-        let soon = !leased && live.instances <= reaping;
-        self.closing += usize::from(soon);
         let resident = leased.then(|| live.resident.clone());
         let Live { leases, instances, .. } = live;
         let frees = live.resident.weight().total();
-        self.draining.insert(live.place, Draining { revision, resident, leases, instances, reaping, frees, soon });
+        let mut draining = Draining { revision, resident, leases, instances, reaping, frees, coming: Coming::Later };
+        self.closing += usize::from(draining.ends_soon(now));
+        self.draining.insert(live.place, draining);
         let unused = reason.is_eviction().then(|| now - live.last_used);
         self.effects.push(Effect::Retire { resident: live.resident, reason, unused, idle: live.idle, leased, grace });
         self.effects.extend(refuse(live.waiters, refused));
+    }
+
+    /// Stops counting on places whose close is overdue: an engine's drop hangs. Whoever waits for one of them gets another,
+    /// if a runtime can be evicted, and whoever comes now is told in time.
+    pub(in crate::registry) fn give_up_overdue(&mut self, now: Instant) {
+        let overdue =
+            self.draining.values_mut().map(|draining| usize::from(draining.is_overdue(now, CLOSE))).sum::<usize>();
+        if overdue > 0 {
+            self.closing -= overdue;
+            self.dispatch(now);
+        }
     }
 
     /// Evicts what has not been used for longer than `ttl(revision)`.

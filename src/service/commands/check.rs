@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use crate::{
-    EvaluatorPool, Plugin, Settings, Spec,
+    Plugin, Settings, Spec,
     runtime::BuildTimes,
     service::{
         Exit,
@@ -20,7 +20,7 @@ pub(in crate::service) async fn check(arguments: CheckArguments, settings: &Sett
     let plugin = Plugin::new(bytes, spec.digest)?;
     let entry_points = EntryPoints::of(plugin.interface(), entry.as_deref())?;
     let spec = Spec { entry_point: entry, ..spec };
-    let prepared = EvaluatorPool::from_settings(settings)?.prepare_with("check", spec, Some(plugin.clone())).await?;
+    let prepared = super::pool_builder(settings).build()?.prepare_with("check", spec, Some(plugin.clone())).await?;
     let took = prepared.took();
     // Not published: the runtime closes in the background, or with the process.
     drop(prepared);

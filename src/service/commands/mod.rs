@@ -16,10 +16,16 @@ use std::{
 };
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 
 pub(super) use self::{check::check, load::load, options::PluginOptions, run::run, serve::serve};
 use super::{Exit, cli::Input};
-use crate::{Error, units::Size};
+use crate::{Error, PoolBuilder, Settings, units::Size};
+
+/// For a pool that does all of its work on the program's own runtime.
+fn pool_builder(settings: &Settings) -> PoolBuilder {
+    PoolBuilder::from(settings.clone()).background(Handle::current())
+}
 
 /// Reads the input for a guest.
 fn read_input(input: Input, limit: u64) -> Result<Bytes, Exit> {

@@ -1,8 +1,8 @@
 //! `evalpool run`: one evaluation, whose output goes to standard output as it is.
 
-use super::read_input;
+use super::{pool_builder, read_input};
 use crate::{
-    Data, EvaluatorPool, Settings, Spec,
+    Data, Settings, Spec,
     service::{
         Exit,
         cli::RunArguments,
@@ -16,7 +16,7 @@ pub(in crate::service) async fn run(arguments: RunArguments, settings: &Settings
     let spec = Spec { entry_point: entry, ..spec };
     let input = input.map(|input| read_input(input, settings.limits.input_size)).transpose()?;
     let data = input.map_or(Data::Empty, |input| options.data(input));
-    let evaluator = EvaluatorPool::from_settings(settings)?.evaluator("run", spec)?;
+    let evaluator = pool_builder(settings).build()?.evaluator("run", spec)?;
     let response = evaluator.evaluate(data).await?;
     if let Some(written) = response.written() {
         eprint!("{}", shown(written));

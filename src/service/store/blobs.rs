@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::files;
-use crate::{Digest, background};
+use crate::{Digest, background::Background};
 
 /// The folder of plugins.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub(super) struct Blobs {
     /// How many evaluators and claims use each plugin. A file is removed under this lock when its count reaches 0. A
     /// writer claims it first, so that its file is never removed under it.
     needed: Mutex<HashMap<Digest, usize>>,
+    /// Removes files: the runtime of the server.
+    background: Background,
 }
 
 impl Blobs {
@@ -24,7 +26,7 @@ impl Blobs {
     pub(super) fn new(folder: PathBuf, needed: impl Iterator<Item = Digest>) -> Self {
         let mut counts = HashMap::new();
         needed.for_each(|digest| *counts.entry(digest).or_default() += 1);
-        Self { folder, needed: Mutex::new(counts) }
+        Self { folder, needed: Mutex::new(counts), background: Background::current() }
     }
 
     pub(super) fn path(&self, digest: Digest) -> PathBuf {
@@ -93,7 +95,8 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         if !self.kept {
-            background::drop_elsewhere(Release { blobs: self.blobs.clone(), digest: self.digest });
+            let release = Release { blobs: self.blobs.clone(), digest: self.digest };
+            self.blobs.background.drop_elsewhere(release);
         }
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{Isolation, Settings, Wasi, background};
+use crate::{Isolation, Settings, Wasi, background::Background};
 
 fn plugin(export: &str) -> Plugin {
     let bytes = wat::parse_str(format!("(module (func (export {export:?})))")).unwrap();
@@ -102,6 +102,9 @@ fn a_plugin_is_kept_for_as_long_as_any_evaluator_needs_it() {
 
 #[test]
 fn the_old_plugin_stays_until_the_new_one_is_published() {
+    // One thread drops what is dropped elsewhere, in order.
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    let _within = runtime.enter();
     let folder = TempDir::new().unwrap();
     let (store, _) = open(&folder);
     put(&store, "a", "one");
@@ -109,7 +112,7 @@ fn the_old_plugin_stays_until_the_new_one_is_published() {
     let published = store.commit("a", "two", &document("two"), staged, anything, || {
         // Whatever was dropped before this is gone when this is.
         let (sender, gone) = std::sync::mpsc::channel::<()>();
-        background::drop_elsewhere(sender);
+        Background::current().drop_elsewhere(sender);
         gone.recv().unwrap_err();
         files(&folder, "plugins")
     });

@@ -212,9 +212,12 @@ async fn a_loader_whose_callers_have_left_goes_on_until_its_build_ends() {
 fn a_loader_ends_with_the_runtime_that_builds() {
     let (source, begun, mut dropped) = hangs();
     let spy = Spy::default();
-    let pool = spy.pool(|builder| builder.capacity(1));
-    let evaluator = pool.evaluator("loaded", Spec::new(source)).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let pool = {
+        let _within = runtime.enter();
+        spy.pool(|builder| builder.capacity(1))
+    };
+    let evaluator = pool.evaluator("loaded", Spec::new(source)).unwrap();
     let evaluating = evaluator.clone();
     runtime.spawn(async move { evaluating.evaluate("").await });
     runtime.block_on(begun.notified());

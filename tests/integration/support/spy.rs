@@ -17,7 +17,7 @@ use evalpool::{
     Error, EvaluatorPool, LastWords, PoolBuilder, Source, Spec,
     engine::{BoxFuture, CallRequest, CompileRequest, CompiledPlugin, Engine, Instance, Permit, SlotCounts, Slots},
 };
-use tokio::sync::Notify;
+use tokio::{runtime::Handle, sync::Notify};
 
 /// What one step of the engine does.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -96,13 +96,21 @@ impl std::fmt::Debug for Spy {
 }
 
 impl Spy {
-    /// A pool on this spy.
+    /// A pool on this spy, whose background work is on the test's runtime if it has one.
     pub(crate) fn pool(&self, set: impl FnOnce(PoolBuilder) -> PoolBuilder) -> EvaluatorPool {
+        let builder = self.builder(set);
+        let builder = match Handle::try_current() {
+            // Whose time the test may have paused.
+            Ok(runtime) => builder.background(runtime),
+            Err(_) => builder,
+        };
+        builder.build().expect("a test's settings are in range")
+    }
+
+    /// One whose background work is not on the test's own runtime.
+    pub(crate) fn builder(&self, set: impl FnOnce(PoolBuilder) -> PoolBuilder) -> PoolBuilder {
         // Instances stay with their threads from the second call on, so that every test is one of that as well.
-        set(EvaluatorPool::builder().park_after(0))
-            .engine(self.clone())
-            .build()
-            .expect("a test's settings are in range")
+        set(EvaluatorPool::builder().park_after(0)).engine(self.clone())
     }
 
     /// A spec that any pool takes: a real module, so that what looks at bytes has some to look at.

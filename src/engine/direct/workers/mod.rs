@@ -31,6 +31,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -48,7 +49,6 @@ use super::{
     tunables::{self, MemoryLayout},
 };
 use crate::{
-    background,
     config::CompileWorkers,
     engine::{CompileWorkerCounts, Ended},
     error::Error,
@@ -196,8 +196,8 @@ impl Drop for Workers {
         for worker in &idle {
             worker.kill();
         }
-        // Each is waited for.
-        background::drop_elsewhere(idle);
+        // Each is waited for: here if no thread can be had.
+        let _ = thread::Builder::new().name("evalpool-close".into()).spawn(move || drop(idle));
     }
 }
 

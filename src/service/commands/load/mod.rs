@@ -25,9 +25,9 @@ use std::{pin::pin, sync::Arc, time::Instant};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use self::{drive::Workload, figures::Figures, report::Report, subject::Subject, watch::Watch};
-use super::signals::Signals;
+use super::{pool_builder, signals::Signals};
 use crate::{
-    PoolBuilder, Settings,
+    Settings,
     service::{Exit, cli::LoadArguments, exit::print},
 };
 
@@ -53,7 +53,7 @@ pub(in crate::service) async fn load(
         None if settings.pool.capacity == Settings::default().pool.capacity => CAPACITY,
         None => settings.pool.capacity,
     };
-    let pool = PoolBuilder::from(settings).capacity(capacity).build()?;
+    let pool = pool_builder(&settings).capacity(capacity).build()?;
     // 32 bits: readers that take JSON numbers for doubles would round a larger one.
     let seed = arguments.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
 
