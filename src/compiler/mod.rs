@@ -201,9 +201,7 @@ impl Compiler {
             () = &mut unwanted => {
                 work.0.abort();
                 // It holds its place until it is gone. If it has just ended well, nobody gets to see it.
-                if let Ok(Ok(runtime)) = (&mut work.0).await {
-                    self.background.drop_elsewhere(runtime);
-                }
+                drop((&mut work.0).await);
                 Err(Error::Cancelled)
             }
         }

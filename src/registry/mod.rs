@@ -86,7 +86,7 @@ pub(crate) trait Resident: Clone + Send + Sync + 'static {
     /// free; the others are set aside for leases that have not taken them yet. `leased` says whether there is anything to
     /// wait for; if so, [`drained`](Self::drained) follows. After `grace`, guests are interrupted; `None` leaves the grace
     /// to the runtime.
-    fn retire(&self, idle: usize, leased: bool, grace: Option<Duration>);
+    fn retire(self, idle: usize, leased: bool, grace: Option<Duration>);
 
     /// It is draining: interrupt its guests after this grace, if that is sooner than it would have been.
     fn shorten_grace(&self, grace: Duration);

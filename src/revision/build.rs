@@ -14,12 +14,8 @@ pub(super) async fn build(inner: Arc<PoolInner>, revision: Arc<Revision>, mut ti
         return ticket.fail(&revision.closed());
     }
     match attempt(&inner, &revision, &mut ticket).await {
-        Ok(Some(runtime)) => {
-            // Retired while it was built: nobody else has it, so dropping it closes it.
-            if let Err(unwanted) = ticket.publish(runtime) {
-                inner.background.drop_elsewhere(unwanted);
-            }
-        }
+        // If it was retired while it was built, nobody else has it, and dropping it closes it.
+        Ok(Some(runtime)) => drop(ticket.publish(runtime)),
         // Nobody wants it any more, and nothing was begun.
         Ok(None) => ticket.abandon(),
         Err(error) => {

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Discard, Instance, Runtime};
+use super::{Discard, Instance, Runtime, RuntimeInner};
 use crate::{
     clock,
     config::Isolation,
@@ -75,7 +75,7 @@ impl<'a> Checkout<'a> {
         let runtime = lease.resident().ok_or(internal("a lease without a runtime"))?;
         let instance = match claim {
             Claim::Idle => {
-                runtime.inner.idle.try_remove().map_err(|_| internal("an instance that was set aside is not there"))?
+                runtime.idle.try_remove().map_err(|_| internal("an instance that was set aside is not there"))?
             }
             Claim::Make(permit) => runtime.make_instance(permit).await?,
         };
@@ -93,7 +93,7 @@ impl<'a> Checkout<'a> {
     ) -> (Digest, Ended) {
         let Some(Parked { lease, instance }) = &mut self.held else { unreachable!("held until it is dropped") };
         let Some(runtime) = lease.resident() else { unreachable!("a lease has its runtime until it ends") };
-        let inner = &runtime.inner;
+        let inner: &RuntimeInner = runtime;
         let entry_point = match inner.program.entry_points.find(entry_point) {
             Ok(entry_point) => entry_point,
             // The instance was not used.
@@ -131,7 +131,7 @@ impl<'a> Checkout<'a> {
 /// Runs a guest until it returns, until its deadline, or until the runtime's close interrupts it. Says as well whether it
 /// panicked.
 async fn run(runtime: &Runtime, guest: &mut dyn engine::Instance, request: CallRequest<'_>) -> (Ended, bool) {
-    let inner = &runtime.inner;
+    let inner: &RuntimeInner = runtime;
     let deadline = request.deadline;
     let call = guest.call(request);
     let mut call = pin!(AssertUnwindSafe(call).catch_unwind());
@@ -198,8 +198,8 @@ impl Drop for Checkout<'_> {
         let Some(reason) = self.discard else { return give_back(held, self.cache, self.epoch) };
         let Parked { lease, instance } = held;
         let fresh = lease.resident().and_then(|runtime| {
-            runtime.inner.metrics.discarded(reason.as_str());
-            (runtime.inner.policy.isolation == Isolation::Fresh).then(|| runtime.clone())
+            runtime.metrics.discarded(reason.as_str());
+            (runtime.policy.isolation == Isolation::Fresh).then(|| runtime.clone())
         });
         drop(instance);
         drop(lease);

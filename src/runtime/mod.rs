@@ -25,6 +25,8 @@ mod checkout;
 mod report;
 
 use std::{
+    ops::Deref,
+    ptr,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -112,14 +114,33 @@ pub(crate) struct Policy {
     pub(crate) build_timeout: Duration,
 }
 
-/// A live compiled plugin. Cheap to clone; dropping the last clone closes it.
+/// A live compiled plugin. Cheap to clone; dropping the last clone closes it, on a thread that may block.
 #[derive(Clone)]
 pub(crate) struct Runtime {
-    inner: Arc<RuntimeInner>,
+    /// `None` only inside `drop`.
+    inner: Option<Arc<RuntimeInner>>,
+}
+
+impl Deref for Runtime {
+    type Target = RuntimeInner;
+
+    fn deref(&self) -> &RuntimeInner {
+        let Some(inner) = &self.inner else { unreachable!("taken by its drop alone") };
+        inner
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        // Of clones that are dropped at one moment, one is the last.
+        if let Some(last) = self.inner.take().and_then(Arc::into_inner) {
+            last.background.clone().drop_elsewhere(last);
+        }
+    }
 }
 
 /// Dropped in this order: instances, then what they were made from, then the place.
-struct RuntimeInner {
+pub(crate) struct RuntimeInner {
     idle: Pool<Instance>,
     program: Program,
     policy: Policy,
@@ -180,7 +201,7 @@ impl Runtime {
     ) -> Self {
         let idle = Pool::new(policy.max_instances);
         let runtime = Self {
-            inner: Arc::new(RuntimeInner {
+            inner: Some(Arc::new(RuntimeInner {
                 idle,
                 program,
                 policy,
@@ -192,19 +213,19 @@ impl Runtime {
                 parking: OnceLock::new(),
                 spare_awaited: AtomicBool::new(false),
                 place,
-            }),
+            })),
         };
         runtime.put_back(Instance { guest: probe, uses: 0 });
         runtime
     }
 
     pub(crate) fn program(&self) -> &Program {
-        &self.inner.program
+        &self.program
     }
 
     /// Puts an instance into the pool. It has room for all that the registry permits.
     fn put_back(&self, instance: Instance) {
-        if let Err((instance, _)) = self.inner.idle.try_add(instance) {
+        if let Err((instance, _)) = self.idle.try_add(instance) {
             drop(instance);
         }
     }
@@ -212,55 +233,46 @@ impl Runtime {
     /// Whether threads may park its instances in this cache: in one only, so that a reclaim knows where to look.
     fn parks_in(&self, cache: &Arc<ThreadCache<Parked>>) -> bool {
         cache.open();
-        Arc::ptr_eq(self.inner.parking.get_or_init(|| cache.clone()), cache)
+        Arc::ptr_eq(self.parking.get_or_init(|| cache.clone()), cache)
     }
 
     async fn make_instance(&self, permit: InstancePermit<Runtime>) -> Result<Instance, Error> {
-        let after = self.inner.policy.build_timeout;
+        let after = self.policy.build_timeout;
         let permit = engine::Permit::new(permit);
-        match clock::timeout_at(clock::deadline(after), self.inner.program.compiled.instantiate(permit)).await {
+        match clock::timeout_at(clock::deadline(after), self.program.compiled.instantiate(permit)).await {
             Ok(Ok(guest)) => Ok(Instance { guest: guest.into(), uses: 0 }),
-            Ok(Err(error)) => Err(self.inner.program.report.failure(error)),
+            Ok(Err(error)) => Err(self.program.report.failure(error)),
             Err(_) => Err(Error::build_timeout(after)),
         }
     }
 
     /// Makes the instance for the next evaluation, on no caller's time, if nobody else wants its permit.
     fn prepare_spare(self) {
-        if !self.inner.program.spares_wait {
+        if !self.program.spares_wait {
             return self.make_spare();
         }
         // If the caller asks again at once, waking another thread costs more than the spare saves. So one task tries after
         // a while, and gives up if the runtime is in use again.
-        let awaited = &self.inner.spare_awaited;
+        let awaited = &self.spare_awaited;
         if awaited.load(Ordering::Relaxed) || awaited.swap(true, Ordering::Relaxed) {
             return;
         }
         // Weak: a close must not wait for this task.
-        let inner = Arc::downgrade(&self.inner);
-        self.inner.background.spawn(async move {
+        let weak = self.inner.as_ref().map(Arc::downgrade);
+        self.background.spawn(async move {
             tokio::time::sleep(SPARE_DELAY).await;
-            if let Some(inner) = inner.upgrade() {
-                inner.spare_awaited.store(false, Ordering::Relaxed);
-                let runtime = Runtime { inner };
-                if runtime.inner.place.is_at_rest() {
+            if let Some(inner) = weak.and_then(|weak| weak.upgrade()) {
+                let runtime = Runtime { inner: Some(inner) };
+                runtime.spare_awaited.store(false, Ordering::Relaxed);
+                if runtime.place.is_at_rest() {
                     runtime.make_spare();
-                } else {
-                    runtime.let_go();
                 }
             }
         });
     }
 
-    /// Drops this clone, on another thread if it is the last one.
-    fn let_go(self) {
-        if Arc::strong_count(&self.inner) == 1 {
-            self.inner.background.clone().drop_elsewhere(self);
-        }
-    }
-
     fn make_spare(self) {
-        let (permit, background) = (self.inner.place.reserve_spare(), self.inner.background.clone());
+        let (permit, background) = (self.place.reserve_spare(), self.background.clone());
         let mut spare = Spare { runtime: Some(self), reserved: permit.is_some(), ready: false };
         let Some(permit) = permit else { return };
         background.spawn(async move {
@@ -288,26 +300,24 @@ impl Drop for Spare {
     fn drop(&mut self) {
         let Some(runtime) = self.runtime.take() else { return };
         if self.reserved {
-            runtime.inner.place.spare_ended(self.ready);
+            runtime.place.spare_ended(self.ready);
         }
-        // It may have been evicted meanwhile.
-        runtime.let_go();
     }
 }
 
 impl Resident for Runtime {
     fn place(&self) -> &Place<Self> {
-        &self.inner.place
+        &self.place
     }
 
-    fn retire(&self, idle: usize, leased: bool, grace: Option<Duration>) {
-        self.inner.close_by(clock::deadline(grace.unwrap_or(self.inner.policy.grace)));
-        let closing = Closing { runtime: Some(self.clone()), leased, rescued: false };
-        self.inner.background.spawn(closing.run(idle));
+    fn retire(self, idle: usize, leased: bool, grace: Option<Duration>) {
+        self.close_by(clock::deadline(grace.unwrap_or(self.policy.grace)));
+        let background = self.background.clone();
+        background.spawn(Closing { runtime: Some(self), leased, rescued: false }.run(idle));
     }
 
     fn shorten_grace(&self, grace: Duration) {
-        self.inner.close_by(clock::deadline(grace));
+        self.close_by(clock::deadline(grace));
     }
 
     fn weight(&self) -> Weight {
@@ -315,24 +325,24 @@ impl Resident for Runtime {
     }
 
     fn drained(&self) {
-        self.inner.drained.notify_one();
+        self.drained.notify_one();
     }
 
     fn reap(&self) {
-        drop(self.inner.idle.try_remove());
+        drop(self.idle.try_remove());
     }
 
     fn max_instances(&self) -> usize {
-        self.inner.policy.max_instances
+        self.policy.max_instances
     }
 
     fn last_parked_use(&self) -> Option<Instant> {
-        self.inner.parking.get().and_then(|cache| cache.history().1)
+        self.parking.get().and_then(|cache| cache.history().1)
     }
 
     fn reclaim(&self, only_unused: bool) -> Vec<Lease<Self>> {
-        let Some(cache) = self.inner.parking.get() else { return Vec::new() };
-        let is_ours = |parked: &Parked| parked.lease.resident().is_some_and(|it| Arc::ptr_eq(&it.inner, &self.inner));
+        let Some(cache) = self.parking.get() else { return Vec::new() };
+        let is_ours = |parked: &Parked| parked.lease.resident().is_some_and(|it| ptr::eq(&**it, &**self));
         let parked = if only_unused { cache.reclaim_unused() } else { cache.reclaim(is_ours) };
         parked.into_iter().map(Parked::unpark).collect()
     }
@@ -349,7 +359,7 @@ struct Closing {
 
 impl Closing {
     async fn run(mut self, idle: usize) {
-        let Some(Runtime { inner }) = &self.runtime else { return };
+        let Some(inner) = &self.runtime else { return };
         // Idle instances serve nobody any more, so their memory need not wait for the calls in flight, nor for a spare that
         // is being made. Only these: the others are set aside for leases that are just beginning.
         for _ in 0..idle {
@@ -381,10 +391,9 @@ impl Drop for Closing {
                     return;
                 }
                 // Nobody can wait for its grace.
-                _ => drop(runtime.inner.stop.send_replace(true)),
+                _ => drop(runtime.stop.send_replace(true)),
             }
         }
-        runtime.inner.background.clone().drop_elsewhere(runtime);
     }
 }
 

@@ -11,10 +11,11 @@ use std::{
     time::Duration,
 };
 
-use evalpool::{CloseReport, EvaluatorPool, HostFunction, Isolation, Source, Spec, config::EngineKind};
+use evalpool::{CloseReport, EvaluatorPool, HostFunction, Isolation, PoolBuilder, Source, Spec, config::EngineKind};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::json;
 use tokio::{
+    runtime::Handle,
     sync::Semaphore,
     task::JoinSet,
     time::{sleep, timeout},
@@ -241,7 +242,7 @@ fn after_a_burst_and_a_close_everything_is_given_back() {
         let burst = async || {
             let mut settings = settings(EXTISM);
             settings.pool.max_instances_per_evaluator = 8;
-            let pool = EvaluatorPool::from_settings(&settings).unwrap();
+            let pool = PoolBuilder::from(settings).background(Handle::current()).build().unwrap();
             let upper = HostFunction::bytes("host_upper", |input| Ok(input.to_ascii_uppercase()));
             let spec = Spec::new(Source::bytes(CALL_HOST)).entry_point("call_host").host_function(upper);
             let evaluator = pool.evaluator("burst", spec.isolation(Isolation::Reuse)).unwrap();

@@ -8,6 +8,7 @@
 #[macro_use]
 mod support;
 
+mod background;
 mod before_compiling;
 mod cancellation;
 #[cfg(feature = "service")]

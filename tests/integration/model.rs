@@ -297,7 +297,7 @@ impl Real {
         settings.limits.exec_timeout = Duration::from_secs(100_000);
         settings.engine.isolation = Isolation::Reuse;
         let spy = if capacity.is_multiple_of(2) { Spy::with_workers() } else { Spy::default() };
-        spy.keeps_permits();
+        spy.keeps_permits(usize::MAX);
         let pool = spy.pool(|_| PoolBuilder::from(settings).park_after(0));
         let evaluators = (0..EVALUATORS).map(|e| pool.register(&e.to_string(), Spy::spec()).unwrap()).collect();
         Self { spy, pool, evaluators, calls: BTreeMap::new() }

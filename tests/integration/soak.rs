@@ -11,7 +11,7 @@ use evalpool::{
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{runtime::Handle, task::JoinSet, time::timeout};
 
 use crate::support::{
     CALL_HOST, GREET, TEXT, TOTALS, eventually,
@@ -172,7 +172,7 @@ fn soak(engine: EngineKind) {
         settings.limits.build_timeout = Duration::from_millis(500);
         settings.limits.wait_timeout = Duration::from_mins(1);
         settings.limits.memory = 8 << 20;
-        let pool = PoolBuilder::from(settings).park_after(0).build().unwrap();
+        let pool = PoolBuilder::from(settings).park_after(0).background(Handle::current()).build().unwrap();
         // Warm is when three more rounds take no more than any before: what the engine and the allocator take once and keep,
         // they have. Something that leaks a little each time never gets there, or shows in the long run that follows.
         everything_once(&pool, &hostile).await;

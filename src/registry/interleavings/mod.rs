@@ -118,15 +118,14 @@ impl Resident for Fake {
         self.0.max_instances
     }
 
-    fn retire(&self, idle: usize, _leased: bool, _grace: Option<Duration>) {
-        let this = self.clone();
+    fn retire(self, idle: usize, _leased: bool, _grace: Option<Duration>) {
         // Some time later, as the closing task would.
         drop(spawn(async move {
             yield_now().await;
             for _ in 0..idle {
-                this.reap();
+                self.reap();
             }
-            drop(this);
+            drop(self);
         }));
     }
 

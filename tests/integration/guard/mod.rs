@@ -199,7 +199,7 @@ async fn a_caller_that_leaves_during_a_build_leaves_nothing_behind() {
 #[tokio::test(start_paused = true)]
 async fn a_place_lasts_as_long_as_what_the_engine_keeps_under_it() {
     let spy = Spy::default();
-    spy.keeps_permits();
+    spy.keeps_permits(usize::MAX);
     let pool = forgetful(&spy);
     let evaluator = pool.evaluator("kept", Spy::spec()).unwrap();
     evaluator.evaluate("").await.unwrap();

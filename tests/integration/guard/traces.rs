@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use evalpool::{EvaluatorPool, Source, Spec, config::EngineKind};
+use evalpool::{PoolBuilder, Source, Spec, config::EngineKind};
+use tokio::runtime::Handle;
 
 use crate::support::{
     ENGINES, GREET, eventually,
@@ -27,7 +28,7 @@ async fn traceless(engine: EngineKind, spec: Spec, kind: &str) {
     let mut settings = settings(engine);
     settings.pool.capacity = 2;
     settings.pool.negative_ttl = Duration::ZERO;
-    let pool = EvaluatorPool::from_settings(&settings).unwrap();
+    let pool = PoolBuilder::from(settings).background(Handle::current()).build().unwrap();
     let build = async || {
         let error = pool.evaluator("bad", spec.clone()).unwrap().evaluate("").await.unwrap_err();
         assert_eq!(error.kind(), kind);

@@ -8,7 +8,6 @@ use tokio::time::sleep;
 
 use super::{evaluators, start, states, wait_behind};
 use crate::support::{
-    eventually,
     measured::Measured,
     spy::{Act, Spy},
 };
@@ -83,28 +82,6 @@ async fn what_became_idle_together_goes_within_a_tenth_of_its_time_and_not_toget
     sleep(Duration::from_mins(2)).await;
     closed.insert(spy.closes());
     assert!(closed.len() > 4 && spy.closes() == ALL, "{closed:?}");
-}
-
-/// The task that sweeps runs on the executor of whoever called first.
-#[test]
-fn idle_runtimes_go_although_the_executor_that_swept_has_ended() {
-    let spy = Spy::default();
-    let pool = spy.pool(|builder| builder.idle_ttl(Duration::from_mins(1)));
-    let executor = || {
-        let mut paused = tokio::runtime::Builder::new_current_thread();
-        paused.enable_time().start_paused(true).build().unwrap()
-    };
-    for ended in 1..=2 {
-        executor().block_on(async {
-            pool.evaluator("loose", Spy::spec()).unwrap().evaluate("").await.unwrap();
-            let kept = pool.register("kept", Spy::spec()).unwrap();
-            kept.evaluate("").await.unwrap();
-            sleep(Duration::from_mins(2)).await;
-            eventually("it is closed", || states(&pool) == [RuntimeState::Cold]).await;
-            kept.evaluate("").await.unwrap();
-        });
-        assert_eq!(pool.runtimes(), 1, "after {ended}");
-    }
 }
 
 /// Where making one costs more than handing the work to another thread.

@@ -1,7 +1,8 @@
 //! An engine that counts what it opens and closes, and does what a test tells it: be slow, fail, panic, never answer.
 
+mod objects;
+
 use std::{
-    any::Any,
     collections::{HashSet, VecDeque},
     pin::pin,
     sync::{
@@ -12,12 +13,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use evalpool::{
     Error, EvaluatorPool, LastWords, PoolBuilder, Source, Spec,
-    engine::{BoxFuture, CallRequest, CompileRequest, CompiledPlugin, Engine, Instance, Permit, SlotCounts, Slots},
+    engine::{BoxFuture, CompileRequest, CompiledPlugin, Engine, Permit, SlotCounts, Slots},
 };
 use tokio::{runtime::Handle, sync::Notify};
+
+use self::objects::SpyPlugin;
 
 /// What one step of the engine does.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -66,9 +68,13 @@ struct Script {
     vanish: bool,
     takes_only_trusted: bool,
     linked: Vec<String>,
-    keeps_permits: bool,
+    /// Of how many plugins the permits are still to be kept.
+    keeps_permits: usize,
+    drops_panic: bool,
     kept: Vec<Permit>,
     closed_on: Vec<ThreadId>,
+    /// The names of the threads on which plugins were compiled and closed.
+    worked_on: Vec<String>,
     open_gates: HashSet<String>,
 }
 
@@ -165,9 +171,14 @@ impl Spy {
         self.shared.script.lock().unwrap().takes_only_trusted = true;
     }
 
-    /// From now on, permits of plugins outlive them, as where an engine has more to give back.
-    pub(crate) fn keeps_permits(&self) {
-        self.shared.script.lock().unwrap().keeps_permits = true;
+    /// The permits of this many plugins outlive them, as where an engine has more to give back.
+    pub(crate) fn keeps_permits(&self, plugins: usize) {
+        self.shared.script.lock().unwrap().keeps_permits = plugins;
+    }
+
+    /// From now on, the drop of each plugin and instance panics.
+    pub(crate) fn drops_panic(&self) {
+        self.shared.script.lock().unwrap().drops_panic = true;
     }
 
     pub(crate) fn let_go_of_permits(&self) {
@@ -178,6 +189,11 @@ impl Spy {
     /// The threads on which plugins were closed, in order.
     pub(crate) fn closed_on(&self) -> Vec<ThreadId> {
         self.shared.script.lock().unwrap().closed_on.clone()
+    }
+
+    /// The names of the threads on which plugins were compiled and closed since the last call.
+    pub(crate) fn take_worked_on(&self) -> Vec<String> {
+        std::mem::take(&mut self.shared.script.lock().unwrap().worked_on)
     }
 
     /// The names of the modules that the last plugin was linked with, in the order in which the engine got them.
@@ -252,6 +268,16 @@ impl Spy {
 
     fn is_set(&self, which: impl Fn(&Shared) -> &AtomicBool) -> bool {
         which(&self.shared).load(Ordering::SeqCst)
+    }
+
+    fn works_here(&self) {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        self.shared.script.lock().unwrap().worked_on.push(name);
+    }
+
+    fn panic_in_drop(&self) {
+        let panics = self.shared.script.lock().unwrap().drops_panic;
+        assert!(!panics, "told to panic in a drop");
     }
 
     fn next(&self, pick: impl FnOnce(&mut Script) -> &mut VecDeque<Act>) -> Act {
@@ -341,6 +367,7 @@ impl Engine for Spy {
         shared.counts.runtimes_live_max.fetch_max(shared.counts.runtimes_live.load(Ordering::SeqCst), Ordering::SeqCst);
         Box::pin(async move {
             let held = (live, request.permit);
+            spy.works_here();
             let act = spy.next(|script| &mut script.compile);
             let working = Live::working(&shared);
             if spy.is_set(|shared| &shared.interrupts_compiles) {
@@ -366,85 +393,5 @@ impl Engine for Spy {
 
     fn shares_code(&self) -> bool {
         self.is_set(|shared| &shared.shares_code)
-    }
-}
-
-struct SpyPlugin {
-    spy: Spy,
-    held: (Live, Permit),
-}
-
-impl Drop for SpyPlugin {
-    fn drop(&mut self) {
-        let mut script = self.spy.shared.script.lock().unwrap();
-        script.closed_on.push(std::thread::current().id());
-        if script.keeps_permits {
-            script.kept.push(self.held.1.clone());
-        }
-        drop(script);
-        self.spy.counts().closes.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-impl CompiledPlugin for SpyPlugin {
-    fn has_entry_point(&self, _name: &str) -> bool {
-        !self.spy.shared.script.lock().unwrap().vanish
-    }
-
-    fn instantiate(&self, permit: Permit) -> BoxFuture<'_, Result<Box<dyn Instance>, Error>> {
-        let act = self.spy.next(|script| &mut script.instantiate);
-        let spy = self.spy.clone();
-        let live = Live::new(&spy.shared, |counts| &counts.instances_live);
-        spy.counts().instances_live_max.fetch_max(spy.instances_live(), Ordering::SeqCst);
-        Box::pin(async move {
-            let held = (live, permit);
-            let working =
-                (!spy.shared.interrupts_initialisers.load(Ordering::SeqCst)).then(|| Live::working(&spy.shared));
-            spy.shared.act(act).await?;
-            drop(working);
-            spy.counts().instances_made.fetch_add(1, Ordering::SeqCst);
-            Ok(Box::new(SpyInstance { spy, uses: 0, sound: true, _held: held }) as Box<dyn Instance>)
-        })
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
-
-struct SpyInstance {
-    spy: Spy,
-    uses: usize,
-    sound: bool,
-    _held: (Live, Permit),
-}
-
-impl Instance for SpyInstance {
-    /// Answers with the input and how often this instance has been called.
-    fn call<'a>(&'a mut self, request: CallRequest<'a>) -> BoxFuture<'a, Result<Bytes, Error>> {
-        let CallRequest { input, context, .. } = request;
-        Box::pin(async move {
-            let _until_it_returns = context;
-            let act = self.spy.next(|script| &mut script.call);
-            self.spy.counts().calls_started.fetch_add(1, Ordering::SeqCst);
-            self.uses += 1;
-            self.sound = false;
-            let shared = self.spy.shared.clone();
-            if let Some(gate) = input.strip_prefix(b"hold ") {
-                let gate = String::from_utf8_lossy(gate).into_owned();
-                shared.until(|| shared.script.lock().unwrap().open_gates.contains(&gate)).await;
-            }
-            if act == Act::Fail || input == "trap" {
-                return Err(Error::GuestTrap { reason: "told to trap".into(), last_words: LastWords::default() });
-            }
-            shared.act(act).await?;
-            self.sound = true;
-            self.spy.counts().calls_finished.fetch_add(1, Ordering::SeqCst);
-            Ok(format!("{}#{}", String::from_utf8_lossy(&input), self.uses).into())
-        })
-    }
-
-    fn is_sound(&self) -> bool {
-        self.sound
     }
 }
