@@ -16,14 +16,17 @@
 use std::{
     future::Future,
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::catch_unwind,
     pin::Pin,
     sync::{Mutex, OnceLock, PoisonError},
     task::{Context, Poll},
     thread,
 };
 
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::{
+    runtime::{Builder, Handle, Runtime},
+    task::spawn_blocking,
+};
 
 /// Threads for work that blocks, beside those that drive tasks: more than closes and compiles at once.
 const MOST_BLOCKING: usize = 2048;
@@ -40,6 +43,7 @@ impl Background {
     }
 
     /// The runtime of the task that asks: for what knows no pool, but was made by one's background work.
+    #[cfg(any(feature = "direct", feature = "extism"))]
     pub(crate) fn current() -> Self {
         Self(Handle::try_current().ok())
     }
@@ -76,10 +80,7 @@ impl Background {
 
     /// Drops a value that may take long to drop on a thread that may block, never on this one if another can be had.
     pub(crate) fn drop_elsewhere<T: Send + 'static>(&self, value: T) {
-        if let Ok(handle) = self.handle() {
-            let heavy = Heavy(Some(value));
-            run_blocking(&handle, move || heavy.done());
-        }
+        self.spawn(async move { drop(spawn_blocking(move || drop(value))) });
     }
 }
 
@@ -116,11 +117,6 @@ fn start() -> io::Result<Runtime> {
     catch_unwind(start).unwrap_or_else(|_| Err(io::Error::other("the system refuses a thread")))
 }
 
-fn run_blocking(handle: &Handle, work: impl FnOnce() + Send + 'static) {
-    // tokio panics where the system refuses its first thread. It has queued the work, for the next thread that it gets.
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(handle.spawn_blocking(work))));
-}
-
 /// A task. If its runtime ends before it has begun, it begins on this crate's own. (Later it could not move: its timers and
 /// sockets are that runtime's.)
 struct Movable<F: Future<Output = ()> + Send + 'static> {
@@ -144,26 +140,6 @@ impl<F: Future<Output = ()> + Send + 'static> Drop for Movable<F> {
             && let Ok(own) = own()
         {
             own.spawn(task);
-        }
-    }
-}
-
-/// A value that is dropped where that may take long. If a runtime drops it instead of calling [`done`](Self::done), because
-/// it has ended, this crate's own does it.
-struct Heavy<T: Send + 'static>(Option<T>);
-
-impl<T: Send + 'static> Heavy<T> {
-    fn done(mut self) {
-        drop(self.0.take());
-    }
-}
-
-impl<T: Send + 'static> Drop for Heavy<T> {
-    fn drop(&mut self) {
-        if let Some(value) = self.0.take()
-            && let Ok(own) = own()
-        {
-            run_blocking(&own, move || drop(value));
         }
     }
 }

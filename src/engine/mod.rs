@@ -259,7 +259,7 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
 }
 
 /// A compiled plugin: makes instances. Dropping it and its instances gives everything back, which may take
-/// milliseconds.
+/// milliseconds. The pool logs a panic of either drop, and goes on: what held a permit must have released it all the same.
 pub trait CompiledPlugin: Send + Sync + 'static {
     /// Whether an export of this name can be called.
     fn has_entry_point(&self, name: &str) -> bool;

@@ -1,11 +1,18 @@
 //! How one evaluation is called, and counted.
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread,
+};
+
+use tokio::runtime::Handle;
 
 use crate::{
     background,
     engine::{CallContext, inside_host_function},
-    error::Error,
+    error::{Error, panic_text},
     metrics::Metrics,
 };
 
@@ -43,27 +50,17 @@ impl Drop for Outcome<'_> {
     }
 }
 
-/// Runs a future on this crate's own runtime and waits for it here. `inside` a host function this may be a thread of
-/// that runtime, which cannot wait for itself: then it is run on one of its own.
-pub(super) fn block<T: Send + 'static>(
-    inside: bool,
-    future: impl Future<Output = T> + Send + 'static,
-) -> Result<T, Error> {
-    let failed = |reason| Error::Internal { reason, cause: None };
-    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-    let run = async move {
-        // Fails only when the thread that waits is gone.
-        let _ = sender.send(future.await);
-    };
-    if inside {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| Error::overloaded("no runtime could be made", &error, &error))?;
-        let thread = std::thread::Builder::new().name("evalpool-nested".into());
-        thread
-            .spawn(move || runtime.block_on(run))
-            .map_err(|error| Error::overloaded("no thread could be started", &error, &error))?;
+/// Runs a future to its end on this thread, with the timers of this crate's own runtime: whatever it is held up by, it holds
+/// up no thread of that. A thread that is a tokio runtime's, such as that of a host function, cannot drive another: then the
+/// future has a thread to itself.
+pub(super) fn block<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> Result<T, Error> {
+    let no_thread = |error: std::io::Error| Error::overloaded("no thread can be started", &error, &error);
+    let own = background::own().map_err(no_thread)?;
+    let ended = if Handle::try_current().is_ok() {
+        let thread = thread::Builder::new().name("evalpool-nested".into());
+        thread.spawn(move || own.block_on(future)).map_err(no_thread)?.join()
     } else {
-        drop(background::own().map_err(|error| Error::overloaded("no thread can be started", error))?.spawn(run));
-    }
-    receiver.recv().map_err(|_| failed("a blocking evaluation panicked"))
+        catch_unwind(AssertUnwindSafe(|| own.block_on(future)))
+    };
+    ended.map_err(|panic| Error::internal("a blocking evaluation panicked", panic_text(&*panic)))
 }

@@ -271,7 +271,7 @@ impl Evaluator {
     }
 
     /// The same for callers without tokio. Blocks this thread until the evaluation has ended, for at most the sum of
-    /// its three bounds; the evaluation runs on a small tokio runtime of this crate's own.
+    /// its three bounds. The guest runs on it, too; the timers are those of a tokio runtime of this crate's own.
     ///
     /// Do not call it from a task: it blocks the thread that drives the task.
     ///
@@ -284,7 +284,7 @@ impl Evaluator {
 
     fn block_on(&self, data: Data, entry_point: Option<Arc<str>>) -> Result<Response, Error> {
         let (inside, this) = (inside_host_function(), self.clone());
-        block(inside, async move {
+        block(async move {
             let call = Call { inside, ..Call::by(entry_point.as_deref()) };
             this.evaluate_from(&data, call).await
         })?

@@ -125,7 +125,7 @@ impl<R: Resident> Lease<R> {
 
     /// Takes the lease apart, for its end to be accounted for. `None` when that has happened.
     pub(super) fn end(&mut self) -> Option<Returned> {
-        // This clone first: whoever closes the runtime must hold the last one, to drop it where that may take long.
+        // This clone first: the end of the last lease lets others evict the runtime and wait for its end.
         drop(self.resident.take()?);
         // A permit that was not used goes back before the lease, so that the next in line finds it.
         let back = matches!(std::mem::replace(&mut self.holds, Holds::Taken), Holds::Idle);

@@ -119,7 +119,7 @@ impl PoolInner {
         slots
     }
 
-    /// Starts the sweep at the first use from within a tokio runtime. It ends with the pool.
+    /// Starts the sweep at the first use. It ends with the pool.
     pub(crate) fn ensure_sweeping(self: &Arc<Self>) {
         // Load first: every evaluation passes here, and a store would contend for the cache line.
         if self.sweeping.load(Ordering::Relaxed) || self.sweeping.swap(true, Ordering::Relaxed) {
@@ -136,8 +136,8 @@ impl PoolInner {
     }
 }
 
-/// The task that takes back what threads no longer use and evicts what is idle for too long. When the tokio runtime under it
-/// goes, the next call starts it again.
+/// The task that takes back what threads no longer use, gives up on closes that are overdue, and evicts what is idle for too
+/// long. When a runtime that the pool was given ends, the next call starts it again.
 struct Sweep(Weak<PoolInner>);
 
 impl Sweep {

@@ -9,8 +9,9 @@
 //! ```
 //!
 //! A runtime closes when its last owner drops it. Leases, spare tasks and the closing task own it, and each instance holds
-//! its place. The closing task holds on longest, so that heavy objects are dropped where that may take long. If the task
-//! itself is dropped, because its tokio runtime ended, a thread finishes the work.
+//! its place. Whoever drops it last hands it to a thread that may block, so that heavy objects are dropped where that may
+//! take long. Closing and spare tasks run on the pool's background runtime. If that ends before a closing task, the task goes
+//! on elsewhere.
 //!
 //! # Why deadpool's unmanaged pool
 //!
@@ -26,7 +27,6 @@ mod report;
 
 use std::{
     ops::Deref,
-    ptr,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -219,6 +219,10 @@ impl Runtime {
         runtime
     }
 
+    fn is(&self, other: &Self) -> bool {
+        self.inner.as_ref().zip(other.inner.as_ref()).is_some_and(|(one, two)| Arc::ptr_eq(one, two))
+    }
+
     pub(crate) fn program(&self) -> &Program {
         &self.program
     }
@@ -342,7 +346,7 @@ impl Resident for Runtime {
 
     fn reclaim(&self, only_unused: bool) -> Vec<Lease<Self>> {
         let Some(cache) = self.parking.get() else { return Vec::new() };
-        let is_ours = |parked: &Parked| parked.lease.resident().is_some_and(|it| ptr::eq(&**it, &**self));
+        let is_ours = |parked: &Parked| parked.lease.resident().is_some_and(|it| it.is(self));
         let parked = if only_unused { cache.reclaim_unused() } else { cache.reclaim(is_ours) };
         parked.into_iter().map(Parked::unpark).collect()
     }
@@ -388,7 +392,6 @@ impl Drop for Closing {
             match background::own() {
                 Ok(own) if !self.rescued => {
                     drop(own.spawn(Closing { runtime: Some(runtime), leased: true, rescued: true }.run(0)));
-                    return;
                 }
                 // Nobody can wait for its grace.
                 _ => drop(runtime.stop.send_replace(true)),

@@ -80,8 +80,8 @@ impl Source {
     /// ```
     ///
     /// Each build calls it anew, also the first one after an eviction: the plugin is what it gives then, unless the spec
-    /// names a [digest](crate::Spec::digest). It is a future of the build: one that blocks holds up a thread of the
-    /// executor. It is dropped at [`build_timeout`](crate::Spec::build_timeout), and when the evaluator or its pool is
+    /// names a [digest](crate::Spec::digest). It is a future of the build, which runs on the pool's
+    /// [background](crate::PoolBuilder::background) runtime: one that blocks holds up a thread of that. It is dropped at [`build_timeout`](crate::Spec::build_timeout), and when the evaluator or its pool is
     /// closed. It goes on when the callers that wait for the build leave.
     ///
     /// Its error becomes [`SourceUnavailable`](crate::Error::SourceUnavailable), with the error as the cause. A panic

@@ -44,12 +44,14 @@ fn a_caller_whose_runtime_is_not_driven_any_more_strands_nobody() {
     let pool = pool_on_its_own(&spy, 2);
     let [one, two, three] = evaluators(&pool, ["one", "two", "three"]);
     let parked = parked();
+    spy.on_compile([Act::Held]);
     let mut stranded = pin!(one.evaluate("stranded"));
     {
         let _within = parked.enter();
         let polled = stranded.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         assert!(polled.is_pending(), "it waits for its build");
     }
+    spy.release();
     on_threads(async {
         let others: Vec<_> = (0..8).map(|_| start(&one)).collect();
         for other in others {
@@ -157,7 +159,7 @@ fn where_the_system_refuses_a_thread_callers_are_told_so_and_the_next_one_tries_
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = pages.split(' ').next().unwrap().parse().unwrap();
     let full = pages * rustix::param::page_size() as u64 + (1 << 20);
-    setrlimit(Resource::As, Rlimit { current: Some(full), ..limits.clone() }).unwrap();
+    setrlimit(Resource::As, Rlimit { current: Some(full), ..limits }).unwrap();
     let blocking = one.evaluate_blocking("").unwrap_err();
     let error = runtime.block_on(one.evaluate("")).unwrap_err();
     setrlimit(Resource::As, limits).unwrap();

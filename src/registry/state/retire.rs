@@ -12,7 +12,7 @@ use super::{
 use crate::error::Error;
 
 /// How long the engine's objects of a runtime may take to go: long for unmapping code, which takes milliseconds.
-const CLOSE: Duration = Duration::from_secs(2);
+const CLOSES_WITHIN: Duration = Duration::from_secs(2);
 
 impl<R: Resident> RegistryState<R> {
     /// Takes a revision out, whatever it is doing: a live runtime drains, a build's outcome is not wanted. Those who
@@ -107,8 +107,11 @@ impl<R: Resident> RegistryState<R> {
     /// Stops counting on places whose close is overdue: an engine's drop hangs. Whoever waits for one of them gets another,
     /// if a runtime can be evicted, and whoever comes now is told in time.
     pub(in crate::registry) fn give_up_overdue(&mut self, now: Instant) {
-        let overdue =
-            self.draining.values_mut().map(|draining| usize::from(draining.is_overdue(now, CLOSE))).sum::<usize>();
+        let overdue = self
+            .draining
+            .values_mut()
+            .map(|draining| usize::from(draining.is_overdue(now, CLOSES_WITHIN)))
+            .sum::<usize>();
         if overdue > 0 {
             self.closing -= overdue;
             self.dispatch(now);

@@ -103,7 +103,8 @@ fn a_plugin_is_kept_for_as_long_as_any_evaluator_needs_it() {
 #[test]
 fn the_old_plugin_stays_until_the_new_one_is_published() {
     // One thread drops what is dropped elsewhere, in order.
-    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    let mut one = tokio::runtime::Builder::new_multi_thread();
+    let runtime = one.worker_threads(1).max_blocking_threads(1).build().unwrap();
     let _within = runtime.enter();
     let folder = TempDir::new().unwrap();
     let (store, _) = open(&folder);

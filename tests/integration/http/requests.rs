@@ -1,10 +1,17 @@
 //! What servers get, and how a request's failure is told.
 
-use std::net::TcpListener;
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
 
+use evalpool::config::EngineKind;
 use serde_json::json;
 
 use super::{Recorder, answer, ask, ask_with, requester, values};
+use crate::support::{builder, on_threads};
 
 #[tokio::test]
 async fn a_request_says_who_asks_unless_the_plugin_says_so_itself() {
@@ -150,4 +157,37 @@ async fn a_failure_names_the_url_without_what_may_be_secret() {
         assert!(text.starts_with(&format!("the plugin trapped: {said}")), "{text}");
         assert!(!text.contains("secret") && !text.contains("token"), "{text}");
     }
+}
+
+/// Answers one request after the other, and keeps the connection.
+fn keeps_answering(mut stream: TcpStream) -> Option<()> {
+    let mut lines = BufReader::new(stream.try_clone().ok()?).lines();
+    while lines.by_ref().map_while(Result::ok).any(|line| line.is_empty()) {
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").ok()?;
+    }
+    None
+}
+
+/// The next request finds the connection that an earlier caller has opened, and that caller's runtime stands still.
+#[test]
+fn a_connection_does_not_need_the_runtime_of_the_caller_that_opened_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let request = json!({"url": format!("http://{}/", listener.local_addr().unwrap())});
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(|| keeps_answering(stream));
+        }
+    });
+    let pool = builder(EngineKind::Direct).build().unwrap();
+    let spec = requester(false, false).exec_timeout(Duration::from_secs(30));
+    let evaluator = pool.evaluator("asks", spec).unwrap();
+    let parked = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for _ in 0..3 {
+        assert_eq!(parked.block_on(evaluator.evaluate(request.clone())).unwrap().bytes(), "ok");
+    }
+    on_threads(async {
+        assert_eq!(evaluator.evaluate(request).await.unwrap().bytes(), "ok");
+        pool.close().await;
+    });
+    drop(parked);
 }

@@ -22,7 +22,7 @@
 //!     place stays counted.
 //! 16. Access to the compiled plugin is through a lease, and cannot outlive the close.
 //! 17. Registered is not live: dropping the last handle of an evaluator that is not registered closes its runtime.
-//! 18. Without any tokio left, a thread of the pool's own drops what is heavy.
+//! 18. Without any tokio left, a thread of this crate's own drops what is heavy.
 //! 19. Close says what happened: drained, forced after its grace, or not ended by its deadline.
 
 use std::time::Duration;

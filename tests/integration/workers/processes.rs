@@ -3,16 +3,18 @@
 use std::{fs, process::Command, thread, time::Duration};
 
 use evalpool::{
-    config::CodeCache,
+    PoolBuilder,
+    config::{CodeCache, EngineKind},
     engine::{CompileWorkerCounts, Ended},
 };
+use tokio::runtime::Handle;
 
 use super::bombs;
 use crate::{
     service::{Server, eventually, program},
     support::{
         process::{Held, alone, forgetful_threads, settled},
-        wasm,
+        settings, wasm,
     },
 };
 
@@ -260,7 +262,9 @@ fn ten_thousand_builds_in_a_row_leave_what_there_was() {
         return;
     }
     forgetful_threads().block_on(async {
-        let pool = super::pool(|settings| settings.engine.code_cache = CodeCache::Off);
+        let mut settings = settings(EngineKind::Direct);
+        settings.engine.code_cache = CodeCache::Off;
+        let pool = PoolBuilder::from(settings).background(Handle::current()).build().unwrap();
         let build = async |at: u32| {
             let text = format!(r#"(module (func (export "run")) (@custom "number" "{at}"))"#);
             pool.evaluator("each", super::bytes(wasm(&text))).unwrap().evaluate("").await.unwrap();
