@@ -91,6 +91,18 @@ fn a_worker_that_is_killed_is_replaced_once_and_others_never_notice() {
 }
 
 #[test]
+fn what_compiles_gives_way_to_what_somebody_waits_for_already() {
+    let nice = |process: u32| -> Option<i32> {
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        stat.rsplit(')').next()?.split_whitespace().nth(16)?.parse().ok()
+    };
+    let server = Server::start(&[]);
+    assert_eq!(server.put("small", &small()).status, 201);
+    let workers = workers(server.id());
+    assert!(!workers.is_empty() && workers.into_iter().all(|worker| nice(worker) > nice(server.id())));
+}
+
+#[test]
 fn a_worker_that_is_stopped_is_a_build_timeout_and_then_replaced() {
     let server = Server::start(&[("LIMITS_BUILD_TIMEOUT", "2s"), ("POOL_BUILD_CONCURRENCY", "1")]);
     assert_eq!(server.put("first", &small()).status, 201);

@@ -32,6 +32,10 @@ use crate::{engine::text::shorten, error::panic_text, pages};
 /// What the compiler is tried with before anything is asked of it: two functions, so that it starts its threads.
 const TRIAL: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x03\x02\0\0\x0a\x07\x02\x02\0\x0b\x02\0\x0b";
 
+/// How much nicer a worker is than the rest: what somebody waits for already goes before what is to be compiled. Not by
+/// more, or a busy service would compile nothing.
+const NICER: i32 = 5;
+
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 
 /// Makes compile workers of this program. Call it first in `main`.
@@ -77,6 +81,8 @@ fn work(memory: u64) -> io::Result<()> {
     // First of all: the memory that this may take, and no file of it when it dies.
     limit(Resource::Data, memory)?;
     limit(Resource::Core, 0)?;
+    // If the system does not let it, it runs like the others.
+    let _ = rustix::process::nice(NICER);
     // What the compiler says when it panics goes to the owner.
     std::panic::set_hook(Box::new(|_| {}));
     let (orders, mut stdout) = (listen()?, io::stdout().lock());
