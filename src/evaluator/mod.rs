@@ -125,6 +125,12 @@ impl Evaluator {
     /// (`limits.build_timeout`), for the guest (`limits.exec_timeout`). Must be polled on a tokio runtime with its
     /// timer enabled; elsewhere use [`evaluate_blocking`](Self::evaluate_blocking).
     ///
+    /// **The guest runs on the thread that polls the future**, and returns to its executor each millisecond. One instruction
+    /// may keep the thread for longer: `memory.fill` and `memory.copy` of a whole memory run to their end, 10 to 30 ms for
+    /// 64 MiB and up to a second for 1 GiB. If that is too long for what else your runtime does, spawn evaluations of
+    /// strangers' plugins on a tokio runtime of their own, with more threads than cores, and abort the task when its caller
+    /// leaves. The README has an example. (On `extism`, each guest has a blocking thread.)
+    ///
     /// **Dropping the future** gives up its place in every queue, stops the guest promptly, and discards the instance
     /// that the guest was using. It does not undo what the guest had already done through host functions.
     ///

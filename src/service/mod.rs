@@ -6,6 +6,7 @@
 //! | `commands` | `serve`, `run`, `check` and `load` |
 //! | `document` | the spec as clients write it, and the operator's ceilings over it |
 //! | `http` | routes and their handlers |
+//! | `guests` | the threads that run guests, apart from those of HTTP |
 //! | `connections` | how many connections there may be, what they hold in bytes, and which give way |
 //! | `listen` | connections: how long they may stall, and how they end |
 //! | `store` | the folder in which evaluators are stored |
@@ -24,6 +25,7 @@ mod exit;
 pub mod exporter;
 mod greet;
 mod host;
+mod guests;
 mod http;
 mod listen;
 pub mod log;
@@ -39,7 +41,7 @@ use self::cli::Command;
 pub use self::exit::Exit;
 use crate::{
     Settings,
-    config::{LogLevel, ignored_variables},
+    config::{LogLevel, PoolSettings, ignored_variables},
 };
 
 /// Blocking threads for reading, storing and dropping, beside one for each guest and each compilation.
@@ -47,6 +49,12 @@ const SPARE_THREADS: usize = 64;
 
 /// How long the program waits at its end for threads that are still busy, such as one whose host function blocks.
 const LAST_THREADS: Duration = Duration::from_secs(1);
+
+/// How many threads may block. On `extism` each guest blocks one; tokio's default of 512 would be a second, hidden bound on
+/// instances.
+fn blocking_threads(pool: &PoolSettings) -> usize {
+    pool.max_instances.saturating_add(pool.build_concurrency).saturating_add(SPARE_THREADS)
+}
 
 /// A command, and the settings that it runs with.
 pub struct Program {
@@ -91,11 +99,9 @@ impl Program {
         if let Some(variables) = ignored_variables() {
             tracing::info!(variables, "ignored: Kubernetes sets these for a Service that is named like this program");
         }
-        // On `extism` each guest blocks a thread; tokio's default of 512 would be a second, hidden bound on instances.
-        let threads = settings.pool.max_instances.saturating_add(settings.pool.build_concurrency);
         let runtime = runtime::Builder::new_multi_thread()
             .enable_all()
-            .max_blocking_threads(threads.saturating_add(SPARE_THREADS))
+            .max_blocking_threads(blocking_threads(&settings.pool))
             .build()
             .map_err(|error| Exit::failed(format!("no threads can be started: {error}")))?;
         let outcome = runtime.block_on(async {

@@ -33,12 +33,14 @@ use crate::{
     CloseReport, EvaluatorPool, Settings,
     config::{EngineKind, ServiceSettings},
     service::{
-        Exit,
+        Exit, blocking_threads,
         connections::Connections,
         document::{Ceilings, MAX_DOCUMENT},
         exit::print,
         exporter::UPKEEP,
-        greet, host,
+        greet,
+        guests::Guests,
+        host,
         http::{self, App, Tokens},
         listen,
         store::Store,
@@ -70,7 +72,8 @@ pub(in crate::service) async fn serve(mut settings: Settings, exporter: Promethe
     let pool = EvaluatorPool::from_settings(&settings)?;
     let ceilings = Ceilings::new(&settings);
     let store = open_store(service, &ceilings, &pool)?;
-    let app = Arc::new(App::new(pool.clone(), store, ceilings, &settings, tokens, exporter.clone()));
+    let guests = Guests::start(blocking_threads(&settings.pool))?;
+    let app = Arc::new(App::new(pool.clone(), store, ceilings, &settings, tokens, exporter.clone(), guests));
 
     let (stop, stopped) = oneshot::channel::<()>();
     let router = http::router(app.clone());

@@ -123,7 +123,8 @@ async fn publish(
     plugin: Option<Plugin>,
     check: impl FnOnce(Option<u64>) -> Result<(), Error> + Send + 'static,
 ) -> Result<Response, Problem> {
-    let prepared = app.pool.prepare_with(&name, staged.spec(&document, &app.ceilings), plugin).await?;
+    let (pool, named, spec) = (app.pool.clone(), name.clone(), staged.spec(&document, &app.ceilings));
+    let prepared = app.guests.build(async move { pool.prepare_with(&named, spec, plugin).await }).await??;
     let nameless = Error::Internal { reason: "a plugin was prepared without being read", cause: None };
     let info = prepared.info().ok_or(nameless)?;
     let unnamed =
@@ -185,7 +186,11 @@ pub(super) async fn evaluate(
         // A failure is kept, and comes up again below.
         blocking(move || Ok(shared.data(Input::Request).is_ok())).await?;
     }
-    let evaluated = evaluator.evaluate_from(&*asked, crate::evaluator::Call::by(asked.entry_point())).await;
+    let shared = asked.clone();
+    let id = evaluator.id();
+    let evaluation =
+        async move { evaluator.evaluate_from(&*shared, crate::evaluator::Call::by(shared.entry_point())).await };
+    let evaluated = app.guests.run(id, evaluation).await?;
     let response = evaluated.map_err(|error| match error {
         Error::PayloadTooLarge { what: "input", limit } if asked.was_request() => {
             let limit = Size(limit);

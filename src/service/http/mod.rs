@@ -14,7 +14,7 @@
 //! | [`work`] | requests in flight, which a shutdown waits for |
 //!
 //! A handler is one future. When its client leaves, hyper drops that future, which gives up a place in a queue, stops a
-//! guest or leaves a build. Commits of the store must not stop half-way: they run on a blocking thread, to their end.
+//! guest or leaves a build. Guests run on [threads of their own](super::guests). Commits of the store must not stop half-way: they run on a blocking thread, to their end.
 
 mod answer;
 mod body;
@@ -43,7 +43,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use self::{exchange::Allowed, problem::Problem};
 pub(super) use self::{tokens::Tokens, work::Work};
-use super::{connections::Connections, document::Ceilings, store::Store};
+use super::{connections::Connections, document::Ceilings, guests::Guests, store::Store};
 use crate::{Error, ErrorKind, EvaluatorPool, Settings};
 
 /// State that all requests share.
@@ -58,6 +58,7 @@ pub(super) struct App {
     allowed: Allowed,
     tokens: Option<Arc<Tokens>>,
     work: Work,
+    guests: Arc<Guests>,
     exporter: PrometheusHandle,
 }
 
@@ -69,6 +70,7 @@ impl App {
         settings: &Settings,
         tokens: Option<Arc<Tokens>>,
         exporter: PrometheusHandle,
+        guests: Guests,
     ) -> Self {
         let limits = &settings.limits;
         Self {
@@ -81,6 +83,7 @@ impl App {
             allowed: Allowed::new(&settings.service),
             tokens,
             work: Work::default(),
+            guests: Arc::new(guests),
             exporter,
         }
     }

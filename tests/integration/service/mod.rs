@@ -13,6 +13,7 @@ mod readme;
 mod request;
 mod server;
 mod shortage;
+mod threads;
 mod upload;
 
 use crate::support::wasm;

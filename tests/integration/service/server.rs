@@ -46,10 +46,7 @@ pub(crate) struct Outcome {
 impl Server {
     /// With the defaults and these settings: `("POOL_CAPACITY", "1")`.
     pub(crate) fn start(settings: &[(&str, &str)]) -> Self {
-        let folder = TempDir::new().unwrap();
-        let mut server = Self::start_in(folder.path(), settings);
-        server.folder = Some(folder);
-        server
+        Self::start_command(program(), settings)
     }
 
     /// The same in a process whose allocator keeps little back for later.
