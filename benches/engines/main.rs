@@ -17,6 +17,7 @@
 //! | `builds` | cold builds, compiled in workers and in this process |
 //! | `start` | the start of a compile worker in a small process and in a large one |
 //! | `bombs` | a cold call beside compiles that do not end |
+//! | `served` | warm and cold calls over HTTP, and the server's health, beside hostile evaluators |
 
 mod back;
 mod bare;
@@ -28,6 +29,7 @@ mod pooled;
 mod raw_extism;
 mod report;
 mod runners;
+mod served;
 mod workers;
 
 // The hostile plugins of the tests.
@@ -49,7 +51,7 @@ const TASKS: usize = 64;
 
 type Part = fn(&mut Report, Duration);
 
-const PARTS: [(&str, Part); 8] = [
+const PARTS: [(&str, Part); 9] = [
     ("runners", runners::compare),
     ("workers", workers::one_and_two),
     ("endless", neighbours::beside_endless),
@@ -58,6 +60,7 @@ const PARTS: [(&str, Part); 8] = [
     ("builds", builds::in_workers_and_in_process),
     ("start", builds::of_a_worker),
     ("bombs", builds::beside_bombs),
+    ("served", served::beside_hostile),
 ];
 
 fn main() -> ExitCode {

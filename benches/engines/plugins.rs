@@ -63,7 +63,7 @@ pub(crate) fn large(functions: usize) -> Vec<u8> {
     ))
 }
 
-fn wasm(text: &str) -> Vec<u8> {
+pub(crate) fn wasm(text: &str) -> Vec<u8> {
     wat::parse_str(text).unwrap()
 }
 
