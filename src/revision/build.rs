@@ -6,7 +6,8 @@ use tokio::time::{Instant, timeout};
 
 use super::{PluginInfo, PoolInner, Revision, resolve::blueprint};
 use crate::{
-    error::Error, memory::MemoryKind, registry::BuildTicket, runtime::Runtime, source::Source, spec::Linked, units::Time,
+    error::Error, memory::MemoryKind, registry::BuildTicket, runtime::Runtime, source::Source, spec::Linked,
+    units::Time,
 };
 
 pub(super) async fn build(inner: Arc<PoolInner>, revision: Arc<Revision>, mut ticket: BuildTicket<Runtime>) {

@@ -143,7 +143,7 @@ impl Revision {
         let start = |ticket| {
             let build = |ticket| build::build(inner.clone(), self.clone(), ticket);
             if let Err((ticket, error)) = inner.background.spawn_with(ticket, build) {
-                BuildTicket::fail(ticket, &Error::overloaded("no thread can be started", error));
+                BuildTicket::fail(ticket, &Error::overloaded("no thread can be started", &error, &error));
             }
         };
         let build_timeout = self.spec.build_timeout.unwrap_or(inner.limits.build_timeout);

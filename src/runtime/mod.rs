@@ -325,7 +325,7 @@ impl Resident for Runtime {
     }
 
     fn weight(&self) -> Weight {
-        self.inner.program.memory.weight()
+        self.program().memory.weight()
     }
 
     fn drained(&self) {

@@ -305,7 +305,7 @@ mod tests {
 
     fn load(cache: &Cache, engine: &Engine, key: Key) -> Option<Module> {
         let account = MemoryAccount::unbounded();
-        let room = |code, unloaded| Ok::<_, ()>((account.unloaded(code), account.unloaded(unloaded)));
+        let room = |code, unloaded| Ok((account.unloaded(code), account.unloaded(unloaded)));
         cache.load(engine, key, room).unwrap().map(|(module, _)| module)
     }
 

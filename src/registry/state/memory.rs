@@ -100,7 +100,8 @@ impl<R: Resident> RegistryState<R> {
 
     /// What is on its way back.
     fn room_coming(&self) -> u64 {
-        let closing = self.draining.values().filter(|draining| draining.leases == 0 && draining.coming != Coming::Overdue);
+        let closing =
+            self.draining.values().filter(|draining| draining.leases == 0 && draining.coming != Coming::Overdue);
         let reaping = self.live.iter().filter(|(_, live)| live.reaping > 0);
         closing.map(|draining| draining.frees).chain(reaping.map(|(_, live)| live.each() * live.reaping as u64)).sum()
     }

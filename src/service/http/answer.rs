@@ -33,7 +33,7 @@ pub(super) async fn charge(connection: &Arc<Connection>, bytes: usize) -> Result
     let mut charge = connection.charge(Kind::Evaluation);
     let no_room = |_| {
         let used_up = std::io::Error::other("service.body_memory is used up by bodies and answers");
-        Error::overloaded("the answer finds no room in memory", used_up)
+        Error::overloaded("the answer finds no room in memory", &used_up, &used_up)
     };
     charge.grow(bytes as u64).await.map_err(no_room)?;
     Ok(charge)
