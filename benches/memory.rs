@@ -2,7 +2,7 @@
 //! 256 MiB for them and, in turns, on one that has room for all. Prints what each held and answered.
 //!
 //! ```text
-//! cargo bench --bench memory                # for two minutes
+//! cargo bench --bench memory                # for two minutes; with --short, for a third of that
 //! cargo bench --bench memory -- --check     # exits with 1 when the bound or an answer is missed
 //! cargo bench --bench memory -- --test      # for a moment, with few plugins, and nothing is judged
 //! ```
@@ -11,6 +11,7 @@
 //! Compile workers are processes of their own, with bounds of their own.
 
 use std::{
+    fmt::Write,
     fs,
     io::{BufRead, BufReader},
     path::Path,
@@ -27,6 +28,8 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 const MIB: u64 = 1 << 20;
 const MEMORY: u64 = 256 * MIB;
+
+const LETTERS: [char; 5] = ['v', 'w', 'x', 'y', 'z'];
 
 /// Callers at once.
 const CALLERS: u64 = 8;
@@ -133,21 +136,22 @@ fn generated(number: usize, size: usize) -> Vec<u8> {
     );
     for function in 0..size / 12 / 60 {
         let (a, b) = (function * 7 + number, function * 13 + 1);
-        text += &format!(
+        let _ = write!(
+            text,
             "(func (param i32) (result i32) (local i32) (loop (local.set 1 (i32.add (local.get 1) (i32.mul (local.get 0) \
              (i32.const {a})))) (br_if 0 (i32.lt_u (local.get 1) (i32.const {b})))) (i32.xor (local.get 1) (i32.const {a})))"
         );
     }
     let data = size - size / 12;
-    text += &format!("(memory {}) (data (i32.const 0) \"{number:08}", data / 65_536 + 2);
-    text.extend((8..data).map(|at| char::from(b'a' + (at * (number + 3) / 97 % 26) as u8)));
+    let _ = write!(text, "(memory {}) (data (i32.const 0) \"{number:08}", data / 65_536 + 2);
+    text.extend((8..data).map(|at| LETTERS[at * (number + 3) / 97 % LETTERS.len()]));
     text += r#"") (func (export "run") (call $output (call $alloc (i64.const 3)) (i64.const 3))))"#;
     wat::parse_str(&text).unwrap()
 }
 
 /// From a kilobyte to 15 MB, most of them small, in no order; each fourth is a real one with bytes of its own.
 fn plugin(number: usize, count: usize) -> (Vec<u8>, &'static str, &'static str) {
-    if number % 4 == 0 {
+    if number.is_multiple_of(4) {
         let (file, input) = REAL[number / 4 % 4];
         let mut wasm = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
         let name = format!("{number:08}");
@@ -156,9 +160,10 @@ fn plugin(number: usize, count: usize) -> (Vec<u8>, &'static str, &'static str) 
         wasm.extend(name.as_bytes());
         return (wasm, ENTRIES[number / 4 % 4], input);
     }
-    let part = (number * 7919 % count) as f64 / count as f64;
-    let size = 1_000.0 * (15_000.0_f64).powf(part * part * part);
-    (generated(number, size as usize), "run", "")
+    let part = number * 7919 % count;
+    // 1.03 to the 325th is 15,000.
+    let size = (0..325 * part.pow(3) / count.pow(3)).fold(1_000, |size, _| size * 103 / 100);
+    (generated(number, size), "run", "")
 }
 
 /// How often each is called, summed up.
@@ -215,8 +220,10 @@ fn agent() -> ureq::Agent {
 fn main() -> ExitCode {
     let has = |flag: &str| std::env::args().any(|argument| argument == flag);
     let brief = has("--test");
-    let (count, rounds, length) =
-        if brief { (12, 1, Duration::from_millis(500)) } else { (300, 6, Duration::from_secs(10)) };
+    let (count, rounds, length) = match (brief, has("--short")) {
+        (true, _) => (12, 1, Duration::from_millis(500)),
+        (_, short) => (300, if short { 2 } else { 6 }, Duration::from_secs(10)),
+    };
     let servers = [("256 MiB", Server::start(MEMORY)), ("room for all", Server::start(64 << 30))];
     let mut inputs = vec![""; count];
     let (mut bytes, mut largest) = (0, 0);

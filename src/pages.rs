@@ -35,7 +35,7 @@ mod tests {
     #[test]
     fn small_and_large_ones_are_read_whole_or_not_at_all() {
         for size in [0, 1, LARGE - 1, LARGE, LARGE + 1] {
-            let bytes: Vec<u8> = (0..size).map(|at| at as u8).collect();
+            let bytes: Vec<u8> = (0..=250).cycle().take(size).collect();
             assert_eq!(read(&bytes[..], size as u64).unwrap(), bytes);
             let error = read(&bytes[..], size as u64 + 1).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);

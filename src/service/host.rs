@@ -115,6 +115,7 @@ mod tests {
     fn settings() -> Settings {
         let mut settings = Settings::default();
         settings.pool.build_concurrency = 2;
+        settings.pool.memory = 1 << 30;
         settings
     }
 
@@ -137,10 +138,7 @@ mod tests {
                 Host { sure_memory: gib / 2, ..AMPLE },
                 ["limits.compile_memory is 1 GiB", "a process 512 MiB", "ulimit -v"],
             ),
-            (
-                Host { memory: Some(2 * gib), ..AMPLE },
-                ["pool.build_concurrency = 2", "may take 2.5 GiB", "may use 2 GiB"],
-            ),
+            (Host { memory: Some(2 * gib), ..AMPLE }, ["pool.memory = 1 GiB", "may take 3.8 GiB", "may use 2 GiB"]),
         ] {
             let fit = fit(&settings(), host).unwrap();
             let [warning] = &fit.warnings[..] else { panic!("{fit:?}") };

@@ -7,7 +7,7 @@ mod real;
 use std::time::Duration;
 
 use evalpool::{Error, Evaluator, EvaluatorPool, Isolation, PoolBuilder, RuntimeState, Settings};
-use tokio::task::JoinHandle;
+use tokio::{runtime::Handle, task::JoinHandle};
 
 use self::heavy::Heavy;
 use crate::support::{eventually, spy::Spy};
@@ -20,7 +20,7 @@ fn pool(heavy: &Heavy, isolation: Isolation) -> EvaluatorPool {
     settings.pool.memory = 100 * MIB;
     settings.engine.isolation = isolation;
     settings.limits.wait_timeout = Duration::from_hours(1);
-    PoolBuilder::from(settings).engine(heavy.clone()).build().unwrap()
+    PoolBuilder::from(settings).background(Handle::current()).engine(heavy.clone()).build().unwrap()
 }
 
 fn register(pool: &EvaluatorPool, name: &str) -> Evaluator {

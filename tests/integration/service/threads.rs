@@ -98,7 +98,7 @@ fn guests_that_run_long_end_as_they_would_on_any_thread() {
     for call in calls {
         Answer::of(call).is(504, "exec_timeout");
     }
-    eventually("none is left", || server.metric("evalpool_instances_live", "") == 0);
+    eventually("none is left", || server.metric("evalpool_instances_live", "busy") == 0);
     assert_eq!(server.metric("evalpool_instances_discarded_total", r#"reason="timeout""#), 4);
     assert_eq!(server.metric("evalpool_evaluations_total", r#"outcome="exec_timeout""#), 4);
 }
