@@ -119,6 +119,17 @@ pub(super) fn inspect(bytes: &[u8]) -> Result<Interface, Error> {
     Ok(interface)
 }
 
+/// Bytes that the memories of an inspected module begin with.
+#[cfg(feature = "direct")]
+pub(crate) fn data_size(wasm: &[u8]) -> u64 {
+    let sections = Parser::new(0).parse_all(wasm).map_while(Result::ok);
+    let data = sections.filter_map(|section| match section {
+        Payload::DataSection(data) => Some(data.range().len() as u64),
+        _ => None,
+    });
+    data.sum()
+}
+
 fn read(bytes: &[u8]) -> Result<(Interface, Weight), wasmparser::BinaryReaderError> {
     let mut interface = Interface::default();
     let mut weight = Weight::default();

@@ -27,6 +27,8 @@ use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
 pub(crate) use self::entry_points::EntryPoints;
+#[cfg(feature = "direct")]
+pub(crate) use self::inspect::data_size;
 pub use self::{
     digest::{Digest, ParseDigestError},
     inspect::{Import, Interface},

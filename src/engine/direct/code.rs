@@ -23,6 +23,7 @@ use crate::{
     error::{Error, TryLater},
     host_limits::sure_memory,
     last_words::LastWords,
+    source::data_size,
     units::Size,
 };
 
@@ -95,10 +96,13 @@ impl Code {
         let key = key(terms);
         let live = lock(&self.live).get(&key).and_then(Weak::upgrade);
         if let Some(loaded) = live {
+            room.image = 0;
             room.take(0, 0)?;
             room.account.runs(loaded.charge.clone());
             return Ok(loaded);
         }
+        // wasmtime keeps what memories begin with beside the code, to map it into each instance.
+        room.image = data_size(wasm);
         let kept = self.kept.load(engine, key, |code, unloaded| room.take(code, unloaded))?;
         let (module, charge) = match kept {
             Some(loaded) => loaded,
@@ -213,6 +217,8 @@ impl Code {
 /// Room for what a build makes.
 pub(super) struct Room<'a> {
     pub(super) account: &'a MemoryAccount,
+    /// Bytes that memories of the module begin with.
+    pub(super) image: u64,
     /// Bytes of the first instance, once it is to be reckoned with.
     pub(super) instance: u64,
     /// The charge of the first instance, once there is room for it.
@@ -222,7 +228,7 @@ pub(super) struct Room<'a> {
 impl Room<'_> {
     /// Waits until there is room for code, loaded and not, and for the first instance with it. Blocks.
     fn take(&mut self, code: u64, unloaded: u64) -> Result<(Charge, Charge), Error> {
-        let reserved = Handle::current().block_on(self.account.reserve(code, unloaded, self.instance));
+        let reserved = Handle::current().block_on(self.account.reserve(code + self.image, unloaded, self.instance));
         let (code, unloaded, instance) = reserved?;
         self.first = Some(instance);
         Ok((code, unloaded))

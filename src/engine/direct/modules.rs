@@ -63,7 +63,7 @@ impl Modules {
         let mut this =
             Self { linked: Vec::with_capacity(request.linked.len() + 1), linker, variant, first: Mutex::default() };
         let names: Vec<&str> = request.linked.iter().map(|linked| linked.name.as_str()).collect();
-        let mut room = Room { account: &request.memory, instance: 0, first: None };
+        let mut room = Room { account: &request.memory, image: 0, instance: 0, first: None };
         let all = request.linked.iter().map(|linked| (linked.digest, &linked.wasm));
         for (digest, wasm) in all.chain([(request.digest, &request.wasm)]) {
             if this.linked.len() == request.linked.len() {

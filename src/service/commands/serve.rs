@@ -62,6 +62,7 @@ pub(in crate::service) async fn serve(mut settings: Settings, exporter: Promethe
     }
     settings.service.max_connections = fit.connections;
     let service = &settings.service;
+    tracing::info!("runtimes may hold {} (pool.memory)", Size(settings.pool.memory));
     let mut signals = Signals::new()?;
     if let Some(tokens) = tokens.clone() {
         tokio::spawn(read_tokens_again(tokens, hangup()?));
