@@ -162,6 +162,10 @@ impl MemoryAccount {
     /// [`Error::InvalidPlugin`] for more than `pool.memory`; [`Error::Overloaded`] when others held it all for too long.
     pub async fn reserve(&self, code: u64, unloaded: u64, instance: u64) -> Result<(Charge, Charge, Charge), Error> {
         let (bytes, limit) = (code.saturating_add(unloaded).saturating_add(instance), self.budget.limit);
+        if bytes == 0 {
+            let none = |kind| self.budget.charge(kind, 0);
+            return Ok((none(MemoryKind::Code), none(MemoryKind::Cache), none(MemoryKind::Instances)));
+        }
         if bytes > limit {
             return Err(Error::invalid_plugin(format!(
                 "its code takes {} and an instance of it {}, and pool.memory is {}",
@@ -266,10 +270,10 @@ impl Charge {
 
     /// Takes a part out, which is held for something else.
     fn split(&mut self, bytes: u64, kind: MemoryKind) -> Self {
-        let part = self.budget.charge(kind, bytes);
+        // First taken out: whoever looks in between sees too little rather than too much, and evicts nobody for it.
         self.bytes -= bytes;
         self.budget.held[self.kind as usize].fetch_sub(bytes, Ordering::Relaxed);
-        part
+        self.budget.charge(kind, bytes)
     }
 }
 

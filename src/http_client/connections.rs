@@ -29,6 +29,9 @@ pub(crate) struct Share {
     pub(crate) lookups: Bound,
 }
 
+/// Lookups of one runtime at once, at most.
+const LOOKUPS: usize = 4;
+
 /// How many there may be at once, for one runtime and for all.
 #[derive(Clone)]
 pub(crate) struct Bound {
@@ -60,11 +63,12 @@ impl Connections {
 
     /// For one more runtime.
     pub(crate) fn share(&self) -> Share {
-        let bound = |all: &Arc<Semaphore>| Bound {
-            own: Arc::new(Semaphore::new(self.each.min(Semaphore::MAX_PERMITS))),
+        let bound = |all: &Arc<Semaphore>, each: usize| Bound {
+            own: Arc::new(Semaphore::new(each.min(Semaphore::MAX_PERMITS))),
             all: all.clone(),
         };
-        Share { requests: bound(&self.requests), lookups: bound(&self.lookups) }
+        // A lookup outlives the request that it is for: the system's resolver cannot be stopped.
+        Share { requests: bound(&self.requests, self.each), lookups: bound(&self.lookups, self.each.min(LOOKUPS)) }
     }
 }
 

@@ -304,9 +304,11 @@ impl<R: Resident> Registry<R> {
 impl<R: Resident> MakeRoom for Shell<R> {
     fn make_room(self: Arc<Self>, bytes: u64) -> Pin<Box<dyn Future<Output = Option<Charge>> + Send>> {
         Box::pin(async move {
-            let (to, mut room) = oneshot::channel();
+            let (to, room) = oneshot::channel();
             let id = self.apply(|state| state.want_room(bytes, to, Instant::now()));
             let _leaves = InRoomQueue { registry: self, id };
+            // Dropped before that guard: what it was given at the last moment goes to the next.
+            let mut room = room;
             timeout_at(clock::deadline(ROOM_TIMEOUT), &mut room).await.ok()?.ok()
         })
     }

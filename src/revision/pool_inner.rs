@@ -21,8 +21,7 @@ use crate::{
     runtime::Runtime,
 };
 
-/// Fetched plugins that may wait for a place, in bytes: at most an eighth of `pool.memory`, or one plugin of the largest
-/// size if that is more.
+/// Fetched plugins that may wait for a place, in bytes, or one plugin of the largest size if that is more.
 const FETCHING: u64 = 128 * 1024 * 1024;
 
 /// How often instances that their threads no longer use are taken back.
@@ -67,8 +66,7 @@ impl PoolInner {
             park_after,
         };
         let memory = MemoryBudget::new(pool.memory);
-        let fetching_total =
-            u32::try_from(FETCHING.min(memory.limit() / 8).max(limits.plugin_size).div_ceil(1024)).unwrap_or(u32::MAX);
+        let fetching_total = u32::try_from(FETCHING.max(limits.plugin_size).div_ceil(1024)).unwrap_or(u32::MAX);
         Self {
             registry: Registry::new(bounds, memory.clone(), metrics.clone()),
             memory,

@@ -85,14 +85,6 @@ impl Guests {
         long.await?.map_err(|_| Error::Internal { reason: "an evaluation went on for ever", cause: None })
     }
 
-    /// Runs a build, and with it the guest's initialisers.
-    pub(super) async fn build<T: Send + 'static>(
-        &self,
-        build: impl Future<Output = T> + Send + 'static,
-    ) -> Result<T, Error> {
-        self.short.run(build).await
-    }
-
     /// Polls the evaluation until it ends, or gives it back once it has used this much of a processor.
     async fn watch<T>(
         &self,

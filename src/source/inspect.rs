@@ -119,15 +119,25 @@ pub(super) fn inspect(bytes: &[u8]) -> Result<Interface, Error> {
     Ok(interface)
 }
 
-/// Bytes that the memories of an inspected module begin with.
+/// Bytes from the first to the last that the memories of an inspected module begin with.
 #[cfg(feature = "direct")]
 pub(crate) fn data_size(wasm: &[u8]) -> u64 {
     let sections = Parser::new(0).parse_all(wasm).map_while(Result::ok);
     let data = sections.filter_map(|section| match section {
-        Payload::DataSection(data) => Some(data.range().len() as u64),
+        Payload::DataSection(data) => Some(data),
         _ => None,
     });
-    data.sum()
+    let (mut first, mut end) = (u64::MAX, 0);
+    for data in data.flatten().map_while(Result::ok) {
+        if let wasmparser::DataKind::Active { offset_expr, .. } = data.kind
+            && let Ok(wasmparser::Operator::I32Const { value }) = offset_expr.get_operators_reader().read()
+        {
+            let offset = u64::from(value.cast_unsigned());
+            first = first.min(offset);
+            end = end.max(offset.saturating_add(data.data.len() as u64));
+        }
+    }
+    end.saturating_sub(first)
 }
 
 fn read(bytes: &[u8]) -> Result<(Interface, Weight), wasmparser::BinaryReaderError> {

@@ -242,6 +242,12 @@ fn read_regular(path: &Path, limit: u64) -> io::Result<Option<Bytes>> {
         return Ok(None);
     }
     let mut file = fs::File::open(path)?;
+    if metadata.len() == 0 {
+        // Some file systems do not know lengths.
+        let mut bytes = Vec::new();
+        file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+        return Ok(Some(bytes.into()).filter(|bytes: &Bytes| bytes.len() as u64 <= limit));
+    }
     let bytes = pages::read(&mut file, metadata.len());
     match (bytes, file.read(&mut [0])) {
         (Ok(bytes), Ok(0)) => Ok(Some(bytes)),

@@ -132,7 +132,9 @@ async fn http_request(caller: &mut Caller<'_>, request: u64, body: u64) -> Resul
     }
     free(caller, [request, body])?;
     let deadline = caller.data().deadline;
-    let (response, body) = context.http.send(outgoing, deadline).await?;
+    // Bodies are in this process's memory, beside the guest's.
+    let mut held = context.memory.instance(outgoing.body.len() as u64);
+    let (response, body) = context.http.send(outgoing, deadline, &mut held).await?;
     caller.data_mut().http = response;
     Kernel::of(caller)?.write(caller, &body)
 }

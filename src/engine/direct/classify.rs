@@ -144,6 +144,9 @@ fn why(error: &wasmtime::Error, limits: &InstanceLimits) -> (Error, bool) {
             (Error::internal("a host function broke its declaration", text.clone()), true)
         }
         (Some(HostTrap::Saturated(reason)), ..) => (Error::Saturated { reason }, true),
+        (Some(HostTrap::Lacks(errno)), ..) => {
+            (Error::overloaded("no HTTP request can be made", errno, &(*errno).into()), true)
+        }
         (_, Some(Trap::OutOfFuel), _) => (out_of_fuel(limits, false), true),
         (Some(HostTrap::OutOfMemory), ..) => (Error::out_of_memory(limits.memory), false),
         (Some(HostTrap::Failed(text)), ..) => (said(text), false),

@@ -83,7 +83,7 @@ impl Code {
         }
     }
 
-    /// The code of a module, charged to `room`. Blocks; `stop` ends a compile in a worker.
+    /// The code of a module, charged to `room`, whose `stop` ends it. Blocks.
     pub(super) fn module(
         &self,
         engine: &Engine,
@@ -91,14 +91,14 @@ impl Code {
         wasm: &[u8],
         limits: &InstanceLimits,
         room: &mut Room<'_>,
-        stop: &Stop,
     ) -> Result<Arc<Loaded>, Error> {
         let key = key(terms);
         let live = lock(&self.live).get(&key).and_then(Weak::upgrade);
         if let Some(loaded) = live {
+            // First, so that whoever weighs this code knows that another needs it.
+            room.account.runs(loaded.charge.clone());
             room.image = 0;
             room.take(0, 0)?;
-            room.account.runs(loaded.charge.clone());
             return Ok(loaded);
         }
         // wasmtime keeps what memories begin with beside the code, to map it into each instance.
@@ -106,7 +106,7 @@ impl Code {
         let kept = self.kept.load(engine, key, |code, unloaded| room.take(code, unloaded))?;
         let (module, charge) = match kept {
             Some(loaded) => loaded,
-            None => self.compile(engine, terms, wasm, limits, room, stop)?,
+            None => self.compile(engine, terms, wasm, limits, room)?,
         };
         let loaded = Arc::new(Loaded { module, charge: Arc::new(charge) });
         room.account.runs(loaded.charge.clone());
@@ -123,7 +123,6 @@ impl Code {
         wasm: &[u8],
         limits: &InstanceLimits,
         room: &mut Room<'_>,
-        stop: &Stop,
     ) -> Result<(Module, Charge), Error> {
         let Some(workers) = &self.workers else {
             let module = in_process::compile(engine, wasm, limits)?;
@@ -132,9 +131,12 @@ impl Code {
             return Ok((module, charge));
         };
         self.check(terms)?;
+        let stop = room.stop;
         let mut charges = None;
         // Before its bytes are taken from the worker.
         let mut make_room = |size| {
+            // Of a worker that has died meanwhile.
+            charges = None;
             charges = Some(room.take(size, size)?);
             Ok(())
         };
@@ -217,6 +219,8 @@ impl Code {
 /// Room for what a build makes.
 pub(super) struct Room<'a> {
     pub(super) account: &'a MemoryAccount,
+    /// Ends the wait for it.
+    pub(super) stop: &'a Stop,
     /// Bytes that memories of the module begin with.
     pub(super) image: u64,
     /// Bytes of the first instance, once it is to be reckoned with.
@@ -228,7 +232,14 @@ pub(super) struct Room<'a> {
 impl Room<'_> {
     /// Waits until there is room for code, loaded and not, and for the first instance with it. Blocks.
     fn take(&mut self, code: u64, unloaded: u64) -> Result<(Charge, Charge), Error> {
-        let reserved = Handle::current().block_on(self.account.reserve(code + self.image, unloaded, self.instance));
+        self.first = None;
+        let reserve = self.account.reserve(code.saturating_add(self.image), unloaded, self.instance);
+        let reserved = Handle::current().block_on(async {
+            tokio::select! {
+                reserved = reserve => reserved,
+                () = self.stop.stopped() => Err(Error::Cancelled),
+            }
+        });
         let (code, unloaded, instance) = reserved?;
         self.first = Some(instance);
         Ok((code, unloaded))

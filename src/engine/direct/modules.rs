@@ -63,14 +63,14 @@ impl Modules {
         let mut this =
             Self { linked: Vec::with_capacity(request.linked.len() + 1), linker, variant, first: Mutex::default() };
         let names: Vec<&str> = request.linked.iter().map(|linked| linked.name.as_str()).collect();
-        let mut room = Room { account: &request.memory, image: 0, instance: 0, first: None };
+        let mut room = Room { account: &request.memory, stop, image: 0, instance: 0, first: None };
         let all = request.linked.iter().map(|linked| (linked.digest, &linked.wasm));
         for (digest, wasm) in all.chain([(request.digest, &request.wasm)]) {
             if this.linked.len() == request.linked.len() {
                 // The plugin itself: with its code there is room for an instance.
                 room.instance = request.initial_memory.saturating_add(Kernel::INITIAL);
             }
-            let module = this.variant.module(digest, wasm, &request.limits, &mut room, stop)?;
+            let module = this.variant.module(digest, wasm, &request.limits, &mut room)?;
             let imports = this.imports(&module, &names, &request.host_functions)?;
             this.linked.push(Linked { module, imports });
         }
@@ -108,7 +108,8 @@ impl Modules {
 
     /// Instantiates the kernel, then each module with its initialisers.
     pub(super) async fn instantiate(&self, store: &mut Store<GuestState>) -> wasmtime::Result<(Instance, Kernel)> {
-        let _counted_twice = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // The limiter charges the same in a moment.
+        drop(self.first.lock().unwrap_or_else(PoisonError::into_inner).take());
         let kernel = self.variant.kernel.instantiate(store).await?;
         let mut instances: Vec<Instance> = Vec::with_capacity(self.linked.len());
         for linked in &self.linked {

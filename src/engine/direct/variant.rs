@@ -16,10 +16,10 @@ use super::{
     state::GuestState,
     ticker::Ticker,
     tunables,
-    workers::{Stop, Terms, Workers},
+    workers::{Terms, Workers},
 };
 use crate::{
-    config::{EngineSettings, LimitSettings, PoolSettings},
+    config::{CodeCache, EngineSettings, LimitSettings, PoolSettings},
     engine::InstanceLimits,
     error::Error,
     host_limits::sure_memory,
@@ -59,7 +59,11 @@ impl EngineVariants {
         if let Some(warning) = mappings {
             tracing::warn!("{warning}");
         }
-        let cache = Cache::open(&engine.code_cache, engine.code_cache_size.min(pool.memory / MOST_CACHE))
+        let most = match engine.code_cache {
+            CodeCache::Folder(_) => engine.code_cache_size,
+            CodeCache::Memory | CodeCache::Off => engine.code_cache_size.min(pool.memory / MOST_CACHE),
+        };
+        let cache = Cache::open(&engine.code_cache, most)
             .map_err(|error| Error::invalid_request(format!("engine.code_cache cannot be used: {error}")))?;
         let workers = Workers::new(&engine.compile_workers, limits.compile_memory, layout.memory());
         let code = Code::new(cache, workers, pool.negative_ttl, limits.compile_memory);
@@ -107,16 +111,15 @@ impl EngineVariant {
         Ok(Arc::new(Self { kernel, abi, ticker: Arc::new(ticker), share, code, fueled, version, engine }))
     }
 
-    /// The code of a module. Blocks; `stop` ends a compile in a worker.
+    /// The code of a module, charged to `room`, whose `stop` ends it. Blocks.
     pub(super) fn module(
         &self,
         digest: Digest,
         wasm: &[u8],
         limits: &InstanceLimits,
         room: &mut Room<'_>,
-        stop: &Stop,
     ) -> Result<Arc<Loaded>, Error> {
         let terms = Terms { digest, fueled: self.fueled, engine: self.version, within: limits.build_timeout };
-        self.code.module(&self.engine, terms, wasm, limits, room, stop)
+        self.code.module(&self.engine, terms, wasm, limits, room)
     }
 }

@@ -47,11 +47,13 @@ impl<R: Resident> RegistryState<R> {
         }
     }
 
-    /// Looks whether guests have grown beyond the bound.
+    /// Makes room if guests have grown beyond the bound. Idle instances go; runtimes only if that is enough: what a
+    /// neighbour grew to closes nobody in vain.
     pub(in crate::registry) fn weigh(&mut self, now: Instant) {
-        if !self.room_queue.is_empty() || self.is_over() {
-            self.dispatch(now);
+        if self.is_over() {
+            self.make_room(0, now);
         }
+        self.dispatch(now);
     }
 
     /// Whether somebody waits for room, or `more` that nobody asked for would lead near the bound.
@@ -59,49 +61,65 @@ impl<R: Resident> RegistryState<R> {
         !self.room_queue.is_empty() || self.memory.used().saturating_add(more) > self.goal()
     }
 
+    /// Whether somebody waits for room, or there is none.
+    pub(super) fn has_no_room(&self) -> bool {
+        !self.room_queue.is_empty() || self.is_over()
+    }
+
     fn is_over(&self) -> bool {
         self.memory.used() > self.memory.limit()
     }
 
-    /// What is left where the bound was exceeded. A little below it, so that not every call leads beyond it again.
+    /// What is left where room is made. A little below the bound, so that not every call leads beyond it again.
     fn goal(&self) -> u64 {
         self.memory.limit() - self.memory.limit() / SLACK
     }
 
-    /// Gives room to those that wait for it, eldest first, and makes it where too little is left.
+    /// Gives room to those that wait for it, eldest first, and makes it for the first whom too little is left for. The
+    /// others do not wait for that one.
     pub(super) fn give_room(&mut self, now: Instant) {
-        while let Some((id, first)) = self.room_queue.first_key_value()
-            && self.memory.used().saturating_add(first.bytes) <= self.memory.limit()
-        {
-            let id = *id;
-            if let Some(WantsRoom { bytes, to }) = self.room_queue.remove(&id) {
+        let mut next = RoomId(0);
+        while let Some((id, wants)) = self.room_queue.range(next..).next() {
+            let (id, bytes) = (*id, wants.bytes);
+            next = RoomId(id.0 + 1);
+            if self.memory.used().saturating_add(bytes) <= self.memory.limit()
+                && let Some(WantsRoom { bytes, to }) = self.room_queue.remove(&id)
+            {
                 self.effects.push(Effect::Room { to, charge: self.memory.charge(MemoryKind::Code, bytes) });
             }
         }
-        if !self.room_queue.is_empty() || self.is_over() {
-            self.make_room(now);
+        if let Some((_, first)) = self.room_queue.first_key_value() {
+            self.make_room(first.bytes, now);
         }
     }
 
-    fn make_room(&mut self, now: Instant) {
+    /// Makes room for so many bytes, and for what guests have grown beyond the bound.
+    fn make_room(&mut self, bytes: u64, now: Instant) {
         if !self.parking.is_empty() {
             // What is parked may be idle. The end of the reclaim leads here again.
             return self.reclaim_all();
         }
-        let first = self.room_queue.first_key_value().map_or(0, |(_, first)| first.bytes);
         let (used, limit) = (self.memory.used().saturating_sub(self.room_coming()), self.memory.limit());
-        let over = if used > limit { used - self.goal() } else { 0 };
-        let wanted = used.saturating_add(first).saturating_sub(limit).max(over);
-        // For a build only if it is enough: otherwise nothing is lost. Guests that grew beyond the bound come first.
-        let short = if wanted == over || self.can_free() >= wanted { wanted } else { over };
-        let short = self.reap_for_room(short);
-        self.evict_for_room(short, now);
+        let wanted = used.saturating_add(bytes);
+        if wanted <= limit {
+            return;
+        }
+        let can_free = self.can_free();
+        // For a build only if it is enough, and runtimes only then: otherwise nothing is lost in vain.
+        if can_free >= wanted - limit {
+            let short = self.reap_for_room(wanted.saturating_sub(self.goal()));
+            self.evict_for_room(short, now);
+        } else if used > limit {
+            let short = self.reap_for_room(used - self.goal());
+            if can_free >= used - limit {
+                self.evict_for_room(short, now);
+            }
+        }
     }
 
     /// What is on its way back.
     fn room_coming(&self) -> u64 {
-        let closing =
-            self.draining.values().filter(|draining| draining.leases == 0 && draining.coming != Coming::Overdue);
+        let closing = self.draining.values().filter(|draining| matches!(draining.coming, Coming::Soon { .. }));
         let reaping = self.live.iter().filter(|(_, live)| live.reaping > 0);
         closing.map(|draining| draining.frees).chain(reaping.map(|(_, live)| live.each() * live.reaping as u64)).sum()
     }

@@ -57,12 +57,8 @@ pub(in crate::service) async fn serve(mut settings: Settings, exporter: Promethe
     }
     check_body_memory(&settings)?;
     let fit = host::check(&settings).map_err(Exit::unusable)?;
-    for warning in &fit.warnings {
-        tracing::warn!("{warning}");
-    }
     settings.service.max_connections = fit.connections;
     let service = &settings.service;
-    tracing::info!("runtimes may hold {} (pool.memory)", Size(settings.pool.memory));
     let mut signals = Signals::new()?;
     if let Some(tokens) = tokens.clone() {
         tokio::spawn(read_tokens_again(tokens, hangup()?));
@@ -89,6 +85,10 @@ pub(in crate::service) async fn serve(mut settings: Settings, exporter: Promethe
     });
     let upkeep = tokio::spawn(keep_up(exporter));
     print(greeting(address, has_tokens))?;
+    for warning in &fit.warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!("runtimes may hold {} (pool.memory)", Size(settings.pool.memory));
     tracing::info!(%address, "listening");
 
     signals.next().await;

@@ -124,7 +124,7 @@ async fn publish(
     check: impl FnOnce(Option<u64>) -> Result<(), Error> + Send + 'static,
 ) -> Result<Response, Problem> {
     let (pool, named, spec) = (app.pool.clone(), name.clone(), staged.spec(&document, &app.ceilings));
-    let prepared = app.guests.build(async move { pool.prepare_with(&named, spec, plugin).await }).await??;
+    let prepared = pool.prepare_with(&named, spec, plugin).await?;
     let nameless = Error::Internal { reason: "a plugin was prepared without being read", cause: None };
     let info = prepared.info().ok_or(nameless)?;
     let unnamed =

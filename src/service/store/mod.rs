@@ -31,6 +31,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -323,7 +324,9 @@ fn former_file_name(name: &str) -> String {
 /// Gives a file of before its present name. Fails if there is one of that name: nobody knows which of the two is right.
 fn rename_former(path: &Path, name: &str) -> io::Result<()> {
     let present = path.with_file_name(file_name(name));
-    if path == present {
+    let file = |path: &Path| path.symlink_metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
+    // The same file also by another spelling, in a folder that does not tell case.
+    if path == present || file(path).is_some_and(|this| file(&present) == Some(this)) {
         return Ok(());
     }
     if present.exists() {

@@ -27,6 +27,7 @@ use self::decode::{Coding, Undecoded};
 use super::classify::HostTrap;
 use crate::{
     config::EngineSettings,
+    engine::Charge,
     http_client::{self, AllowedHosts, Connections, Full, Share, innermost, shortage, shown},
     units::Quoted,
 };
@@ -132,7 +133,14 @@ impl Http {
 
     /// Sends a request and returns the response and its body. Dropping the future closes the connection. Waits for its turn
     /// until the guest's deadline.
-    pub(super) async fn send(&self, request: Request, deadline: Instant) -> Result<(Response, Vec<u8>), HostTrap> {
+    ///
+    /// `held` is charged with the response.
+    pub(super) async fn send(
+        &self,
+        request: Request,
+        deadline: Instant,
+        held: &mut Charge,
+    ) -> Result<(Response, Vec<u8>), HostTrap> {
         let Request { built, body, has_length, decodes, shown } = request;
         let connection = self.connections.requests.acquire(deadline).await.map_err(|full| {
             HostTrap::Saturated(match full {
@@ -160,12 +168,12 @@ impl Http {
             if (body.len() + chunk.len()) as u64 > self.largest {
                 return Err(too_large());
             }
+            held.grow(chunk.len() as u64);
             body.extend_from_slice(&chunk);
         }
         let (status, given) = (incoming.status().as_u16(), std::mem::take(incoming.headers_mut()));
         // With it, the connection is closed.
         drop(incoming);
-        drop(connection);
         let coding = coding(&given).filter(|_| decodes && !body.is_empty());
         if let Some(coding) = coding {
             body = coding.decode(&body, self.largest).await.map_err(|error| match error {
@@ -176,6 +184,10 @@ impl Http {
                 }
             })?;
         }
+        if coding.is_some() {
+            held.grow(body.len() as u64);
+        }
+        drop(connection);
         let is_shown = |name: &HeaderName| coding.is_none() || (name != CONTENT_ENCODING && name != CONTENT_LENGTH);
         let text = |value: &HeaderValue| value.to_str().ok().map(str::to_owned);
         let headers = given.iter().filter(|(name, _)| is_shown(name));

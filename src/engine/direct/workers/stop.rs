@@ -7,6 +7,7 @@ use std::{
 };
 
 use rustix::param::clock_ticks_per_second;
+use tokio::sync::Notify;
 
 use super::Terms;
 
@@ -27,7 +28,11 @@ pub(super) type Process = Arc<Mutex<Child>>;
 
 /// What ends the compiles of one plugin: whoever waits for them has it, and the thread that does the work.
 #[derive(Default)]
-pub(in super::super) struct Stop(Mutex<State>);
+pub(in super::super) struct Stop {
+    state: Mutex<State>,
+    /// Tells whoever waits for something else than a worker.
+    stopped: Notify,
+}
 
 #[derive(Default)]
 struct State {
@@ -48,6 +53,7 @@ impl Stop {
     /// Ends the work now and whatever would follow. Says which module a worker was busy with, if any: not when it had no
     /// processor, or was stopped. The first reason counts.
     pub(in super::super) fn stop(&self, why: Why) -> Option<Terms> {
+        self.stopped.notify_one();
         let mut state = self.state();
         state.why.get_or_insert(why);
         let process = state.worker.take()?;
@@ -55,6 +61,16 @@ impl Stop {
         kill(&process);
         let Begun { terms, used } = state.begun.take()?;
         was_busy(worked?.saturating_sub(used), terms.within).then_some(terms)
+    }
+
+    /// Ends once it has been stopped. For one to wait at a time.
+    pub(in super::super) async fn stopped(&self) {
+        self.stopped.notified().await;
+    }
+
+    /// The worker has compiled: what takes long from now on is not the module's fault.
+    pub(super) fn compiled(&self) {
+        self.state().begun = None;
     }
 
     pub(super) fn why(&self) -> Option<Why> {
@@ -84,7 +100,7 @@ impl Stop {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

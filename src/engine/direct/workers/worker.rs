@@ -131,7 +131,11 @@ impl Worker {
             begun = true;
             stop.begun(terms);
         };
-        let answer = self.exchange(order, wasm, terms.engine, begins, room);
+        let mut room = |size| {
+            stop.compiled();
+            room(size)
+        };
+        let answer = self.exchange(order, wasm, terms.engine, begins, &mut room);
         answer.map_err(|failed| failed.unwrap_or(Failed::Gone { begun }))
     }
 
