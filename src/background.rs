@@ -43,7 +43,7 @@ impl Background {
     }
 
     /// The runtime of the task that asks: for what knows no pool, but was made by one's background work.
-    #[cfg(any(feature = "direct", feature = "extism"))]
+    #[cfg(feature = "extism")]
     pub(crate) fn current() -> Self {
         Self(Handle::try_current().ok())
     }

@@ -111,12 +111,11 @@ pub(crate) fn kernel(setting: &str) -> String {
     value.map_or_else(|_| "unknown".to_owned(), |value| value.trim().to_owned())
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "direct"))]
 mod tests {
     use super::*;
 
     #[test]
-    #[cfg(feature = "direct")]
     fn a_shortage_is_told_with_the_limit_and_the_settings_that_it_is_about() {
         for (number, limit) in [
             (EMFILE, "lower service.max_connections"),
@@ -136,7 +135,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(feature = "direct")]
     fn memory_is_surely_given_unless_the_system_promises_nothing_twice() {
         let meminfo = "MemTotal:        4096 kB\nCommitLimit:     2048 kB\nCommitted_AS:    1024 kB\n";
         assert_eq!(promised("0", meminfo), u64::MAX);
