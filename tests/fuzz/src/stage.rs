@@ -30,6 +30,7 @@ const NEVER: Duration = Duration::from_hours(1);
 pub fn settings() -> Settings {
     let mut settings = Settings {
         pool: PoolSettings {
+            memory: 1 << 30,
             capacity: 2,
             max_instances: 4,
             max_instances_per_evaluator: 2,
