@@ -131,20 +131,8 @@ impl Code {
             return Ok((module, charge));
         };
         self.check(terms)?;
-        let stop = room.stop;
-        let mut charges = None;
-        // Before its bytes are taken from the worker.
-        let mut make_room = |size| {
-            // Of a worker that has died meanwhile.
-            charges = None;
-            charges = Some(room.take(size, size)?);
-            Ok(())
-        };
-        let code = workers.compile(wasm, terms, stop, &mut make_room).map_err(|failed| self.why(failed, terms))?;
-        let (charge, unloaded) = match charges {
-            Some(charges) => charges,
-            None => room.take(code.len(), code.len())?,
-        };
+        let compiled = workers.compile(wasm, terms, room.stop, |size| room.take(size, size));
+        let (code, (charge, unloaded)) = compiled.map_err(|failed| self.why(failed, terms))?;
         let code = code.charged(unloaded);
         let module = self.kept.take(engine, key(terms), code).map_err(|error| classify::invalid(&error, limits))?;
         Ok((module, charge))

@@ -78,15 +78,9 @@ impl<R: Resident> RegistryState<R> {
     /// Gives room to those that wait for it, eldest first, and makes it for the first whom too little is left for. The
     /// others do not wait for that one.
     pub(super) fn give_room(&mut self, now: Instant) {
-        let mut next = RoomId(0);
-        while let Some((id, wants)) = self.room_queue.range(next..).next() {
-            let (id, bytes) = (*id, wants.bytes);
-            next = RoomId(id.0 + 1);
-            if self.memory.used().saturating_add(bytes) <= self.memory.limit()
-                && let Some(WantsRoom { bytes, to }) = self.room_queue.remove(&id)
-            {
-                self.effects.push(Effect::Room { to, charge: self.memory.charge(MemoryKind::Code, bytes) });
-            }
+        let fits = |wants: &WantsRoom| self.memory.used().saturating_add(wants.bytes) <= self.memory.limit();
+        for (_, WantsRoom { bytes, to }) in self.room_queue.extract_if(.., |_, wants| fits(wants)) {
+            self.effects.push(Effect::Room { to, charge: self.memory.charge(MemoryKind::Code, bytes) });
         }
         if let Some((_, first)) = self.room_queue.first_key_value() {
             self.make_room(first.bytes, now);

@@ -97,15 +97,15 @@ impl Workers {
         Some(Self { program, setup, memory, idle: Mutex::default(), busy: AtomicUsize::new(0), ended })
     }
 
-    /// The code of a module, taken once there is `room` for so many bytes. Blocks until it is compiled, or `stop` ends the
-    /// compile.
-    pub(super) fn compile(
+    /// The code of a module, taken once there is `room` for so many bytes, and that room. Blocks until it is compiled, or
+    /// `stop` ends the compile.
+    pub(super) fn compile<T>(
         &self,
         wasm: &[u8],
         terms: Terms,
         stop: &Stop,
-        room: &mut dyn FnMut(u64) -> Result<(), Error>,
-    ) -> Result<Sealed, Failed> {
+        mut room: impl FnMut(u64) -> Result<T, Error>,
+    ) -> Result<(Sealed, T), Failed> {
         let order = Order::new(terms.fueled, terms.within, wasm.len());
         let mut crashed = false;
         loop {
@@ -116,7 +116,7 @@ impl Workers {
                 return Err(Failed::Stopped);
             }
             let busy = Busy::new(&self.busy);
-            let answer = worker.greet(&self.setup).and_then(|()| worker.compile(&order, wasm, terms, stop, room));
+            let answer = worker.greet(&self.setup).and_then(|()| worker.compile(&order, wasm, terms, stop, &mut room));
             stop.forget();
             drop(busy);
             let why = stop.why();

@@ -115,15 +115,15 @@ impl Worker {
         }
     }
 
-    /// The code of a module.
-    pub(super) fn compile(
+    /// The code of a module, and the `room` that was made for it.
+    pub(super) fn compile<T>(
         &mut self,
         order: &Order,
         wasm: &[u8],
         terms: Terms,
         stop: &Stop,
-        room: &mut dyn FnMut(u64) -> Result<(), Error>,
-    ) -> Result<Sealed, Failed> {
+        room: impl FnOnce(u64) -> Result<T, Error>,
+    ) -> Result<(Sealed, T), Failed> {
         self.builds += 1;
         self.killed_before = killed_for_memory();
         let mut begun = false;
@@ -131,23 +131,23 @@ impl Worker {
             begun = true;
             stop.begun(terms);
         };
-        let mut room = |size| {
+        let room = |size| {
             stop.compiled();
             room(size)
         };
-        let answer = self.exchange(order, wasm, terms.engine, begins, &mut room);
+        let answer = self.exchange(order, wasm, terms.engine, begins, room);
         answer.map_err(|failed| failed.unwrap_or(Failed::Gone { begun }))
     }
 
     /// `None`: the worker has gone.
-    fn exchange(
+    fn exchange<T>(
         &mut self,
         order: &Order,
         wasm: &[u8],
         engine: u64,
         begun: impl FnOnce(),
-        room: &mut dyn FnMut(u64) -> Result<(), Error>,
-    ) -> Result<Sealed, Option<Failed>> {
+        room: impl FnOnce(u64) -> Result<T, Error>,
+    ) -> Result<(Sealed, T), Option<Failed>> {
         let gone = |_: io::Error| None;
         say(&mut self.input, order).and_then(|()| self.input.write_all(wasm)).map_err(gone)?;
         match hear(&mut self.output).map_err(gone)? {
@@ -160,13 +160,15 @@ impl Worker {
             }
             Reply::Code { size, .. } if size > MOST_CODE => Err(Some(Failed::Large(size))),
             Reply::Code { size, resident, .. } => {
-                room(Sealed::DIGEST + size).map_err(Failed::NoRoom)?;
+                let room = room(Sealed::DIGEST + size).map_err(Failed::NoRoom)?;
                 let bytes = pages::read(&mut self.output, Sealed::DIGEST + size).map_err(|error| {
                     // Ours, not that of the worker.
                     (error.kind() == io::ErrorKind::OutOfMemory).then_some(Failed::Host(error))
                 })?;
                 self.resident = resident;
-                Sealed::check(bytes).ok_or_else(|| Some(Failed::Unfit("its code does not have its digest".into())))
+                let code = Sealed::check(bytes);
+                let code = code.ok_or_else(|| Failed::Unfit("its code does not have its digest".into()))?;
+                Ok((code, room))
             }
             Reply::Invalid { reason, chain } => Err(Some(Failed::Invalid { reason, chain })),
             Reply::Panicked(text) => Err(Some(Failed::Panicked(text))),
