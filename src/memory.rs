@@ -154,8 +154,8 @@ impl MemoryAccount {
     }
 
     /// Waits for room for `code` bytes of code that is loaded, `unloaded` bytes of it that are not, and a first instance of
-    /// `instance` bytes, all together, and charges them. The registry makes room by dropping idle instances and by closing runtimes that nobody uses. Gives the three
-    /// charges.
+    /// `instance` bytes, all together, and charges them. The registry makes room by dropping idle instances and by closing
+    /// runtimes that nobody uses. Gives the three charges.
     ///
     /// # Errors
     ///
@@ -203,6 +203,12 @@ impl MemoryAccount {
         charge.account = Some(self.held.clone());
         charge.grow(bytes);
         charge
+    }
+
+    /// Charges what the host holds for a guest that runs, beside its instance: it goes with the call, not with the runtime.
+    #[must_use]
+    pub fn beside(&self, bytes: u64) -> Charge {
+        self.budget.charge(MemoryKind::Instances, bytes)
     }
 
     /// Charges compiled code that is not loaded yet.

@@ -133,7 +133,7 @@ async fn http_request(caller: &mut Caller<'_>, request: u64, body: u64) -> Resul
     free(caller, [request, body])?;
     let deadline = caller.data().deadline;
     // Bodies are in this process's memory, beside the guest's.
-    let mut held = context.memory.instance(outgoing.body.len() as u64);
+    let mut held = context.memory.beside(outgoing.body.len() as u64);
     let (response, body) = context.http.send(outgoing, deadline, &mut held).await?;
     caller.data_mut().http = response;
     Kernel::of(caller)?.write(caller, &body)
