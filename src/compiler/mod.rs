@@ -33,7 +33,7 @@ use crate::{
     },
     error::Error,
     metrics::Metrics,
-    registry::{Admission, Interest, Place},
+    registry::{Admission, Compiling, InstancePermit, Interest, Place},
     runtime::{BuildTimes, Policy, Program, Report, Runtime},
     source::{EntryPoints, Interface, Plugin},
 };
@@ -180,15 +180,16 @@ impl Compiler {
     ) -> Result<Runtime, Error> {
         let internal = |error: tokio::task::JoinError| Error::internal("the build did not finish", error.to_string());
         let mut unwanted = pin!(unwanted);
+        let Admission { place, permit, compiling } = admission;
         // The build holds its place while it waits for its turn, so it does not wait for ever.
         let turn = tokio::select! {
-            turn = timeout(wait, self.turn(&blueprint.request, interest)) => turn,
+            turn = timeout(wait, self.turn(&blueprint.request, interest, compiling)) => turn,
             () = &mut unwanted => return Err(Error::Cancelled),
         };
-        let (once, slot) = turn.map_err(|_| Error::WaitTimeout { after: wait })?;
+        let turn = turn.map_err(|_| Error::WaitTimeout { after: wait })?;
         let after = blueprint.request.limits.build_timeout;
         let (engine, metrics, background) = (self.engine.clone(), self.metrics.clone(), self.background.clone());
-        let attempt = async move { attempt(&*engine, blueprint, admission, metrics, background, (once, slot)).await };
+        let attempt = async move { attempt(&*engine, blueprint, (place, permit), metrics, background, turn).await };
         if !self.engine.interrupts_compiles() {
             return match timeout(after, tokio::spawn(attempt)).await {
                 Ok(built) => built.map_err(internal)?,
@@ -208,24 +209,43 @@ impl Compiler {
     }
 
     /// Waits until nobody else compiles the same, then for a slot.
-    async fn turn(&self, request: &CompileRequest, interest: Interest<Runtime>) -> (Once, BuildSlot) {
+    async fn turn(
+        &self,
+        request: &CompileRequest,
+        interest: Interest<Runtime>,
+        compiling: Compiling<Runtime>,
+    ) -> Turn {
         let left = interest.left();
         let renounce: Arc<Renounce> = {
             let interest = interest.clone();
             Arc::new(move || interest.renounce())
         };
-        let once = if self.engine.shares_code() && request.linked.is_empty() {
-            self.contents.only(request.digest, renounce).await
+        let (once, compiling) = if self.engine.shares_code() && request.linked.is_empty() {
+            match self.contents.try_only(request.digest) {
+                Some(once) => (once, Some(compiling)),
+                None => {
+                    // It will find the code. Until then, others can compile.
+                    drop(compiling);
+                    (self.contents.only(request.digest, renounce).await, None)
+                }
+            }
         } else {
-            Once::default()
+            (Once::default(), Some(compiling))
         };
         let renounce = self.engine.interrupts_compiles().then(|| {
             let followers = once.followers();
             Arc::new(move || followers.renounce() && interest.renounce()) as Arc<Renounce>
         });
         let slot = self.slots.acquire(renounce, &left).await;
-        (once, slot)
+        Turn { once, slot: (slot, compiling) }
     }
+}
+
+/// The right to compile, and to be the only one who compiles this.
+struct Turn {
+    once: Once,
+    /// In this order: whoever is admitted finds the slot free.
+    slot: (BuildSlot, Option<Compiling<Runtime>>),
 }
 
 /// Ends a task when it is dropped.
@@ -240,12 +260,11 @@ impl<T> Drop for AbortOnDrop<T> {
 async fn attempt(
     engine: &dyn Engine,
     blueprint: Blueprint,
-    admission: Admission<Runtime>,
+    (place, permit): (Place<Runtime>, InstancePermit<Runtime>),
     metrics: Metrics,
     background: Background,
-    (once, slot): (Once, BuildSlot),
+    Turn { once, slot }: Turn,
 ) -> Result<Runtime, Error> {
-    let Admission { place, permit } = admission;
     let Blueprint { plugin, entry_points, request, report, policy } = blueprint;
     let within = request.limits.build_timeout;
     let memory = place.memory();

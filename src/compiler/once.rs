@@ -33,16 +33,18 @@ pub(super) struct Once(Option<(Arc<Content>, OwnedMutexGuard<()>)>);
 pub(super) struct Followers(Weak<Content>);
 
 impl Contents {
+    /// The right to compile this, unless somebody else does.
+    pub(super) fn try_only(&self, digest: Digest) -> Option<Once> {
+        let content = self.of(digest);
+        let compiling = content.compiling.clone().try_lock_owned().ok()?;
+        Some(Once(Some((content, compiling))))
+    }
+
     /// Waits until nobody else compiles this. Meanwhile, `renounce` says whether anybody wants this build.
     pub(super) async fn only(&self, digest: Digest, renounce: Arc<Renounce>) -> Once {
         let content = self.of(digest);
-        let free = content.compiling.clone().try_lock_owned();
-        let compiling = if let Ok(free) = free {
-            free
-        } else {
-            content.follow(&renounce);
-            content.compiling.clone().lock_owned().await
-        };
+        content.follow(&renounce);
+        let compiling = content.compiling.clone().lock_owned().await;
         // Its own follower no more.
         drop(renounce);
         Once(Some((content, compiling)))

@@ -153,6 +153,18 @@ impl<R: Resident> fmt::Debug for Lease<R> {
 pub(crate) struct Admission<R: Resident> {
     pub(crate) place: Place<R>,
     pub(crate) permit: InstancePermit<R>,
+    pub(crate) compiling: Compiling<R>,
+}
+
+/// A build's share of what can compile. Dropping it says that its compile has ended, or does not hold up others.
+pub(crate) struct Compiling<R: Resident> {
+    pub(super) registry: Arc<Shell<R>>,
+}
+
+impl<R: Resident> Drop for Compiling<R> {
+    fn drop(&mut self) {
+        self.registry.apply(|state| state.compiled(Instant::now()));
+    }
 }
 
 /// One runtime's right to exist, from before its compile until after its last engine object is dropped. Everything that

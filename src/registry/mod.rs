@@ -11,6 +11,7 @@
 //! | [`Lease`] | the right to use a runtime and one instance of it | the instance or its permit was given back before |
 //! | [`InstancePermit`] | one instance, from before it is made | the next in line gets it |
 //! | [`Place`] | one runtime, from before its compile | its close is counted, the first in the queue gets it |
+//! | [`Compiling`] | one build, until its compile has ended | the next build is admitted |
 //! | [`BuildTicket`] | the one build of a revision | unless published, those who wait are told |
 //!
 //! Where nobody waits for anything, instances and their leases stay with the threads that use them: see
@@ -45,7 +46,7 @@ use self::state::{Effect, RegistryState, Requested, Returned};
 use self::sync::{Mutex, MutexGuard, PoisonError, timeout_at};
 pub(crate) use self::{
     counts::{CloseReason, Counts, Lookup},
-    guards::{Admission, BuildTicket, Claim, Gone, InstancePermit, Interest, Lease, Place},
+    guards::{Admission, BuildTicket, Claim, Compiling, Gone, InstancePermit, Interest, Lease, Place},
     state::{Age, BuildId, PlaceId},
     thread_cache::{Epoch, ThreadCache},
 };
@@ -68,6 +69,8 @@ pub(crate) struct RevisionId {
 pub(crate) struct Limits {
     pub(crate) capacity: usize,
     pub(crate) max_instances: usize,
+    /// Builds that may be ahead of the end of their compile: as many as can compile, and one that is ready to.
+    pub(crate) compiling: usize,
     pub(crate) max_waiting: usize,
     pub(crate) negative_ttl: Duration,
     /// Calls without a pause after which a runtime's instances stay with the threads that use them.
@@ -353,7 +356,8 @@ impl<R: Resident> Shell<R> {
             Effect::Admit { to, revision, place, gone } => {
                 let place = Place::new(self.clone(), revision, place, gone);
                 let permit = InstancePermit { place: place.clone() };
-                drop(to.send(Admission { place, permit }));
+                let compiling = Compiling { registry: self.clone() };
+                drop(to.send(Admission { place, permit, compiling }));
             }
             Effect::Retire { resident, reason, unused, idle, leased, grace } => {
                 if let Some(unused) = unused {

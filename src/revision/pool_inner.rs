@@ -61,6 +61,8 @@ impl PoolInner {
         let bounds = Limits {
             capacity: pool.capacity,
             max_instances: pool.max_instances,
+            // One more has its place ready when a slot comes free.
+            compiling: pool.build_concurrency.saturating_add(1),
             max_waiting: pool.max_waiting,
             negative_ttl: pool.negative_ttl,
             park_after,

@@ -74,6 +74,8 @@ struct Runtime {
     /// Calls that a claim holds back.
     waiting: Vec<Call>,
     claimed: bool,
+    /// Whom the claim lets pass: those who waited when it first could have been taken out.
+    last_round: Option<usize>,
 }
 
 /// What should happen, said as simply as possible.
@@ -113,7 +115,9 @@ impl Model {
         self.touch(call.evaluator);
         let eldest = self.eldest();
         if let Some(runtime) = self.find(call.evaluator) {
-            if (runtime.claimed && eldest.is_some_and(|eldest| eldest < call.number)) || !runtime.waiting.is_empty() {
+            let passes = runtime.last_round.is_some_and(|last| call.number <= last);
+            let held_back = runtime.claimed && !passes && eldest.is_some_and(|eldest| eldest < call.number);
+            if held_back || !runtime.waiting.is_empty() {
                 runtime.waiting.push(call);
                 runtime.waiting.sort_by_key(|call| call.number);
             } else {
@@ -149,7 +153,7 @@ impl Model {
                 let (evaluator, waiting) = self.queue.remove(0);
                 self.builds += 1;
                 if build == Build::Ok {
-                    self.live.push(Runtime { evaluator, running: waiting, waiting: vec![], claimed: false });
+                    self.live.push(Runtime { evaluator, running: waiting, waiting: vec![], claimed: false, last_round: None });
                 } else {
                     let kind = if build == Build::Fail { "invalid_plugin" } else { "internal" };
                     self.outcomes.extend(waiting.iter().map(|call| (call.number, kind)));
@@ -162,7 +166,15 @@ impl Model {
                     .iter()
                     .position(|runtime| runtime.running.is_empty() && (runtime.waiting.is_empty() || runtime.claimed));
                 if let Some(victim) = victim {
-                    self.take_out(victim);
+                    let runtime = &mut self.live[victim];
+                    if runtime.last_round.is_none()
+                        && let Some(last) = runtime.waiting.last()
+                    {
+                        runtime.last_round = Some(last.number);
+                        runtime.running.append(&mut runtime.waiting);
+                    } else {
+                        self.take_out(victim);
+                    }
                     continue;
                 }
             }
@@ -171,6 +183,7 @@ impl Model {
                 let evaluator = self.claims.pop().unwrap();
                 if let Some(runtime) = self.find(evaluator) {
                     runtime.claimed = false;
+                    runtime.last_round = None;
                     let waiting = std::mem::take(&mut runtime.waiting);
                     runtime.running.extend(waiting);
                 }

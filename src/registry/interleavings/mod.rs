@@ -177,6 +177,7 @@ fn limits() -> Limits {
     Limits {
         capacity: draw(1..4),
         max_instances: draw(1..5),
+        compiling: draw(1..4),
         max_waiting: 64,
         negative_ttl: Duration::ZERO,
         park_after: 0,

@@ -30,6 +30,17 @@ impl<R: Resident> RegistryState<R> {
         }
     }
 
+    /// How many builds could compile, or be the next to, if they had a place and a permit.
+    pub(super) fn placeable(&self) -> usize {
+        self.build_queue.len().min(self.limits.compiling.saturating_sub(self.compiling))
+    }
+
+    /// A build's compile has ended.
+    pub(in crate::registry) fn compiled(&mut self, now: Instant) {
+        self.compiling -= 1;
+        self.dispatch(now);
+    }
+
     pub(super) fn eldest_build(&self) -> Option<Age> {
         self.build_queue.first_key_value().map(|(age, _)| *age)
     }
@@ -108,6 +119,7 @@ impl<R: Resident> RegistryState<R> {
             waiters: build.waiters,
             streak: 0,
             reserved: false,
+            last_round: None,
             awaits_permit: None,
             opened: now,
             last_used: now,

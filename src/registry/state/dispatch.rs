@@ -7,7 +7,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     super::{CloseReason, Refused, Resident, RevisionId},
     Age, Effect, PlaceId, RegistryState,
-    entries::Phase,
+    entries::{Live, Phase},
 };
 
 impl<R: Resident> RegistryState<R> {
@@ -35,7 +35,8 @@ impl<R: Resident> RegistryState<R> {
 
     /// Whether callers elsewhere that are older wait for permits that nothing on its way will give.
     fn is_owed(&self, revision: RevisionId, age: Age) -> bool {
-        let builds = self.build_queue.range(..age).take(self.limits.capacity - self.places.len()).count();
+        let placeable = self.placeable().min(self.limits.capacity - self.places.len());
+        let builds = self.build_queue.range(..age).take(placeable).count();
         let callers = self.permit_waiters.range(..age).filter(|(_, waiting)| **waiting != revision).count();
         self.instances >= self.limits.max_instances && builds + callers > self.reaping
     }
@@ -68,7 +69,7 @@ impl<R: Resident> RegistryState<R> {
                 return;
             }
             while self.instances < self.limits.max_instances {
-                let place_free = self.places.len() < self.limits.capacity;
+                let place_free = self.places.len() < self.limits.capacity && self.placeable() > 0;
                 let build = self.build_queue.first_key_value().filter(|_| place_free).map(|(age, _)| *age);
                 let contender = self.permit_waiters.first_key_value().map(|(age, _)| *age);
                 match (build, contender) {
@@ -107,6 +108,7 @@ impl<R: Resident> RegistryState<R> {
         self.places.insert(place);
         self.gone.insert(place, (revision, receiver));
         self.instances += 1;
+        self.compiling += 1;
         self.effects.push(Effect::Admit { to, revision, place, gone });
     }
 
@@ -129,14 +131,14 @@ impl<R: Resident> RegistryState<R> {
         if self.instances < self.limits.max_instances {
             return 0;
         }
-        let placeable = self.build_queue.len().min(self.limits.capacity - self.places.len());
+        let placeable = self.placeable().min(self.limits.capacity - self.places.len());
         (self.permit_waiters.len() + placeable).saturating_sub(self.reaping)
     }
 
     /// How many places are wanted that nothing on its way will give.
     pub(super) fn places_short(&self) -> usize {
         let coming = self.limits.capacity - self.places.len() + self.closing;
-        self.build_queue.len().saturating_sub(coming)
+        self.placeable().saturating_sub(coming)
     }
 
     /// Drops idle instances, least recently used runtimes first, for those who wait for a permit.
@@ -168,23 +170,29 @@ impl<R: Resident> RegistryState<R> {
     }
 
     /// Evicts unleased runtimes, least recently used first, for builds that wait for a place. Where those are not enough,
-    /// reserves leased ones. True when a reservation was given up.
+    /// reserves leased ones. True when a reservation let somebody pass.
     pub(super) fn evict(&mut self, now: Instant) -> bool {
         let mut short = self.places_short();
+        let mut given_up = false;
         while short > 0 {
             let eldest = self.eldest_build();
             let victim = self.live.iter().rev().find(|(_, live)| live.evictable(eldest));
             let victim = victim.map(|(revision, _)| *revision);
             let Some(victim) = victim else { break };
+            if self.live.peek_mut(&victim).is_some_and(Live::begin_last_round) {
+                given_up = true;
+                self.serve(victim, Duration::ZERO);
+                continue;
+            }
             self.retire_live(victim, CloseReason::Capacity, None, &Refused::Retry, now);
             short -= 1;
         }
-        let mut given_up = self.release_elders();
+        given_up |= self.release_elders();
         while self.reserved.len() > short {
             let Some(revision) = self.reserved.pop() else { break };
             given_up = true;
             if let Some(live) = self.live.peek_mut(&revision) {
-                live.reserved = false;
+                live.give_up_reservation();
             }
             self.serve(revision, Duration::ZERO);
         }

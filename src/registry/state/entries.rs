@@ -38,6 +38,8 @@ pub(super) struct Live<R: Resident> {
     pub(super) streak: u32,
     /// A newcomer is to get its place. New leases queue until the runtime is evicted, or no longer needed.
     pub(super) reserved: bool,
+    /// The youngest caller that the reservation lets pass: whoever waited when the runtime came free is served once more.
+    pub(super) last_round: Option<Age>,
     /// Its key in `permit_waiters`.
     pub(super) awaits_permit: Option<Age>,
     pub(super) opened: Instant,
@@ -96,9 +98,27 @@ pub(super) struct Failure {
 
 impl<R: Resident> Live<R> {
     /// Whether a caller of this age waits until the reservation is settled. A reservation holds back every caller that is
-    /// younger than the oldest build that waits for a place.
+    /// younger than the oldest build that waits for a place, but for the last round.
     pub(super) fn holds_back(&self, age: Age, eldest_build: Option<Age>) -> bool {
-        self.reserved && eldest_build.is_some_and(|build| build < age)
+        let last = self.last_round.is_some_and(|last| age <= last);
+        self.reserved && !last && eldest_build.is_some_and(|build| build < age)
+    }
+
+    /// Lets those pass that it holds back, as many as it can serve at once, if it has not done so before: a hot runtime
+    /// serves whom it can before it goes, and whoever waits for its place waits for one evaluation more.
+    pub(super) fn begin_last_round(&mut self) -> bool {
+        let first = self.last_round.is_none();
+        if first {
+            let last = self.most.clamp(1, self.waiters.len().max(1)) - 1;
+            self.last_round = self.waiters.get(last).map(|waiter| waiter.age);
+        }
+        first && self.last_round.is_some()
+    }
+
+    /// Its place is not wanted any more.
+    pub(super) fn give_up_reservation(&mut self) {
+        self.reserved = false;
+        self.last_round = None;
     }
 
     /// Unleased, and nobody waits for it but callers that a reservation holds back.

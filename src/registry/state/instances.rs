@@ -48,7 +48,7 @@ impl<R: Resident> RegistryState<R> {
     pub(in crate::registry) fn reserve_spare(&mut self, revision: RevisionId, place: PlaceId) -> bool {
         let free = self.instances < self.limits.max_instances
             && self.permit_waiters.is_empty()
-            && self.build_queue.is_empty()
+            && self.placeable() == 0
             && !self.room_is_short(self.live.peek(&revision).map_or(0, |live| live.resident.weight().instance));
         let live = self.live.peek_mut(&revision).filter(|live| live.place == place);
         match live {

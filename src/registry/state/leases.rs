@@ -25,7 +25,8 @@ impl<R: Resident> RegistryState<R> {
         }
         // Whoever waits for a fetch waits for a place next, unless one is in sight.
         let waiting = self.waiting_capacity + self.waiting_instance + self.waiting_fetch;
-        let full = waiting >= self.limits.max_waiting;
+        let most = self.limits.max_waiting;
+        let full = waiting >= most && (self.waiting_instance >= most || !self.places_in_sight(0));
         let refused = |reason| Requested::Refused(Error::Saturated { reason });
         let eldest = self.eldest_build();
         // The caller's own thread had nothing parked; another thread's instance may be unused.
@@ -74,8 +75,7 @@ impl<R: Resident> RegistryState<R> {
         }
         if let Some(build) = self.builds.get_mut(&revision) {
             let waiting = match build.phase {
-                Phase::Queued { .. } if full => None,
-                Phase::Queued { .. } => Some(&mut self.waiting_capacity),
+                Phase::Queued { .. } => in_sight.then_some(&mut self.waiting_capacity),
                 Phase::Fetching => in_sight.then_some(&mut self.waiting_fetch),
                 Phase::Placed { .. } => Some(&mut self.waiting_build),
             };

@@ -10,17 +10,18 @@
 //!
 //! A caller waits either on a build of its revision or on a live runtime of it, never on both. Two queues stand behind
 //! them, ordered by age. `build_queue` holds the builds that need a place and a permit; they get both at once, since a
-//! builder that held one and waited for the other could deadlock. `permit_waiters` holds the live runtimes whose oldest
+//! builder that held one and waited for the other could deadlock. They get them when they can compile, or are the one that
+//! compiles next (`compiling`): until then, their victims stay live and serve. `permit_waiters` holds the live runtimes whose oldest
 //! waiter needs a permit. A runtime gives an idle instance to its own oldest waiter first. There is one exception: when no
 //! permit is left and an older caller or build waits for one elsewhere, the idle instance is reaped for it.
 //!
 //! # Invariants, once a method has returned and its effects are executed
 //!
 //! - `places.len() ≤ capacity` and `instances ≤ max_instances`.
-//! - No build waits for a place while an unleased runtime could be evicted for it.
+//! - No build that could compile waits for a place while an unleased runtime could be evicted for it.
 //! - Nobody waits for a permit while an idle instance could be reaped for it, and no caller of a runtime waits beside an
 //!   idle instance of it but behind a reservation.
-//! - Nothing is parked, and no spare is made, while anybody waits for a permit, a place or room in bytes.
+//! - Nothing is parked, and no spare is made, while anybody waits for a permit, a place that it could use, or room in bytes.
 //! - No build waits for room that idle instances and unleased runtimes could give.
 
 mod builds;
@@ -184,6 +185,8 @@ pub(super) struct RegistryState<R: Resident> {
     parking: Vec<RevisionId>,
     /// Reclaims that are under way: what they bring back is not known yet.
     reclaiming: usize,
+    /// Builds that were admitted and whose compile has not ended.
+    compiling: usize,
     build_queue: BTreeMap<Age, RevisionId>,
     permit_waiters: BTreeMap<Age, RevisionId>,
     reserved: Vec<RevisionId>,
@@ -218,6 +221,7 @@ impl<R: Resident> RegistryState<R> {
             reaping: 0,
             parking: Vec::new(),
             reclaiming: 0,
+            compiling: 0,
             build_queue: BTreeMap::new(),
             permit_waiters: BTreeMap::new(),
             reserved: Vec::new(),

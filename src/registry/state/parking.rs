@@ -13,7 +13,7 @@ impl<R: Resident> RegistryState<R> {
     /// could be given to.
     pub(in crate::registry) fn may_park(&mut self, revision: RevisionId, place: PlaceId) -> bool {
         let nobody_waits =
-            !self.shut_down && self.permit_waiters.is_empty() && self.build_queue.is_empty() && !self.has_no_room();
+            !self.shut_down && self.permit_waiters.is_empty() && self.placeable() == 0 && !self.has_no_room();
         let live = self.live.peek(&revision).filter(|live| live.place == place);
         let may = nobody_waits && live.is_some_and(|live| !live.reserved && live.waiters.is_empty());
         if may && !self.parking.contains(&revision) {

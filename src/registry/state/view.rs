@@ -14,15 +14,17 @@ impl<R: Resident> RegistryState<R> {
     pub(in crate::registry) fn counts(&self) -> Counts {
         let live = self.live.len();
         let draining = self.draining.len();
+        // Of those in the queue for places, who waits for a compile slot would not have a place if there were one.
+        let slots_short = self.placeable() == 0;
         Counts {
             building: self.places.len() - live - draining,
             live,
             draining,
             idle: self.idle,
             busy: self.instances - self.idle,
-            waiting_capacity: self.waiting_capacity,
+            waiting_capacity: if slots_short { 0 } else { self.waiting_capacity },
             waiting_instance: self.waiting_instance,
-            waiting_build: self.waiting_fetch + self.waiting_build,
+            waiting_build: self.waiting_fetch + self.waiting_build + if slots_short { self.waiting_capacity } else { 0 },
         }
     }
 
