@@ -209,25 +209,19 @@ impl Compiler {
     }
 
     /// Waits until nobody else compiles the same, then for a slot.
-    async fn turn(
-        &self,
-        request: &CompileRequest,
-        interest: Interest<Runtime>,
-        compiling: Compiling<Runtime>,
-    ) -> Turn {
+    async fn turn(&self, request: &CompileRequest, interest: Interest<Runtime>, compiling: Compiling<Runtime>) -> Turn {
         let left = interest.left();
         let renounce: Arc<Renounce> = {
             let interest = interest.clone();
             Arc::new(move || interest.renounce())
         };
         let (once, compiling) = if self.engine.shares_code() && request.linked.is_empty() {
-            match self.contents.try_only(request.digest) {
-                Some(once) => (once, Some(compiling)),
-                None => {
-                    // It will find the code. Until then, others can compile.
-                    drop(compiling);
-                    (self.contents.only(request.digest, renounce).await, None)
-                }
+            if let Some(once) = self.contents.try_only(request.digest) {
+                (once, Some(compiling))
+            } else {
+                // It will find the code. Until then, others can compile.
+                drop(compiling);
+                (self.contents.only(request.digest, renounce).await, None)
             }
         } else {
             (Once::default(), Some(compiling))

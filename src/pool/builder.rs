@@ -44,6 +44,9 @@ impl PoolBuilder {
         /// Callers that may wait for a runtime or an instance. The pool refuses the next one with
         /// [`Saturated`](crate::Error::Saturated). Default 4096.
         fn max_waiting(callers: usize) => settings.pool.max_waiting = callers;
+        /// Compiles that may run at once. Builds beyond these, and one that is ready to compile, hold nothing while they wait.
+        /// Default: the cores.
+        fn build_concurrency(compiles: usize) => settings.pool.build_concurrency = compiles;
         /// How long the pool keeps an unused runtime. Default 10 minutes.
         fn idle_ttl(ttl: Duration) => settings.pool.idle_ttl = ttl;
         /// How long calls in flight may continue after a close. Then they are interrupted, and fail with

@@ -24,7 +24,9 @@ impl<R: Resident> RegistryState<R> {
             busy: self.instances - self.idle,
             waiting_capacity: if slots_short { 0 } else { self.waiting_capacity },
             waiting_instance: self.waiting_instance,
-            waiting_build: self.waiting_fetch + self.waiting_build + if slots_short { self.waiting_capacity } else { 0 },
+            waiting_build: self.waiting_fetch
+                + self.waiting_build
+                + if slots_short { self.waiting_capacity } else { 0 },
         }
     }
 

@@ -1,5 +1,6 @@
 //! Capacity, order, single flight, waiting and closing, on the spy, where rare orders of events can be forced.
 
+mod admission;
 mod corners;
 mod edges;
 mod permits;
