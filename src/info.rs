@@ -12,6 +12,8 @@ use crate::{registry::RuntimeState, response::EvaluatorId, source::Digest};
 pub struct EvaluatorInfo {
     /// Its name.
     pub name: String,
+    /// The [tenant](crate::Spec::tenant) that it belongs to.
+    pub tenant: String,
     /// Tells it from other evaluators, also from earlier ones of the same name.
     pub id: EvaluatorId,
     /// The digest of its plugin; `None` until the plugin has been read.
@@ -35,9 +37,10 @@ pub struct EvaluatorInfo {
 
 impl EvaluatorInfo {
     /// An evaluator whose plugin is no longer known.
-    pub(crate) fn closed(name: String, id: EvaluatorId, state: RuntimeState, instances: usize) -> Self {
+    pub(crate) fn closed(name: String, tenant: String, id: EvaluatorId, state: RuntimeState, instances: usize) -> Self {
         Self {
             name,
+            tenant,
             id,
             digest: None,
             entry_point: None,

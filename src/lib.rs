@@ -33,6 +33,7 @@
 //! | registry | the capacity-bounded LRU that owns every runtime |
 //! | lease | the right to use a runtime; while one is held, the runtime is not closed under it |
 //! | [evaluator](Evaluator) | the handle that users hold: evaluate, close |
+//! | [tenant](Spec::tenant) | whom an evaluator belongs to |
 //! | [response](Response) | the outcome of one evaluation |
 //!
 //! # Rooms
@@ -58,6 +59,7 @@
 //! | [`engine`] | the trait and the engines. The only place that names their types |
 //! | `source` | bytes, base64, file, closure, HTTP → plugin. The only place that fetches. No engine types |
 //! | `http_client` | (feature `direct`) which addresses HTTP clients may reach, and TLS. Sends no request |
+//! | `tenants` | whom evaluators belong to: their names. Knows no plugins and no runtimes |
 //! | `registry` | what lives: LRU order, hard bound, single-flight builds, negative cache. Knows no plugins |
 //! | [`config`] | every setting. The only reader of the settings file and of its variables |
 //! | [`metrics`] | the catalogue. Installs no exporter, knows no room |
@@ -102,6 +104,7 @@ mod runtime;
 pub mod service;
 mod source;
 mod spec;
+mod tenants;
 mod units;
 mod words;
 

@@ -10,6 +10,8 @@ use crate::{
     engine::HostFunction,
     error::Error,
     source::{Digest, Source},
+    tenants,
+    units::Quoted,
 };
 
 /// Declares methods of a builder that set one field each: `fn name(argument: Type) => field = value;`.
@@ -61,6 +63,7 @@ pub struct Spec {
     pub(crate) data: Option<Arc<dyn DataProvider>>,
     pub(crate) debug: bool,
     pub(crate) labels: Arc<BTreeMap<String, String>>,
+    pub(crate) tenant: Option<String>,
 }
 
 /// A module from which the plugin, or another such module, imports by its name.
@@ -112,6 +115,7 @@ impl Spec {
             data: None,
             debug: false,
             labels: Arc::default(),
+            tenant: None,
         }
     }
 
@@ -159,6 +163,13 @@ impl Spec {
         /// Whether clients of a server may see the [last words](crate::LastWords) of the plugin's guests. Default: no. They
         /// are in the error that your own code gets in any case.
         fn debug(debug: bool) => debug = debug;
+        /// The tenant that the evaluator belongs to: a name by the rule for names of evaluators. Default: the part of the
+        /// evaluator's name before the first `/`; a name without one is its own tenant, of that name. So it is with
+        /// [unregistered](crate::EvaluatorPool::evaluator) evaluators too: those of one name have one tenant. A server's
+        /// clients cannot choose a tenant, but by the evaluator's name.
+        ///
+        /// When a registered evaluator is replaced by a spec of another tenant, it belongs to that one from then on.
+        fn tenant(name: impl Into<String>) => tenant = Some(name.into());
         /// The evaluator's own data, into which each call's data is merged: see [`data`](crate::data).
         fn data(provider: impl DataProvider) => data = Some(Arc::new(provider));
     }
@@ -209,6 +220,10 @@ impl Spec {
 
     /// Refuses what no build could use.
     pub(crate) fn check(&self) -> Result<(), Error> {
+        if let Some((tenant, reason)) = self.tenant.as_deref().and_then(|name| Some((name, tenants::unfit(name)?))) {
+            let why = format!("the spec's tenant, {}, is no name of a tenant: {reason}", Quoted(tenant));
+            return Err(Error::invalid_request(why));
+        }
         self.source.check()?;
         self.linked.iter().try_for_each(|linked| linked.source.check())?;
         let hosts = self.allowed_hosts.as_deref().unwrap_or_default();

@@ -42,6 +42,7 @@ use crate::{
     runtime::BuildTimes,
     source::Plugin,
     spec::Spec,
+    tenants,
 };
 
 /// A capacity-bounded pool of evaluators. Cheap to clone: clones are the same pool.
@@ -374,19 +375,8 @@ impl Drop for Prepared {
 
 /// The rule for names: 1 to 128 of `A-Z a-z 0-9 . _ - /`, no `..`.
 pub(crate) fn check_name(name: &str) -> Result<(), Error> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
-    let reason = if name.is_empty() {
-        "it is empty"
-    } else if name.len() > 128 {
-        "it is longer than 128 characters"
-    } else if !name.bytes().all(allowed) {
-        "only A-Z a-z 0-9 . _ - / are allowed"
-    } else if name.contains("..") {
-        "it must not hold .."
-    } else {
-        return Ok(());
-    };
-    Err(Error::InvalidName { name: name.chars().take(128).collect(), reason })
+    let invalid = |reason| Err(Error::InvalidName { name: name.chars().take(128).collect(), reason });
+    tenants::unfit(name).map_or(Ok(()), invalid)
 }
 
 #[cfg(test)]

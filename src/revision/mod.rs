@@ -33,6 +33,7 @@ use crate::{
     runtime::Runtime,
     source::{Digest, Plugin, Source},
     spec::Spec,
+    tenants,
 };
 
 /// One version of an evaluator: a spec with the plugin that it names. Immutable, and replaced as a whole.
@@ -93,6 +94,10 @@ impl Revision {
         }
     }
 
+    pub(crate) fn tenant(&self) -> &str {
+        self.spec.tenant.as_deref().unwrap_or_else(|| tenants::of_name(&self.name))
+    }
+
     pub(crate) fn info(&self) -> Option<&PluginInfo> {
         self.info.get()
     }
@@ -121,7 +126,7 @@ impl Revision {
             entry_point: info.map_or_else(|| self.spec.entry_point.clone(), |info| info.entry_point.clone()),
             size_bytes: info.map(|info| info.size),
             debug: self.spec.debug,
-            ..EvaluatorInfo::closed(self.name.to_string(), id, state, instances)
+            ..EvaluatorInfo::closed(self.name.to_string(), self.tenant().to_owned(), id, state, instances)
         }
     }
 

@@ -67,6 +67,7 @@ mod soak;
 mod sources;
 #[cfg(feature = "service")]
 mod structure;
+mod tenants;
 mod thread_cache;
 #[cfg(feature = "service")]
 mod variables;

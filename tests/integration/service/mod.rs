@@ -15,6 +15,7 @@ mod server;
 mod shortage;
 mod threads;
 mod upload;
+mod usage;
 
 use crate::support::wasm;
 

@@ -1,0 +1,115 @@
+//! The way of one evaluation: from its data to its response.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use bytes::Bytes;
+use tokio::{runtime::Handle, time::Instant};
+
+use super::{Call, Evaluator, EvaluatorInner, call::Outcome, unix_millis};
+use crate::{
+    clock,
+    data::InputSource,
+    error::Error,
+    registry::{Lookup, RevisionId},
+    response::{Response, Timings},
+    revision::Revision,
+    runtime::{Checkout, Ended},
+};
+
+impl Evaluator {
+    pub(crate) async fn evaluate_from(&self, data: &dyn InputSource, call: Call<'_>) -> Result<Response, Error> {
+        let metrics = &self.inner.pool.metrics;
+        let mut outcome = Outcome { metrics, is_known: false };
+        let result = self.evaluate_inner(data, call).await;
+        outcome.is_known = true;
+        metrics.evaluated(result.as_ref().map(drop));
+        result
+    }
+
+    async fn evaluate_inner(&self, data: &dyn InputSource, call: Call<'_>) -> Result<Response, Error> {
+        // An evaluation may end without having waited for anything. A caller in a loop must yield its thread now and then.
+        tokio::task::consume_budget().await;
+        let EvaluatorInner { pool, parked, .. } = &*self.inner;
+        let began = Instant::now();
+        // An evaluator that is called without a pause finds an instance on its thread. Where there is none the input is
+        // kept: the evaluator's own data is asked for once a call, and before anything is held.
+        let mut prepared = None;
+        if parked.is_used() {
+            let (id, input) = self.prepare(data)?;
+            if let Some(checkout) = Checkout::parked(parked, id, began) {
+                pool.metrics.lookup(Lookup::Hit.as_str());
+                pool.ensure_sweeping();
+                return self.run(checkout, call, input, Duration::ZERO, began).await;
+            }
+            prepared = Some((id, input));
+        }
+        // Checked late: `try_current` counts a reference to the runtime, in a word that all its threads share.
+        if Handle::try_current().is_err() {
+            return Err(Error::no_tokio());
+        }
+        self.inner.evaluations.fetch_add(1, Ordering::Relaxed);
+        self.inner.last_used.store(unix_millis(), Ordering::Relaxed);
+        let deadline = clock::later(began, pool.limits.wait_timeout);
+        let mut age = None;
+        loop {
+            let revision = self.revision()?;
+            let input = match prepared.take() {
+                Some((id, input)) if id == revision.id => input,
+                _ => self.input(&revision, data)?,
+            };
+            let lease = match revision.lease_as(pool, &mut age, deadline, call.inside).await {
+                Ok(lease) => lease,
+                // Replaced while it waited: the new plugin answers. Or closed: then there is no revision to go on with.
+                Err(Error::Closed { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            // A caller that joins a build late waits for the rest of it only.
+            let build = lease.build.min(began.elapsed());
+            let checkout = Checkout::new(lease, parked).await?;
+            return self.run(checkout, call, input, build, began).await;
+        }
+    }
+
+    /// The current revision's input, and which revision that is.
+    fn prepare(&self, data: &dyn InputSource) -> Result<(RevisionId, Bytes), Error> {
+        let revision = self.inner.revision.load();
+        let revision = revision.as_ref().ok_or_else(|| self.closed(false))?;
+        Ok((revision.id, self.input(revision, data)?))
+    }
+
+    /// What the guest will be given: the call's own data, merged into the evaluator's.
+    fn input(&self, revision: &Revision, data: &dyn InputSource) -> Result<Bytes, Error> {
+        let data = data.data(self.inner.wanted(revision))?;
+        let limit = self.inner.pool.limits.input_size;
+        let base = revision.spec.data.as_ref().map(|provider| provider.provide()).transpose()?;
+        data.to_input(base.unwrap_or_default(), limit)
+    }
+
+    /// Runs the guest on an instance that waits for it.
+    async fn run(
+        &self,
+        mut checkout: Checkout<'_>,
+        call: Call<'_>,
+        input: Bytes,
+        build: Duration,
+        began: Instant,
+    ) -> Result<Response, Error> {
+        let pool = &self.inner.pool;
+        let started = Instant::now();
+        let wait = (started - began).saturating_sub(build);
+        pool.metrics.evaluation_phase("wait", wait);
+        let (digest, ended) = checkout.call(call.entry_point, input, call.context, started).await;
+        let exec = started.elapsed();
+        pool.metrics.evaluation_phase("exec", exec);
+        drop(checkout);
+        match ended {
+            Ended::Output(output, written) => {
+                let timings = Timings { wait, build, exec };
+                Ok(Response { evaluator: self.inner.id, digest, output, written, timings })
+            }
+            Ended::Failed(error) => Err(error),
+            Ended::Stopped if pool.registry.is_shut_down() => Err(Error::ShuttingDown),
+            Ended::Stopped => Err(self.closed(true)),
+        }
+    }
+}
