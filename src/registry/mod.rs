@@ -29,6 +29,7 @@ mod sync;
 mod thread_cache;
 
 use std::{
+    hash::{Hash, Hasher},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
@@ -57,11 +58,24 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Names one version of an evaluator: what is built, kept, evicted and closed. Never used again.
+/// Stands for a tenant, whose name nobody knows here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct TenantId(pub(crate) u64);
+
+/// Names one version of an evaluator: what is built, kept, evicted and closed. Never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct RevisionId {
     pub(crate) evaluator: u64,
     pub(crate) number: u64,
+    /// Whom it belongs to.
+    pub(crate) tenant: TenantId,
+}
+
+impl Hash for RevisionId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // It says all.
+        self.number.hash(state);
+    }
 }
 
 /// The registry's bounds.

@@ -82,8 +82,9 @@ impl Revision {
     }
 
     fn with(inner: &PoolInner, evaluator: u64, name: Arc<str>, spec: Spec, info: OnceLock<PluginInfo>) -> Self {
+        let tenant = spec.tenant.as_deref().unwrap_or_else(|| tenants::of_name(&name));
         Self {
-            id: RevisionId { evaluator, number: inner.unique() },
+            id: RevisionId { evaluator, number: inner.unique(), tenant: inner.tenant(tenant) },
             name,
             variables: (spec.vars.unwrap_or(inner.engine.vars) == Vars::Kept)
                 .then(|| Arc::new(KeptVariables::new(inner.variables.clone()))),

@@ -1,6 +1,7 @@
 //! What the revisions of a pool share, and the task that looks after it.
 
 use std::{
+    hash::{BuildHasher, RandomState},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,7 +18,7 @@ use crate::{
     engine::{CompileWorkerCounts, Engine, Slots, VariableBudget},
     memory::MemoryBudget,
     metrics::Metrics,
-    registry::{Limits, Registry, RevisionId},
+    registry::{Limits, Registry, RevisionId, TenantId},
     runtime::Runtime,
 };
 
@@ -45,6 +46,8 @@ pub(crate) struct PoolInner {
     pub(super) fetching_total: u32,
     sweeping: AtomicBool,
     next: AtomicU64,
+    /// What turns tenants' names into numbers: keyed, so that nobody can choose another's.
+    tenants: RandomState,
 }
 
 impl PoolInner {
@@ -83,7 +86,13 @@ impl PoolInner {
             fetching_total,
             sweeping: AtomicBool::new(false),
             next: AtomicU64::new(1),
+            tenants: RandomState::new(),
         }
+    }
+
+    /// Of 64 bits: two tenants share one as good as never, and then share their turns.
+    pub(super) fn tenant(&self, name: &str) -> TenantId {
+        TenantId(self.tenants.hash_one(name))
     }
 
     pub(crate) fn unique(&self) -> u64 {

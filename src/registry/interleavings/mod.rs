@@ -25,8 +25,8 @@ use tokio::time::Instant;
 
 use self::scheduler::{block_on, check, draw, once_in, patience, spawn, yield_now, yield_thread};
 use super::{
-    BuildTicket, Claim, CloseReason, Counts, Epoch, InstancePermit, Lease, Limits, Place, Refused, Registry, Resident,
-    RevisionId, ThreadCache,
+    Admission, BuildTicket, Claim, CloseReason, Counts, Epoch, InstancePermit, Lease, Limits, Place, Refused, Registry, Resident,
+    RevisionId, TenantId, ThreadCache,
 };
 use crate::{
     error::Error,
@@ -186,28 +186,31 @@ fn limits() -> Limits {
 
 async fn build(world: Arc<World>, ticket: BuildTicket<Fake>) {
     let Some(admission) = ticket.admit(Duration::ZERO).await else { return ticket.abandon() };
+    let Admission { place, permit, compiling } = admission;
     let exists = Counted::runtime(&world);
     // Another build may want the slot of one that nobody waits for, now or a little later.
     for _ in 0..2 {
         yield_now().await;
         if once_in(3) && ticket.interest().renounce() {
             RENOUNCED.fetch_add(1, Ordering::SeqCst);
-            drop((exists, admission));
+            drop((exists, permit, place));
             return ticket.fail(&Error::Cancelled);
         }
     }
     match draw(0..8) {
         0 => {
-            drop((exists, admission));
+            drop((exists, permit, place));
             return ticket.fail(&Error::invalid_plugin("told to fail"));
         }
         // As a panic would.
         1 => return,
         _ => {}
     }
-    let probe = Counted::instance(&world, admission.permit);
+    // The next build is admitted now, or once this runtime serves.
+    let _compiling = once_in(2).then_some(compiling);
+    let probe = Counted::instance(&world, permit);
     world.opens.fetch_add(1, Ordering::SeqCst);
-    admission.place.opened();
+    place.opened();
     let fake = Fake(Arc::new(FakeInner {
         idle: StdMutex::new(vec![probe]),
         leases: AtomicUsize::new(0),
@@ -215,7 +218,7 @@ async fn build(world: Arc<World>, ticket: BuildTicket<Fake>) {
         parking: OnceLock::new(),
         world,
         _exists: exists,
-        place: admission.place,
+        place,
     }));
     if let Err(unwanted) = ticket.publish(fake) {
         drop(unwanted);
@@ -323,7 +326,8 @@ fn scenario() {
     let none = AtomicUsize::default;
     let world = Arc::new(World { limits, opens: none(), closes: none(), exist: none(), instances: none() });
     let registry: Registry<Fake> = Registry::new(limits, MemoryBudget::new(u64::MAX), metrics);
-    let revision = |evaluator| RevisionId { evaluator, number: evaluator };
+    let tenants = draw(1..4) as u64;
+    let revision = move |evaluator| RevisionId { evaluator, number: evaluator, tenant: TenantId(evaluator % tenants) };
     // The first two are revisions of one evaluator: they share its cache.
     let caches: [Cache; 3] = Default::default();
     block_on(async {

@@ -41,8 +41,9 @@ impl<R: Resident> RegistryState<R> {
         self.dispatch(now);
     }
 
+    /// Of the build that is next: who is younger does not keep it from its place.
     pub(super) fn eldest_build(&self) -> Option<Age> {
-        self.build_queue.first_key_value().map(|(age, _)| *age)
+        self.build_queue.first().map(|(turn, _)| turn.age)
     }
 
     pub(super) fn remembered(&mut self, revision: RevisionId, now: Instant) -> Option<Error> {
@@ -75,9 +76,9 @@ impl<R: Resident> RegistryState<R> {
         };
         build.fetched = fetched;
         build.phase = Phase::Queued { age: eldest, to };
+        self.build_queue.enter(revision, eldest);
         self.waiting_fetch -= build.waiters.len();
         self.waiting_capacity += build.waiters.len();
-        self.build_queue.insert(eldest, revision);
         self.dispatch(now);
         true
     }

@@ -8,6 +8,7 @@ use super::{
     super::{CloseReason, Refused, Resident, RevisionId},
     Age, Effect, PlaceId, RegistryState,
     entries::{Live, Phase},
+    turns::Turn,
 };
 
 impl<R: Resident> RegistryState<R> {
@@ -28,17 +29,22 @@ impl<R: Resident> RegistryState<R> {
                 self.idle -= 1;
                 self.waiting_instance -= 1;
                 self.effects.push(Effect::Answer { to: waiter.to, answer: Ok(live.grant(revision, true, build)) });
+                self.permit_waiters.charge(revision.tenant);
             }
         }
         self.await_permit(revision);
     }
 
-    /// Whether callers elsewhere that are older wait for permits that nothing on its way will give.
+    /// Whether callers elsewhere whose turn comes first wait for permits that nothing on its way will give.
     fn is_owed(&self, revision: RevisionId, age: Age) -> bool {
+        if self.instances < self.limits.max_instances {
+            return false;
+        }
+        let own = self.permit_waiters.next(revision.tenant, age);
         let placeable = self.placeable().min(self.limits.capacity - self.places.len());
-        let builds = self.build_queue.range(..age).take(placeable).count();
-        let callers = self.permit_waiters.range(..age).filter(|(_, waiting)| **waiting != revision).count();
-        self.instances >= self.limits.max_instances && builds + callers > self.reaping
+        let builds = self.build_queue.next_ones(placeable);
+        let builds = builds.iter().filter(|(turn, build)| self.contends(*turn, *build) < own).count();
+        builds + self.permit_waiters.before(revision, age) > self.reaping
     }
 
     /// Queues a runtime for a permit if its oldest waiter can only be served with one more, and takes it out of the queue
@@ -53,15 +59,15 @@ impl<R: Resident> RegistryState<R> {
             return;
         }
         if let Some(age) = live.awaits_permit.take() {
-            self.permit_waiters.remove(&age);
+            self.permit_waiters.leave(revision.tenant, age);
         }
         if let Some(age) = wants {
-            self.permit_waiters.insert(age, revision);
+            self.permit_waiters.enter(revision, age);
             live.awaits_permit = Some(age);
         }
     }
 
-    /// Hands out what is free, oldest caller first, then makes room for those that are left.
+    /// Hands out what is free, whose turn comes first, then makes room for those that are left.
     pub(super) fn dispatch(&mut self, now: Instant) {
         loop {
             // The end of the reclaim leads here again, and knows what came back.
@@ -70,11 +76,13 @@ impl<R: Resident> RegistryState<R> {
             }
             while self.instances < self.limits.max_instances {
                 let place_free = self.places.len() < self.limits.capacity && self.placeable() > 0;
-                let build = self.build_queue.first_key_value().filter(|_| place_free).map(|(age, _)| *age);
-                let contender = self.permit_waiters.first_key_value().map(|(age, _)| *age);
+                let build = self.build_queue.first().filter(|_| place_free);
+                let contender = self.permit_waiters.first().map(|(turn, _)| turn);
                 match (build, contender) {
-                    (Some(build), contender) if contender.is_none_or(|contender| build < contender) => {
-                        self.admit(build, now);
+                    (Some((turn, build)), contender)
+                        if contender.is_none_or(|contender| self.contends(turn, build) < contender) =>
+                    {
+                        self.admit(turn, now);
                     }
                     (_, Some(contender)) => self.grant_permit(contender),
                     _ => break,
@@ -95,9 +103,15 @@ impl<R: Resident> RegistryState<R> {
         }
     }
 
-    pub(super) fn admit(&mut self, age: Age, now: Instant) {
+    /// The turn that a build has among those who wait for a permit.
+    fn contends(&self, turn: Turn, build: RevisionId) -> Turn {
+        self.permit_waiters.next(build.tenant, turn.age)
+    }
+
+    pub(super) fn admit(&mut self, turn: Turn, now: Instant) {
         let place = PlaceId(self.unique());
-        let Some(revision) = self.build_queue.remove(&age) else { return };
+        let Some(revision) = self.build_queue.take(turn) else { return };
+        self.permit_waiters.charge(revision.tenant);
         let Some(build) = self.builds.get_mut(&revision) else { return };
         let Phase::Queued { to, .. } = std::mem::replace(&mut build.phase, Phase::Placed { place, since: now }) else {
             return;
@@ -112,8 +126,8 @@ impl<R: Resident> RegistryState<R> {
         self.effects.push(Effect::Admit { to, revision, place, gone });
     }
 
-    pub(super) fn grant_permit(&mut self, age: Age) {
-        let Some(revision) = self.permit_waiters.remove(&age) else { return };
+    pub(super) fn grant_permit(&mut self, turn: Turn) {
+        let Some(revision) = self.permit_waiters.take(turn) else { return };
         let Some(live) = self.live.peek_mut(&revision) else { return };
         live.awaits_permit = None;
         if let Some(waiter) = live.waiters.pop_front() {

@@ -89,9 +89,8 @@ impl<R: Resident> RegistryState<R> {
             if let Phase::Queued { age: queued, .. } = &mut build.phase
                 && age < *queued
             {
-                self.build_queue.remove(queued);
+                self.build_queue.hand_on(revision.tenant, *queued, age);
                 *queued = age;
-                self.build_queue.insert(age, revision);
                 self.dispatch(now);
             }
             return Requested::Joined(answer);
@@ -120,12 +119,12 @@ impl<R: Resident> RegistryState<R> {
             match &mut build.phase {
                 Phase::Queued { age, .. } => {
                     self.waiting_capacity -= left;
-                    self.build_queue.remove(age);
                     if let Some(eldest) = build.waiters.front() {
                         // A build is as old as its eldest caller that is still there.
+                        self.build_queue.hand_on(revision.tenant, *age, eldest.age);
                         *age = eldest.age;
-                        self.build_queue.insert(*age, revision);
                     } else {
+                        self.build_queue.leave(revision.tenant, *age);
                         // Nobody wants it and it has cost nothing yet: its builder sees its channel close, and ends.
                         self.builds.remove(&revision);
                     }

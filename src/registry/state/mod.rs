@@ -34,6 +34,7 @@ mod leases;
 mod memory;
 mod parking;
 mod retire;
+mod turns;
 mod view;
 
 use std::{
@@ -53,6 +54,7 @@ pub(crate) use self::memory::RoomId;
 use self::{
     entries::{Build, Draining, Failure, Live},
     memory::WantsRoom,
+    turns::Turns,
 };
 use super::{CloseReason, Limits, Refused, Resident, RevisionId};
 use crate::{
@@ -187,8 +189,8 @@ pub(super) struct RegistryState<R: Resident> {
     reclaiming: usize,
     /// Builds that were admitted and whose compile has not ended.
     compiling: usize,
-    build_queue: BTreeMap<Age, RevisionId>,
-    permit_waiters: BTreeMap<Age, RevisionId>,
+    build_queue: Turns,
+    permit_waiters: Turns,
     reserved: Vec<RevisionId>,
     /// Builds that are compiled and wait for room in bytes.
     room_queue: BTreeMap<RoomId, WantsRoom>,
@@ -222,8 +224,8 @@ impl<R: Resident> RegistryState<R> {
             parking: Vec::new(),
             reclaiming: 0,
             compiling: 0,
-            build_queue: BTreeMap::new(),
-            permit_waiters: BTreeMap::new(),
+            build_queue: Turns::default(),
+            permit_waiters: Turns::default(),
             reserved: Vec::new(),
             room_queue: BTreeMap::new(),
             memory,

@@ -47,7 +47,7 @@ impl<R: Resident> RegistryState<R> {
         match build.phase {
             Phase::Fetching => self.waiting_fetch -= build.waiters.len(),
             Phase::Queued { age, .. } => {
-                self.build_queue.remove(&age);
+                self.build_queue.leave(revision.tenant, age);
                 self.waiting_capacity -= build.waiters.len();
             }
             Phase::Placed { place, .. } => {
@@ -87,7 +87,7 @@ impl<R: Resident> RegistryState<R> {
         let reaping = live.reaping + live.idle;
         self.waiting_instance -= live.waiters.len();
         if let Some(age) = live.awaits_permit {
-            self.permit_waiters.remove(&age);
+            self.permit_waiters.leave(revision.tenant, age);
         }
         if live.reserved {
             self.reserved.retain(|reserved| *reserved != revision);

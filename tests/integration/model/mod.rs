@@ -53,6 +53,11 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// All belong to one tenant: among several, it does not go by age alone.
+fn name(evaluator: usize) -> String {
+    format!("tenant/{evaluator}")
+}
+
 /// The real pool, with the calls that have not ended.
 struct Real {
     spy: Spy,
@@ -75,7 +80,7 @@ impl Real {
         let spy = if capacity.is_multiple_of(2) { Spy::with_workers() } else { Spy::default() };
         spy.keeps_permits(usize::MAX);
         let pool = spy.pool(|_| PoolBuilder::from(settings).park_after(0));
-        let evaluators = (0..EVALUATORS).map(|e| pool.register(&e.to_string(), Spy::spec()).unwrap()).collect();
+        let evaluators = (0..EVALUATORS).map(|e| pool.register(&name(e), Spy::spec()).unwrap()).collect();
         Self { spy, pool, evaluators, calls: BTreeMap::new() }
     }
 
@@ -173,7 +178,7 @@ async fn run(capacity: usize, ops: Vec<Op>) {
             Op::Replace(evaluator) => {
                 // A closed evaluator is not replaced but registered anew, under another id: not this model's affair.
                 if !model.closed[evaluator] {
-                    real.pool.register(&evaluator.to_string(), Spy::spec()).unwrap();
+                    real.pool.register(&name(evaluator), Spy::spec()).unwrap();
                     model.unload(evaluator);
                 }
             }
