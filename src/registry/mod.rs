@@ -204,7 +204,7 @@ impl<R: Resident> Registry<R> {
         loop {
             let (requested, age) = self.inner.apply(|state| {
                 let age = *age.get_or_insert_with(|| state.age());
-                (state.request(revision, age, Instant::now(), may_wait), age)
+                (state.request(revision, age, began, Instant::now(), may_wait), age)
             });
             let count = |result: Lookup| self.inner.metrics.lookup(result.as_str());
             let (lookup, answer, build) = match requested {
@@ -297,6 +297,11 @@ impl<R: Resident> Registry<R> {
         let residents = self.inner.lock().parking();
         let leases = residents.iter().flat_map(|(_, resident)| resident.reclaim(true)).collect();
         self.inner.end_leases(leases, |state| state.give_up_overdue(Instant::now()));
+    }
+
+    /// How long the caller has waited that has waited longest.
+    pub(crate) fn oldest_wait(&self) -> Duration {
+        self.inner.lock().oldest_wait(Instant::now())
     }
 
     /// Makes room if guests have grown beyond the bound in bytes.

@@ -109,6 +109,7 @@ impl PoolInner {
     /// The engine's slots, which are shown in their gauges too.
     pub(crate) fn slots(&self) -> Option<Slots> {
         self.show_workers();
+        self.metrics.set_oldest_wait(self.registry.oldest_wait());
         let slots = self.weigh();
         self.metrics.set_memory(self.memory.uses());
         let slots = slots?;
@@ -157,6 +158,7 @@ impl Sweep {
             tokio::time::sleep(pause.min(RECLAIMING)).await;
             let Some(inner) = self.0.upgrade() else { return };
             inner.registry.look_after();
+            inner.metrics.set_oldest_wait(inner.registry.oldest_wait());
             inner.weigh();
             if swept.elapsed() >= pause {
                 swept = Instant::now();

@@ -25,8 +25,8 @@ use tokio::time::Instant;
 
 use self::scheduler::{block_on, check, draw, once_in, patience, spawn, yield_now, yield_thread};
 use super::{
-    Admission, BuildTicket, Claim, CloseReason, Counts, Epoch, InstancePermit, Lease, Limits, Place, Refused, Registry, Resident,
-    RevisionId, TenantId, ThreadCache,
+    Admission, BuildTicket, Claim, CloseReason, Counts, Epoch, InstancePermit, Lease, Limits, Place, Refused, Registry,
+    Resident, RevisionId, TenantId, ThreadCache,
 };
 use crate::{
     error::Error,

@@ -119,7 +119,7 @@ impl<R: Resident> RegistryState<R> {
         self.waiting_capacity -= build.waiters.len();
         self.waiting_build += build.waiters.len();
         let (gone, receiver) = watch::channel(false);
-        self.places.insert(place);
+        self.places.insert(place, revision.tenant);
         self.gone.insert(place, (revision, receiver));
         self.instances += 1;
         self.compiling += 1;
@@ -183,26 +183,27 @@ impl<R: Resident> RegistryState<R> {
         self.permit_waiters.len() > before
     }
 
-    /// Evicts unleased runtimes, least recently used first, for builds that wait for a place. Where those are not enough,
-    /// reserves leased ones. True when a reservation let somebody pass.
+    /// Evicts unleased runtimes for builds that wait for a place. Where those are not enough, reserves leased ones. True
+    /// when a reservation let somebody pass.
     pub(super) fn evict(&mut self, now: Instant) -> bool {
-        let mut short = self.places_short();
         let mut given_up = false;
-        while short > 0 {
-            let eldest = self.eldest_build();
-            let victim = self.live.iter().rev().find(|(_, live)| live.evictable(eldest));
-            let victim = victim.map(|(revision, _)| *revision);
-            let Some(victim) = victim else { break };
-            if self.live.peek_mut(&victim).is_some_and(Live::begin_last_round) {
+        let mut unmet = Vec::new();
+        for newcomer in self.newcomers() {
+            loop {
+                let Some(victim) = self.victim(newcomer, Some(now)) else {
+                    unmet.push(newcomer);
+                    break;
+                };
+                if !self.live.peek_mut(&victim).is_some_and(Live::begin_last_round) {
+                    self.retire_live(victim, CloseReason::Capacity, None, &Refused::Retry, now);
+                    break;
+                }
                 given_up = true;
                 self.serve(victim, Duration::ZERO);
-                continue;
             }
-            self.retire_live(victim, CloseReason::Capacity, None, &Refused::Retry, now);
-            short -= 1;
         }
         given_up |= self.release_elders();
-        while self.reserved.len() > short {
+        while self.reserved.len() > unmet.len() {
             let Some(revision) = self.reserved.pop() else { break };
             given_up = true;
             if let Some(live) = self.live.peek_mut(&revision) {
@@ -210,11 +211,11 @@ impl<R: Resident> RegistryState<R> {
             }
             self.serve(revision, Duration::ZERO);
         }
-        while self.reserved.len() < short {
-            let leased = self.live.iter_mut().rev().find(|(_, live)| !live.reserved && live.leases > 0);
-            let Some((revision, live)) = leased else { break };
-            let revision = *revision;
-            live.reserved = true;
+        while let Some(newcomer) = unmet.get(self.reserved.len()) {
+            let Some(revision) = self.leased_victim(*newcomer) else { break };
+            if let Some(live) = self.live.peek_mut(&revision) {
+                live.reserved = true;
+            }
             self.reserved.push(revision);
             self.await_permit(revision);
         }

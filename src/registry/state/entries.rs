@@ -12,6 +12,7 @@ use crate::error::Error;
 
 pub(super) struct Waiter<R: Resident> {
     pub(super) age: Age,
+    pub(super) since: Instant,
     pub(super) to: AnswerSender<R>,
 }
 

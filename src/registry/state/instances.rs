@@ -31,7 +31,7 @@ impl<R: Resident> RegistryState<R> {
 
     /// The last engine object of a runtime is gone.
     pub(in crate::registry) fn place_released(&mut self, place: PlaceId, now: Instant) {
-        self.places.remove(&place);
+        self.places.remove(place);
         if let Some(draining) = self.draining.remove(&place) {
             self.closing -= usize::from(draining.is_closing());
             self.reaping -= draining.reaping;

@@ -12,11 +12,12 @@ use super::{
 use crate::error::Error;
 
 impl<R: Resident> RegistryState<R> {
-    /// A caller wants a lease on `revision`. One that may not wait is refused instead.
+    /// A caller wants a lease on `revision`, and has since it `began`. One that may not wait is refused instead.
     pub(in crate::registry) fn request(
         &mut self,
         revision: RevisionId,
         age: Age,
+        began: Instant,
         now: Instant,
         may_wait: bool,
     ) -> Requested<R> {
@@ -58,7 +59,7 @@ impl<R: Resident> RegistryState<R> {
                 return refused("no instance is free and the queue is full (pool.max_waiting)");
             }
             let (to, answer) = oneshot::channel();
-            insert_by_age(&mut live.waiters, Waiter { age, to });
+            insert_by_age(&mut live.waiters, Waiter { age, since: began, to });
             self.waiting_instance += 1;
             self.await_permit(revision);
             self.dispatch(now);
@@ -84,7 +85,7 @@ impl<R: Resident> RegistryState<R> {
             };
             *waiting += 1;
             let (to, answer) = oneshot::channel();
-            insert_by_age(&mut build.waiters, Waiter { age, to });
+            insert_by_age(&mut build.waiters, Waiter { age, since: began, to });
             // An elder that comes back makes the build as old as itself.
             if let Phase::Queued { age: queued, .. } = &mut build.phase
                 && age < *queued
@@ -103,7 +104,7 @@ impl<R: Resident> RegistryState<R> {
         }
         let id = BuildId(self.unique());
         let (to, answer) = oneshot::channel();
-        let waiters = VecDeque::from([Waiter { age, to }]);
+        let waiters = VecDeque::from([Waiter { age, since: began, to }]);
         let (wanted, unwanted) = oneshot::channel();
         self.builds.insert(revision, Build { id, fetched: Duration::ZERO, phase: Phase::Fetching, waiters, wanted });
         self.waiting_fetch += 1;

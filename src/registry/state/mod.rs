@@ -33,12 +33,13 @@ mod invariants;
 mod leases;
 mod memory;
 mod parking;
+mod places;
 mod retire;
 mod turns;
 mod view;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     convert::Infallible,
     sync::Arc,
     time::Duration,
@@ -54,6 +55,7 @@ pub(crate) use self::memory::RoomId;
 use self::{
     entries::{Build, Draining, Failure, Live},
     memory::WantsRoom,
+    places::Places,
     turns::Turns,
 };
 use super::{CloseReason, Limits, Refused, Resident, RevisionId};
@@ -172,7 +174,7 @@ pub(super) struct RegistryState<R: Resident> {
     live: LruCache<RevisionId, Live<R>>,
     builds: HashMap<RevisionId, Build<R>>,
     draining: HashMap<PlaceId, Draining<R>>,
-    places: HashSet<PlaceId>,
+    places: Places,
     /// A channel for each place that closes once the place is released and the gauges show it.
     gone: HashMap<PlaceId, (RevisionId, watch::Receiver<bool>)>,
     /// Draining runtimes that will give their places back soon: no lease is out, no guest runs, and none is overdue.
@@ -215,7 +217,7 @@ impl<R: Resident> RegistryState<R> {
             live: LruCache::unbounded(),
             builds: HashMap::new(),
             draining: HashMap::new(),
-            places: HashSet::new(),
+            places: Places::default(),
             gone: HashMap::new(),
             closing: 0,
             instances: 0,

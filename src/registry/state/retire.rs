@@ -54,7 +54,7 @@ impl<R: Resident> RegistryState<R> {
                 self.waiting_build -= build.waiters.len();
                 self.effects.push(Effect::Left);
                 // It may still compile, or initialise, for nobody knows how long: its place is not counted on.
-                if self.places.contains(&place) {
+                if self.places.contains(place) {
                     let draining = Draining {
                         revision,
                         resident: None,

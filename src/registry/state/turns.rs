@@ -199,7 +199,8 @@ mod tests {
     }
 
     fn order(turns: &mut Turns) -> Vec<u64> {
-        std::iter::from_fn(|| turns.first().and_then(|(turn, _)| turns.take(turn)).map(|taken| taken.tenant.0)).collect()
+        std::iter::from_fn(|| turns.first().and_then(|(turn, _)| turns.take(turn)).map(|taken| taken.tenant.0))
+            .collect()
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What can be seen of the state.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     super::{Counts, Resident, RevisionId, RuntimeState, Snapshot},
@@ -28,6 +28,14 @@ impl<R: Resident> RegistryState<R> {
                 + self.waiting_build
                 + if slots_short { self.waiting_capacity } else { 0 },
         }
+    }
+
+    /// How long the caller has waited that has waited longest, whatever for.
+    pub(in crate::registry) fn oldest_wait(&self, now: Instant) -> Duration {
+        let building = self.builds.values().filter_map(|build| build.waiters.front());
+        let serving = self.live.iter().filter_map(|(_, live)| live.waiters.front());
+        let since = building.map(|waiter| waiter.since).chain(serving.map(|waiter| waiter.since)).min();
+        since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
     pub(in crate::registry) fn is_shut_down(&self) -> bool {

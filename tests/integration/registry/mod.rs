@@ -3,6 +3,7 @@
 mod admission;
 mod corners;
 mod edges;
+mod fairness;
 mod permits;
 
 use std::{sync::Arc, time::Duration};

@@ -1,0 +1,103 @@
+//! Who holds places, and whose runtime goes for a newcomer.
+//!
+//! The least recently used runtime goes, but not for a tenant that has more than the others: where tenants want more than
+//! there is, each is left its share. A tenant that would take more gives up its own least recently used runtime, or that of
+//! another which has more than its share. What nobody has used for long protects nobody.
+
+use std::{collections::HashMap, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    super::{Resident, RevisionId, TenantId},
+    PlaceId, RegistryState,
+    entries::Live,
+};
+
+/// After this long without a use, a runtime goes for anybody.
+const STALE: Duration = Duration::from_mins(1);
+
+/// The places that are taken.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    all: HashMap<PlaceId, TenantId>,
+    held: HashMap<TenantId, usize>,
+}
+
+impl Places {
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(super) fn contains(&self, place: PlaceId) -> bool {
+        self.all.contains_key(&place)
+    }
+
+    pub(super) fn insert(&mut self, place: PlaceId, tenant: TenantId) {
+        self.all.insert(place, tenant);
+        *self.held.entry(tenant).or_default() += 1;
+    }
+
+    pub(super) fn remove(&mut self, place: PlaceId) {
+        let Some(tenant) = self.all.remove(&place) else { return };
+        if let Some(held) = self.held.get_mut(&tenant) {
+            *held -= 1;
+            if *held == 0 {
+                self.held.remove(&tenant);
+            }
+        }
+    }
+
+    fn held(&self, tenant: TenantId) -> usize {
+        self.held.get(&tenant).copied().unwrap_or(0)
+    }
+
+    /// How many of `capacity` places each tenant is left, if this one wants one as well.
+    fn share(&self, capacity: usize, newcomer: TenantId) -> usize {
+        let tenants = self.held.len() + usize::from(!self.held.contains_key(&newcomer));
+        (capacity / tenants.max(1)).max(1)
+    }
+}
+
+impl<R: Resident> RegistryState<R> {
+    /// The tenants of the builds for which a place is still to be found.
+    pub(super) fn newcomers(&self) -> Vec<TenantId> {
+        match (self.places_short(), self.placeable()) {
+            (0, _) => Vec::new(),
+            (short, placeable) => {
+                let next = self.build_queue.next_ones(placeable);
+                next.iter().skip(placeable - short).map(|(_, revision)| revision.tenant).collect()
+            }
+        }
+    }
+
+    /// The unleased runtime that goes for a newcomer of this tenant. Without the time, nothing is stale.
+    pub(super) fn victim(&self, newcomer: TenantId, now: Option<Instant>) -> Option<RevisionId> {
+        let eldest = self.eldest_build();
+        let stale = |live: &Live<R>| now.is_some_and(|now| now.saturating_duration_since(live.last_used) >= STALE);
+        self.first_of(newcomer, |live| live.evictable(eldest), stale)
+    }
+
+    /// The leased runtime that is reserved for one.
+    pub(super) fn leased_victim(&self, newcomer: TenantId) -> Option<RevisionId> {
+        self.first_of(newcomer, |live| !live.reserved && live.leases > 0, |_| false)
+    }
+
+    /// The least recently used of the newcomer's own runtimes, of those whose tenant has more than its share, and of those
+    /// that are `stale`; if there is none, of all, unless the newcomer's tenant has its share.
+    fn first_of(
+        &self,
+        newcomer: TenantId,
+        can_go: impl Fn(&Live<R>) -> bool,
+        stale: impl Fn(&Live<R>) -> bool,
+    ) -> Option<RevisionId> {
+        let share = self.places.share(self.limits.capacity, newcomer);
+        let all = || self.live.iter().rev().filter(|(_, live)| can_go(live));
+        let may_go = |revision: &RevisionId, live: &Live<R>| {
+            revision.tenant == newcomer || self.places.held(revision.tenant) > share || stale(live)
+        };
+        let first = all().find(|(revision, live)| may_go(revision, live));
+        let first = first.or_else(|| all().next().filter(|_| self.places.held(newcomer) < share));
+        first.map(|(revision, _)| *revision)
+    }
+}
