@@ -3,6 +3,7 @@
 //! Settings come in layers: the defaults below, then a TOML file, then the environment
 //! (`EVALPOOL_<SECTION>_<KEY>`), then the program's flags. An unknown key is an error that names the nearest known one.
 
+mod choices;
 mod formats;
 mod headers;
 #[cfg_attr(not(all(feature = "direct", feature = "extism")), allow(unused, reason = "each engine uses a part of it"))]
@@ -20,6 +21,11 @@ use crate::host_memory;
 pub(crate) use self::formats::size;
 use self::formats::{list_or_commas, off_or_number, word};
 pub(crate) use self::hosts::{HostPattern, default_hosts};
+pub use self::{
+    choices::{EngineKind, Eviction, Input, Isolation, Vars, Wasi},
+    read::SettingsError,
+    word_or_path::{CodeCache, CompileWorkers},
+};
 #[cfg(feature = "service")]
 pub(crate) use self::{
     formats::{object, strings, take},
@@ -27,10 +33,6 @@ pub(crate) use self::{
 };
 #[cfg(feature = "service")]
 pub(crate) use self::{hosts::hosts_within, read::nearest};
-pub use self::{
-    read::SettingsError,
-    word_or_path::{CodeCache, CompileWorkers},
-};
 
 /// All settings. [`Default`] is what the program runs with if you set nothing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -59,6 +61,9 @@ pub struct PoolSettings {
     /// Instances that may exist at once, over all runtimes. At least `capacity`, since every runtime starts with one.
     /// Default 1024.
     pub max_instances: usize,
+    /// Which runtime is closed for a newcomer. Default `lru`.
+    #[serde(deserialize_with = "word")]
+    pub eviction: Eviction,
     /// Bytes that all runtimes may hold: loaded code, instances as large as they are now, and code that is kept for the next
     /// build. When a build finds too little room, idle instances are dropped and unused runtimes closed for it, and if that
     /// is not enough within a second, it fails with [`Overloaded`](crate::Error::Overloaded). What busy instances grow to is
@@ -250,87 +255,6 @@ pub struct LogSettings {
     pub format: LogFormat,
 }
 
-/// What compiles and runs plugins.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum EngineKind {
-    /// wasmtime itself, for plugins of any origin.
-    #[cfg_attr(any(feature = "direct", not(feature = "extism")), default)]
-    Direct,
-    /// The `extism` crate, for plugins that you trust.
-    #[cfg_attr(all(feature = "extism", not(feature = "direct")), default)]
-    Extism,
-}
-
-/// Whether an instance serves one evaluation or many.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Isolation {
-    /// Every evaluation gets an instance that has served none before.
-    #[default]
-    Fresh,
-    /// An instance serves many evaluations of one evaluator. The guest's state survives between them.
-    Reuse,
-}
-
-/// How long Extism's variables (`var_get`, `var_set`) live. Their bound is 1 MiB either way.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Vars {
-    /// As long as their instance: for one evaluation in [`Isolation::Fresh`], for those that the instance serves in
-    /// [`Isolation::Reuse`].
-    #[default]
-    Fresh,
-    /// For the evaluator, across its instances. Each evaluation begins with the variables as evaluations that have ended
-    /// left them; of two that write one variable, the one that ends later wins. An evaluation whose guest traps, exits
-    /// with an error, runs out of time or is stopped writes nothing; one whose guest returns an error does. If together
-    /// with what others wrote meanwhile they would be over their bound, the evaluation fails with
-    /// [`GuestError`](crate::Error::GuestError) and writes nothing; so it is with
-    /// [`vars_size`](EngineSettings::vars_size), the bound of all evaluators. What initialisers set is seen where nothing is kept
-    /// under that name.
-    ///
-    /// They outlive an eviction, and end with the evaluator, with the process, and with a new revision: another plugin,
-    /// or another spec, begins without variables.
-    Kept,
-}
-
-/// Whether a plugin gets WASI: clocks, randomness and exit, with nothing preopened, no environment and no
-/// input.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Wasi {
-    /// Plugins that import it get it.
-    #[default]
-    Auto,
-    /// No plugin gets it. A plugin that imports it is refused with [`InvalidPlugin`](crate::Error::InvalidPlugin).
-    Off,
-}
-
-/// What a plugin gets as input from a client of the server, and what its output is taken for.
-///
-/// The library passes its callers' data as it is, whatever this says: to call such a plugin from Rust, or by
-/// `evalpool run`, pass a document of that shape, and read one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Input {
-    /// The body of the request; the output is the body of the response.
-    #[default]
-    Bytes,
-    /// The request as one JSON document: `method`, `path` as it was requested, `query` (an object of lists, since a name
-    /// may come several times; without `entry_point`, which is the server's), `headers` (an object, with names in small
-    /// letters), and `body`, or `body_base64` for one that is not UTF-8. The output is a document of the response:
-    /// `status` (200 to 599, by default 200), `headers`, and `body` or `body_base64`; each may be left out.
-    ///
-    /// `service.request_headers` and `service.response_headers` say which headers pass. `limits.input_size` and
-    /// `limits.output_size` bound the documents.
-    Request,
-}
-
 /// How urgent a log line is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -366,6 +290,7 @@ impl Default for PoolSettings {
         Self {
             capacity: 256,
             max_instances: 1024,
+            eviction: Eviction::default(),
             memory: (host_memory::available().unwrap_or(2 << 30) / 2).max(LEAST_MEMORY),
             max_instances_per_evaluator: cores * 2,
             idle_ttl: Duration::from_mins(10),

@@ -8,7 +8,9 @@ use super::EvaluatorPool;
 use crate::{
     background::Background,
     compiler::check_vars,
-    config::{EngineKind, EngineSettings, Isolation, LimitSettings, PoolSettings, Settings, SettingsError, Vars},
+    config::{
+        EngineKind, EngineSettings, Eviction, Isolation, LimitSettings, PoolSettings, Settings, SettingsError, Vars,
+    },
     engine::Engine,
     error::Error,
     revision::PoolInner,
@@ -47,6 +49,8 @@ impl PoolBuilder {
         /// Compiles that may run at once. Builds beyond these, and one that is ready to compile, hold nothing while they wait.
         /// Default: the cores.
         fn build_concurrency(compiles: usize) => settings.pool.build_concurrency = compiles;
+        /// Which runtime is closed for a newcomer. Default [`Eviction::Lru`].
+        fn eviction(policy: Eviction) => settings.pool.eviction = policy;
         /// How long the pool keeps an unused runtime. Default 10 minutes.
         fn idle_ttl(ttl: Duration) => settings.pool.idle_ttl = ttl;
         /// How long calls in flight may continue after a close. Then they are interrupted, and fail with

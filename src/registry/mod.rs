@@ -53,6 +53,7 @@ pub(crate) use self::{
 };
 use crate::{
     clock,
+    config::Eviction,
     error::Error,
     memory::{Charge, MakeRoom, MemoryBudget, Weight},
     metrics::Metrics,
@@ -82,6 +83,7 @@ impl Hash for RevisionId {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) capacity: usize,
+    pub(crate) eviction: Eviction,
     pub(crate) max_instances: usize,
     /// Builds that may be ahead of the end of their compile: as many as can compile, and one that is ready to.
     pub(crate) compiling: usize,

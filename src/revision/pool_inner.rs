@@ -63,6 +63,7 @@ impl PoolInner {
         let metrics = Metrics::new();
         let bounds = Limits {
             capacity: pool.capacity,
+            eviction: pool.eviction,
             max_instances: pool.max_instances,
             // One more has its place ready when a slot comes free.
             compiling: pool.build_concurrency.saturating_add(1),

@@ -29,6 +29,7 @@ use super::{
     Resident, RevisionId, TenantId, ThreadCache,
 };
 use crate::{
+    config::Eviction,
     error::Error,
     memory::{MemoryBudget, Weight},
     metrics::Metrics,
@@ -176,6 +177,7 @@ impl Drop for InUse {
 fn limits() -> Limits {
     Limits {
         capacity: draw(1..4),
+        eviction: if once_in(2) { Eviction::Lru } else { Eviction::Lfu },
         max_instances: draw(1..5),
         compiling: draw(1..4),
         max_waiting: 64,

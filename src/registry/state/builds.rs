@@ -125,6 +125,7 @@ impl<R: Resident> RegistryState<R> {
             opened: now,
             last_used: now,
             uses: 0,
+            often: self.uses.back(revision),
         };
         self.live.push(revision, live);
         self.serve(revision, build.fetched + (now - since));

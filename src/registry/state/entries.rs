@@ -7,6 +7,7 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{
     super::{Refused, Resident, RevisionId},
     AdmissionSender, Age, AnswerSender, BuildId, Effect, Grant, PlaceId,
+    uses::Often,
 };
 use crate::error::Error;
 
@@ -46,6 +47,8 @@ pub(super) struct Live<R: Resident> {
     pub(super) opened: Instant,
     pub(super) last_used: Instant,
     pub(super) uses: u64,
+    /// What [`lfu`](crate::config::Eviction::Lfu) goes by.
+    pub(super) often: Often,
 }
 
 pub(super) enum Phase<R: Resident> {
@@ -129,10 +132,11 @@ impl<R: Resident> Live<R> {
     }
 
     /// Notes a call. True when the runtime was called without a pause for more than `park_after` calls.
-    pub(super) fn called(&mut self, now: Instant, park_after: u32) -> bool {
+    pub(super) fn called(&mut self, now: Instant, park_after: u32, period: u64) -> bool {
         let pause = now.saturating_duration_since(self.last_used);
         self.streak = if pause < PAUSE { self.streak.saturating_add(1) } else { 0 };
         self.last_used = now;
+        self.often.used(1, period);
         self.streak > park_after
     }
 

@@ -36,7 +36,7 @@ impl<R: Resident> RegistryState<R> {
             return Requested::Again;
         }
         if let Some(live) = self.live.get_mut(&revision) {
-            let hot = live.called(now, self.limits.park_after);
+            let hot = live.called(now, self.limits.park_after, self.uses.period());
             if !live.holds_back(age, eldest) && live.waiters.is_empty() {
                 if live.idle > 0 {
                     live.idle -= 1;
@@ -167,6 +167,7 @@ impl<R: Resident> RegistryState<R> {
         if let Some(live) = self.live.peek_mut(&revision).filter(|live| live.place == place) {
             live.leases -= 1;
             live.uses += used_again;
+            live.often.used(used_again, self.uses.period());
             if back {
                 live.idle += 1;
                 self.idle += 1;

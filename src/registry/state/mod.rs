@@ -36,6 +36,7 @@ mod parking;
 mod places;
 mod retire;
 mod turns;
+mod uses;
 mod view;
 
 use std::{
@@ -57,6 +58,7 @@ use self::{
     memory::WantsRoom,
     places::Places,
     turns::Turns,
+    uses::Uses,
 };
 use super::{CloseReason, Limits, Refused, Resident, RevisionId};
 use crate::{
@@ -175,6 +177,7 @@ pub(super) struct RegistryState<R: Resident> {
     builds: HashMap<RevisionId, Build<R>>,
     draining: HashMap<PlaceId, Draining<R>>,
     places: Places,
+    uses: Uses,
     /// A channel for each place that closes once the place is released and the gauges show it.
     gone: HashMap<PlaceId, (RevisionId, watch::Receiver<bool>)>,
     /// Draining runtimes that will give their places back soon: no lease is out, no guest runs, and none is overdue.
@@ -218,6 +221,7 @@ impl<R: Resident> RegistryState<R> {
             builds: HashMap::new(),
             draining: HashMap::new(),
             places: Places::default(),
+            uses: Uses::new(limits.eviction, limits.capacity),
             gone: HashMap::new(),
             closing: 0,
             instances: 0,

@@ -83,7 +83,7 @@ impl<R: Resident> RegistryState<R> {
         self.first_of(newcomer, |live| !live.reserved && live.leases > 0, |_| false)
     }
 
-    /// The least recently used of the newcomer's own runtimes, of those whose tenant has more than its share, and of those
+    /// By the policy, one of the newcomer's own runtimes, of those whose tenant has more than its share, and of those
     /// that are `stale`; if there is none, of all, unless the newcomer's tenant has its share.
     fn first_of(
         &self,
@@ -96,8 +96,9 @@ impl<R: Resident> RegistryState<R> {
         let may_go = |revision: &RevisionId, live: &Live<R>| {
             revision.tenant == newcomer || self.places.held(revision.tenant) > share || stale(live)
         };
-        let first = all().find(|(revision, live)| may_go(revision, live));
-        let first = first.or_else(|| all().next().filter(|_| self.places.held(newcomer) < share));
-        first.map(|(revision, _)| *revision)
+        let often = |(revision, live): (&RevisionId, &Live<R>)| (*revision, live.often);
+        let first = self.uses.victim(all().filter(|(revision, live)| may_go(revision, live)).map(often));
+        let has_less = || self.places.held(newcomer) < share;
+        first.or_else(|| self.uses.victim(all().map(often)).filter(|_| has_less()))
     }
 }

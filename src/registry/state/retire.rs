@@ -100,6 +100,9 @@ impl<R: Resident> RegistryState<R> {
         self.closing += usize::from(draining.ends_soon(now));
         self.draining.insert(live.place, draining);
         let unused = reason.is_eviction().then(|| now - live.last_used);
+        if reason.is_eviction() {
+            self.uses.evicted(revision, live.often);
+        }
         self.effects.push(Effect::Retire { resident: live.resident, reason, unused, idle: live.idle, leased, grace });
         self.effects.extend(refuse(live.waiters, refused));
     }

@@ -4,7 +4,7 @@ use std::{future::Future, time::Duration};
 
 use evalpool::{
     Error, ErrorKind, EvaluatorPool, Settings,
-    config::{CodeCache, CompileWorkers, EngineKind, LimitSettings, PoolSettings},
+    config::{CodeCache, CompileWorkers, EngineKind, Eviction, LimitSettings, PoolSettings},
     engine::SlotCounts,
 };
 use tokio::{
@@ -32,6 +32,7 @@ pub fn settings() -> Settings {
         pool: PoolSettings {
             memory: 1 << 30,
             capacity: 2,
+            eviction: Eviction::Lfu,
             max_instances: 4,
             max_instances_per_evaluator: 2,
             idle_ttl: NEVER,

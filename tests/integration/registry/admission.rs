@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use evalpool::{Isolation, RuntimeState, Source, Spec, config::LimitSettings};
+use evalpool::{
+    Isolation, RuntimeState, Source, Spec,
+    config::{Eviction, LimitSettings},
+};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
@@ -111,4 +114,30 @@ async fn of_a_thousand_on_sixteen_places_nobody_waits_longer_than_three_times_th
     let longest = waits.iter().max().unwrap();
     assert!(*longest <= 3 * mean, "{longest:?} at most, {mean:?} on average");
     assert!(spy.runtimes_live_max() <= 16);
+}
+
+/// How many of a hot runtime's calls had to build it, between those of a scan.
+async fn rebuilds(eviction: Eviction) -> usize {
+    let spy = Spy::default();
+    spy.on_compile((0..200).map(|_| Act::Slow(Duration::from_millis(1))));
+    let pool = spy.pool(|builder| builder.capacity(4).eviction(eviction));
+    let all: Vec<_> = (0..60).map(|at| pool.register(&format!("one/{at}"), Spy::spec()).unwrap()).collect();
+    let (hot, scan) = all.split_first().unwrap();
+    for _ in 0..4 {
+        hot.evaluate("").await.unwrap();
+    }
+    let mut rebuilds = 0;
+    for once in scan.chunks(5) {
+        for evaluator in once {
+            evaluator.evaluate("").await.unwrap();
+        }
+        rebuilds += usize::from(!hot.evaluate("").await.unwrap().timings().build.is_zero());
+    }
+    rebuilds
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_called_once_displaces_what_is_called_often_by_lru_and_not_by_lfu() {
+    assert_eq!(rebuilds(Eviction::Lru).await, 12);
+    assert_eq!(rebuilds(Eviction::Lfu).await, 0);
 }
