@@ -65,6 +65,7 @@
 //! | [`metrics`] | the catalogue. Installs no exporter, knows no room |
 //! | `memory` | what runtimes hold, in bytes: the account and its charges. Evicts nothing |
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
+//! | `usage` | what evaluations use. Plain data |
 //! | `pages` | large buffers, which go back to the system |
 //! | `last_words` | what a guest wrote, and where it was when it failed. Plain data |
 //! | `host_limits` | what the system lets this process have, and which errors say that it gives no more |
@@ -106,6 +107,7 @@ mod source;
 mod spec;
 mod tenants;
 mod units;
+mod usage;
 mod words;
 
 #[cfg(feature = "direct")]
@@ -132,6 +134,7 @@ pub use crate::{
     runtime::BuildTimes,
     source::{Digest, Import, Interface, Loader, ParseDigestError, Plugin, Source},
     spec::Spec,
+    usage::{HttpUsage, Usage},
 };
 
 #[cfg(doc)]

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{error::Error, last_words::LastWords, source::Digest};
+use crate::{error::Error, last_words::LastWords, source::Digest, usage::Usage};
 
 /// Identifies an evaluator. No two evaluators of a pool share one, even if they have the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -45,6 +45,7 @@ pub struct Response {
     pub(crate) output: Bytes,
     pub(crate) written: LastWords,
     pub(crate) timings: Timings,
+    pub(crate) usage: Usage,
 }
 
 impl Response {
@@ -114,5 +115,11 @@ impl Response {
     #[must_use]
     pub fn timings(&self) -> Timings {
         self.timings
+    }
+
+    /// What the evaluation used.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.usage
     }
 }

@@ -47,7 +47,7 @@ pub use self::{
     variables::{Changes, KeptVariables, VariableSet},
 };
 pub use crate::memory::{Charge, MemoryAccount};
-use crate::{error::Error, last_words::LastWords, source::Digest, words::words};
+use crate::{error::Error, last_words::LastWords, source::Digest, usage::Usage, words::words};
 
 /// Modules that a plugin may be linked with: `direct` reserves slots for as many.
 #[cfg(feature = "direct")]
@@ -291,6 +291,12 @@ pub trait Instance: Send + 'static {
     /// whose future was dropped. The default leaves nothing.
     fn last_words(&mut self) -> LastWords {
         LastWords::default()
+    }
+
+    /// Adds what the last call used, as far as the engine can tell: to the fields of [`Usage`] that say so. Asked once after
+    /// each call, also after one whose future was dropped. The default tells nothing.
+    fn add_usage(&mut self, usage: &mut Usage) {
+        let _ = usage;
     }
 
     /// Whether the instance can serve another call: false after a trap, an exit, a panic or an interrupted call.

@@ -14,6 +14,7 @@ use crate::{
     engine::{CallContext, inside_host_function},
     error::{Error, panic_text},
     metrics::Metrics,
+    usage::Usage,
 };
 
 /// How an evaluation calls its plugin.
@@ -36,16 +37,33 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Counts an evaluation whose caller left before its outcome was known.
-pub(super) struct Outcome<'a> {
-    pub(super) metrics: &'a Metrics,
-    pub(super) is_known: bool,
+/// Counts an evaluation when it has ended, also one whose caller left before its outcome was known.
+pub(super) struct Counted<'a> {
+    metrics: &'a Metrics,
+    /// What it has used so far.
+    pub(super) usage: Usage,
+    is_known: bool,
 }
 
-impl Drop for Outcome<'_> {
+impl<'a> Counted<'a> {
+    pub(super) fn new(metrics: &'a Metrics) -> Self {
+        Self { metrics, usage: Usage::default(), is_known: false }
+    }
+
+    pub(super) fn end(mut self, outcome: Result<(), &Error>) {
+        self.is_known = true;
+        self.count(outcome);
+    }
+
+    fn count(&self, outcome: Result<(), &Error>) {
+        self.metrics.evaluated(outcome);
+    }
+}
+
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         if !self.is_known {
-            self.metrics.evaluated(Err(&Error::Cancelled));
+            self.count(Err(&Error::Cancelled));
         }
     }
 }

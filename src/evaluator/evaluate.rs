@@ -5,7 +5,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use bytes::Bytes;
 use tokio::{runtime::Handle, time::Instant};
 
-use super::{Call, Evaluator, EvaluatorInner, call::Outcome, unix_millis};
+use super::{Call, Evaluator, EvaluatorInner, call::Counted, unix_millis};
 use crate::{
     clock,
     data::InputSource,
@@ -14,19 +14,23 @@ use crate::{
     response::{Response, Timings},
     revision::Revision,
     runtime::{Checkout, Ended},
+    usage::Usage,
 };
 
 impl Evaluator {
     pub(crate) async fn evaluate_from(&self, data: &dyn InputSource, call: Call<'_>) -> Result<Response, Error> {
-        let metrics = &self.inner.pool.metrics;
-        let mut outcome = Outcome { metrics, is_known: false };
-        let result = self.evaluate_inner(data, call).await;
-        outcome.is_known = true;
-        metrics.evaluated(result.as_ref().map(drop));
+        let mut counted = Counted::new(&self.inner.pool.metrics);
+        let result = self.evaluate_inner(data, call, &mut counted.usage).await;
+        counted.end(result.as_ref().map(drop));
         result
     }
 
-    async fn evaluate_inner(&self, data: &dyn InputSource, call: Call<'_>) -> Result<Response, Error> {
+    async fn evaluate_inner(
+        &self,
+        data: &dyn InputSource,
+        call: Call<'_>,
+        usage: &mut Usage,
+    ) -> Result<Response, Error> {
         // An evaluation may end without having waited for anything. A caller in a loop must yield its thread now and then.
         tokio::task::consume_budget().await;
         let EvaluatorInner { pool, parked, .. } = &*self.inner;
@@ -39,7 +43,7 @@ impl Evaluator {
             if let Some(checkout) = Checkout::parked(parked, id, began) {
                 pool.metrics.lookup(Lookup::Hit.as_str());
                 pool.ensure_sweeping();
-                return self.run(checkout, call, input, Duration::ZERO, began).await;
+                return self.run(checkout, call, input, Duration::ZERO, began, usage).await;
             }
             prepared = Some((id, input));
         }
@@ -66,7 +70,7 @@ impl Evaluator {
             // A caller that joins a build late waits for the rest of it only.
             let build = lease.build.min(began.elapsed());
             let checkout = Checkout::new(lease, parked).await?;
-            return self.run(checkout, call, input, build, began).await;
+            return self.run(checkout, call, input, build, began, usage).await;
         }
     }
 
@@ -93,19 +97,22 @@ impl Evaluator {
         input: Bytes,
         build: Duration,
         began: Instant,
+        usage: &mut Usage,
     ) -> Result<Response, Error> {
         let pool = &self.inner.pool;
         let started = Instant::now();
         let wait = (started - began).saturating_sub(build);
         pool.metrics.evaluation_phase("wait", wait);
-        let (digest, ended) = checkout.call(call.entry_point, input, call.context, started).await;
-        let exec = started.elapsed();
+        let (digest, ended, end) = checkout.call(call.entry_point, input, call.context, started, usage).await;
+        let exec = end - started;
+        usage.total = end - began;
         pool.metrics.evaluation_phase("exec", exec);
         drop(checkout);
         match ended {
             Ended::Output(output, written) => {
                 let timings = Timings { wait, build, exec };
-                Ok(Response { evaluator: self.inner.id, digest, output, written, timings })
+                usage.bytes_out = output.len() as u64;
+                Ok(Response { evaluator: self.inner.id, digest, output, written, timings, usage: *usage })
             }
             Ended::Failed(error) => Err(error),
             Ended::Stopped if pool.registry.is_shut_down() => Err(Error::ShuttingDown),

@@ -92,6 +92,12 @@ impl Evaluator {
         self.inner.revision.load().as_ref().is_some_and(|revision| revision.spec.data.is_some())
     }
 
+    /// Whether its clients may see its insides.
+    #[cfg(feature = "service")]
+    pub(crate) fn is_debugged(&self) -> bool {
+        self.inner.revision.load().as_ref().is_some_and(|revision| revision.spec.debug)
+    }
+
     /// What its current revision gets of a client's request.
     #[cfg(feature = "service")]
     pub(crate) fn wanted_input(&self) -> Input {

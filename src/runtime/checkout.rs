@@ -24,6 +24,7 @@ use crate::{
     last_words::LastWords,
     registry::{Claim, Epoch, Lease, RevisionId, ThreadCache},
     source::Digest,
+    usage::Usage,
 };
 
 /// How a guest's call ended.
@@ -83,28 +84,36 @@ impl<'a> Checkout<'a> {
     }
 
     /// Runs the guest by this entry point, or the default one, from `now` on. Dropping the future stops it. Gives the digest
-    /// of the plugin that ran as well.
+    /// of the plugin that ran as well, and when the guest had ended. What it used is added to `usage`, whatever comes of it.
     pub(crate) async fn call(
         &mut self,
         entry_point: Option<&str>,
         input: Bytes,
         context: Option<CallContext>,
         now: Instant,
-    ) -> (Digest, Ended) {
+        usage: &mut Usage,
+    ) -> (Digest, Ended, Instant) {
         let Some(Parked { lease, instance }) = &mut self.held else { unreachable!("held until it is dropped") };
         let Some(runtime) = lease.resident() else { unreachable!("a lease has its runtime until it ends") };
         let inner: &RuntimeInner = runtime;
         let entry_point = match inner.program.entry_points.find(entry_point) {
             Ok(entry_point) => entry_point,
             // The instance was not used.
-            Err(error) => return (inner.program.digest, Ended::Failed(error)),
+            Err(error) => return (inner.program.digest, Ended::Failed(error), Instant::now()),
         };
         instance.uses += 1;
+        usage.bytes_in = input.len() as u64;
         // Until the guest has returned, the instance is one that was interrupted.
         self.discard = Some(Discard::Cancelled);
         let deadline = clock::later(now, inner.policy.exec_timeout);
         let request = CallRequest { entry_point, input, context, deadline };
-        let (ended, panicked) = run(runtime, &mut *instance.guest, request).await;
+        let mut metered = Metered { guest: &mut *instance.guest, usage, has_waited: false };
+        let (ended, panicked) = metered.run(runtime, request, now).await;
+        let end = Instant::now();
+        if !metered.has_waited {
+            metered.usage.guest = end - now;
+        }
+        drop(metered);
         let (words, report) = (instance.guest.last_words(), &inner.program.report);
         let ended = match ended {
             Ended::Output(output, _) => {
@@ -124,32 +133,56 @@ impl<'a> Checkout<'a> {
             _ if instance.uses >= inner.policy.max_uses => Some(Discard::MaxUses),
             _ => None,
         };
-        (inner.program.digest, ended)
+        (inner.program.digest, ended, end)
     }
 }
 
-/// Runs a guest until it returns, until its deadline, or until the runtime's close interrupts it. Says as well whether it
-/// panicked.
-async fn run(runtime: &Runtime, guest: &mut dyn engine::Instance, request: CallRequest<'_>) -> (Ended, bool) {
-    let inner: &RuntimeInner = runtime;
-    let deadline = request.deadline;
-    let call = guest.call(request);
-    let mut call = pin!(AssertUnwindSafe(call).catch_unwind());
-    // Most guests return at once, and then neither a timer nor a subscription is needed, which all threads share.
-    match poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await {
-        Poll::Ready(returned) => returned_as(returned),
-        Poll::Pending if Handle::try_current().is_err() => (Ended::Failed(Error::no_tokio()), false),
-        Poll::Pending => {
-            let mut stop = inner.stop.subscribe();
-            tokio::select! {
-                // A guest that has just returned is not interrupted.
-                biased;
-                returned = timeout_at(deadline, call) => match returned {
-                    Ok(returned) => returned_as(returned),
-                    Err(_) => (Ended::Failed(Error::exec_timeout(inner.policy.exec_timeout)), false),
-                },
-                _ = stop.wait_for(|stop| *stop) => (Ended::Stopped, false),
-            }
+/// A guest in a call. Dropped, it asks the engine what the call used; a call whose future is dropped is stopped by then.
+struct Metered<'a> {
+    guest: &'a mut dyn engine::Instance,
+    usage: &'a mut Usage,
+    /// Whether it was polled more than once.
+    has_waited: bool,
+}
+
+impl Drop for Metered<'_> {
+    fn drop(&mut self) {
+        self.guest.add_usage(self.usage);
+    }
+}
+
+impl Metered<'_> {
+    /// Runs the guest until it returns, until its deadline, or until the runtime's close interrupts it. Says as well whether
+    /// it panicked. Adds up how long its polls took since `now`, unless it returned at the first.
+    async fn run(&mut self, runtime: &Runtime, request: CallRequest<'_>, now: Instant) -> (Ended, bool) {
+        let inner: &RuntimeInner = runtime;
+        let (deadline, ran) = (request.deadline, &mut self.usage.guest);
+        let call = self.guest.call(request);
+        let mut call = pin!(AssertUnwindSafe(call).catch_unwind());
+        // Most guests return at once, and then neither a timer nor a subscription is needed, which all threads share.
+        match poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await {
+            Poll::Ready(returned) => return returned_as(returned),
+            Poll::Pending => *ran = now.elapsed(),
+        }
+        self.has_waited = true;
+        if Handle::try_current().is_err() {
+            return (Ended::Failed(Error::no_tokio()), false);
+        }
+        let call = poll_fn(|context| {
+            let began = Instant::now();
+            let polled = call.as_mut().poll(context);
+            *ran += began.elapsed();
+            polled
+        });
+        let mut stop = inner.stop.subscribe();
+        tokio::select! {
+            // A guest that has just returned is not interrupted.
+            biased;
+            returned = timeout_at(deadline, call) => match returned {
+                Ok(returned) => returned_as(returned),
+                Err(_) => (Ended::Failed(Error::exec_timeout(inner.policy.exec_timeout)), false),
+            },
+            _ = stop.wait_for(|stop| *stop) => (Ended::Stopped, false),
         }
     }
 }

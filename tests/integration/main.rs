@@ -69,6 +69,7 @@ mod sources;
 mod structure;
 mod tenants;
 mod thread_cache;
+mod usage;
 #[cfg(feature = "service")]
 mod variables;
 #[cfg(feature = "service")]

@@ -30,6 +30,7 @@ pub(super) fn link(linker: &mut Linker<GuestState>, function: &HostFunction) -> 
             let portable = portable.clone();
             Box::new(async move {
                 let unknown = || HostTrap::Broken("a host function was passed a value that it does not take".into());
+                caller.data_mut().host_calls += 1;
                 let args: Vec<_> = args.iter().map(from_val).collect::<Option<_>>().ok_or_else(unknown)?;
                 let returned =
                     (portable.call)(&mut CallingGuest(&mut caller), &args).await.map_err(|error| failed(&error))?;

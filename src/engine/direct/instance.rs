@@ -1,6 +1,9 @@
 //! One guest and its calls.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -22,6 +25,7 @@ use crate::{
     engine::{BoxFuture, CallRequest, Instance, Permit, host::in_guest},
     error::{Error, panic_text},
     last_words::LastWords,
+    usage::Usage,
 };
 
 /// Bytes that one call of a WASI function may make the host hold.
@@ -36,7 +40,19 @@ struct Guest {
     kernel: Kernel,
     entry: Option<(String, Entry)>,
     context: Arc<PluginContext>,
+    left: Left,
     _permit: Permit,
+}
+
+/// What a guest that is gone had used of its last call: a guest that is stopped is dropped, and cannot be asked.
+#[derive(Clone, Default)]
+struct Left(Arc<Mutex<Usage>>);
+
+impl Left {
+    fn lock(&self) -> MutexGuard<'_, Usage> {
+        // Nothing panics under it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// An entry point, by its type.
@@ -52,6 +68,7 @@ pub(super) struct DirectInstance {
     streams: Option<Arc<Streams>>,
     /// Where the last call failed.
     stack: Vec<String>,
+    left: Left,
 }
 
 impl DirectInstance {
@@ -63,8 +80,9 @@ impl DirectInstance {
         deadline: Instant,
     ) -> Result<Self, Error> {
         let limits = &context.limits;
-        let mut this = Self { guest: None, streams: context.wasi.then(Arc::default), stack: Vec::new() };
-        let made = Guest::new(modules, context.clone(), this.streams.clone(), permit, deadline);
+        let mut this =
+            Self { guest: None, streams: context.wasi.then(Arc::default), stack: Vec::new(), left: Left::default() };
+        let made = Guest::new(modules, context.clone(), this.streams.clone(), this.left.clone(), permit, deadline);
         let made = in_guest(AssertUnwindSafe(made).catch_unwind());
         let error = match clock::timeout_at(deadline, made).await {
             Ok(Ok(Ok(guest))) => {
@@ -105,8 +123,23 @@ impl Instance for DirectInstance {
         }
     }
 
+    fn add_usage(&mut self, usage: &mut Usage) {
+        if let Some(guest) = &self.guest {
+            guest.add_usage(usage);
+        } else {
+            let Usage { peak_memory, host_calls, http, fuel, .. } = *self.left.lock();
+            *usage = Usage { peak_memory, host_calls, http, fuel, ..*usage };
+        }
+    }
+
     fn is_sound(&self) -> bool {
         self.guest.is_some()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.add_usage(&mut self.left.lock());
     }
 }
 
@@ -116,6 +149,7 @@ impl Guest {
         modules: &Modules,
         context: Arc<PluginContext>,
         streams: Option<Arc<Streams>>,
+        left: Left,
         permit: Permit,
         deadline: Instant,
     ) -> wasmtime::Result<Self> {
@@ -145,7 +179,13 @@ impl Guest {
         let slot = store.data().run_permit.slot();
         let (instance, kernel) = slot.run(modules.instantiate(&mut store)).await?;
         store.data_mut().run_permit.rest();
-        Ok(Self { store, instance, kernel, entry: None, context, _permit: permit })
+        Ok(Self { store, instance, kernel, entry: None, context, left, _permit: permit })
+    }
+
+    /// Adds what the last call has used so far.
+    fn add_usage(&self, usage: &mut Usage) {
+        self.store.data().add_usage(usage);
+        usage.fuel = self.context.limits.fuel.map(|all| all.saturating_sub(self.store.get_fuel().unwrap_or(all)));
     }
 
     /// Calls an entry point; also tells whether the guest can be called again, and where it failed.
@@ -184,6 +224,7 @@ impl Guest {
         state.deadline = deadline;
         state.log = LogBudget::default();
         state.http = Response::default();
+        state.begin_usage();
         if let Some(kept) = &self.context.kept {
             state.variables.begin(kept.current());
         }

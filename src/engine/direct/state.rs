@@ -18,6 +18,7 @@ use super::{
 use crate::{
     engine::{CallContext, Changes, Charge, InstanceLimits, KeptVariables, MemoryAccount, Permit, VariableSet},
     source::Digest,
+    usage::{HttpUsage, Usage},
 };
 
 /// What host functions need of a plugin. Its instances share it.
@@ -60,6 +61,8 @@ pub(super) struct GuestState {
     pub(super) log: LogBudget,
     pub(super) run_permit: RunPermit,
     pub(super) deadline: Instant,
+    pub(super) host_calls: u64,
+    pub(super) requests: HttpUsage,
 }
 
 impl GuestState {
@@ -69,7 +72,13 @@ impl GuestState {
             call_context: None,
             kernel_memory: None,
             allocator: Allocator::default(),
-            budget: Budget { memory_left: memory, table_elements, used: 0, charge: context.memory.instance(0) },
+            budget: Budget {
+                memory_left: memory,
+                table_elements,
+                used: 0,
+                peak: 0,
+                charge: context.memory.instance(0),
+            },
             variables: Variables::default(),
             http: Response::default(),
             wasi: None,
@@ -77,8 +86,22 @@ impl GuestState {
             log: LogBudget::default(),
             run_permit: context.share.begin(),
             deadline,
+            host_calls: 0,
+            requests: HttpUsage::default(),
             context,
         }
+    }
+
+    /// Begins to count what a call uses.
+    pub(super) fn begin_usage(&mut self) {
+        (self.host_calls, self.requests, self.budget.peak) = (0, HttpUsage::default(), self.budget.used);
+    }
+
+    /// What the call has used so far.
+    pub(super) fn add_usage(&self, usage: &mut Usage) {
+        usage.peak_memory = Some(self.budget.peak);
+        usage.host_calls = self.host_calls;
+        usage.http = Some(self.requests);
     }
 }
 
@@ -89,6 +112,8 @@ pub(super) struct Budget {
     table_elements: u64,
     /// Bytes of memories and tables, and of blocks that the allocator keeps books of.
     used: u64,
+    /// The most of those since the call began.
+    peak: u64,
     /// For those, in steps: the account is shared by all guests.
     charge: Charge,
 }
@@ -108,6 +133,7 @@ impl Budget {
 
     fn uses(&mut self, bytes: u64) {
         self.used = self.used.saturating_add(bytes);
+        self.peak = self.peak.max(self.used);
         if let Some(more) = self.used.checked_sub(self.charge.bytes()).filter(|more| *more > 0) {
             self.charge.grow(more.next_multiple_of(STEP));
         }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Fuel that extism's kernel uses for a plugin that does nothing. `limits.fuel` is the guest's own.
-const KERNEL_FUEL: u64 = 545;
+pub(super) const KERNEL_FUEL: u64 = 545;
 
 /// The engine's compiled plugin; reach it through [`CompiledPlugin::as_any`].
 pub struct Compiled {
@@ -77,8 +77,8 @@ impl CompiledPlugin for Compiled {
         Box::pin(blocking("initialising did not finish", move || {
             let limits = shared.limits;
             let exclusive = Exclusive::take(shared)?;
-            let guest = Some(Guest::new(exclusive, limits, permit)?);
-            Ok(Box::new(ExtismInstance { guest }) as Box<dyn Instance>)
+            let guest = Guest::new(exclusive, limits, permit)?;
+            Ok(Box::new(ExtismInstance::new(guest)) as Box<dyn Instance>)
         }))
     }
 

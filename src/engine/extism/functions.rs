@@ -1,6 +1,9 @@
 //! Host functions in extism's terms.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    sync::Arc,
+};
 
 use extism::{CurrentPlugin, Function, UserData};
 use futures_util::FutureExt;
@@ -40,6 +43,7 @@ fn wrap(name: &str, portable: Arc<Portable>) -> Function {
     let types = |types: &[ValType]| types.iter().map(to_type).collect::<Vec<_>>();
     let (params, results) = (types(&portable.params), types(&portable.results));
     Function::new(name, params, results, UserData::new(()), move |plugin, inputs, outputs, _| {
+        HOST_CALLS.set(HOST_CALLS.get() + 1);
         let args: Vec<Val> = inputs.iter().filter_map(from_val).collect();
         let left = plugin.time_remaining().unwrap_or_default();
         let mut guest = CallingGuest(plugin);
@@ -72,6 +76,8 @@ thread_local! {
     /// own host context is not used, because a call that has one does not say what its guest returned, and because it
     /// may stay with an instance whose call has failed.
     static CONTEXT: RefCell<Option<CallContext>> = const { RefCell::new(None) };
+    /// Host functions that this thread's call has called.
+    static HOST_CALLS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Gives the host functions of a call its context, until it is dropped, and with it the context.
@@ -80,7 +86,13 @@ pub(super) struct ContextScope(());
 impl ContextScope {
     pub(super) fn enter(context: Option<CallContext>) -> Self {
         CONTEXT.set(context);
+        HOST_CALLS.set(0);
         Self(())
+    }
+
+    /// How many host functions the call has called so far.
+    pub(super) fn host_calls() -> u64 {
+        HOST_CALLS.get()
     }
 }
 

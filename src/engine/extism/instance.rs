@@ -1,22 +1,43 @@
 //! One guest, and its calls.
 
-use std::panic::resume_unwind;
+use std::{
+    panic::resume_unwind,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use extism::Plugin;
 use tokio::task::spawn_blocking;
 
-use super::{cancel::Call, compiled::Exclusive, errors, functions::ContextScope};
+use super::{
+    cancel::Call,
+    compiled::{Exclusive, KERNEL_FUEL},
+    errors,
+    functions::ContextScope,
+};
 use crate::{
     engine::{BoxFuture, CallContext, CallRequest, Instance, InstanceLimits, Permit, host::GuestScope},
     error::Error,
+    usage::Usage,
 };
 
 /// A function that no plugin has.
 const NOTHING: &str = "evalpool: nothing";
 
-/// How a call ended, with its guest if that can be called again.
-type Returned = (Option<Box<Guest>>, Result<Bytes, Error>);
+/// How a call ended and what it used, with its guest if that can be called again.
+type Returned = (Option<Box<Guest>>, Result<Bytes, Error>, Used);
+
+/// What can be told of a call.
+#[derive(Clone, Copy)]
+enum Used {
+    /// It has not returned.
+    Since(Instant),
+    In {
+        guest: Duration,
+        host_calls: u64,
+        fuel: Option<u64>,
+    },
+}
 
 /// One guest with all that it holds, in the order in which it is given back.
 pub(super) struct Guest {
@@ -48,7 +69,7 @@ impl Guest {
         call: &Call,
     ) -> Returned {
         if !call.begin() {
-            return (None, Err(Error::Cancelled));
+            return (None, Err(Error::Cancelled), Used::Since(Instant::now()));
         }
         // The context goes first: while it is dropped, this is still the guest's thread.
         let scopes = (ContextScope::enter(context), GuestScope::enter());
@@ -64,6 +85,8 @@ impl Guest {
                 (Err(error), is_sound)
             }
         };
+        let fuel = self.plugin.fuel_consumed().map(|all| all.saturating_sub(KERNEL_FUEL));
+        let used = Used::In { guest: call.elapsed(), host_calls: ContextScope::host_calls(), fuel };
         // Before there is a value to return: if the drop of a context panics, that would be leaked, and the guest in it.
         drop(scopes);
         let is_sound = is_sound && call.is_clear();
@@ -72,13 +95,21 @@ impl Guest {
         }
         // The next call would run the initialisers again, where nothing expects them.
         let is_spent = entry_point == "_start";
-        ((is_sound && !is_spent).then_some(self), result)
+        ((is_sound && !is_spent).then_some(self), result, used)
     }
 }
 
 pub(super) struct ExtismInstance {
     /// `None` while a call has it, and for good after a call that left it unsound.
-    pub(super) guest: Option<Box<Guest>>,
+    guest: Option<Box<Guest>>,
+    /// By the last call.
+    used: Option<Used>,
+}
+
+impl ExtismInstance {
+    pub(super) fn new(guest: Box<Guest>) -> Self {
+        Self { guest: Some(guest), used: None }
+    }
 }
 
 impl Instance for ExtismInstance {
@@ -91,9 +122,10 @@ impl Instance for ExtismInstance {
             let entry_point = entry_point.to_owned();
             let (call, _cancel) =
                 Call::new(guest.plugin.cancel_handle(), guest.limits.exec_timeout, guest.exclusive.background());
+            self.used = Some(Used::Since(Instant::now()));
             match spawn_blocking(move || guest.call(&entry_point, &input, context, &call)).await {
-                Ok((guest, result)) => {
-                    self.guest = guest;
+                Ok((guest, result, used)) => {
+                    (self.guest, self.used) = (guest, Some(used));
                     result
                 }
                 Err(error) => match error.try_into_panic() {
@@ -102,6 +134,17 @@ impl Instance for ExtismInstance {
                 },
             }
         })
+    }
+
+    fn add_usage(&mut self, usage: &mut Usage) {
+        match self.used {
+            // A guest whose caller has left goes on for a moment, which nobody waits for.
+            Some(Used::Since(began)) => usage.guest = began.elapsed(),
+            Some(Used::In { guest, host_calls, fuel }) => {
+                *usage = Usage { guest, host_calls, fuel, ..*usage };
+            }
+            None => {}
+        }
     }
 
     fn is_sound(&self) -> bool {

@@ -6,7 +6,7 @@ use axum::{
     Extension,
     body::Body,
     extract::State,
-    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -24,7 +24,7 @@ use super::{
     },
 };
 use crate::{
-    CloseReport, Data, Error, ErrorKind, Evaluator, EvaluatorInfo, Input, Plugin, Timings,
+    CloseReport, Data, Error, ErrorKind, Evaluator, EvaluatorInfo, Input, Plugin, Timings, Usage,
     data::InputSource,
     service::{
         connections::Connection,
@@ -187,7 +187,7 @@ pub(super) async fn evaluate(
         blocking(move || Ok(shared.data(Input::Request).is_ok())).await?;
     }
     let shared = asked.clone();
-    let id = evaluator.id();
+    let (id, shows_usage) = (evaluator.id(), evaluator.is_debugged());
     let evaluation =
         async move { evaluator.evaluate_from(&*shared, crate::evaluator::Call::by(shared.entry_point())).await };
     let evaluated = app.guests.run(id, evaluation).await?;
@@ -200,8 +200,7 @@ pub(super) async fn evaluate(
         }
         error => error.into(),
     })?;
-    let timing = server_timing(response.timings());
-    let timing = [(header::HeaderName::from_static("server-timing"), timing)];
+    let used = usage_headers(response.timings(), &response.usage(), shows_usage);
     let output = response.into_bytes();
     let is_request = asked.was_request();
     // Makes room: what came is not needed any more.
@@ -211,7 +210,7 @@ pub(super) async fn evaluate(
     if !is_request {
         let kind = guessed_type(&output).await?;
         let output = Arc::new(charge).hold(output);
-        return Ok((Extension(answer::Charged), timing, [(header::CONTENT_TYPE, kind)], output).into_response());
+        return Ok((Extension(answer::Charged), used, [(header::CONTENT_TYPE, kind)], output).into_response());
     }
     let Answer { status, mut headers, body } = if output.len() <= QUICK {
         Answer::read(&output, &app.allowed)?
@@ -226,7 +225,7 @@ pub(super) async fn evaluate(
     // The plugin may say that it is a page: its scripts must not run as this server's.
     headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static("sandbox"));
     // Bytes would bring a type of their own.
-    Ok((status, Extension(answer::Charged), timing, headers, Body::from(body)).into_response())
+    Ok((status, Extension(answer::Charged), used, headers, Body::from(body)).into_response())
 }
 
 /// Shows one evaluator.
@@ -341,11 +340,15 @@ async fn mergeable(input: Bytes) -> Result<Data, Problem> {
     Ok(if is_quick { parse(input) } else { blocking(move || Ok(parse(input))).await? })
 }
 
-/// The header `server-timing`, in milliseconds.
-fn server_timing(timings: Timings) -> String {
+/// The header `server-timing`, in milliseconds, and for those who debug the plugin `evalpool-usage`, in JSON.
+fn usage_headers(timings: Timings, usage: &Usage, in_full: bool) -> HeaderMap {
     let Timings { wait, build, exec } = timings;
-    let [wait, build, exec] = [wait, build, exec].map(|time| time.as_secs_f64() * 1000.0);
-    format!("wait;dur={wait:.3}, build;dur={build:.3}, exec;dur={exec:.3}")
+    let times = [("wait", wait), ("build", build), ("exec", exec), ("guest", usage.guest), ("total", usage.total)];
+    let times = times.map(|(name, time)| format!("{name};dur={:.3}", time.as_secs_f64() * 1000.0)).join(", ");
+    let full = in_full.then(|| serde_json::to_string(usage).ok()).flatten();
+    let texts = [("server-timing", Some(times)), ("evalpool-usage", full)];
+    let header = |(name, text): (_, Option<String>)| Some((HeaderName::from_static(name), text?.try_into().ok()?));
+    texts.into_iter().filter_map(header).collect()
 }
 
 async fn guessed_type(output: &Bytes) -> Result<&'static str, Error> {

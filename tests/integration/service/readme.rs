@@ -11,13 +11,14 @@ use tempfile::TempDir;
 use super::server::{Server, program};
 
 /// The sections with commands, in the order in which a newcomer meets them. `.ci/run` runs those of the first two.
-const SECTIONS: [&str; 7] = [
+const SECTIONS: [&str; 8] = [
     "Try it",
     "Embed it",
     "Serve it",
     "Serve a plugin that needs a key and a host",
     "Call two entry points",
     "See why a plugin crashed",
+    "See what is used",
     "Answer whole requests",
 ];
 
@@ -101,11 +102,12 @@ impl Reader {
 
     /// What `curl` does of it, with the headers that it sends by itself.
     fn curl(&self, arguments: &[String]) -> Done {
-        let (mut method, mut path, mut body) = (None, None, Vec::new());
+        let (mut method, mut path, mut body, mut shows_headers) = (None, None, Vec::new(), false);
         let (mut headers, mut parts) = (vec![("user-agent", "curl/8.5.0"), ("accept", "*/*")], Vec::new());
         let mut arguments = arguments.iter().map(String::as_str);
         while let Some(argument) = arguments.next() {
             match argument {
+                "-i" => shows_headers = true,
                 "-X" => method = arguments.next(),
                 "-H" => headers.push(arguments.next().unwrap().split_once(": ").unwrap()),
                 "-d" => body = arguments.next().unwrap().replace("127.0.0.1:8080", &self.server.address).into_bytes(),
@@ -128,7 +130,9 @@ impl Reader {
             let parts: Vec<_> = parts.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
             self.server.put_form(path.strip_prefix("/v1/evaluators/").unwrap(), &parts)
         };
-        Done { status: answer.status, text: answer.text().to_owned(), stderr: String::new() }
+        let lines = answer.headers.iter().filter(|_| shows_headers).map(|(name, value)| format!("{name}: {value}\n"));
+        let text = lines.collect::<String>() + answer.text();
+        Done { status: answer.status, text, stderr: String::new() }
     }
 
     /// One that an earlier command wrote, or that is here.
@@ -211,6 +215,17 @@ fn see_why_a_plugin_crashed() {
     statuses(&done, &[1, 201, 422]);
     assert_eq!(done[0].stderr, blocks(&section("See why a plugin crashed"), "text")[0]);
     assert_eq!(done[2].json()["last_words"]["stderr"], "no such order: 17\n");
+}
+
+#[test]
+fn see_what_is_used() {
+    let done = Reader::of("See what is used");
+    statuses(&done, &[201, 200]);
+    // All but the figures, which differ.
+    let bare = |line: &str| line.replace(|next: char| next.is_ascii_digit() || ".e-".contains(next), "");
+    for shown in blocks(&section("See what is used"), "text")[0].lines() {
+        assert!(done[1].text.lines().any(|line| bare(line) == bare(shown)), "{shown:?} is not in {done:#?}");
+    }
 }
 
 #[test]

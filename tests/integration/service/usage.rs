@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::{letter, server::Server};
+use crate::support::TEXT;
 
 #[test]
 fn a_tenant_is_the_first_part_of_the_name_and_no_client_can_choose_another() {
@@ -19,4 +20,26 @@ fn a_tenant_is_the_first_part_of_the_name_and_no_client_can_choose_another() {
     assert!(form.text().contains("no field"), "{form:?}");
     server.patch("acme%2Fprice", &[], r#"{"tenant": "globex"}"#).is(400, "invalid_request");
     server.put("mine?tenant=acme", &plugin).is(400, "invalid_request");
+}
+
+#[test]
+fn what_an_evaluation_used_is_in_its_answers_headers() {
+    let server = Server::start(&[]);
+    assert_eq!(server.put("quiet?entry_point=upper", TEXT).status, 201);
+    assert_eq!(server.put("open?entry_point=upper&debug=true", TEXT).status, 201);
+    let quiet = server.post("quiet", b"tea");
+    let entries = quiet.header("server-timing").unwrap().split(", ").map(|entry| entry.split_once(";dur=").unwrap());
+    let (names, times): (Vec<_>, Vec<f64>) = entries.map(|(name, time)| (name, time.parse::<f64>().unwrap())).unzip();
+    assert_eq!(names, ["wait", "build", "exec", "guest", "total"]);
+    assert!(times.iter().all(|time| (0.0..=times[4]).contains(time)), "{times:?}");
+    assert_eq!(quiet.header("evalpool-usage"), None, "only who debugs the plugin sees all");
+    let open = server.post("open", b"tea");
+    let usage: Value = serde_json::from_str(open.header("evalpool-usage").unwrap()).unwrap();
+    assert_eq!((&usage["bytes_in"], &usage["bytes_out"], &usage["host_calls"]), (&3.into(), &3.into(), &0.into()));
+    assert!(
+        usage["guest_seconds"].as_f64() > Some(0.0) && usage["guest_seconds"].as_f64() <= usage["seconds"].as_f64()
+    );
+    assert!(usage["peak_memory_bytes"].as_u64() >= Some(65_536), "{usage}");
+    assert_eq!(usage["http"]["requests"], 0);
+    assert_eq!(usage["fuel"], Value::Null);
 }

@@ -30,6 +30,7 @@ use crate::{
     engine::Charge,
     http_client::{self, AllowedHosts, Connections, Full, Share, innermost, shortage, shown},
     units::Quoted,
+    usage::HttpUsage,
 };
 
 /// As many as extism's client follows.
@@ -134,12 +135,13 @@ impl Http {
     /// Sends a request and returns the response and its body. Dropping the future closes the connection. Waits for its turn
     /// until the guest's deadline.
     ///
-    /// `held` is charged with the response.
+    /// `held` is charged with the response, and `counted` counts the request and both bodies.
     pub(super) async fn send(
         &self,
         request: Request,
         deadline: Instant,
         held: &mut Charge,
+        counted: &mut HttpUsage,
     ) -> Result<(Response, Vec<u8>), HostTrap> {
         let Request { built, body, has_length, decodes, shown } = request;
         let connection = self.connections.requests.acquire(deadline).await.map_err(|full| {
@@ -152,6 +154,8 @@ impl Http {
             let text = "HTTP response exceeds the configured maximum number of bytes";
             failed(&shown, &format_args!("{text}: {} (limits.output_size)", self.largest))
         };
+        counted.requests += 1;
+        counted.bytes_out += body.len() as u64;
         let built = match body.is_empty() {
             false => built.body(body),
             // The client itself says nothing of a body that is empty.
@@ -165,6 +169,7 @@ impl Http {
         let mut incoming = built.send().await.map_err(not_done)?;
         let mut body = Vec::new();
         while let Some(chunk) = incoming.chunk().await.map_err(not_done)? {
+            counted.bytes_in += chunk.len() as u64;
             if (body.len() + chunk.len()) as u64 > self.largest {
                 return Err(too_large());
             }

@@ -1,0 +1,4 @@
+//! What evaluations use is told, and added up.
+
+#[cfg(feature = "service")]
+mod engines;
