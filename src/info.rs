@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::{registry::RuntimeState, response::EvaluatorId, source::Digest};
+use crate::{registry::RuntimeState, response::EvaluatorId, source::Digest, usage::UsageTotals};
 
 /// An evaluator at one moment, as the pool lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -33,6 +33,8 @@ pub struct EvaluatorInfo {
     pub evaluations: u64,
     /// When an evaluation was last requested, in milliseconds since the Unix epoch.
     pub last_used: Option<u64>,
+    /// What its evaluations have used since it was registered, whatever its plugin was then.
+    pub usage: UsageTotals,
 }
 
 impl EvaluatorInfo {
@@ -50,6 +52,7 @@ impl EvaluatorInfo {
             instances,
             evaluations: 0,
             last_used: None,
+            usage: UsageTotals::default(),
         }
     }
 }

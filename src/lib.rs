@@ -59,13 +59,14 @@
 //! | [`engine`] | the trait and the engines. The only place that names their types |
 //! | `source` | bytes, base64, file, closure, HTTP → plugin. The only place that fetches. No engine types |
 //! | `http_client` | (feature `direct`) which addresses HTTP clients may reach, and TLS. Sends no request |
-//! | `tenants` | whom evaluators belong to: their names. Knows no plugins and no runtimes |
+//! | `tenants` | whom evaluators belong to, and what is used for whom. Knows no plugins and no runtimes |
 //! | `registry` | what lives: LRU order, hard bound, single-flight builds, negative cache. Knows no plugins |
 //! | [`config`] | every setting. The only reader of the settings file and of its variables |
 //! | [`metrics`] | the catalogue. Installs no exporter, knows no room |
 //! | `memory` | what runtimes hold, in bytes: the account and its charges. Evicts nothing |
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
 //! | `usage` | what evaluations use. Plain data |
+//! | `stripes` | slots for threads, so that none waits for another's writes |
 //! | `pages` | large buffers, which go back to the system |
 //! | `last_words` | what a guest wrote, and where it was when it failed. Plain data |
 //! | `host_limits` | what the system lets this process have, and which errors say that it gives no more |
@@ -105,6 +106,7 @@ mod runtime;
 pub mod service;
 mod source;
 mod spec;
+mod stripes;
 mod tenants;
 mod units;
 mod usage;
@@ -134,7 +136,8 @@ pub use crate::{
     runtime::BuildTimes,
     source::{Digest, Import, Interface, Loader, ParseDigestError, Plugin, Source},
     spec::Spec,
-    usage::{HttpUsage, Usage},
+    tenants::TenantInfo,
+    usage::{HttpUsage, Usage, UsageTotals},
 };
 
 #[cfg(doc)]

@@ -1,6 +1,6 @@
 //! What evaluations use. Plain data.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Serialize, Serializer};
 
@@ -35,7 +35,8 @@ pub struct Usage {
     /// HTTP requests of the guest; `None` if the engine cannot tell.
     pub http: Option<HttpUsage>,
     /// Instructions that ran, as [`limits.fuel`](crate::config::LimitSettings::fuel) counts them; `None` where nothing
-    /// limits them, because then nobody counts.
+    /// limits them, because then nobody counts. Of a guest that was stopped, by its deadline or because its caller left,
+    /// those are missing that ran after its last call of a function; on `extism`, some hundreds of a guest that failed.
     pub fuel: Option<u64>,
 }
 
@@ -49,6 +50,61 @@ pub struct HttpUsage {
     pub bytes_in: u64,
     /// Bytes of the bodies of requests.
     pub bytes_out: u64,
+}
+
+/// What evaluations used together, since an evaluator was registered or a tenant was first seen: all that have ended,
+/// those that failed too, each with what it used until then. In JSON, times are in seconds.
+///
+/// Exact: each evaluation is in it once, as soon as it has ended. It is kept across evictions and replacements, and ends
+/// with its evaluator or with the process. What an engine cannot tell adds nothing: see [`Usage`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct UsageTotals {
+    /// Evaluations that have ended.
+    pub evaluations: u64,
+    /// The same by outcome: `ok`, or the word of an [`ErrorKind`](crate::ErrorKind). Only those that there were.
+    pub outcomes: BTreeMap<&'static str, u64>,
+    /// The time of guests.
+    #[serde(rename = "guest_seconds", serialize_with = "seconds")]
+    pub guest: Duration,
+    /// The time of evaluations.
+    #[serde(rename = "seconds", serialize_with = "seconds")]
+    pub total: Duration,
+    /// Bytes of input.
+    pub bytes_in: u64,
+    /// Bytes of output.
+    pub bytes_out: u64,
+    /// Calls of the embedder's host functions.
+    pub host_calls: u64,
+    /// HTTP requests of guests.
+    pub http: HttpUsage,
+    /// Instructions that ran where `limits.fuel` counts them.
+    pub fuel: u64,
+}
+
+impl UsageTotals {
+    pub(crate) fn add(&mut self, other: &Self) {
+        let Self { evaluations, outcomes, guest, total, bytes_in, bytes_out, host_calls, http, fuel } = other;
+        self.evaluations += evaluations;
+        for (outcome, count) in outcomes {
+            *self.outcomes.entry(outcome).or_default() += count;
+        }
+        self.guest += *guest;
+        self.total += *total;
+        self.bytes_in += bytes_in;
+        self.bytes_out += bytes_out;
+        self.host_calls += host_calls;
+        self.http.add(*http);
+        self.fuel += fuel;
+    }
+}
+
+impl HttpUsage {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.requests += other.requests;
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+    }
 }
 
 fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -7,13 +7,14 @@ use std::{
     thread,
 };
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::Instant};
 
 use crate::{
     background,
     engine::{CallContext, inside_host_function},
     error::{Error, panic_text},
     metrics::Metrics,
+    tenants::Meter,
     usage::Usage,
 };
 
@@ -40,14 +41,16 @@ impl<'a> Call<'a> {
 /// Counts an evaluation when it has ended, also one whose caller left before its outcome was known.
 pub(super) struct Counted<'a> {
     metrics: &'a Metrics,
-    /// What it has used so far.
+    meter: &'a Meter,
+    pub(super) began: Option<Instant>,
+    /// What it has used so far. How long it took in all is there once its guest has returned.
     pub(super) usage: Usage,
     is_known: bool,
 }
 
 impl<'a> Counted<'a> {
-    pub(super) fn new(metrics: &'a Metrics) -> Self {
-        Self { metrics, usage: Usage::default(), is_known: false }
+    pub(super) fn new(metrics: &'a Metrics, meter: &'a Meter) -> Self {
+        Self { metrics, meter, began: None, usage: Usage::default(), is_known: false }
     }
 
     pub(super) fn end(mut self, outcome: Result<(), &Error>) {
@@ -55,7 +58,11 @@ impl<'a> Counted<'a> {
         self.count(outcome);
     }
 
-    fn count(&self, outcome: Result<(), &Error>) {
+    fn count(&mut self, outcome: Result<(), &Error>) {
+        if self.usage.total.is_zero() {
+            self.usage.total = self.began.map(|began| began.elapsed()).unwrap_or_default();
+        }
+        self.meter.add(outcome.map_err(Error::kind), &self.usage);
         self.metrics.evaluated(outcome);
     }
 }

@@ -19,8 +19,8 @@ use crate::{
 
 impl Evaluator {
     pub(crate) async fn evaluate_from(&self, data: &dyn InputSource, call: Call<'_>) -> Result<Response, Error> {
-        let mut counted = Counted::new(&self.inner.pool.metrics);
-        let result = self.evaluate_inner(data, call, &mut counted.usage).await;
+        let mut counted = Counted::new(&self.inner.pool.metrics, &self.inner.meter);
+        let result = self.evaluate_inner(data, call, &mut counted).await;
         counted.end(result.as_ref().map(drop));
         result
     }
@@ -29,12 +29,14 @@ impl Evaluator {
         &self,
         data: &dyn InputSource,
         call: Call<'_>,
-        usage: &mut Usage,
+        counted: &mut Counted<'_>,
     ) -> Result<Response, Error> {
         // An evaluation may end without having waited for anything. A caller in a loop must yield its thread now and then.
         tokio::task::consume_budget().await;
         let EvaluatorInner { pool, parked, .. } = &*self.inner;
         let began = Instant::now();
+        counted.began = Some(began);
+        let usage = &mut counted.usage;
         // An evaluator that is called without a pause finds an instance on its thread. Where there is none the input is
         // kept: the evaluator's own data is asked for once a call, and before anything is held.
         let mut prepared = None;

@@ -33,6 +33,7 @@ use crate::{
     response::{EvaluatorId, Response},
     revision::{PoolInner, Revision},
     runtime::Parked,
+    tenants::Meter,
 };
 
 /// A handle on one evaluator. Cheap to clone: clones are the same evaluator.
@@ -48,8 +49,8 @@ struct EvaluatorInner {
     pool: Arc<PoolInner>,
     id: EvaluatorId,
     name: Arc<str>,
-    /// Of its current revision, or of its last. Changed under the lock of `ids`.
-    tenant: Mutex<Arc<str>>,
+    /// Its tenant is that of its current revision, or of its last. Changed under the lock of `ids`.
+    meter: Meter,
     /// `None` once closed. Changed under the lock of `ids`.
     revision: ArcSwapOption<Revision>,
     /// What its revisions' runtimes are registered under: its own id, and those of revisions that were prepared under
@@ -67,10 +68,10 @@ impl Evaluator {
     pub(crate) fn new(pool: Arc<PoolInner>, id: u64, revision: Arc<Revision>) -> Self {
         Self {
             inner: Arc::new(EvaluatorInner {
+                meter: pool.tenants.meter(revision.tenant()),
                 pool,
                 id: EvaluatorId(id),
                 name: revision.name.clone(),
-                tenant: Mutex::new(revision.tenant().into()),
                 ids: Mutex::new(BTreeSet::from([id, revision.id.evaluator])),
                 revision: ArcSwapOption::new(Some(revision)),
                 parked: Arc::default(),
@@ -287,7 +288,7 @@ impl Evaluator {
         let mut ids = self.inner.ids();
         let current = self.inner.revision.load_full()?;
         ids.insert(revision.id.evaluator);
-        *self.inner.tenant() = revision.tenant().into();
+        self.inner.meter.move_to(revision.tenant());
         self.inner.revision.store(Some(revision));
         Some(current)
     }
@@ -297,12 +298,12 @@ impl Evaluator {
         let (parked, last_parked) = inner.parked.history();
         let last_parked = last_parked.map_or(0, |at| unix_millis().saturating_sub(millis(at.elapsed())));
         let last_used = inner.last_used.load(Ordering::Relaxed).max(last_parked);
+        let (tenant, usage) = inner.meter.read();
         let mut info = match inner.revision.load_full() {
             Some(revision) => revision.describe(inner.id, state, instances),
-            None => {
-                EvaluatorInfo::closed(inner.name.to_string(), inner.tenant().to_string(), inner.id, state, instances)
-            }
+            None => EvaluatorInfo::closed(inner.name.to_string(), tenant.to_string(), inner.id, state, instances),
         };
+        info.usage = usage;
         info.evaluations = inner.evaluations.load(Ordering::Relaxed) + parked;
         info.last_used = (last_used > 0).then_some(last_used);
         info
@@ -323,10 +324,6 @@ impl EvaluatorInner {
     fn ids(&self) -> MutexGuard<'_, BTreeSet<u64>> {
         // Nothing panics under it.
         self.ids.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn tenant(&self) -> MutexGuard<'_, Arc<str>> {
-        self.tenant.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wanted(&self, revision: &Revision) -> Input {

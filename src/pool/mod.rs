@@ -42,7 +42,7 @@ use crate::{
     runtime::BuildTimes,
     source::Plugin,
     spec::Spec,
-    tenants,
+    tenants::{self, TenantInfo},
 };
 
 /// A capacity-bounded pool of evaluators. Cheap to clone: clones are the same pool.
@@ -209,6 +209,18 @@ impl EvaluatorPool {
                 evaluator.info(state, runtime.map_or(0, |runtime| runtime.instances))
             })
             .collect()
+    }
+
+    /// A tenant that has an evaluator, or had one: see [`TenantInfo`].
+    #[must_use]
+    pub fn tenant(&self, name: &str) -> Option<TenantInfo> {
+        self.inner.tenants.info(name)
+    }
+
+    /// The tenants, in the order of names, from the one after `after`, at most `limit`.
+    #[must_use]
+    pub fn tenants(&self, after: Option<&str>, limit: usize) -> Vec<TenantInfo> {
+        self.inner.tenants.list(after, limit)
     }
 
     /// How many runtimes exist: being built, live and draining. Never more than the capacity.

@@ -7,32 +7,10 @@
 #[cfg(not(all(test, evalpool_shuttle)))]
 mod primitives {
     pub(in crate::registry) use std::sync::{Mutex, MutexGuard, PoisonError};
-    use std::{
-        sync::{
-            OnceLock,
-            atomic::{AtomicUsize, Ordering},
-        },
-        thread::available_parallelism,
-    };
 
     pub(in crate::registry) use tokio::time::timeout_at;
 
-    /// How many slots a thread cache has: mostly more than threads that call its evaluator.
-    pub(in crate::registry) fn slots() -> usize {
-        static COUNT: OnceLock<usize> = OnceLock::new();
-        *COUNT.get_or_init(|| available_parallelism().map_or(1, usize::from).saturating_mul(4).clamp(8, 64))
-    }
-
-    /// Which of `count` slots is this thread's. Threads are numbered as they come, so that the threads of one executor,
-    /// which begin together, have different slots.
-    pub(in crate::registry) fn own_slot(count: usize) -> usize {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        thread_local! {
-            static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed);
-        }
-        // A thread that is ending has no number any more; any slot will do.
-        NUMBER.try_with(|number| *number).unwrap_or(0) % count.max(1)
-    }
+    pub(in crate::registry) use crate::stripes::{own_slot, slots};
 }
 
 #[cfg(all(test, evalpool_shuttle))]

@@ -20,6 +20,7 @@ use crate::{
     metrics::Metrics,
     registry::{Limits, Registry, RevisionId, TenantId},
     runtime::Runtime,
+    tenants::Tenants,
 };
 
 /// Fetched plugins that may wait for a place, in bytes, or one plugin of the largest size if that is more.
@@ -34,6 +35,7 @@ pub(crate) struct PoolInner {
     pub(crate) compiler: Compiler,
     pub(crate) metrics: Metrics,
     pub(crate) memory: Arc<MemoryBudget>,
+    pub(crate) tenants: Arc<Tenants>,
     pub(crate) pool: PoolSettings,
     pub(crate) limits: LimitSettings,
     pub(crate) engine: EngineSettings,
@@ -76,6 +78,7 @@ impl PoolInner {
         Self {
             registry: Registry::new(bounds, memory.clone(), metrics.clone()),
             memory,
+            tenants: Arc::default(),
             compiler: Compiler::new(engine, pool.build_concurrency, metrics.clone(), background.clone()),
             background,
             metrics,

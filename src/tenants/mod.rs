@@ -1,8 +1,199 @@
-//! Tenants: whom an evaluator belongs to. What bounds, shares and metering go by; their names are known here and nowhere
-//! below.
+//! Tenants: whom an evaluator belongs to, and what was used for whom. Their names are known here and nowhere below.
 //!
-//! A tenant is not registered: it is there for as long as something belongs to it. Its name comes from the spec
+//! A tenant is not registered: it is there from its first evaluator on. Its name comes from the spec
 //! ([`Spec::tenant`](crate::Spec::tenant)) or else from the evaluator's name, by [`of_name`].
+//!
+//! # Metering
+//!
+//! Each evaluator has a [`Meter`], which adds up what its evaluations use. A tenant's totals are those of its evaluators'
+//! meters, and of those that are gone. So an evaluation is counted in one place, and every sum that is shown is exact.
+//! Locks: that of all tenants is taken when an evaluator comes, goes or changes its tenant, and by readers; never by an
+//! evaluation. Inside it, only the meters' own are taken.
+
+mod meter;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde::Serialize;
+
+use self::meter::Counters;
+use crate::{
+    error::ErrorKind,
+    usage::{Usage, UsageTotals},
+};
+
+/// How many tenants without an evaluator are remembered.
+const MOST_EMPTY: usize = 10_000;
+
+/// A tenant at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TenantInfo {
+    /// Its name: see [`Spec::tenant`](crate::Spec::tenant).
+    pub name: String,
+    /// How many evaluators belong to it.
+    pub evaluators: usize,
+    /// What its evaluators have used since it was first seen, those that are gone included. An evaluation counts for the
+    /// tenant to which its evaluator belongs when it ends. Of tenants that have no evaluator any more, the 10,000 that
+    /// lost their last one most recently are remembered.
+    pub usage: UsageTotals,
+}
+
+/// The tenants of one pool.
+#[derive(Debug, Default)]
+pub(crate) struct Tenants {
+    state: Mutex<TenantsState>,
+}
+
+#[derive(Debug, Default)]
+struct TenantsState {
+    tenants: BTreeMap<Arc<str>, Tenant>,
+    meters: BTreeMap<u64, Metered>,
+    /// Tenants without a meter, in the order in which they lost their last.
+    empty: BTreeMap<u64, Arc<str>>,
+    next: u64,
+}
+
+#[derive(Debug, Default)]
+struct Tenant {
+    /// By evaluators that are gone, or are another's now.
+    ended: UsageTotals,
+    meters: BTreeSet<u64>,
+    /// Its number among the empty ones, while it is one.
+    empty_as: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Metered {
+    tenant: Arc<str>,
+    /// Since it belongs to this tenant.
+    counters: Arc<Counters>,
+    /// What it used before, for others.
+    before: UsageTotals,
+}
+
+/// The meter of one evaluator. Dropped with it.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    tenants: Arc<Tenants>,
+    number: u64,
+    counters: Arc<Counters>,
+}
+
+impl Tenants {
+    fn state(&self) -> MutexGuard<'_, TenantsState> {
+        // Nothing panics under it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A meter for an evaluator of this tenant.
+    pub(crate) fn meter(self: &Arc<Self>, tenant: &str) -> Meter {
+        let (mut state, counters) = (self.state(), Arc::<Counters>::default());
+        let number = state.number();
+        let tenant = state.join(tenant, number);
+        state.meters.insert(number, Metered { tenant, counters: counters.clone(), before: UsageTotals::default() });
+        Meter { tenants: self.clone(), number, counters }
+    }
+
+    pub(crate) fn info(&self, name: &str) -> Option<TenantInfo> {
+        let state = self.state();
+        state.tenants.get_key_value(name).map(|(name, tenant)| state.info(name, tenant))
+    }
+
+    /// In the order of names, from the one after `after`, at most `limit`.
+    pub(crate) fn list(&self, after: Option<&str>, limit: usize) -> Vec<TenantInfo> {
+        let (state, from) = (self.state(), after.map_or(Bound::Unbounded, Bound::Excluded));
+        let tenants = state.tenants.range::<str, _>((from, Bound::Unbounded)).take(limit);
+        tenants.map(|(name, tenant)| state.info(name, tenant)).collect()
+    }
+}
+
+impl TenantsState {
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn info(&self, name: &str, tenant: &Tenant) -> TenantInfo {
+        let mut usage = tenant.ended.clone();
+        let meters = tenant.meters.iter().filter_map(|number| self.meters.get(number));
+        meters.for_each(|metered| usage.add(&metered.counters.totals()));
+        TenantInfo { name: name.to_owned(), evaluators: tenant.meters.len(), usage }
+    }
+
+    /// Gives the tenant a meter.
+    fn join(&mut self, name: &str, meter: u64) -> Arc<str> {
+        let name = self.tenants.get_key_value(name).map_or_else(|| name.into(), |(known, _)| known.clone());
+        let tenant = self.tenants.entry(name.clone()).or_default();
+        tenant.meters.insert(meter);
+        if let Some(number) = tenant.empty_as.take() {
+            self.empty.remove(&number);
+        }
+        name
+    }
+
+    /// Takes a meter away from its tenant, which keeps what was used.
+    fn leave(&mut self, name: &Arc<str>, meter: u64, used: &UsageTotals) {
+        let number = self.number();
+        let Some(tenant) = self.tenants.get_mut(name) else { return };
+        tenant.ended.add(used);
+        tenant.meters.remove(&meter);
+        if tenant.meters.is_empty() {
+            tenant.empty_as = Some(number);
+            self.empty.insert(number, name.clone());
+            // Their names are their clients' to choose.
+            if self.empty.len() > MOST_EMPTY
+                && let Some((_, forgotten)) = self.empty.pop_first()
+            {
+                self.tenants.remove(&forgotten);
+            }
+        }
+    }
+}
+
+impl Meter {
+    /// Adds an evaluation that has ended.
+    pub(crate) fn add(&self, outcome: Result<(), ErrorKind>, usage: &Usage) {
+        self.counters.add(outcome, usage);
+    }
+
+    /// Whom its evaluator belongs to, and what it has used, for whomever.
+    pub(crate) fn read(&self) -> (Arc<str>, UsageTotals) {
+        let state = self.tenants.state();
+        let Some(metered) = state.meters.get(&self.number) else { return ("".into(), UsageTotals::default()) };
+        let mut totals = metered.before.clone();
+        totals.add(&metered.counters.totals());
+        (metered.tenant.clone(), totals)
+    }
+
+    /// What is added from now on is used for this tenant.
+    pub(crate) fn move_to(&self, tenant: &str) {
+        let mut state = self.tenants.state();
+        let Some(metered) = state.meters.get_mut(&self.number).filter(|metered| *metered.tenant != *tenant) else {
+            return;
+        };
+        let (left, used) = (metered.tenant.clone(), metered.counters.take());
+        metered.before.add(&used);
+        state.leave(&left, self.number, &used);
+        let joined = state.join(tenant, self.number);
+        if let Some(metered) = state.meters.get_mut(&self.number) {
+            metered.tenant = joined;
+        }
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        let mut state = self.tenants.state();
+        if let Some(Metered { tenant, counters, .. }) = state.meters.remove(&self.number) {
+            state.leave(&tenant, self.number, &counters.totals());
+        }
+    }
+}
 
 /// The tenant of an evaluator whose spec names none: the part of its name before the first `/`. A name without such a part
 /// is its own tenant.
@@ -46,5 +237,43 @@ mod tests {
             assert_eq!(of_name(evaluator), tenant);
             assert_eq!(unfit(tenant), None, "a tenant can be named wherever an evaluator can");
         }
+    }
+
+    fn names(tenants: &Tenants) -> Vec<String> {
+        tenants.list(None, usize::MAX).into_iter().map(|tenant| tenant.name).collect()
+    }
+
+    #[test]
+    fn of_tenants_without_evaluators_so_many_are_remembered_and_others_are_never_forgotten() {
+        let tenants = Arc::new(Tenants::default());
+        let kept = tenants.meter("kept");
+        kept.add(Ok(()), &Usage::default());
+        drop(tenants.meter("first"));
+        drop(tenants.meter("second"));
+        // It is not the one that lost its evaluators before all others any more.
+        drop(tenants.meter("first"));
+        for number in 2..MOST_EMPTY {
+            drop(tenants.meter(&number.to_string()));
+        }
+        assert_eq!(tenants.list(None, usize::MAX).len(), MOST_EMPTY + 1);
+        drop(tenants.meter("one more"));
+        assert!(tenants.info("second").is_none() && tenants.info("first").is_some());
+        let kept = tenants.info("kept").unwrap();
+        assert_eq!((kept.evaluators, kept.usage.evaluations), (1, 1));
+        let state = tenants.state();
+        assert_eq!((state.empty.len(), state.meters.len()), (MOST_EMPTY, 1));
+    }
+
+    #[test]
+    fn a_tenant_that_gets_an_evaluator_again_goes_on_where_it_was() {
+        let tenants = Arc::new(Tenants::default());
+        for evaluations in 1..=3 {
+            tenants.meter("acme").add(Err(ErrorKind::GuestTrap), &Usage::default());
+            assert_eq!(tenants.info("acme").unwrap().usage.evaluations, evaluations);
+        }
+        assert_eq!((names(&tenants), tenants.state().empty.len()), (vec!["acme".to_owned()], 1));
+        let again = tenants.meter("acme");
+        assert!(tenants.state().empty.is_empty());
+        drop(again);
     }
 }

@@ -316,7 +316,7 @@ fn gone(closed: CloseReport) -> Result<StatusCode, Problem> {
     }
 }
 
-fn json(value: &impl Serialize) -> Result<Response, Problem> {
+pub(super) fn json(value: &impl Serialize) -> Result<Response, Problem> {
     let json = serde_json::to_vec(value).map_err(|error| Error::internal("an answer cannot be written", error))?;
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }

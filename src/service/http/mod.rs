@@ -3,6 +3,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | [`evaluators`] | the requests about evaluators |
+//! | [`tenants`] | the requests about tenants |
 //! | [`exchange`] | requests and responses as JSON documents, for plugins that want them |
 //! | [`form`] | uploads in parts |
 //! | [`operations`] | health, readiness, metrics |
@@ -25,6 +26,7 @@ mod linger;
 mod operations;
 mod problem;
 mod request;
+mod tenants;
 mod tokens;
 mod work;
 
@@ -110,6 +112,8 @@ pub(super) fn router(app: Arc<App>) -> Router {
                 .delete(evaluators::remove),
         )
         .route("/v1/evaluators/{name}/runtime", delete(evaluators::unload))
+        .route("/v1/tenants", get(tenants::list))
+        .route("/v1/tenants/{name}", get(tenants::show))
         .route_layer(middleware::from_fn(answer::bound))
         .route_layer(middleware::from_fn_with_state(app.clone(), count));
     let guarded = evaluators

@@ -1,6 +1,6 @@
 //! Tenants and what they use, as clients of the server see it.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{letter, server::Server};
 use crate::support::TEXT;
@@ -42,4 +42,40 @@ fn what_an_evaluation_used_is_in_its_answers_headers() {
     assert!(usage["peak_memory_bytes"].as_u64() >= Some(65_536), "{usage}");
     assert_eq!(usage["http"]["requests"], 0);
     assert_eq!(usage["fuel"], Value::Null);
+}
+
+#[test]
+fn totals_are_shown_by_evaluator_and_by_tenant() {
+    let server = Server::start(&[("POOL_CAPACITY", "1")]);
+    for name in ["acme%2Fa?entry_point=upper", "acme%2Fb?entry_point=fail", "globex?entry_point=upper"] {
+        assert_eq!(server.put(name, TEXT).status, 201);
+    }
+    for _ in 0..3 {
+        assert_eq!(server.post("acme%2Fa", b"tea").status, 200);
+        server.post("acme%2Fb", b"no tea").is(422, "guest_error");
+    }
+    let usage = server.info("acme%2Fa")["usage"].clone();
+    assert_eq!((&usage["evaluations"], &usage["outcomes"]), (&json!(3), &json!({"ok": 3})));
+    assert_eq!((&usage["bytes_in"], &usage["bytes_out"]), (&json!(9), &json!(9)));
+    assert!(usage["guest_seconds"].as_f64() > Some(0.0) && usage["seconds"].as_f64() > usage["guest_seconds"].as_f64());
+    assert_eq!(server.delete("acme%2Fb").status, 204);
+    let acme = server.get("/v1/tenants/acme").json();
+    assert_eq!((&acme["name"], &acme["evaluators"]), (&json!("acme"), &json!(1)));
+    assert_eq!(acme["usage"]["outcomes"], json!({"ok": 3, "guest_error": 3}));
+    assert_eq!(acme["usage"]["bytes_in"], 27);
+    let unknown = server.get("/v1/tenants/nobody");
+    unknown.is(404, "not_found");
+    assert!(unknown.text().contains("no tenant is named"), "{unknown:?}");
+
+    let first = server.get("/v1/tenants?limit=2").json();
+    let names = |page: &Value| -> Vec<String> {
+        page["tenants"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!((names(&first), &first["next"]), (vec!["acme".to_owned(), "globex".to_owned()], &json!("globex")));
+    assert_eq!(first["tenants"][0], acme);
+    let last = server.get("/v1/tenants?limit=2&after=globex").json();
+    assert_eq!((names(&last), &last["next"]), (vec!["greet".to_owned()], &Value::Null));
+    server.get("/v1/tenants?limit=0").is(400, "invalid_request");
+    server.get("/v1/tenants/acme?limit=1").is(400, "invalid_request");
+    server.request("POST", "/v1/tenants/acme", &[], b"").is(405, "invalid_request");
 }

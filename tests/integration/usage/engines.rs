@@ -69,6 +69,7 @@ on_each_engine!(
     bytes_host_calls_and_times_are_told,
     fuel_is_told_where_it_is_limited,
     an_input_is_counted_with_the_evaluators_own_data,
+    a_guest_that_fails_counts_with_what_it_used,
 );
 
 #[tokio::test]
@@ -117,4 +118,43 @@ async fn what_a_guest_waits_for_is_not_its_time_on_direct() {
     assert!(usage.total >= WAIT && usage.guest + WAIT / 2 < usage.total, "{usage:?}");
     let usage = used(EngineKind::Extism, spec(), "").await;
     assert!(usage.guest >= WAIT, "there it has a thread meanwhile: {usage:?}");
+}
+
+/// The guest calls the host three times, and then does this.
+fn comes_to(end: &str) -> Spec {
+    let note = "(drop (call $note (i64.const 0)))";
+    plugin(&format!("{note} {note} {note} {end}"))
+}
+
+async fn a_guest_that_fails_counts_with_what_it_used(engine: EngineKind) {
+    let pool = builder(engine).build().unwrap();
+    for end in ["unreachable", "(call $error_set (call $message))", "(loop br 0)"] {
+        let evaluator = pool.register("fails", comes_to(end).fuel(Some(20_000_000))).unwrap();
+        evaluator.evaluate("four").await.map(drop).unwrap_or_default();
+        let totals = pool.info("fails").unwrap().usage;
+        assert_eq!((totals.evaluations, totals.bytes_in, totals.host_calls), (1, 4, 3), "{end}");
+        assert!(Duration::ZERO < totals.guest && totals.guest <= totals.total, "{totals:?}");
+        assert_eq!(totals.fuel == 20_000_000, end.starts_with("(loop"), "{totals:?}");
+        assert!(totals.fuel > 0 || engine == EngineKind::Extism, "{totals:?}");
+        assert!(pool.remove("fails").await);
+    }
+    pool.close().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_is_stopped_counts_with_what_it_used_on_direct() {
+    const LONG: Duration = Duration::from_millis(100);
+    let pool = builder(EngineKind::Direct).build().unwrap();
+    let spec = || comes_to("(drop (memory.grow (i32.const 10))) (loop br 0)").fuel(Some(1 << 60));
+    let late = pool.register("late", spec().exec_timeout(LONG)).unwrap();
+    assert_eq!(late.evaluate("x").await.unwrap_err().kind(), "exec_timeout");
+    let left = pool.register("left", spec()).unwrap();
+    left.warm().await.unwrap();
+    assert!(tokio::time::timeout(LONG, left.evaluate("x")).await.is_err());
+    for (name, outcome) in [("late", "exec_timeout"), ("left", "cancelled")] {
+        let totals = pool.info(name).unwrap().usage;
+        assert_eq!((totals.outcomes.get(outcome), totals.host_calls, totals.bytes_in), (Some(&1), 3, 1));
+        assert!(totals.fuel > 0 && totals.guest > LONG / 10 && totals.total >= LONG, "{totals:?}");
+    }
+    pool.close().await;
 }
