@@ -99,6 +99,31 @@ impl UsageTotals {
     }
 }
 
+impl UsageTotals {
+    /// What was used since these were the totals.
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        let outcome = |(outcome, count): (&&'static str, &u64)| {
+            let before = earlier.outcomes.get(outcome).copied().unwrap_or_default();
+            Some((*outcome, count.checked_sub(before)?)).filter(|(_, count)| *count > 0)
+        };
+        Self {
+            evaluations: self.evaluations.saturating_sub(earlier.evaluations),
+            outcomes: self.outcomes.iter().filter_map(outcome).collect(),
+            guest: self.guest.saturating_sub(earlier.guest),
+            total: self.total.saturating_sub(earlier.total),
+            bytes_in: self.bytes_in.saturating_sub(earlier.bytes_in),
+            bytes_out: self.bytes_out.saturating_sub(earlier.bytes_out),
+            host_calls: self.host_calls.saturating_sub(earlier.host_calls),
+            http: HttpUsage {
+                requests: self.http.requests.saturating_sub(earlier.http.requests),
+                bytes_in: self.http.bytes_in.saturating_sub(earlier.http.bytes_in),
+                bytes_out: self.http.bytes_out.saturating_sub(earlier.http.bytes_out),
+            },
+            fuel: self.fuel.saturating_sub(earlier.fuel),
+        }
+    }
+}
+
 impl HttpUsage {
     pub(crate) fn add(&mut self, other: Self) {
         self.requests += other.requests;

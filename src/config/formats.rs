@@ -37,6 +37,31 @@ pub(super) mod off_or_number {
     }
 }
 
+/// A duration, or the word `off`.
+pub(super) mod off_or_duration {
+    use std::time::Duration;
+
+    use humantime_serde::re::humantime::{format_duration, parse_duration};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[expect(clippy::ref_option, reason = "serde's signature")]
+    pub(in crate::config) fn serialize<S: Serializer>(value: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(duration) => to.collect_str(&format_duration(*duration)),
+            None => to.serialize_str("off"),
+        }
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        match String::deserialize(from)?.as_str() {
+            "off" => Ok(None),
+            text => parse_duration(text).map(Some).map_err(|error| {
+                D::Error::custom(format_args!("{error}; expected a duration, such as \"1m\", or \"off\""))
+            }),
+        }
+    }
+}
+
 /// A word of a closed set. A wrong word gets serde's own error, which lists the right ones.
 pub(super) fn word<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where

@@ -10,6 +10,7 @@ mod headers;
 mod hosts;
 mod kubernetes;
 mod read;
+mod usage;
 mod word_or_path;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -24,6 +25,7 @@ pub(crate) use self::hosts::{HostPattern, default_hosts};
 pub use self::{
     choices::{EngineKind, Eviction, Input, Isolation, Vars, Wasi},
     read::SettingsError,
+    usage::UsageSettings,
     word_or_path::{CodeCache, CompileWorkers},
 };
 #[cfg(feature = "service")]
@@ -46,6 +48,8 @@ pub struct Settings {
     pub engine: EngineSettings,
     /// The HTTP server. Has no effect on a pool.
     pub service: ServiceSettings,
+    /// How what is used is reported.
+    pub usage: UsageSettings,
     /// The pool's metrics.
     pub metrics: MetricSettings,
     /// The program's log.

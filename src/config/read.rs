@@ -135,6 +135,7 @@ impl Settings {
         HostPattern::parse_all(&self.engine.allowed_hosts)
             .map_err(|why| SettingsError(format!("engine.allowed_hosts has {why}")))?;
         headers::check(&self.service).map_err(SettingsError)?;
+        self.usage.check().map_err(SettingsError)?;
         let user_agent = self.engine.http_user_agent.as_bytes();
         if !(1..=256).contains(&user_agent.len()) || user_agent.iter().any(|byte| !(b' '..=b'~').contains(byte)) {
             return Err(SettingsError(format!(
@@ -312,6 +313,8 @@ mod tests {
             ("[limits]\nfuel = 'none'", "limits.fuel"),
             ("[engine]\nkind = 'v8'", "engine.kind"),
             ("[engine]\nisolation = 'some'", "expected `fresh` or `reuse`"),
+            ("[usage]\ninterval = 'often'", "usage.interval"),
+            ("[usage]\ninterval = '10ms'", "usage.interval is 10ms; it must be at least 1s, or \"off\""),
             ("[pool]\ncapacity = 0", "pool.capacity is 0; it must be at least 1"),
             ("[pool]\nmax_instances = 1", "pool.max_instances is 1"),
             (

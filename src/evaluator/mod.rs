@@ -68,7 +68,7 @@ impl Evaluator {
     pub(crate) fn new(pool: Arc<PoolInner>, id: u64, revision: Arc<Revision>) -> Self {
         Self {
             inner: Arc::new(EvaluatorInner {
-                meter: pool.tenants.meter(revision.tenant()),
+                meter: pool.tenants.meter(revision.tenant(), &revision.name, id),
                 pool,
                 id: EvaluatorId(id),
                 name: revision.name.clone(),

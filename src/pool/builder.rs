@@ -100,13 +100,13 @@ impl PoolBuilder {
         *capacity = self.capacity.unwrap_or(*capacity);
         *max_instances = self.max_instances.unwrap_or((*max_instances).max(self.capacity.unwrap_or(0)));
         settings.validate()?;
-        let Settings { pool, limits, engine, .. } = settings;
+        let Settings { pool, limits, engine, usage, .. } = settings;
         let chosen = match self.engine {
             Some(chosen) => chosen,
             None => make_engine(&pool, &limits, &engine)?,
         };
         let background = Background::on(self.background);
-        Ok(EvaluatorPool::new(PoolInner::new(pool, limits, engine, chosen, self.park_after, background)))
+        Ok(EvaluatorPool::new(PoolInner::new(pool, limits, engine, &usage, chosen, self.park_after, background)))
     }
 }
 

@@ -223,6 +223,22 @@ impl EvaluatorPool {
         self.inner.tenants.list(after, limit)
     }
 
+    /// Writes the usage lines that are written at each [`usage.interval`](crate::config::UsageSettings) at once, for what
+    /// was used since the last ones. Without that setting it does nothing.
+    ///
+    /// A line is an event of [`tracing`](https://docs.rs/tracing) at the level `info` and the target `evalpool::usage`. Its
+    /// message is a JSON object: `target` once more, `node` (this machine's name), `tenant`, `evaluator`, `id` (of the
+    /// evaluator), `from` and `to` (RFC 3339, UTC), and `usage`, the [`UsageTotals`](crate::UsageTotals) of that time. Only
+    /// evaluators have one that ended an evaluation in it. An evaluator that is dropped or gets another tenant has its
+    /// line a moment later.
+    ///
+    /// What is used is reported at each interval, and when the last handle on the pool and its evaluators is dropped. A
+    /// program that may end before calls this at its end, after [`close`](Self::close); one that is killed loses what was
+    /// used since the last interval. May block, as the subscriber does.
+    pub fn report_usage(&self) {
+        self.inner.tenants.report();
+    }
+
     /// How many runtimes exist: being built, live and draining. Never more than the capacity.
     #[must_use]
     pub fn runtimes(&self) -> usize {
@@ -347,14 +363,14 @@ impl Prepared {
     pub fn publish(mut self) -> (Evaluator, bool) {
         let Some(revision) = self.revision.take() else { unreachable!("publish consumes it") };
         let inner = &self.pool.inner;
-        let (evaluator, replaced, old) = {
+        let (evaluator, replaced, old, _closed) = {
             let mut names = self.pool.names();
             // Swapped under the names' lock, so that two publications agree on which was last.
             let replaced = names
                 .get(&*revision.name)
                 .and_then(|evaluator| evaluator.replace(revision.clone()).map(|old| (evaluator.clone(), old)));
             if let Some((evaluator, old)) = replaced {
-                (evaluator, true, Some(old))
+                (evaluator, true, Some(old), None)
             } else {
                 // Whom it was to replace was taken out meanwhile, and waits at its close for all that has its id. So the plugin
                 // gets a new one, and is built anew at its first call.
@@ -365,9 +381,10 @@ impl Prepared {
                     (id, revision.under(inner, id), Some(revision))
                 };
                 let evaluator = Evaluator::new(inner.clone(), id, own);
-                names.insert(evaluator.name().to_owned(), evaluator.clone());
+                let closed = names.insert(evaluator.name().to_owned(), evaluator.clone());
                 inner.metrics.set_registered(names.len());
-                (evaluator, false, old)
+                // What was closed and is still listed is dropped after the lock.
+                (evaluator, false, old, closed)
             }
         };
         if let Some(old) = old {

@@ -14,7 +14,7 @@ use tokio::{sync::Semaphore, time::Instant};
 use crate::{
     background::Background,
     compiler::Compiler,
-    config::{EngineSettings, LimitSettings, PoolSettings},
+    config::{EngineSettings, LimitSettings, PoolSettings, UsageSettings},
     engine::{CompileWorkerCounts, Engine, Slots, VariableBudget},
     memory::MemoryBudget,
     metrics::Metrics,
@@ -58,6 +58,7 @@ impl PoolInner {
         pool: PoolSettings,
         limits: LimitSettings,
         settings: EngineSettings,
+        usage: &UsageSettings,
         engine: Arc<dyn Engine>,
         park_after: u32,
         background: Background,
@@ -78,7 +79,7 @@ impl PoolInner {
         Self {
             registry: Registry::new(bounds, memory.clone(), metrics.clone()),
             memory,
-            tenants: Arc::default(),
+            tenants: Tenants::new(usage.interval),
             compiler: Compiler::new(engine, pool.build_concurrency, metrics.clone(), background.clone()),
             background,
             metrics,
@@ -150,7 +151,7 @@ impl PoolInner {
     }
 }
 
-/// The task that takes back what threads no longer use, gives up on closes that are overdue, and evicts what is idle for too
+/// The task that takes back what threads no longer use, reports what was used, gives up on closes that are overdue, and evicts what is idle for too
 /// long. When a runtime that the pool was given ends, the next call starts it again.
 struct Sweep(Weak<PoolInner>);
 
@@ -164,6 +165,7 @@ impl Sweep {
             inner.registry.look_after();
             inner.metrics.set_oldest_wait(inner.registry.oldest_wait());
             inner.weigh();
+            inner.tenants.report_due();
             if swept.elapsed() >= pause {
                 swept = Instant::now();
                 inner.slots();

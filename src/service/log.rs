@@ -9,16 +9,17 @@ use std::{
     io::{self, IsTerminal},
 };
 
-use tracing::field::Field;
+use tracing::{Event, Subscriber, field::Field};
 use tracing_subscriber::{
     Layer, Registry,
     field::MakeExt,
     filter::{LevelFilter, Targets},
     fmt::{
-        self, FormatFields,
+        self, FmtContext, FormatEvent, FormatFields,
         format::{Writer, debug_fn},
     },
     layer::SubscriberExt,
+    registry::LookupSpan,
     util::SubscriberInitExt,
 };
 
@@ -31,6 +32,8 @@ const LAST_WORDS: &str = "evalpool::plugin::last_words";
 const EXTISM_PLUGINS: &str = "extism::pdk";
 /// extism logs each failed call under this target.
 const ENGINE: &str = "extism";
+/// What evaluations used, for billing.
+const USAGE: &str = "evalpool::usage";
 /// It warns of each call of a WASI function that it does not have.
 const WASI: &str = "wasmtime_wasi";
 
@@ -45,6 +48,8 @@ pub struct Log<'a> {
     pub with_plugins: bool,
     /// Whether what guests leave behind is logged with the rest. Otherwise the command prints it.
     pub with_last_words: bool,
+    /// Whether to write what is used. Such a line is JSON, whatever the level and the format of others.
+    pub with_usage: bool,
 }
 
 /// Installs the subscriber for the process. Does nothing when there is one already.
@@ -55,8 +60,29 @@ pub fn install(log: Log<'_>) {
         LogFormat::Text => Box::new(lines.fmt_fields(on_one_line()).with_filter(targets(log))),
         LogFormat::Json => Box::new(lines.json().flatten_event(true).with_filter(targets(log))),
     };
+    let usage = fmt::layer().with_writer(io::stderr).event_format(MessageAlone);
+    let usage = log.with_usage.then(|| usage.with_filter(Targets::new().with_target(USAGE, LevelFilter::INFO)));
     // Fails only if a subscriber is installed already; then that one stays.
-    let _ = tracing_subscriber::registry().with(lines).try_init();
+    let _ = tracing_subscriber::registry().with(lines).with(usage).try_init();
+}
+
+/// Writes an event's message, a line of its own, and nothing else of it.
+struct MessageAlone;
+
+impl<S, N> FormatEvent<S, N> for MessageAlone
+where
+    S: Subscriber + for<'lookup> LookupSpan<'lookup>,
+    N: for<'writer> FormatFields<'writer> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
+        let mut result = Ok(());
+        event.record(&mut |field: &Field, value: &dyn std::fmt::Debug| {
+            if field.name() == "message" {
+                result = writeln!(writer, "{value:?}");
+            }
+        });
+        result
+    }
 }
 
 /// Writes fields as `tracing_subscriber` does, the message bare and others with their names, but without characters that
@@ -116,6 +142,7 @@ fn targets(log: Log<'_>) -> Targets {
     Targets::new()
         .with_default(level.min(LevelFilter::WARN))
         .with_target("evalpool", level)
+        .with_target(USAGE, LevelFilter::OFF)
         .with_target(ENGINE, strangers)
         .with_target(WASI, strangers)
         .with_target(PLUGINS, plugins)

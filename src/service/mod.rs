@@ -86,6 +86,7 @@ impl Program {
                 Command::Load(_) => matches!(self.settings.log.level, LogLevel::Debug | LogLevel::Trace),
                 Command::Serve(_) => true,
             },
+            with_usage: matches!(self.command, Command::Serve(_)) && self.settings.usage.interval.is_some(),
         }
     }
 

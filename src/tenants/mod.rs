@@ -11,16 +11,18 @@
 //! evaluation. Inside it, only the meters' own are taken.
 
 mod meter;
+mod reports;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use serde::Serialize;
 
-use self::meter::Counters;
+use self::{meter::Counters, reports::Reports};
 use crate::{
     error::ErrorKind,
     usage::{Usage, UsageTotals},
@@ -56,6 +58,8 @@ struct TenantsState {
     /// Tenants without a meter, in the order in which they lost their last.
     empty: BTreeMap<u64, Arc<str>>,
     next: u64,
+    /// `None` if nothing is reported.
+    reports: Option<Reports>,
 }
 
 #[derive(Debug, Default)]
@@ -70,10 +74,15 @@ struct Tenant {
 #[derive(Debug)]
 struct Metered {
     tenant: Arc<str>,
+    evaluator: Arc<str>,
+    /// The evaluator's.
+    id: u64,
     /// Since it belongs to this tenant.
     counters: Arc<Counters>,
     /// What it used before, for others.
     before: UsageTotals,
+    /// What of it was reported. Stays empty if nothing is.
+    reported: UsageTotals,
 }
 
 /// The meter of one evaluator. Dropped with it.
@@ -90,12 +99,25 @@ impl Tenants {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Those of a pool that reports what is used, or does not.
+    pub(crate) fn new(interval: Option<Duration>) -> Arc<Self> {
+        let state = TenantsState { reports: interval.map(Reports::new), ..TenantsState::default() };
+        Arc::new(Self { state: Mutex::new(state) })
+    }
+
     /// A meter for an evaluator of this tenant.
-    pub(crate) fn meter(self: &Arc<Self>, tenant: &str) -> Meter {
+    pub(crate) fn meter(self: &Arc<Self>, tenant: &str, evaluator: &Arc<str>, id: u64) -> Meter {
         let (mut state, counters) = (self.state(), Arc::<Counters>::default());
         let number = state.number();
-        let tenant = state.join(tenant, number);
-        state.meters.insert(number, Metered { tenant, counters: counters.clone(), before: UsageTotals::default() });
+        let metered = Metered {
+            tenant: state.join(tenant, number),
+            evaluator: evaluator.clone(),
+            id,
+            counters: counters.clone(),
+            before: UsageTotals::default(),
+            reported: UsageTotals::default(),
+        };
+        state.meters.insert(number, metered);
         Meter { tenants: self.clone(), number, counters }
     }
 
@@ -137,21 +159,25 @@ impl TenantsState {
     }
 
     /// Takes a meter away from its tenant, which keeps what was used.
-    fn leave(&mut self, name: &Arc<str>, meter: u64, used: &UsageTotals) {
-        let number = self.number();
-        let Some(tenant) = self.tenants.get_mut(name) else { return };
-        tenant.ended.add(used);
-        tenant.meters.remove(&meter);
-        if tenant.meters.is_empty() {
-            tenant.empty_as = Some(number);
-            self.empty.insert(number, name.clone());
-            // Their names are their clients' to choose.
-            if self.empty.len() > MOST_EMPTY
-                && let Some((_, forgotten)) = self.empty.pop_first()
-            {
-                self.tenants.remove(&forgotten);
+    fn end(&mut self, number: u64, metered: &mut Metered) {
+        let used = metered.counters.take();
+        self.keep(metered, &used);
+        if let Some(tenant) = self.tenants.get_mut(&metered.tenant) {
+            tenant.ended.add(&used);
+            tenant.meters.remove(&number);
+            if tenant.meters.is_empty() {
+                self.next += 1;
+                tenant.empty_as = Some(self.next);
+                self.empty.insert(self.next, metered.tenant.clone());
             }
         }
+        // Their names are their clients' to choose.
+        if self.empty.len() > MOST_EMPTY
+            && let Some((_, forgotten)) = self.empty.pop_first()
+        {
+            self.tenants.remove(&forgotten);
+        }
+        metered.before.add(&used);
     }
 }
 
@@ -173,25 +199,32 @@ impl Meter {
     /// What is added from now on is used for this tenant.
     pub(crate) fn move_to(&self, tenant: &str) {
         let mut state = self.tenants.state();
-        let Some(metered) = state.meters.get_mut(&self.number).filter(|metered| *metered.tenant != *tenant) else {
+        if state.meters.get(&self.number).is_none_or(|metered| *metered.tenant == *tenant) {
             return;
-        };
-        let (left, used) = (metered.tenant.clone(), metered.counters.take());
-        metered.before.add(&used);
-        state.leave(&left, self.number, &used);
-        let joined = state.join(tenant, self.number);
-        if let Some(metered) = state.meters.get_mut(&self.number) {
-            metered.tenant = joined;
         }
+        let Some(mut metered) = state.meters.remove(&self.number) else { return };
+        state.end(self.number, &mut metered);
+        metered.tenant = state.join(tenant, self.number);
+        state.meters.insert(self.number, metered);
     }
 }
 
 impl Drop for Meter {
     fn drop(&mut self) {
         let mut state = self.tenants.state();
-        if let Some(Metered { tenant, counters, .. }) = state.meters.remove(&self.number) {
-            state.leave(&tenant, self.number, &counters.totals());
+        let Some(mut metered) = state.meters.remove(&self.number) else { return };
+        state.end(self.number, &mut metered);
+        let keeps_many = state.reports.as_ref().is_some_and(Reports::keeps_many);
+        drop(state);
+        if keeps_many {
+            self.tenants.report_kept();
         }
+    }
+}
+
+impl Drop for Tenants {
+    fn drop(&mut self) {
+        self.report();
     }
 }
 
@@ -239,6 +272,10 @@ mod tests {
         }
     }
 
+    fn meter(tenants: &Arc<Tenants>, tenant: &str) -> Meter {
+        tenants.meter(tenant, &"evaluator".into(), 1)
+    }
+
     fn names(tenants: &Tenants) -> Vec<String> {
         tenants.list(None, usize::MAX).into_iter().map(|tenant| tenant.name).collect()
     }
@@ -246,17 +283,17 @@ mod tests {
     #[test]
     fn of_tenants_without_evaluators_so_many_are_remembered_and_others_are_never_forgotten() {
         let tenants = Arc::new(Tenants::default());
-        let kept = tenants.meter("kept");
+        let kept = meter(&tenants, "kept");
         kept.add(Ok(()), &Usage::default());
-        drop(tenants.meter("first"));
-        drop(tenants.meter("second"));
+        drop(meter(&tenants, "first"));
+        drop(meter(&tenants, "second"));
         // It is not the one that lost its evaluators before all others any more.
-        drop(tenants.meter("first"));
+        drop(meter(&tenants, "first"));
         for number in 2..MOST_EMPTY {
-            drop(tenants.meter(&number.to_string()));
+            drop(meter(&tenants, &number.to_string()));
         }
         assert_eq!(tenants.list(None, usize::MAX).len(), MOST_EMPTY + 1);
-        drop(tenants.meter("one more"));
+        drop(meter(&tenants, "one more"));
         assert!(tenants.info("second").is_none() && tenants.info("first").is_some());
         let kept = tenants.info("kept").unwrap();
         assert_eq!((kept.evaluators, kept.usage.evaluations), (1, 1));
@@ -268,11 +305,11 @@ mod tests {
     fn a_tenant_that_gets_an_evaluator_again_goes_on_where_it_was() {
         let tenants = Arc::new(Tenants::default());
         for evaluations in 1..=3 {
-            tenants.meter("acme").add(Err(ErrorKind::GuestTrap), &Usage::default());
+            meter(&tenants, "acme").add(Err(ErrorKind::GuestTrap), &Usage::default());
             assert_eq!(tenants.info("acme").unwrap().usage.evaluations, evaluations);
         }
         assert_eq!((names(&tenants), tenants.state().empty.len()), (vec!["acme".to_owned()], 1));
-        let again = tenants.meter("acme");
+        let again = meter(&tenants, "acme");
         assert!(tenants.state().empty.is_empty());
         drop(again);
     }

@@ -103,6 +103,8 @@ pub(in crate::service) async fn serve(mut settings: Settings, exporter: Promethe
     }
     let _ = stop.send(());
     let outcome = server.await;
+    // Whatever anybody may be billed for has ended.
+    let _ = spawn_blocking(move || pool.report_usage()).await;
     upkeep.abort();
     if let Some(admin) = admin {
         admin.abort();

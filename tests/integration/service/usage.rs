@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{letter, server::Server};
+use super::{
+    letter,
+    server::{Server, eventually},
+};
 use crate::support::TEXT;
 
 #[test]
@@ -78,4 +81,53 @@ fn totals_are_shown_by_evaluator_and_by_tenant() {
     server.get("/v1/tenants?limit=0").is(400, "invalid_request");
     server.get("/v1/tenants/acme?limit=1").is(400, "invalid_request");
     server.request("POST", "/v1/tenants/acme", &[], b"").is(405, "invalid_request");
+}
+
+/// The lines for billing so far.
+fn lines(server: &Server) -> Vec<Value> {
+    let log = server.log();
+    log.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// What they say that was evaluated by this evaluator.
+fn billed(server: &Server, evaluator: &str) -> u64 {
+    let lines = lines(server);
+    let own = lines.iter().filter(|line| line["evaluator"] == evaluator);
+    own.map(|line| line["usage"]["evaluations"].as_u64().unwrap()).sum()
+}
+
+#[test]
+fn lines_for_billing_come_at_each_interval_and_at_the_end() {
+    let mut server = Server::start(&[("USAGE_INTERVAL", "1s"), ("LOG_LEVEL", "error")]);
+    for name in ["acme%2Ftext?entry_point=upper", "acme%2Fidle?entry_point=upper"] {
+        assert_eq!(server.put(name, TEXT).status, 201);
+    }
+    let call = || assert_eq!(server.post("acme%2Ftext", b"tea").status, 200);
+    (0..3).for_each(|_| call());
+    eventually("they are billed", || billed(&server, "acme/text") == 3);
+    (0..3).for_each(|_| call());
+    assert_eq!(server.post("greet", br#"{"name":"Ada"}"#).status, 200);
+    server.signal("TERM");
+    assert!(server.ended().success());
+    eventually("the rest is billed", || billed(&server, "acme/text") == 6 && billed(&server, "greet") == 1);
+    let lines = lines(&server);
+    for line in &lines {
+        assert_eq!((&line["target"], line["node"].as_str() > Some("")), (&json!("evalpool::usage"), true), "{line}");
+        assert!(line["from"].as_str() < line["to"].as_str() && line["usage"]["seconds"].as_f64() > Some(0.0), "{line}");
+    }
+    let own: Vec<_> = lines.iter().filter(|line| line["evaluator"] == "acme/text").collect();
+    assert!(own.iter().all(|line| line["tenant"] == "acme" && line["id"] == own[0]["id"]));
+    assert!(own.windows(2).all(|pair| pair[0]["to"].as_str() <= pair[1]["from"].as_str()), "no time is billed twice");
+    assert!(lines.iter().all(|line| line["evaluator"] != "acme/idle"), "it has done nothing");
+}
+
+#[test]
+fn an_evaluator_that_is_deleted_is_billed_at_once() {
+    let server = Server::start(&[("USAGE_INTERVAL", "1h"), ("LOG_LEVEL", "error")]);
+    assert_eq!(server.put("acme%2Ftext?entry_point=upper", TEXT).status, 201);
+    assert_eq!(server.post("acme%2Ftext", b"tea").status, 200);
+    assert_eq!(server.post("greet", br#"{"name":"Ada"}"#).status, 200);
+    assert_eq!(server.delete("acme%2Ftext").status, 204);
+    eventually("it is billed", || billed(&server, "acme/text") == 1);
+    assert_eq!((lines(&server).len(), billed(&server, "greet")), (1, 0), "not before its interval is over");
 }

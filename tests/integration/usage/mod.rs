@@ -2,4 +2,6 @@
 
 #[cfg(feature = "service")]
 mod engines;
+#[cfg(feature = "service")]
+mod reports;
 mod totals;
