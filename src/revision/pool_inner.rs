@@ -49,7 +49,7 @@ pub(crate) struct PoolInner {
     sweeping: AtomicBool,
     next: AtomicU64,
     /// What turns tenants' names into numbers: keyed, so that nobody can choose another's.
-    tenants: RandomState,
+    tenant_keys: RandomState,
 }
 
 impl PoolInner {
@@ -91,13 +91,13 @@ impl PoolInner {
             fetching_total,
             sweeping: AtomicBool::new(false),
             next: AtomicU64::new(1),
-            tenants: RandomState::new(),
+            tenant_keys: RandomState::new(),
         }
     }
 
     /// Of 64 bits: two tenants share one as good as never, and then share their turns.
     pub(super) fn tenant(&self, name: &str) -> TenantId {
-        TenantId(self.tenants.hash_one(name))
+        TenantId(self.tenant_keys.hash_one(name))
     }
 
     pub(crate) fn unique(&self) -> u64 {
