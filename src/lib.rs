@@ -66,6 +66,7 @@
 //! | `memory` | what runtimes hold, in bytes: the account and its charges. Evicts nothing |
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
 //! | `usage` | what evaluations use. Plain data |
+//! | `turns` | whose turn it is where there is too little for all tenants. Knows them by number |
 //! | `stripes` | slots for threads, so that none waits for another's writes |
 //! | `pages` | large buffers, which go back to the system |
 //! | `last_words` | what a guest wrote, and where it was when it failed. Plain data |
@@ -108,6 +109,7 @@ mod source;
 mod spec;
 mod stripes;
 mod tenants;
+mod turns;
 mod units;
 mod usage;
 mod words;

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use evalpool::{
     Digest, Settings,
-    engine::{CompileRequest, CompiledPlugin, Engine, InstanceLimits, MemoryAccount, Permit, direct::DirectEngine},
+    engine::{
+        CompileRequest, CompiledPlugin, Engine, InstanceLimits, MemoryAccount, Permit, TenantId, direct::DirectEngine,
+    },
 };
 use tokio::runtime::Runtime;
 
@@ -26,6 +28,7 @@ pub(crate) fn direct_without_pool(runtime: &Runtime, wasm: Vec<u8>) -> Arc<dyn C
     let settings = Settings::default();
     let engine = DirectEngine::new(&settings.pool, &settings.limits, &settings.engine).unwrap();
     let request = CompileRequest {
+        tenant: TenantId::default(),
         evaluator: "bench".into(),
         labels: None,
         digest: Digest::of(&wasm),

@@ -46,8 +46,11 @@ pub use self::{
     host::{HostFunction, Val, ValType},
     variables::{Changes, KeptVariables, VariableSet},
 };
-pub use crate::memory::{Charge, MemoryAccount};
 use crate::{error::Error, last_words::LastWords, source::Digest, usage::Usage, words::words};
+pub use crate::{
+    memory::{Charge, MemoryAccount},
+    turns::TenantId,
+};
 
 /// Modules that a plugin may be linked with: `direct` reserves slots for as many.
 #[cfg(feature = "direct")]
@@ -91,6 +94,8 @@ pub struct InstanceLimits {
 pub struct CompileRequest {
     /// The evaluator's name, for the log. Two may have the same plugin.
     pub evaluator: Arc<str>,
+    /// Whom it belongs to: guests that run long take turns by tenant.
+    pub tenant: TenantId,
     /// Its [labels](crate::Spec::label), as they stand in the log: `key=value` and a space between two.
     pub labels: Option<Arc<str>>,
     /// A WebAssembly binary that has been inspected.

@@ -57,11 +57,8 @@ use crate::{
     error::Error,
     memory::{Charge, MakeRoom, MemoryBudget, Weight},
     metrics::Metrics,
+    turns::TenantId,
 };
-
-/// Stands for a tenant, whose name nobody knows here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct TenantId(pub(crate) u64);
 
 /// Names one version of an evaluator: what is built, kept, evicted and closed. Never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -18,9 +18,10 @@ use crate::{
     engine::{CompileWorkerCounts, Engine, Slots, VariableBudget},
     memory::MemoryBudget,
     metrics::Metrics,
-    registry::{Limits, Registry, RevisionId, TenantId},
+    registry::{Limits, Registry, RevisionId},
     runtime::Runtime,
     tenants::Tenants,
+    turns::TenantId,
 };
 
 /// Fetched plugins that may wait for a place, in bytes, or one plugin of the largest size if that is more.

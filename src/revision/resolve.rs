@@ -62,6 +62,7 @@ pub(super) fn blueprint(
     let report = Report::new(name.clone(), labels.clone(), spec.debug);
     let request = CompileRequest {
         evaluator: name.clone(),
+        tenant: revision.id.tenant,
         labels,
         wasm: plugin.bytes().clone(),
         digest: plugin.digest(),

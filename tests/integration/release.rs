@@ -9,7 +9,7 @@ use evalpool::{
     Digest, Error, HostFunction, Settings,
     config::EngineKind,
     engine::{
-        CallRequest, CompileRequest, CompiledPlugin, Engine, Instance, InstanceLimits, MemoryAccount, Permit,
+        CallRequest, CompileRequest, CompiledPlugin, Engine, Instance, InstanceLimits, MemoryAccount, Permit, TenantId,
         direct::DirectEngine, extism::ExtismEngine,
     },
 };
@@ -70,6 +70,7 @@ async fn compile(engine: &dyn Engine, text: &str, seen: &Seen) -> Result<Box<dyn
     });
     let limits = settings(EngineKind::Direct).limits;
     let request = CompileRequest {
+        tenant: TenantId::default(),
         evaluator: "released".into(),
         labels: None,
         digest: Digest::of(&wasm),

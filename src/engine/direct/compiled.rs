@@ -49,6 +49,7 @@ impl Compiled {
             digest: request.digest,
             wasi: request.wasi,
             ticker: modules.variant.ticker.clone(),
+            tenant: request.tenant,
             share: modules.variant.share.clone(),
             _permit: request.permit,
         };

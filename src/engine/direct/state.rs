@@ -16,7 +16,9 @@ use super::{
     ticker::Ticker,
 };
 use crate::{
-    engine::{CallContext, Changes, Charge, InstanceLimits, KeptVariables, MemoryAccount, Permit, VariableSet},
+    engine::{
+        CallContext, Changes, Charge, InstanceLimits, KeptVariables, MemoryAccount, Permit, TenantId, VariableSet,
+    },
     source::Digest,
     usage::{HttpUsage, Usage},
 };
@@ -35,6 +37,8 @@ pub(super) struct PluginContext {
     /// Whether the plugin imports WASI.
     pub(super) wasi: bool,
     pub(super) ticker: Arc<Ticker>,
+    /// Whose turn it is when it runs long.
+    pub(super) tenant: TenantId,
     pub(super) share: Arc<FairShare>,
     /// The compiled plugin's: released once the plugin and its last instance are gone.
     pub(super) _permit: Permit,
@@ -84,7 +88,7 @@ impl GuestState {
             wasi: None,
             streams,
             log: LogBudget::default(),
-            run_permit: context.share.begin(),
+            run_permit: context.share.begin(context.tenant),
             deadline,
             host_calls: 0,
             requests: HttpUsage::default(),

@@ -68,7 +68,7 @@ impl EngineVariants {
         let workers = Workers::new(&engine.compile_workers, limits.compile_memory, layout.memory());
         let code = Code::new(cache, workers, pool.negative_ttl, limits.compile_memory);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let (code, share) = (Arc::new(code), Arc::new(FairShare::new(cores)));
+        let (code, share) = (Arc::new(code), FairShare::new(cores));
         let this = Self { layout, code, share, made: Default::default() };
         this.get(false)?;
         Ok(this)

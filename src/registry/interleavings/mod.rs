@@ -26,13 +26,14 @@ use tokio::time::Instant;
 use self::scheduler::{block_on, check, draw, once_in, patience, spawn, yield_now, yield_thread};
 use super::{
     Admission, BuildTicket, Claim, CloseReason, Counts, Epoch, InstancePermit, Lease, Limits, Place, Refused, Registry,
-    Resident, RevisionId, TenantId, ThreadCache,
+    Resident, RevisionId, ThreadCache,
 };
 use crate::{
     config::Eviction,
     error::Error,
     memory::{MemoryBudget, Weight},
     metrics::Metrics,
+    turns::TenantId,
 };
 
 /// Leases that were parked, in all schedules: it must have been tried.

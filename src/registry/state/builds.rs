@@ -76,7 +76,7 @@ impl<R: Resident> RegistryState<R> {
         };
         build.fetched = fetched;
         build.phase = Phase::Queued { age: eldest, to };
-        self.build_queue.enter(revision, eldest);
+        self.build_queue.enter(revision.tenant, eldest, revision);
         self.waiting_fetch -= build.waiters.len();
         self.waiting_capacity += build.waiters.len();
         self.dispatch(now);

@@ -8,8 +8,8 @@ use super::{
     super::{CloseReason, Refused, Resident, RevisionId},
     Age, Effect, PlaceId, RegistryState,
     entries::{Live, Phase},
-    turns::Turn,
 };
+use crate::turns::Turn;
 
 impl<R: Resident> RegistryState<R> {
     /// Gives a runtime's idle instances to its own waiters, eldest first; or, where it is owed, to an elder elsewhere.
@@ -43,8 +43,8 @@ impl<R: Resident> RegistryState<R> {
         let own = self.permit_waiters.next(revision.tenant, age);
         let placeable = self.placeable().min(self.limits.capacity - self.places.len());
         let builds = self.build_queue.next_ones(placeable);
-        let builds = builds.iter().filter(|(turn, build)| self.contends(*turn, *build) < own).count();
-        builds + self.permit_waiters.before(revision, age) > self.reaping
+        let builds = builds.iter().filter(|(turn, build)| self.contends(turn.age, **build) < own).count();
+        builds + self.permit_waiters.before(revision.tenant, age, |waiting| *waiting == revision) > self.reaping
     }
 
     /// Queues a runtime for a permit if its oldest waiter can only be served with one more, and takes it out of the queue
@@ -62,7 +62,7 @@ impl<R: Resident> RegistryState<R> {
             self.permit_waiters.leave(revision.tenant, age);
         }
         if let Some(age) = wants {
-            self.permit_waiters.enter(revision, age);
+            self.permit_waiters.enter(revision.tenant, age, revision);
             live.awaits_permit = Some(age);
         }
     }
@@ -80,11 +80,11 @@ impl<R: Resident> RegistryState<R> {
                 let contender = self.permit_waiters.first().map(|(turn, _)| turn);
                 match (build, contender) {
                     (Some((turn, build)), contender)
-                        if contender.is_none_or(|contender| self.contends(turn, build) < contender) =>
+                        if contender.is_none_or(|contender| self.contends(turn.age, *build) < contender) =>
                     {
-                        self.admit(turn, now);
+                        self.admit(now);
                     }
-                    (_, Some(contender)) => self.grant_permit(contender),
+                    (_, Some(_)) => self.grant_permit(),
                     _ => break,
                 }
             }
@@ -104,13 +104,13 @@ impl<R: Resident> RegistryState<R> {
     }
 
     /// The turn that a build has among those who wait for a permit.
-    fn contends(&self, turn: Turn, build: RevisionId) -> Turn {
-        self.permit_waiters.next(build.tenant, turn.age)
+    fn contends(&self, age: Age, build: RevisionId) -> Turn<Age> {
+        self.permit_waiters.next(build.tenant, age)
     }
 
-    pub(super) fn admit(&mut self, turn: Turn, now: Instant) {
+    pub(super) fn admit(&mut self, now: Instant) {
         let place = PlaceId(self.unique());
-        let Some(revision) = self.build_queue.take(turn) else { return };
+        let Some(revision) = self.build_queue.take() else { return };
         self.permit_waiters.charge(revision.tenant);
         let Some(build) = self.builds.get_mut(&revision) else { return };
         let Phase::Queued { to, .. } = std::mem::replace(&mut build.phase, Phase::Placed { place, since: now }) else {
@@ -126,8 +126,8 @@ impl<R: Resident> RegistryState<R> {
         self.effects.push(Effect::Admit { to, revision, place, gone });
     }
 
-    pub(super) fn grant_permit(&mut self, turn: Turn) {
-        let Some(revision) = self.permit_waiters.take(turn) else { return };
+    pub(super) fn grant_permit(&mut self) {
+        let Some(revision) = self.permit_waiters.take() else { return };
         let Some(live) = self.live.peek_mut(&revision) else { return };
         live.awaits_permit = None;
         if let Some(waiter) = live.waiters.pop_front() {

@@ -35,7 +35,6 @@ mod memory;
 mod parking;
 mod places;
 mod retire;
-mod turns;
 mod uses;
 mod view;
 
@@ -57,13 +56,13 @@ use self::{
     entries::{Build, Draining, Failure, Live},
     memory::WantsRoom,
     places::Places,
-    turns::Turns,
     uses::Uses,
 };
 use super::{CloseReason, Limits, Refused, Resident, RevisionId};
 use crate::{
     error::Error,
     memory::{Charge, MemoryBudget},
+    turns::Turns,
 };
 
 /// The order in which callers came. Unique.
@@ -194,8 +193,8 @@ pub(super) struct RegistryState<R: Resident> {
     reclaiming: usize,
     /// Builds that were admitted and whose compile has not ended.
     compiling: usize,
-    build_queue: Turns,
-    permit_waiters: Turns,
+    build_queue: Turns<Age, RevisionId>,
+    permit_waiters: Turns<Age, RevisionId>,
     reserved: Vec<RevisionId>,
     /// Builds that are compiled and wait for room in bytes.
     room_queue: BTreeMap<RoomId, WantsRoom>,

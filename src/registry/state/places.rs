@@ -9,10 +9,11 @@ use std::{collections::HashMap, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    super::{Resident, RevisionId, TenantId},
+    super::{Resident, RevisionId},
     PlaceId, RegistryState,
     entries::Live,
 };
+use crate::turns::TenantId;
 
 /// After this long without a use, a runtime goes for anybody.
 const STALE: Duration = Duration::from_mins(1);

@@ -1,0 +1,275 @@
+//! Whose turn it is where there is too little for all: start-time fair queueing by tenant.
+//!
+//! Each tenant's next turn comes one after its last; a tenant that comes anew begins where the others are now. So of one
+//! tenant with a thousand callers and forty-nine with one each, every one gets a fiftieth while all of them want something,
+//! and whatever the others leave. Among turns that are due at once, and within a tenant, the oldest caller is first.
+//!
+//! Nothing is remembered beyond the moment in which somebody waits: once the queue is empty, all begin anew. Considered and
+//! not taken: deficit round robin (its ring of tenants has to be kept in step with callers that leave and come again with
+//! their old age; here a tenant's place in the order is one number), and one clock for both queues (places are handed out a thousand
+//! times less often than permits: who had taken many of one would wait long for the other).
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
+};
+
+/// Stands for a tenant where its name is not known. Two are equal or not; there is nothing else to them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TenantId(pub(crate) u64);
+
+/// A position in the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Turn<A> {
+    due: u64,
+    pub(crate) age: A,
+}
+
+/// Who waits for one thing, in the order in which they get it. Ages are unique.
+#[derive(Debug)]
+pub(crate) struct Turns<A, W> {
+    tenants: HashMap<TenantId, Share<A, W>>,
+    /// The first turn of each tenant that waits.
+    heads: BTreeSet<(Turn<A>, TenantId)>,
+    len: usize,
+    /// When the last turn that was taken had been due.
+    now: u64,
+}
+
+#[derive(Debug)]
+struct Share<A, W> {
+    /// When its next turn is due.
+    due: u64,
+    waiting: BTreeMap<A, W>,
+}
+
+impl<A, W> Default for Turns<A, W> {
+    fn default() -> Self {
+        Self { tenants: HashMap::new(), heads: BTreeSet::new(), len: 0, now: 0 }
+    }
+}
+
+impl<A, W> Default for Share<A, W> {
+    fn default() -> Self {
+        Self { due: 0, waiting: BTreeMap::new() }
+    }
+}
+
+impl<A: Copy + Ord, W> Share<A, W> {
+    fn turns(&self) -> impl Iterator<Item = (Turn<A>, &W)> {
+        (self.due..).zip(&self.waiting).map(|(due, (age, waiting))| (Turn { due, age: *age }, waiting))
+    }
+
+    fn head(&self) -> Option<Turn<A>> {
+        self.turns().next().map(|(turn, _)| turn)
+    }
+}
+
+impl<A: Copy + Ord, W> Turns<A, W> {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn first(&self) -> Option<(Turn<A>, &W)> {
+        let (turn, tenant) = self.heads.first()?;
+        Some((*turn, self.tenants.get(tenant)?.waiting.get(&turn.age)?))
+    }
+
+    /// The first so many, in order.
+    pub(crate) fn next_ones(&self, most: usize) -> Vec<(Turn<A>, &W)> {
+        let shares = self.tenants.values();
+        let mut heads: BinaryHeap<_> = shares
+            .filter_map(|share| {
+                let mut turns = share.turns();
+                turns.next().map(|(turn, waiting)| Reverse((turn, Rest(waiting, turns))))
+            })
+            .collect();
+        let mut ones = Vec::new();
+        while ones.len() < most
+            && let Some(Reverse((turn, Rest(waiting, mut turns)))) = heads.pop()
+        {
+            ones.push((turn, waiting));
+            heads.extend(turns.next().map(|(turn, waiting)| Reverse((turn, Rest(waiting, turns)))));
+        }
+        ones
+    }
+
+    /// How many would come before a caller of this tenant and age: by turn, and within the tenant by age alone. Those that
+    /// are its `own` do not count.
+    pub(crate) fn before(&self, tenant: TenantId, age: A, own: impl Fn(&W) -> bool) -> usize {
+        let next = self.next(tenant, age);
+        let elders = |(other, share): (&TenantId, &Share<A, W>)| {
+            let precedes = |(turn, waiting): &(Turn<A>, &W)| {
+                !own(waiting) && if *other == tenant { turn.age < age } else { *turn < next }
+            };
+            share.turns().filter(precedes).count()
+        };
+        self.tenants.iter().map(elders).sum()
+    }
+
+    /// Joins the queue.
+    pub(crate) fn enter(&mut self, tenant: TenantId, age: A, waiting: W) {
+        let now = self.now;
+        self.change(tenant, |share| {
+            if share.waiting.is_empty() {
+                share.due = share.due.max(now);
+            }
+            share.waiting.insert(age, waiting);
+        });
+        self.len += 1;
+    }
+
+    /// Leaves the queue, or takes what it waited for: [`take`](Self::take) notes that.
+    pub(crate) fn leave(&mut self, tenant: TenantId, age: A) -> Option<W> {
+        self.tenants.get(&tenant)?.waiting.get(&age)?;
+        let left = self.change(tenant, |share| share.waiting.remove(&age));
+        self.len -= usize::from(left.is_some());
+        if self.is_empty() {
+            *self = Self::default();
+        } else if self.tenants.len() > 2 * self.heads.len() + 64 {
+            self.tenants.retain(|_, share| !share.waiting.is_empty() || share.due > self.now);
+        }
+        left
+    }
+
+    /// Takes the first turn.
+    pub(crate) fn take(&mut self) -> Option<W> {
+        let (turn, tenant) = *self.heads.first()?;
+        self.now = turn.due;
+        self.change(tenant, |share| share.due += 1);
+        self.leave(tenant, turn.age)
+    }
+
+    /// A caller of another age now stands for the one that waits.
+    pub(crate) fn hand_on(&mut self, tenant: TenantId, from: A, to: A) {
+        self.change(tenant, |share| {
+            if let Some(waiting) = share.waiting.remove(&from) {
+                share.waiting.insert(to, waiting);
+            }
+        });
+    }
+
+    /// The turn that a caller would have if none of its tenant's waited.
+    pub(crate) fn next(&self, tenant: TenantId, age: A) -> Turn<A> {
+        Turn { due: self.tenants.get(&tenant).map_or(self.now, |share| share.due.max(self.now)), age }
+    }
+
+    /// A tenant got what others wait for, without having waited in this queue.
+    pub(crate) fn charge(&mut self, tenant: TenantId) {
+        if !self.is_empty() {
+            let now = self.now;
+            self.change(tenant, |share| share.due = share.due.max(now) + 1);
+        }
+    }
+
+    fn change<T>(&mut self, tenant: TenantId, change: impl FnOnce(&mut Share<A, W>) -> T) -> T {
+        let share = self.tenants.entry(tenant).or_default();
+        if let Some(head) = share.head() {
+            self.heads.remove(&(head, tenant));
+        }
+        let changed = change(share);
+        if let Some(head) = share.head() {
+            self.heads.insert((head, tenant));
+        }
+        changed
+    }
+}
+
+/// Who waits, and the turns of the same tenant that follow: no part of the order, which no two turns share.
+struct Rest<'a, W, T>(&'a W, T);
+
+impl<W, T> PartialEq for Rest<'_, W, T> {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl<W, T> Eq for Rest<'_, W, T> {}
+
+impl<W, T> PartialOrd for Rest<'_, W, T> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<W, T> Ord for Rest<'_, W, T> {
+    fn cmp(&self, _: &Self) -> std::cmp::Ordering {
+        std::cmp::Ordering::Equal
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Waiting callers of tenants, in the order of their ages.
+    fn turns(tenants: impl IntoIterator<Item = u64>) -> Turns<usize, u64> {
+        let mut turns = Turns::default();
+        for (age, tenant) in tenants.into_iter().enumerate() {
+            turns.enter(TenantId(tenant), age, tenant);
+        }
+        turns
+    }
+
+    fn order(turns: &mut Turns<usize, u64>) -> Vec<u64> {
+        std::iter::from_fn(|| turns.take()).collect()
+    }
+
+    #[test]
+    fn one_tenants_many_turns_come_between_the_others_and_not_before_them() {
+        let mut turns = turns([1, 1, 1, 1, 2, 3, 2]);
+        assert_eq!(order(&mut turns), [1, 2, 3, 1, 2, 1, 1]);
+        assert!(turns.tenants.is_empty(), "nothing is remembered of those who are gone");
+    }
+
+    #[test]
+    fn who_comes_anew_begins_where_the_others_are() {
+        let mut turns = turns([1; 6]);
+        for _ in 0..3 {
+            turns.take();
+        }
+        for age in 6..9 {
+            turns.enter(TenantId(2), age, 2);
+        }
+        // It gets no more for having taken nothing before.
+        assert_eq!(order(&mut turns), [2, 1, 2, 1, 2, 1]);
+    }
+
+    #[test]
+    fn what_was_had_without_queueing_counts_while_others_wait() {
+        let mut turns = turns([]);
+        turns.charge(TenantId(1));
+        turns.enter(TenantId(1), 1, 1);
+        turns.charge(TenantId(2));
+        turns.enter(TenantId(2), 0, 2);
+        assert_eq!(order(&mut turns), [1, 2], "the first charge was for nothing: nobody waited");
+    }
+
+    #[test]
+    fn within_a_tenant_and_among_turns_that_are_due_at_once_the_oldest_caller_is_first() {
+        let mut turns = Turns::default();
+        for age in [3, 1, 2] {
+            turns.enter(TenantId(1), age, age);
+        }
+        turns.hand_on(TenantId(1), 3, 0);
+        let next = |turns: &Turns<_, _>, most| turns.next_ones(most).iter().map(|(_, one)| **one).collect::<Vec<i32>>();
+        assert_eq!(next(&turns, 2), [3, 1]);
+        assert_eq!(turns.before(TenantId(1), 2, |_| false), 2);
+        assert_eq!(turns.before(TenantId(1), 2, |one| *one == 1), 1);
+        turns.leave(TenantId(1), 1);
+        turns.enter(TenantId(2), -1, 4);
+        assert_eq!(next(&turns, 9), [4, 3, 2]);
+        assert_eq!(turns.len(), 3);
+    }
+
+    #[test]
+    fn the_next_ones_are_those_who_are_taken() {
+        let mut turns = turns((0..20).map(|age| age * age % 4));
+        let next: Vec<u64> = turns.next_ones(20).iter().map(|(_, one)| **one).collect();
+        assert_eq!(order(&mut turns), next);
+    }
+}
