@@ -42,11 +42,12 @@ impl<'a> Figures<'a> {
         self.sum(name, "").saturating_sub(self.sum(name, r#"reason="invalid""#))
     }
 
-    /// The share of lookups that found a live runtime; `None` before there was any.
+    /// The share of evaluations that needed no build of their own: they found a runtime, or joined the build that another
+    /// began. `None` before there was any.
     pub(super) fn hit_ratio(&self) -> Option<f64> {
-        let name = "evalpool_lookups_total";
-        let all = self.sum(name, "");
-        (all > 0).then(|| self.sum(name, r#"result="hit""#) as f64 / all as f64)
+        let all = self.sum("evalpool_evaluations_total", "");
+        let built = self.sum("evalpool_lookups_total", r#"result="miss""#);
+        (all > 0).then(|| all.saturating_sub(built) as f64 / all as f64)
     }
 
     /// Runtimes, instances and callers that the gauges show; 0 once everything is closed.
