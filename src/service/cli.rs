@@ -87,21 +87,36 @@ pub(super) struct CheckArguments {
 pub(super) struct LoadArguments {
     // Bounded, since each evaluator takes some memory.
     /// How many evaluators, at most a million.
-    #[arg(long, visible_alias = "tenants", value_name = "N", default_value = "200")]
+    #[arg(long, alias = "tenants", value_name = "N", default_value = "200")]
     #[arg(value_parser = value_parser!(u32).range(1..=1_000_000))]
     pub(super) evaluators: u32,
+    /// Among how many customers the evaluators are spread: each is a tenant, customer-N [default: each evaluator is its own]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1_000_000))]
+    pub(super) customers: Option<u32>,
+    /// How many of the customers flood: each has --concurrency callers of its own, beside those of all the others, who are
+    /// then reported apart.
+    #[arg(long, value_name = "K", default_value = "0", requires = "customers")]
+    pub(super) flooding: u32,
     /// Compiled plugins that may exist at once [default: pool.capacity if that is set, else 16]
     #[arg(long, value_name = "N")]
     pub(super) capacity: Option<NonZeroUsize>,
-    /// How many tasks evaluate, each without pause.
+    /// How many tasks evaluate, each without pause; with --rate or --trace, how many evaluations may be under way at once.
     #[arg(long, value_name = "N", default_value = "32")]
     pub(super) concurrency: NonZeroUsize,
-    /// For how long, such as 5s or 2m.
-    #[arg(long, value_name = "D", default_value = "5s", value_parser = duration)]
-    pub(super) duration: Duration,
+    /// For how long, such as 5s or 2m [default: 5s, or as long as the trace]
+    #[arg(long, value_name = "D", value_parser = duration)]
+    pub(super) duration: Option<Duration>,
     /// How uneven the evaluators' shares are: the exponent of Zipf's law, 0 for even.
     #[arg(long, value_name = "S", default_value = "1.0", value_parser = skew)]
     pub(super) skew: f64,
+    /// Evaluations a second that are due whether or not those before have ended, at random gaps. Latency counts from when
+    /// each was due; one that finds --concurrency of them under way waits, and is late.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1_000_000))]
+    pub(super) rate: Option<u32>,
+    /// Replay a trace: a CSV file, also in gzip, of lines time,evaluator,input-size, such as 0.125,acme/rate,120. Times are
+    /// seconds in order. Each evaluation is due, and counted, as with --rate.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["rate", "evaluators", "customers", "flooding", "skew", "static_data"])]
+    pub(super) trace: Option<PathBuf>,
     /// Whether instances are used again: fresh or reuse [default: fresh]
     #[arg(long, value_name = "fresh|reuse", value_parser = word::<Isolation>)]
     pub(super) isolation: Option<Isolation>,
@@ -125,8 +140,11 @@ pub(super) struct LoadArguments {
     #[arg(long, value_name = "off|memory|DIR", value_parser = word::<CodeCache>)]
     pub(super) code_cache: Option<CodeCache>,
     /// At random, drop calls, run bad plugins, close evaluators and unload runtimes.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["rate", "trace"])]
     pub(super) chaos: bool,
+    /// Write figures of each second to a file: evaluations, errors, latencies, live runtimes and resident memory.
+    #[arg(long, value_name = "FILE")]
+    pub(super) csv: Option<PathBuf>,
     /// Print one JSON object instead of a table.
     #[arg(long)]
     pub(super) json: bool,

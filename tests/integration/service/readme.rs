@@ -20,6 +20,7 @@ const SECTIONS: [&str; 8] = [
     "See why a plugin crashed",
     "See what is used",
     "Answer whole requests",
+    "Measure your own load",
 ];
 
 fn root() -> &'static Path {
@@ -241,4 +242,13 @@ fn answer_whole_requests() {
     statuses(&done, &[201, 203]);
     let shown = &blocks(&section("Answer whole requests"), "json")[0];
     assert_eq!(done[1].json(), serde_json::from_str::<Value>(shown).unwrap());
+}
+
+#[test]
+fn measure_your_own_load() {
+    let done = Reader::of("Measure your own load");
+    statuses(&done, &[0, 0, 0]);
+    for (done, shown) in done.iter().zip(["open loop ", "of the flood ", "60 due, "]) {
+        assert!(done.text.contains(shown) && done.text.contains("errors        none\n"), "{done:?}");
+    }
 }

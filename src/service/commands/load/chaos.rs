@@ -6,7 +6,7 @@ use bytes::Bytes;
 use rand::{RngExt, rngs::StdRng};
 use tokio::time::timeout;
 
-use super::drive::Workload;
+use super::{drive::Workload, tally::Caller};
 use crate::{Error, Source, Spec, service::greet, words::words};
 
 words! {
@@ -32,11 +32,11 @@ pub(super) async fn act(workload: &Workload, random: &mut StdRng, rank: usize) {
         0..10 => leave(workload, Duration::from_micros(random.random_range(0..3000)), rank).await,
         10..15 => evaluate_bad(workload, random).await,
         15..18 => {
-            workload.acted(Act::Unloaded);
+            workload.tally.acted(Act::Unloaded);
             workload.closed(workload.evaluator(rank).unload().await);
         }
         18..20 => close(workload, rank).await,
-        _ => workload.evaluate(&workload.evaluator(rank), FINE).await,
+        _ => workload.evaluate(Caller::Ordinary, &workload.evaluator(rank), FINE).await,
     }
 }
 
@@ -46,25 +46,25 @@ async fn leave(workload: &Workload, patience: Duration, rank: usize) {
     let result = timeout(patience, evaluator.evaluate(workload.input.clone())).await;
     let (result, expected) = result.map_or_else(
         |_| {
-            workload.acted(Act::Left);
+            workload.tally.acted(Act::Left);
             (Err(Error::Cancelled), &["cancelled"][..])
         },
         |result| (result.map(drop), FINE),
     );
-    workload.ended(result, began.elapsed(), expected);
+    workload.ended(Caller::Ordinary, result, began.elapsed(), expected);
 }
 
 async fn close(workload: &Workload, rank: usize) {
     let Some(last) = workload.replace(rank) else { return };
-    workload.acted(Act::Closed);
+    workload.tally.acted(Act::Closed);
     workload.closed(last.close().await);
 }
 
 async fn evaluate_bad(workload: &Workload, random: &mut StdRng) {
     let (spec, fails_as) = bad(random.random_range(0..BAD), random.random());
     let Ok(evaluator) = workload.pool.evaluator("bad", spec) else { return };
-    workload.evaluate(&evaluator, fails_as).await;
-    workload.acted(Act::BadPlugin);
+    workload.evaluate(Caller::Ordinary, &evaluator, fails_as).await;
+    workload.tally.acted(Act::BadPlugin);
 }
 
 /// How many sorts of bad plugins [`bad`] makes.

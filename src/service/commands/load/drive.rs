@@ -1,7 +1,7 @@
-//! The tasks, each of which evaluates without pause, and what they count.
+//! The tasks that evaluate without pause, and what they and a schedule share.
 
 use std::{
-    collections::BTreeMap,
+    iter::repeat_n,
     mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -10,68 +10,57 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hdrhistogram::Histogram;
 use rand::{SeedableRng, rngs::StdRng};
-use rand_distr::{Distribution, Zipf};
 
 use super::{
-    chaos::{self, Act},
+    chaos,
+    customers::Choice,
+    open,
+    plan::Plan,
+    seconds::Second,
     subject::Subject,
+    tally::{Caller, Counted, Tally},
 };
-use crate::{
-    CloseReport, Data, Error, Evaluator, EvaluatorPool,
-    service::{Exit, cli::LoadArguments},
-};
+use crate::{CloseReport, Data, Error, Evaluator, EvaluatorPool, service::Exit};
 
-/// What the tasks counted.
-pub(super) struct Tally {
-    /// Evaluations by outcome: `ok`, `cancelled` or an error's kind.
-    pub(super) outcomes: BTreeMap<&'static str, u64>,
-    /// Outcomes that the task did not expect.
-    pub(super) unexpected: BTreeMap<&'static str, u64>,
-    /// How often each act of chaos was done.
-    pub(super) acts: BTreeMap<Act, u64>,
-    /// Nanoseconds of each evaluation that succeeded.
-    pub(super) latency: Histogram<u64>,
-}
-
-impl Tally {
-    pub(super) fn evaluations(&self) -> u64 {
-        self.outcomes.values().sum()
-    }
-}
+/// What a flood may be answered: it is what the pool's bounds are for.
+const FLOOD: &[&str] = &["ok", "saturated", "wait_timeout", "quota_exceeded"];
 
 /// What the tasks share.
 pub(super) struct Workload {
     pub(super) pool: EvaluatorPool,
     pub(super) input: Data,
+    pub(super) tally: Tally,
     subject: Subject,
-    /// By rank: the first has the largest share. The locks are for chaos, which replaces them.
+    names: Vec<String>,
+    /// By rank. The locks are for chaos, which replaces them.
     evaluators: Vec<Mutex<Evaluator>>,
-    tally: Mutex<Tally>,
     /// The most runtimes seen at once.
     live_max: Arc<AtomicUsize>,
+    /// For `--csv`.
+    second: Option<Arc<Second>>,
     stop: AtomicBool,
 }
 
-fn register(pool: &EvaluatorPool, subject: &Subject, rank: usize) -> Result<Evaluator, Error> {
-    let name = format!("evaluator-{rank}");
-    pool.evaluator(&name, subject.spec(&name))
+/// What a task does until its time is over.
+#[derive(Debug, Clone, Copy)]
+struct Task {
+    caller: Caller,
+    choice: Choice,
+    chaos: bool,
+    until: Option<Instant>,
 }
 
-async fn work(workload: Arc<Workload>, mut random: StdRng, zipf: Zipf<f64>, until: Instant, chaos: bool) {
-    while Instant::now() < until && !workload.stop.load(Ordering::Relaxed) {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a whole number, at most a million"
-        )]
-        let rank = zipf.sample(&mut random) as usize - 1;
-        if chaos {
-            chaos::act(&workload, &mut random, rank).await;
-        } else {
-            workload.evaluate(&workload.evaluator(rank), &["ok"]).await;
+async fn work(workload: Arc<Workload>, mut random: StdRng, task: Task) {
+    while task.until.is_none_or(|until| Instant::now() < until) && !workload.is_stopped() {
+        let rank = task.choice.rank(&mut random);
+        match task.caller {
+            Caller::Ordinary if task.chaos => chaos::act(&workload, &mut random, rank).await,
+            Caller::Ordinary => workload.evaluate(task.caller, &workload.evaluator(rank), &["ok"]).await,
+            Caller::Flooding => workload.evaluate(task.caller, &workload.evaluator(rank), FLOOD).await,
         }
+        // A refusal comes at once. Whoever calls again then must not keep its thread from the others.
+        tokio::task::consume_budget().await;
     }
 }
 
@@ -80,31 +69,34 @@ impl Workload {
         pool: &EvaluatorPool,
         subject: Subject,
         input: Data,
-        evaluators: u32,
+        names: Vec<String>,
         live_max: Arc<AtomicUsize>,
+        second: Option<Arc<Second>>,
     ) -> Result<Self, Exit> {
-        // An hour in nanoseconds, to three digits.
-        let latency = Histogram::new_with_bounds(1, 3_600_000_000_000, 3)
-            .map_err(|error| Exit::failed(format!("latencies cannot be recorded: {error}")))?;
-        let tally = Tally { outcomes: BTreeMap::new(), unexpected: BTreeMap::new(), acts: BTreeMap::new(), latency };
-        let evaluators = (0..evaluators as usize)
-            .map(|rank| register(pool, &subject, rank).map(Mutex::new))
-            .collect::<Result<_, _>>()?;
-        let (pool, tally, stop) = (pool.clone(), Mutex::new(tally), AtomicBool::new(false));
-        Ok(Self { pool, input, subject, evaluators, tally, live_max, stop })
+        let register = |name: &String| pool.evaluator(name, subject.spec(name)).map(Mutex::new);
+        let evaluators = names.iter().map(register).collect::<Result<_, _>>()?;
+        let (pool, tally, stop) = (pool.clone(), Tally::new()?, AtomicBool::new(false));
+        Ok(Self { pool, input, tally, subject, names, evaluators, live_max, second, stop })
     }
 
-    /// Runs the tasks for the duration, or until [`stop`](Self::stop).
-    pub(super) async fn run(self: &Arc<Self>, arguments: &LoadArguments, seed: u64) -> Result<(), Exit> {
-        let LoadArguments { concurrency, duration, skew, chaos, .. } = *arguments;
-        let zipf = Zipf::new(self.evaluators.len() as f64, skew).map_err(|error| Exit::unusable(error.to_string()))?;
-        let until = Instant::now() + duration;
-        let tasks = (0..concurrency.get() as u64).map(|task| {
+    /// Runs the plan to its end, or until [`stop`](Self::stop).
+    pub(super) async fn run(self: &Arc<Self>, plan: Plan) -> Result<(), Exit> {
+        let Plan { callers, schedule, concurrency, chaos, duration, seed, .. } = plan;
+        let until = duration.and_then(|duration| Instant::now().checked_add(duration));
+        let mut running = Vec::new();
+        // The schedule's choices are drawn from the seed itself.
+        let first = u64::from(schedule.is_some());
+        if let Some(schedule) = schedule {
+            let workload = self.clone();
+            running.push(tokio::task::spawn_blocking(move || open::drive(&workload, schedule, concurrency, duration)));
+        }
+        let tasks = callers.into_iter().flat_map(|callers| repeat_n(callers, concurrency));
+        for (number, (caller, choice)) in (first..).zip(tasks) {
             // Multiplied, so that runs with neighbouring seeds share no task's choices.
-            let random = StdRng::seed_from_u64(seed.wrapping_add(task.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
-            tokio::spawn(work(self.clone(), random, zipf, until, chaos))
-        });
-        for task in tasks.collect::<Vec<_>>() {
+            let random = StdRng::seed_from_u64(seed.wrapping_add(number.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+            running.push(tokio::spawn(work(self.clone(), random, Task { caller, choice, chaos, until })));
+        }
+        for task in running {
             task.await.map_err(|error| Exit::failed(format!("a task broke down: {error}")))?;
         }
         Ok(())
@@ -115,14 +107,18 @@ impl Workload {
         self.stop.store(true, Ordering::Relaxed);
     }
 
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
     /// Drops the evaluators and returns the counts.
-    pub(super) fn into_tally(self: Arc<Self>) -> Result<Tally, Exit> {
+    pub(super) fn into_counted(self: Arc<Self>) -> Result<Counted, Exit> {
         let workload = Arc::into_inner(self).ok_or_else(|| Exit::failed("a task is still at work"))?;
-        Ok(workload.tally.into_inner().unwrap_or_else(PoisonError::into_inner))
+        Ok(workload.tally.into_counted())
     }
 
     fn slot(&self, rank: usize) -> MutexGuard<'_, Evaluator> {
-        // The distribution gives no rank beyond the number of evaluators.
+        // No rank is beyond the number of evaluators, by which they are chosen.
         self.evaluators[rank].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -132,45 +128,32 @@ impl Workload {
 
     /// Puts a new evaluator in the place of another, and returns the other.
     pub(super) fn replace(&self, rank: usize) -> Option<Evaluator> {
-        let next = register(&self.pool, &self.subject, rank).ok()?;
+        let name = self.names.get(rank)?;
+        let next = self.pool.evaluator(name, self.subject.spec(name)).ok()?;
         Some(mem::replace(&mut *self.slot(rank), next))
     }
 
     /// Evaluates once, and counts how it ended.
-    pub(super) async fn evaluate(&self, evaluator: &Evaluator, expected: &[&str]) {
+    pub(super) async fn evaluate(&self, caller: Caller, evaluator: &Evaluator, expected: &[&str]) {
         let began = Instant::now();
         let result = evaluator.evaluate(self.input.clone()).await;
-        self.ended(result.map(drop), began.elapsed(), expected);
+        self.ended(caller, result.map(drop), began.elapsed(), expected);
     }
 
     /// Counts an evaluation that ended, and samples the pool while other evaluations run.
-    pub(super) fn ended(&self, result: Result<(), Error>, took: Duration, expected: &[&str]) {
+    pub(super) fn ended(&self, caller: Caller, result: Result<(), Error>, took: Duration, expected: &[&str]) {
         let outcome = result.map_or_else(|error| error.kind().as_str(), |()| "ok");
         self.live_max.fetch_max(self.pool.runtimes(), Ordering::Relaxed);
-        let mut tally = self.tally();
-        *tally.outcomes.entry(outcome).or_default() += 1;
-        if !expected.contains(&outcome) {
-            *tally.unexpected.entry(outcome).or_default() += 1;
+        self.tally.ended(caller, outcome, took, expected);
+        if let Some(second) = &self.second {
+            second.count(outcome == "ok", took);
         }
-        if outcome == "ok" {
-            tally.latency.saturating_record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
-        }
-    }
-
-    /// Counts an act of chaos.
-    pub(super) fn acted(&self, act: Act) {
-        *self.tally().acts.entry(act).or_default() += 1;
     }
 
     /// Counts a close that did not drain: evaluations here end long before any grace does.
     pub(super) fn closed(&self, report: CloseReport) {
         if report != CloseReport::Drained {
-            *self.tally().unexpected.entry("close_not_drained").or_default() += 1;
+            self.tally.unexpected("close_not_drained");
         }
-    }
-
-    fn tally(&self) -> MutexGuard<'_, Tally> {
-        // A panic could at worst leave one count too few.
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,24 +7,46 @@
 //! | file | what it holds |
 //! |---|---|
 //! | [`subject`] | what each evaluator runs |
-//! | [`drive`] | the tasks that evaluate |
+//! | [`plan`] | which evaluators there are, who calls them, and when |
+//! | [`customers`] | whose the evaluators are, and who calls which |
+//! | [`trace`] | calls as a file has them |
+//! | [`drive`] | the tasks that evaluate without pause |
 //! | [`chaos`] | what they also do with `--chaos` |
+//! | [`open`] | evaluations that are due at times of their own |
+//! | [`tally`] | what they count |
 //! | [`watch`] | the thread that samples the pool and memory |
 //! | [`figures`] | the metrics, as numbers |
+//! | [`seconds`] | what was counted in each second, as a file |
 //! | [`report`] | the outcome, for people and as JSON |
+//! | [`bars`] | a histogram in plain text |
 
+mod bars;
 mod chaos;
+mod customers;
 mod drive;
 mod figures;
+mod open;
+mod plan;
 mod report;
+mod seconds;
 mod subject;
+mod tally;
+mod trace;
 mod watch;
 
 use std::{pin::pin, sync::Arc, time::Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use self::{drive::Workload, figures::Figures, report::Report, subject::Subject, watch::Watch};
+use self::{
+    drive::Workload,
+    figures::Figures,
+    plan::{Evaluators, Plan},
+    report::Report,
+    seconds::Seconds,
+    subject::Subject,
+    watch::Watch,
+};
 use super::{pool_builder, signals::Signals};
 use crate::{
     Settings,
@@ -45,7 +67,9 @@ pub(in crate::service) async fn load(
     if let Some(code_cache) = &arguments.code_cache {
         settings.engine.code_cache.clone_from(code_cache);
     }
-    let (subject, input) = Subject::read(&arguments, &settings).await?;
+    let evaluators = Evaluators::of(&arguments, settings.limits.input_size)?;
+    let names = evaluators.names();
+    let (subject, input) = Subject::read(&arguments, &settings, names.len()).await?;
     settings.limits.plugin_size = settings.limits.plugin_size.max(subject.size());
     let capacity = match arguments.capacity {
         Some(capacity) => capacity.get(),
@@ -57,13 +81,18 @@ pub(in crate::service) async fn load(
     // 32 bits: readers that take JSON numbers for doubles would round a larger one.
     let seed = arguments.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
 
+    let plan = Plan::of(&arguments, evaluators, &input, seed)?;
+    let (length, flooding, open_loop) = (plan.length, plan.flooding, plan.schedule.is_some());
+    let seconds = arguments.csv.as_deref().map(Seconds::create).transpose()?;
+
     let mut signals = Signals::new()?;
-    let live_max = Arc::default();
-    let watch = Watch::start(pool.clone(), exporter.clone(), arguments.duration, Arc::clone(&live_max))?;
-    let workload = Arc::new(Workload::new(&pool, subject, input, arguments.evaluators, live_max)?);
+    let (live_max, memory_start) = (Arc::default(), watch::memory());
+    let second = seconds.as_ref().map(Seconds::current);
+    let workload = Arc::new(Workload::new(&pool, subject, input, names, Arc::clone(&live_max), second)?);
+    let watch = Watch::start(pool.clone(), exporter.clone(), length, live_max, memory_start, seconds)?;
     let began = Instant::now();
     {
-        let mut running = pin!(workload.run(&arguments, seed));
+        let mut running = pin!(workload.run(plan));
         tokio::select! {
             ended = &mut running => ended?,
             () = signals.next() => {
@@ -77,7 +106,7 @@ pub(in crate::service) async fn load(
         }
     }
     let took = began.elapsed();
-    let tally = workload.into_tally()?;
+    let counted = workload.into_counted()?;
     let closed = pool.close().await;
     let left = pool.runtimes();
     let metrics = exporter.render();
@@ -85,11 +114,14 @@ pub(in crate::service) async fn load(
         seed,
         took,
         capacity,
-        tally,
+        all: counted.all(),
+        counted,
+        flooding,
         seen: watch.stop()?,
         closed,
         left,
         figures: Figures::of(&metrics),
+        open_loop,
         with_chaos: arguments.chaos,
     };
     print(if arguments.json { report.json() } else { report.table() })?;

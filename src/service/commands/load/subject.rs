@@ -27,8 +27,12 @@ pub(super) struct Subject {
 
 impl Subject {
     /// The subject and its input. A plugin that no evaluation could run is refused here, once.
-    pub(super) async fn read(arguments: &LoadArguments, settings: &Settings) -> Result<(Self, Data), Exit> {
-        let LoadArguments { evaluators, same, ref options, .. } = *arguments;
+    pub(super) async fn read(
+        arguments: &LoadArguments,
+        settings: &Settings,
+        evaluators: usize,
+    ) -> Result<(Self, Data), Exit> {
+        let LoadArguments { same, ref options, .. } = *arguments;
         let input = arguments.input.clone().map(|input| read_input(input, settings.limits.input_size)).transpose()?;
         let input = input.map(|input| options.data(input));
         let (bytes, spec, input) = if arguments.plugin.is_none() && !options.has_manifest() {
@@ -40,7 +44,7 @@ impl Subject {
             let entry_point = plugin.interface().resolve(arguments.entry.as_deref())?;
             (bytes, spec.entry_point(entry_point), input.unwrap_or_default())
         };
-        Ok((Self::new(spec, bytes, same, evaluators as usize), input))
+        Ok((Self::new(spec, bytes, same, evaluators), input))
     }
 
     fn new(spec: Spec, bytes: Bytes, same: bool, evaluators: usize) -> Self {

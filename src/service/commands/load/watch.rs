@@ -16,6 +16,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use super::seconds::Seconds;
 use crate::{
     EvaluatorPool,
     service::{Exit, exporter::UPKEEP, process},
@@ -40,28 +41,31 @@ pub(super) struct Seen {
 /// The running thread. It ends when this is dropped.
 pub(super) struct Watch {
     stop: mpsc::Sender<()>,
-    thread: JoinHandle<Seen>,
+    thread: JoinHandle<Result<Seen, Exit>>,
 }
 
 impl Watch {
-    /// `live_max` is the most runtimes seen at once, which the tasks raise as well.
+    /// `length` is how long the load takes, `live_max` the most runtimes seen at once, which the tasks raise as well, and
+    /// `memory_start` the resident memory before it.
     pub(super) fn start(
         pool: EvaluatorPool,
         exporter: PrometheusHandle,
-        duration: Duration,
+        length: Duration,
         live_max: Arc<AtomicUsize>,
+        memory_start: u64,
+        seconds: Option<Seconds>,
     ) -> Result<Self, Exit> {
         let (stop, stopped) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("evalpool-watch".to_owned())
-            .spawn(move || watch(&pool, &exporter, &live_max, &stopped, &bar(duration)))
+            .spawn(move || watch(&pool, &exporter, &live_max, memory_start, &stopped, &bar(length), seconds))
             .map_err(|error| Exit::failed(format!("no thread can be started: {error}")))?;
         Ok(Self { stop, thread })
     }
 
     pub(super) fn stop(self) -> Result<Seen, Exit> {
         drop(self.stop);
-        self.thread.join().map_err(|_| Exit::failed("the thread that watched broke down"))
+        self.thread.join().map_err(|_| Exit::failed("the thread that watched broke down"))?
     }
 }
 
@@ -69,11 +73,12 @@ fn watch(
     pool: &EvaluatorPool,
     exporter: &PrometheusHandle,
     live_max: &AtomicUsize,
+    memory_start: u64,
     stopped: &mpsc::Receiver<()>,
     bar: &ProgressBar,
-) -> Seen {
-    let began = Instant::now();
-    let (memory_start, mut memory_max) = (memory(), 0);
+    mut seconds: Option<Seconds>,
+) -> Result<Seen, Exit> {
+    let (began, mut memory_max) = (Instant::now(), memory_start);
     let (mut weighed, mut kept_up) = (began, began);
     while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
         let (live, now) = (pool.runtimes(), Instant::now());
@@ -84,6 +89,9 @@ fn watch(
             bar.set_position(u64::try_from((now - began).as_millis()).unwrap_or(u64::MAX));
             bar.set_message(format!("{live} runtimes"));
         }
+        if let Some(seconds) = &mut seconds {
+            seconds.pass(now - began, live, memory);
+        }
         if now - kept_up >= UPKEEP {
             kept_up = now;
             exporter.run_upkeep();
@@ -91,8 +99,11 @@ fn watch(
     }
     bar.finish_and_clear();
     let memory_end = memory();
-    let memory_max = memory_max.max(memory_start).max(memory_end);
-    Seen { live_max: live_max.load(Ordering::Relaxed), memory_start, memory_max, memory_end }
+    if let Some(seconds) = seconds {
+        seconds.finish(pool.runtimes(), memory_end)?;
+    }
+    let memory_max = memory_max.max(memory_end);
+    Ok(Seen { live_max: live_max.load(Ordering::Relaxed), memory_start, memory_max, memory_end })
 }
 
 fn bar(duration: Duration) -> ProgressBar {
@@ -104,6 +115,6 @@ fn bar(duration: Duration) -> ProgressBar {
 }
 
 /// Resident memory of this process, in bytes; 0 if it cannot be read.
-fn memory() -> u64 {
+pub(super) fn memory() -> u64 {
     process::resident_memory().unwrap_or_default()
 }

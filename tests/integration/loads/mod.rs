@@ -1,6 +1,11 @@
 //! `evalpool load`: it keeps its bounds, makes no errors, leaves nothing, and measures what it says.
 
+mod customers;
+mod open;
+mod trace;
+
 use std::{
+    fs,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -9,7 +14,7 @@ use evalpool::Digest;
 use serde_json::{Value, json};
 
 use crate::{
-    program::{Folder, printed, run},
+    program::{Folder, printed, refusal, run},
     service::{eventually, program},
     support::{TEXT, process::catches},
 };
@@ -131,7 +136,7 @@ fn a_load_compiles_a_plugin_for_each_evaluator_unless_all_have_the_same() {
     let text = folder.file("text.wasm", TEXT);
     let digest = Digest::of(TEXT).to_string();
     let of_its_own = ["--plugin", &text, "--entry", "upper", "--digest", &digest];
-    let code = |name: &str| std::fs::read_dir(folder.path(name)).map_or(0, std::iter::Iterator::count);
+    let code = |name: &str| fs::read_dir(folder.path(name)).map_or(0, std::iter::Iterator::count);
     for (name, plugin, same, compiled) in [
         ("each", &[][..], &[][..], 3),
         ("all", &[], &["--same"], 1),
@@ -187,4 +192,52 @@ fn a_table_says_the_same_to_people() {
     {
         assert!(text.contains(line), "{text} lacks {line:?}");
     }
+    let (_, histogram) = text.split_once("\nlatency\n").unwrap();
+    let evaluations: u64 = text.lines().find_map(|line| line.strip_prefix("evaluations   ")).and_then(number).unwrap();
+    let counts: Vec<u64> =
+        histogram.lines().map(|line| line.split_whitespace().nth(3).and_then(number).unwrap()).collect();
+    assert_eq!(counts.iter().sum::<u64>(), evaluations, "{text}");
+    assert!(histogram.contains(&"#".repeat(50)), "{text}");
+}
+
+/// The number that a text begins with.
+fn number(text: &str) -> Option<u64> {
+    text.split_whitespace().next()?.parse().ok()
+}
+
+/// The lines of a file that `--csv` wrote, as numbers; none where a field is empty.
+fn figures(path: &str) -> Vec<Vec<Option<f64>>> {
+    let text = fs::read_to_string(path).unwrap();
+    let (columns, lines) = text.split_once('\n').unwrap();
+    assert_eq!(columns, "second,evaluations,errors,p50_us,p99_us,live_runtimes,rss_mib");
+    let field = |field: &str| (!field.is_empty()).then(|| field.parse().unwrap());
+    lines.lines().map(|line| line.split(',').map(field).collect()).collect()
+}
+
+#[test]
+fn figures_of_each_second_add_up_to_the_whole() {
+    let folder = Folder::new();
+    let (path, text) = (folder.file("figures.csv", "of another run"), folder.file("text.wasm", TEXT));
+    let report = load(&["--evaluators", "5", "--capacity", "4", "--duration", "2500ms", "--csv", &path]);
+    let lines = figures(&path);
+    let sum = |column: usize| lines.iter().map(|line| line[column].unwrap()).sum::<f64>();
+    assert!(lines.len() >= 3, "{lines:?}");
+    for (second, line) in lines.iter().enumerate() {
+        assert_eq!(line[0], Some(second as f64), "{lines:?}");
+        assert!(line[3] <= line[4] && line[3].is_some() == (line[1] > Some(0.0)), "{lines:?}");
+        assert!(line[5] <= Some(4.0) && line[6] > Some(1.0), "{lines:?}");
+    }
+    assert_eq!((Some(sum(1)), sum(2)), (report["evaluations"].as_f64(), 0.0));
+
+    // Where nothing succeeds, there is no latency.
+    let output = run(&["load", "--json", "--duration", "1s", "--plugin", &text, "--entry", "fail", "--csv", &path]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let lines = figures(&path);
+    let sum = |column: usize| Some(lines.iter().map(|line| line[column].unwrap()).sum::<f64>());
+    assert_eq!((sum(1), sum(2)), (report["evaluations"].as_f64(), report["evaluations"].as_f64()));
+    assert!(lines.iter().all(|line| line[3..5] == [None, None]), "{lines:?}");
+
+    let nowhere = folder.path("no/where.csv");
+    let line = refusal(&run(&["load", "--csv", nowhere.to_str().unwrap()]), 2);
+    assert!(line.starts_with("--csv: cannot write ") && line.contains("where.csv"), "{line}");
 }
