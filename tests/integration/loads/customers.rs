@@ -52,6 +52,7 @@ fn customers_that_cannot_be_are_refused() {
         (&["--customers", "0"][..], "--customers"),
         (&["--customers", "201"], "--customers 201: each needs an evaluator, and --evaluators is 200"),
         (&["--flooding", "1"], "--customers"),
+        (&["--customers", "9", "--flooding", "8", "--concurrency", "200000"], "over 1000000 would flood"),
         (&["--customers", "3", "--flooding", "3"], "--flooding 3: of 3 customers, one at least must not flood"),
     ] {
         let line = refusal(&run(&[&["load"], arguments].concat()), 2);

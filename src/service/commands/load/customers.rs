@@ -12,6 +12,9 @@ use rand_distr::{Distribution, Zipf};
 
 use crate::service::{Exit, cli::LoadArguments};
 
+/// Callers of all customers who flood, each of which is a task.
+const MOST_FLOODING: usize = 1_000_000;
+
 /// Ranks of evaluators among which a caller chooses by Zipf's law: the first has the largest share.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Choice {
@@ -59,6 +62,12 @@ impl Customers {
         }
         if flooding >= customers {
             let line = format!("--flooding {flooding}: of {customers} customers, one at least must not flood");
+            return Err(Exit::unusable(line));
+        }
+        let concurrency = arguments.concurrency.get();
+        if flooding.saturating_mul(concurrency) > MOST_FLOODING {
+            let line =
+                format!("--flooding {flooding}: with --concurrency {concurrency}, over {MOST_FLOODING} would flood");
             return Err(Exit::unusable(line));
         }
         let each = evaluators / customers;

@@ -48,7 +48,8 @@ pub(super) fn poisson(rate: u32, choice: Choice, input: Data, seed: u64) -> Resu
     let mut random = StdRng::seed_from_u64(seed);
     let mut at = Duration::ZERO;
     Ok(Box::new(std::iter::repeat_with(move || {
-        at = at.saturating_add(Duration::from_secs_f64(gaps.sample(&mut random)));
+        // None of the gaps is negative, and one without end would be the last.
+        at = at.saturating_add(Duration::try_from_secs_f64(gaps.sample(&mut random)).unwrap_or(Duration::MAX));
         Due { at, rank: choice.rank(&mut random), input: input.clone() }
     })))
 }
