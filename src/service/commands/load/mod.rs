@@ -110,6 +110,7 @@ pub(in crate::service) async fn load(
     let closed = pool.close().await;
     let left = pool.runtimes();
     let metrics = exporter.render();
+    let (watched, written) = watch.stop()?;
     let report = Report {
         seed,
         took,
@@ -117,7 +118,7 @@ pub(in crate::service) async fn load(
         all: counted.all(),
         counted,
         flooding,
-        seen: watch.stop()?,
+        seen: watched,
         closed,
         left,
         figures: Figures::of(&metrics),
@@ -126,7 +127,7 @@ pub(in crate::service) async fn load(
     };
     print(if arguments.json { report.json() } else { report.table() })?;
     match report.broken().as_slice() {
-        [] => Ok(()),
+        [] => written,
         broken => Err(Exit::failed(broken.join("; "))),
     }
 }

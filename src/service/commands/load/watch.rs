@@ -41,7 +41,7 @@ pub(super) struct Seen {
 /// The running thread. It ends when this is dropped.
 pub(super) struct Watch {
     stop: mpsc::Sender<()>,
-    thread: JoinHandle<Result<Seen, Exit>>,
+    thread: JoinHandle<(Seen, Result<(), Exit>)>,
 }
 
 impl Watch {
@@ -63,9 +63,10 @@ impl Watch {
         Ok(Self { stop, thread })
     }
 
-    pub(super) fn stop(self) -> Result<Seen, Exit> {
+    /// What was seen, and whether the figures of each second could be written.
+    pub(super) fn stop(self) -> Result<(Seen, Result<(), Exit>), Exit> {
         drop(self.stop);
-        self.thread.join().map_err(|_| Exit::failed("the thread that watched broke down"))?
+        self.thread.join().map_err(|_| Exit::failed("the thread that watched broke down"))
     }
 }
 
@@ -77,7 +78,7 @@ fn watch(
     stopped: &mpsc::Receiver<()>,
     bar: &ProgressBar,
     mut seconds: Option<Seconds>,
-) -> Result<Seen, Exit> {
+) -> (Seen, Result<(), Exit>) {
     let (began, mut memory_max) = (Instant::now(), memory_start);
     let (mut weighed, mut kept_up) = (began, began);
     while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
@@ -99,11 +100,9 @@ fn watch(
     }
     bar.finish_and_clear();
     let memory_end = memory();
-    if let Some(seconds) = seconds {
-        seconds.finish(pool.runtimes(), memory_end)?;
-    }
+    let written = seconds.map_or(Ok(()), |seconds| seconds.finish(pool.runtimes(), memory_end));
     let memory_max = memory_max.max(memory_end);
-    Ok(Seen { live_max: live_max.load(Ordering::Relaxed), memory_start, memory_max, memory_end })
+    (Seen { live_max: live_max.load(Ordering::Relaxed), memory_start, memory_max, memory_end }, written)
 }
 
 fn bar(duration: Duration) -> ProgressBar {
