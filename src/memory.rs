@@ -14,8 +14,8 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -28,12 +28,14 @@ pub(crate) enum MemoryKind {
     Code,
     /// Linear memories and tables of instances, and what free slots keep.
     Instances,
-    /// Compiled code that is kept in memory for the next build.
+    /// Compiled code that is not loaded.
     Cache,
+    /// Compiled code that nobody runs and that is kept for the next build: it [gives way](GiveWay).
+    Unused,
 }
 
 /// How many kinds there are.
-const KINDS: usize = 3;
+const KINDS: usize = 4;
 
 /// How much memory a pool holds, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,24 +45,33 @@ pub struct MemoryUse {
     pub code: u64,
     /// Linear memories and tables of instances as they are now, and what free slots keep.
     pub instances: u64,
-    /// Compiled code that is kept in memory for the next build.
+    /// Compiled code that is kept in memory for the next build. Large code that runs is kept with it, and counts there.
     pub cache: u64,
     /// The bound: `pool.memory`.
     pub limit: u64,
 }
 
 /// The account of one pool.
-#[derive(Debug)]
 pub(crate) struct MemoryBudget {
     limit: u64,
     held: [AtomicU64; KINDS],
     /// What free slots keep, as last weighed.
     slots: AtomicU64,
+    /// Who keeps what is unused.
+    keeper: OnceLock<Weak<dyn GiveWay>>,
+}
+
+/// Keeps what nobody uses, for as long as there is room for it: an engine's cache of code.
+pub(crate) trait GiveWay: Send + Sync {
+    /// Drops what this account was charged with as `Unused`, least recently used first, until that was so many bytes.
+    /// Gives how many it was. May take long.
+    fn give_way(&self, account: &Arc<MemoryBudget>, bytes: u64) -> u64;
 }
 
 impl MemoryBudget {
     pub(crate) fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit, held: Default::default(), slots: AtomicU64::new(0) })
+        let keeper = OnceLock::new();
+        Arc::new(Self { limit, held: Default::default(), slots: AtomicU64::new(0), keeper })
     }
 
     pub(crate) fn limit(&self) -> u64 {
@@ -68,14 +79,25 @@ impl MemoryBudget {
     }
 
     pub(crate) fn uses(&self) -> MemoryUse {
-        let [code, instances, cache] = &self.held;
+        let [code, instances, cache, unused] = &self.held;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         MemoryUse {
             code: read(code),
             instances: read(instances) + read(&self.slots),
-            cache: read(cache),
+            cache: read(cache) + read(unused),
             limit: self.limit,
         }
+    }
+
+    /// What is kept although nobody uses it.
+    pub(crate) fn unused(&self) -> u64 {
+        self.held[MemoryKind::Unused as usize].load(Ordering::Relaxed)
+    }
+
+    /// Has so many bytes of that dropped. Gives how many it was. May take long.
+    pub(crate) fn give_way(self: &Arc<Self>, bytes: u64) -> u64 {
+        let keeper = self.keeper.get().and_then(Weak::upgrade);
+        keeper.map_or(0, |keeper| keeper.give_way(self, bytes))
     }
 
     pub(crate) fn used(&self) -> u64 {
@@ -90,7 +112,8 @@ impl MemoryBudget {
 
     /// Charges at once, whether or not there is room.
     pub(crate) fn charge(self: &Arc<Self>, kind: MemoryKind, bytes: u64) -> Charge {
-        let mut charge = Charge { budget: self.clone(), kind, bytes: 0, account: None };
+        let mut charge =
+            Charge { budget: self.clone(), kind: AtomicUsize::new(kind as usize), bytes: 0, account: None };
         charge.grow(bytes);
         charge
     }
@@ -217,6 +240,14 @@ impl MemoryAccount {
         self.budget.charge(MemoryKind::Cache, bytes)
     }
 
+    /// Names who keeps what is unused, and gives it up when there is no room. The first one stays.
+    pub(crate) fn kept_by<K: GiveWay + 'static>(&self, keeper: &Arc<K>) {
+        self.budget.keeper.get_or_init(|| {
+            let weak: Weak<K> = Arc::downgrade(keeper);
+            weak
+        });
+    }
+
     /// Notes that the plugin runs this code, which others may share.
     pub fn runs(&self, code: Arc<Charge>) {
         self.code().push(code);
@@ -242,6 +273,12 @@ impl MemoryAccount {
     }
 }
 
+impl fmt::Debug for MemoryBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MemoryBudget").field(&self.uses()).finish()
+    }
+}
+
 impl fmt::Debug for Room {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Room")
@@ -252,7 +289,8 @@ impl fmt::Debug for Room {
 #[derive(Debug)]
 pub struct Charge {
     budget: Arc<MemoryBudget>,
-    kind: MemoryKind,
+    /// A `MemoryKind`.
+    kind: AtomicUsize,
     bytes: u64,
     /// Of the plugin whose instance this is for.
     account: Option<Arc<Held>>,
@@ -268,7 +306,7 @@ impl Charge {
     /// Charges more, at once.
     pub fn grow(&mut self, bytes: u64) {
         self.bytes += bytes;
-        self.budget.held[self.kind as usize].fetch_add(bytes, Ordering::Relaxed);
+        self.counter().fetch_add(bytes, Ordering::Relaxed);
         if let Some(account) = &self.account {
             account.instances.fetch_add(bytes, Ordering::Relaxed);
         }
@@ -278,14 +316,32 @@ impl Charge {
     fn split(&mut self, bytes: u64, kind: MemoryKind) -> Self {
         // First taken out: whoever looks in between sees too little rather than too much, and evicts nobody for it.
         self.bytes -= bytes;
-        self.budget.held[self.kind as usize].fetch_sub(bytes, Ordering::Relaxed);
+        self.counter().fetch_sub(bytes, Ordering::Relaxed);
         self.budget.charge(kind, bytes)
+    }
+
+    /// The same bytes are held for something else from now on. Not by two at once.
+    pub(crate) fn turn(&self, kind: MemoryKind) {
+        // In this order for the same reason.
+        self.counter().fetch_sub(self.bytes, Ordering::Relaxed);
+        self.kind.store(kind as usize, Ordering::Relaxed);
+        self.counter().fetch_add(self.bytes, Ordering::Relaxed);
+    }
+
+    /// Whether it is in this account.
+    pub(crate) fn is_in(&self, account: &Arc<MemoryBudget>) -> bool {
+        Arc::ptr_eq(&self.budget, account)
+    }
+
+    fn counter(&self) -> &AtomicU64 {
+        // Only ever a kind's number.
+        &self.budget.held[self.kind.load(Ordering::Relaxed)]
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.budget.held[self.kind as usize].fetch_sub(self.bytes, Ordering::Relaxed);
+        self.counter().fetch_sub(self.bytes, Ordering::Relaxed);
         if let Some(account) = &self.account {
             account.instances.fetch_sub(self.bytes, Ordering::Relaxed);
             account.last.store(self.bytes, Ordering::Relaxed);

@@ -52,6 +52,7 @@ pub(crate) use self::{
     thread_cache::{Epoch, ThreadCache},
 };
 use crate::{
+    background::Background,
     clock,
     config::Eviction,
     error::Error,
@@ -159,6 +160,8 @@ struct Shell<R: Resident> {
     /// Held for map and queue operations only: never across an await, and effects are executed after it.
     state: Mutex<RegistryState<R>>,
     metrics: Metrics,
+    memory: Arc<MemoryBudget>,
+    background: Background,
     /// Notified whenever somebody leaves a build that has its place.
     left: Arc<Notify>,
     /// The version of the state that the gauges show. Keeps two threads that publish from overtaking each other.
@@ -166,13 +169,15 @@ struct Shell<R: Resident> {
 }
 
 impl<R: Resident> Registry<R> {
-    pub(crate) fn new(limits: Limits, memory: Arc<MemoryBudget>, metrics: Metrics) -> Self {
+    pub(crate) fn new(limits: Limits, memory: Arc<MemoryBudget>, metrics: Metrics, background: Background) -> Self {
         metrics.set_capacity(limits.capacity);
         Counts::default().show(&metrics);
         Self {
             inner: Arc::new(Shell {
-                state: Mutex::new(RegistryState::new(limits, memory)),
+                state: Mutex::new(RegistryState::new(limits, memory.clone())),
                 metrics,
+                memory,
+                background,
                 left: Arc::default(),
                 published: Mutex::new(0),
             }),
@@ -390,6 +395,9 @@ impl<R: Resident> Shell<R> {
             Effect::Room { to, charge } => drop(to.send(charge)),
             Effect::Drained { resident } => resident.drained(),
             Effect::Reap { resident } => resident.reap(),
+            Effect::GiveWay { bytes } => {
+                self.background.drop_elsewhere(GivesWay { registry: self.clone(), bytes });
+            }
             Effect::Reclaim { residents } => {
                 let leases = residents.iter().flat_map(|(_, resident)| resident.reclaim(false)).collect();
                 let used: Vec<_> =
@@ -406,5 +414,18 @@ impl<R: Resident> Shell<R> {
             before(state);
             state.leases_returned(&returned, Instant::now());
         });
+    }
+}
+
+/// Bytes of what nobody uses, which go when this is dropped.
+struct GivesWay<R: Resident> {
+    registry: Arc<Shell<R>>,
+    bytes: u64,
+}
+
+impl<R: Resident> Drop for GivesWay<R> {
+    fn drop(&mut self) {
+        let freed = self.registry.memory.give_way(self.bytes);
+        self.registry.apply(|state| state.gave_way(self.bytes, freed, Instant::now()));
     }
 }

@@ -78,7 +78,7 @@ impl PoolInner {
         let memory = MemoryBudget::new(pool.memory);
         let fetching_total = u32::try_from(FETCHING.max(limits.plugin_size).div_ceil(1024)).unwrap_or(u32::MAX);
         Self {
-            registry: Registry::new(bounds, memory.clone(), metrics.clone()),
+            registry: Registry::new(bounds, memory.clone(), metrics.clone(), background.clone()),
             memory,
             tenants: Tenants::new(usage.interval),
             compiler: Compiler::new(engine, pool.build_concurrency, metrics.clone(), background.clone()),

@@ -1,15 +1,19 @@
 //! Keeps compiled code, so that an evicted plugin comes back in a millisecond.
 //!
-//! The code lies in memory, or in a folder that only this user can enter. Its key is the digest of the plugin's bytes
-//! with wasmtime's version and settings; wasmtime checks the latter two again when it loads the code. The bound is in
-//! bytes, and the least recently used code goes first.
+//! It is kept in memory, or in a folder that only this user can enter. Its key is the digest of the plugin's bytes with
+//! wasmtime's version and settings; wasmtime checks the latter two again when it loads the code. The bound is in bytes, and
+//! the least recently used code goes first.
 //!
-//! Considered and not taken: keeping the modules themselves (an evicted plugin's code would stay mapped), and
-//! wasmtime's own cache (it has a worker thread for each cache, and exceeds its bound between clean-ups).
+//! In memory, small code is kept as bytes, and is loaded anew each time. Large code is [mapped](super::sealed): it comes here
+//! once nobody runs it, as it is, and leaves again when somebody does. So it is never held twice. Whatever lies here gives
+//! way when the pool has no room for what runs.
+//!
+//! Considered and not taken: keeping the modules of small code as well (each takes four mappings, of which a process has
+//! 65,530), and wasmtime's own cache (it has a worker thread for each cache, and exceeds its bound between clean-ups).
 
 use std::{
     fs,
-    io::{self, Write},
+    io::{self, Read},
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -19,19 +23,14 @@ use std::{
     time::SystemTime,
 };
 
-use bytes::Bytes;
-use lru::LruCache;
-use sha2::{Digest as _, Sha256};
-use wasmtime::{Engine, Module};
+use wasmtime::Engine;
 
-use super::classify;
-use crate::{
-    config::CodeCache,
-    engine::{Charge, MemoryAccount},
-    error::Error,
-    pages,
-    source::Digest,
+use super::{
+    classify,
+    in_memory::{InMemory, Key, Loaded, Unused},
+    sealed::{Destination, Sealed},
 };
+use crate::{config::CodeCache, engine::Charge, error::Error, memory::MemoryBudget};
 
 /// How the names of our files begin.
 const OURS: &str = "evalpool-";
@@ -51,65 +50,31 @@ enum Kept {
     },
 }
 
-struct InMemory {
-    code: LruCache<Key, Sealed>,
-    bytes: u64,
+/// What there must be room for before code is loaded, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    /// Code that is loaded.
+    pub(super) loaded: u64,
+    /// The same code beside it, not loaded.
+    pub(super) unloaded: u64,
+    /// Whether memories begin with what is mapped, instead of a copy of it.
+    pub(super) is_mapped: bool,
 }
 
-/// What `Module::serialize` gave, behind its SHA-256: as it lies in a file, and as a worker sends it.
-#[derive(Clone)]
-pub(super) struct Sealed {
-    bytes: Bytes,
-    _charge: Option<Arc<Charge>>,
-}
-
-impl Sealed {
-    /// Bytes of the digest.
-    pub(super) const DIGEST: u64 = 32;
-
-    pub(super) fn digest(code: &[u8]) -> [u8; 32] {
-        Sha256::digest(code).into()
+impl Wanted {
+    /// What code of so many bytes takes while it is loaded.
+    pub(super) fn to_load(bytes: u64, is_mapped: bool) -> Self {
+        Self { loaded: bytes, unloaded: if is_mapped { 0 } else { bytes }, is_mapped }
     }
-
-    fn seal(code: &[u8]) -> Self {
-        Self { bytes: [&Self::digest(code), code].concat().into(), _charge: None }
-    }
-
-    /// Holds this charge for as long as it is in memory.
-    pub(super) fn charged(self, charge: Charge) -> Self {
-        Self { _charge: Some(Arc::new(charge)), ..self }
-    }
-
-    /// The same bytes, if they are what was sealed.
-    pub(super) fn check(bytes: Bytes) -> Option<Self> {
-        let (digest, code) = bytes.split_first_chunk::<32>()?;
-        (Self::digest(code) == *digest).then(|| Self { bytes, _charge: None })
-    }
-
-    fn code(&self) -> &[u8] {
-        self.bytes.get(32..).unwrap_or_default()
-    }
-
-    pub(super) fn len(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-}
-
-/// A plugin under one engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Key {
-    pub(super) plugin: Digest,
-    /// wasmtime's version and settings.
-    pub(super) engine: u64,
 }
 
 impl Cache {
     /// Creates the folder, if the code is to be kept in one.
     pub(super) fn open(kind: &CodeCache, limit: u64) -> io::Result<Self> {
-        let memory = || Kept::Memory(Mutex::new(InMemory { code: LruCache::unbounded(), bytes: 0 }));
+        let memory = |limit| Self { kept: Kept::Memory(Mutex::new(InMemory::new(limit))), limit };
         Ok(match kind {
-            CodeCache::Off => Self { kept: memory(), limit: 0 },
-            CodeCache::Memory => Self { kept: memory(), limit },
+            CodeCache::Off => memory(0),
+            CodeCache::Memory => memory(limit),
             CodeCache::Folder(root) => {
                 let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(root);
                 created.map_err(|error| io::Error::other(format!("{}: {error}", root.display())))?;
@@ -119,98 +84,100 @@ impl Cache {
         })
     }
 
-    /// The module and its charge, if its code is kept and there is `room` for so many bytes that are loaded, and so many that
-    /// are not. Blocks while it reads a file. Fails also if the system has no room for the code: to compile it anew would not
-    /// help.
+    /// The module, if its code is kept as bytes and there is `room` for it. Blocks while it reads a file. Fails also if the
+    /// system has no room for the code: to compile it anew would not help.
     pub(super) fn load(
         &self,
         engine: &Engine,
         key: Key,
-        room: impl FnOnce(u64, u64) -> Result<(Charge, Charge), Error>,
-    ) -> Result<Option<(Module, Charge)>, Error> {
-        let load = |code: &Sealed, charge| match load(engine, code) {
-            Ok(module) => Ok(Some((module, charge))),
+        maps: bool,
+        room: impl FnOnce(Wanted) -> Result<(Charge, Charge), Error>,
+    ) -> Result<Option<Loaded>, Error> {
+        let load = |code, charge| match load(engine, code, charge) {
+            Ok(loaded) => Ok(Some(loaded)),
             Err(error) => classify::shortage(&error).map_or(Ok(None), Err),
         };
         let folder = match &self.kept {
             Kept::Memory(kept) => {
-                let code = lock(kept).code.get(&key).cloned();
-                let Some(code) = code else { return Ok(None) };
-                let (charge, _) = room(code.len(), 0)?;
-                return load(&code, charge);
+                let Some((code, _stays)) = lock(kept).plain(key) else { return Ok(None) };
+                let (charge, _) = room(Wanted { loaded: code.len(), unloaded: 0, is_mapped: false })?;
+                return load(code, charge);
             }
             Kept::Folder { root, .. } => root,
         };
         let path = file(folder, key);
         let file = fs::File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
         let Ok((size, file)) = file else { return Ok(None) };
-        let (charge, _unloaded) = room(size, size)?;
-        let Ok(bytes) = pages::read(&file, size) else { return Ok(None) };
-        let module = Sealed::check(bytes).map_or(Ok(None), |code| load(&code, charge))?;
+        let to = Destination::new(size.saturating_sub(Sealed::DIGEST), maps);
+        let (charge, _unloaded) = room(Wanted::to_load(size, to.is_mapped()))?;
+        let Ok(code) = to.read(file.take(size)) else { return Ok(None) };
+        let loaded = code.map_or(Ok(None), |code| load(code, charge))?;
         // `make_room` takes this as the time of the last use. If it fails, the file goes sooner.
-        let _ = match module {
+        let _ = match loaded {
             Some(_) => {
                 fs::File::options().append(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()))
             }
             None => fs::remove_file(&path),
         };
-        Ok(module)
+        Ok(loaded)
     }
 
-    /// The module of code that a worker has just sent. The code is kept, if there is room for it. Fails if the module wants
-    /// more than a slot of this engine has, which a worker does not know, or if the system has no room for the code.
-    pub(super) fn take(&self, engine: &Engine, key: Key, code: Sealed) -> wasmtime::Result<Module> {
-        let module = load(engine, &code)?;
-        self.keep(key, code);
-        Ok(module)
-    }
-
-    /// Keeps the code of a module that was compiled here.
-    pub(super) fn keep_module(&self, key: Key, module: &Module, account: &MemoryAccount) {
-        if self.limit == 0 {
-            return;
+    /// The module of code that was just compiled. The code is kept, if there is room for it. Fails if the module wants more
+    /// than a slot of this engine has, which a compiler does not know, or if the system has no room for the code.
+    pub(super) fn take(
+        &self,
+        engine: &Engine,
+        key: Key,
+        code: Sealed,
+        (charge, unloaded): (Charge, Charge),
+    ) -> wasmtime::Result<Loaded> {
+        // What is mapped is kept in memory once nobody runs it.
+        let keeps = self.limit >= code.len() && !(code.is_mapped() && matches!(self.kept, Kept::Memory(_)));
+        let kept = if keeps { code.try_clone().ok() } else { None };
+        let loaded = load(engine, code, charge)?;
+        if let Some(code) = kept {
+            self.keep(key, code, unloaded);
         }
-        match module.serialize() {
-            Ok(code) => {
-                let code = Sealed::seal(&code);
-                let charge = account.unloaded(code.len());
-                self.keep(key, code.charged(charge));
-            }
-            Err(error) => tracing::warn!(%error, "compiled code cannot be kept"),
-        }
+        Ok(loaded)
     }
 
     /// A failure is logged, and the code is compiled again next time.
-    fn keep(&self, key: Key, code: Sealed) {
-        let Some(room) = self.limit.checked_sub(code.len()) else { return };
+    fn keep(&self, key: Key, code: Sealed, charge: Charge) {
         match &self.kept {
             Kept::Memory(kept) => {
-                let evicted = lock(kept).put(key, code, self.limit);
+                let evicted = lock(kept).put(key, Unused::Plain(code, Arc::new(charge)));
                 // Outside the lock.
                 drop(evicted);
             }
             Kept::Folder { root, storing } => {
                 let _storing = lock(storing);
+                let room = self.limit.saturating_sub(code.len());
                 if let Err(error) = make_room(root, room).and_then(|()| store(root, key, &code)) {
                     tracing::warn!(%error, folder = %root.display(), "compiled code cannot be kept");
                 }
             }
         }
     }
-}
 
-impl InMemory {
-    fn put(&mut self, key: Key, code: Sealed, limit: u64) -> Vec<Sealed> {
-        self.bytes += code.len();
-        let mut gone: Vec<_> = self.code.put(key, code).into_iter().collect();
-        self.bytes -= gone.iter().map(Sealed::len).sum::<u64>();
-        while self.bytes > limit
-            && let Some((_, oldest)) = self.code.pop_lru()
-        {
-            self.bytes -= oldest.len();
-            gone.push(oldest);
+    /// Mapped code that nobody has run since it was [given back](Self::give_back).
+    pub(super) fn mapped(&self, key: Key) -> Option<Arc<Loaded>> {
+        let Kept::Memory(kept) = &self.kept else { return None };
+        lock(kept).mapped(key)
+    }
+
+    /// Nobody runs this code any more. Gives what is not kept: the caller drops it, without a lock.
+    pub(super) fn give_back(&self, key: Key, loaded: Arc<Loaded>) -> Vec<Unused> {
+        match &self.kept {
+            Kept::Memory(kept) if loaded.is_mapped => lock(kept).put(key, Unused::Mapped(loaded)),
+            _ => vec![Unused::Mapped(loaded)],
         }
-        gone
+    }
+
+    /// Drops what was unused longest, until that was so many bytes of this account. Gives how many it was.
+    pub(super) fn give_way(&self, account: &Arc<MemoryBudget>, bytes: u64) -> u64 {
+        let Kept::Memory(kept) = &self.kept else { return 0 };
+        let gone = lock(kept).oldest(account, bytes);
+        gone.iter().map(|unused| unused.charge().bytes()).sum()
     }
 }
 
@@ -218,17 +185,9 @@ pub(super) fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Loads code that this crate has serialized.
-#[expect(unsafe_code, reason = "the one exception: see below")]
-fn load(engine: &Engine, code: &Sealed) -> wasmtime::Result<Module> {
-    // SAFETY: wasmtime runs these bytes, so they must be what wasmtime's own serialization gave. `Sealed` has them from one
-    // of three. `Sealed::seal` gets them from `Module::serialize`. A file in the folder begins with the SHA-256 of what was
-    // written (`Sealed::check`); the folder belongs to this user and nobody else can enter it (`check_private`, at start),
-    // and a file appears in it whole, by a rename. A compile worker sends them, with their SHA-256, through a pipe that
-    // only it and this process have; it is a process of this user, of the same release of this crate, and ran wasmtime's
-    // `precompile_module`. Someone who can write other bytes there can as well replace this program. wasmtime checks itself
-    // that the code is of its version and settings and for this processor.
-    unsafe { Module::deserialize(engine, code.code()) }
+fn load(engine: &Engine, code: Sealed, charge: Charge) -> wasmtime::Result<Loaded> {
+    let is_mapped = code.is_mapped();
+    Ok(Loaded { module: code.load(engine)?, is_mapped, charge: Arc::new(charge) })
 }
 
 fn check_private(root: &Path) -> io::Result<()> {
@@ -258,9 +217,8 @@ fn store(root: &Path, key: Key, code: &Sealed) -> io::Result<()> {
     let path = file(root, key);
     // Each writer has a name of its own, in other processes too.
     let partial = path.with_extension(format!("{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-    let written = fs::File::create_new(&partial)
-        .and_then(|mut file| file.write_all(&code.bytes))
-        .and_then(|()| fs::rename(&partial, &path));
+    let written =
+        fs::File::create_new(&partial).and_then(|file| code.write(file)).and_then(|()| fs::rename(&partial, &path));
     if written.is_err() {
         let _ = fs::remove_file(&partial);
     }
@@ -297,16 +255,29 @@ fn make_room(root: &Path, limit: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{memory::MemoryKind, source::Digest};
 
-    fn module(engine: &Engine, text: &str) -> (Key, Module) {
+    /// A module that exports this name, and as many bytes as its memory begins with.
+    fn module(engine: &Engine, name: &str, data: usize) -> (Key, Vec<u8>) {
+        let data = "x".repeat(data);
+        let text = format!("(module (memory 64) (data (i32.const 0) \"{data}\") (func (export \"{name}\")))");
         let bytes = wat::parse_str(text).unwrap();
-        (Key { plugin: Digest::of(&bytes), engine: 1 }, Module::new(engine, bytes).unwrap())
+        (Key { plugin: Digest::of(&bytes), engine: 1 }, engine.precompile_module(&bytes).unwrap())
     }
 
-    fn load(cache: &Cache, engine: &Engine, key: Key) -> Option<Module> {
-        let account = MemoryAccount::unbounded();
-        let room = |code, unloaded| Ok((account.unloaded(code), account.unloaded(unloaded)));
-        cache.load(engine, key, room).unwrap().map(|(module, _)| module)
+    fn take(cache: &Cache, engine: &Engine, account: &Arc<MemoryBudget>, (key, code): &(Key, Vec<u8>)) -> Arc<Loaded> {
+        let sealed = Sealed::new(code, Destination::new(code.len() as u64, true)).unwrap();
+        let wanted = Wanted::to_load(sealed.len(), sealed.is_mapped());
+        Arc::new(cache.take(engine, *key, sealed, charges(account, wanted)).unwrap())
+    }
+
+    fn charges(account: &Arc<MemoryBudget>, wanted: Wanted) -> (Charge, Charge) {
+        (account.charge(MemoryKind::Code, wanted.loaded), account.charge(MemoryKind::Cache, wanted.unloaded))
+    }
+
+    fn load(cache: &Cache, engine: &Engine, key: Key) -> Option<Loaded> {
+        let account = MemoryBudget::new(u64::MAX);
+        cache.load(engine, key, true, |wanted| Ok(charges(&account, wanted))).unwrap()
     }
 
     fn folder(root: &Path, limit: u64) -> Cache {
@@ -315,43 +286,76 @@ mod tests {
 
     #[test]
     fn what_is_kept_comes_back_and_the_oldest_goes_first() {
-        let engine = Engine::default();
-        let (a, module_a) = module(&engine, "(module (func (export \"a\")))");
-        let (b, module_b) = module(&engine, "(module (func (export \"b\")))");
-        let account = MemoryAccount::unbounded();
-        let size = module_a.serialize().unwrap().len() as u64;
+        let (engine, account) = (Engine::default(), MemoryBudget::new(u64::MAX));
         let temporary = tempfile::tempdir().unwrap();
-        for cache in [Cache::open(&CodeCache::Memory, size * 3 / 2).unwrap(), folder(temporary.path(), size * 3 / 2)] {
-            assert!(load(&cache, &engine, a).is_none());
-            cache.keep_module(a, &module_a, &account);
-            assert!(load(&cache, &engine, a).unwrap().get_export("a").is_some());
-            cache.keep_module(b, &module_b, &account);
-            assert!(load(&cache, &engine, a).is_none(), "no room for both");
-            assert!(load(&cache, &engine, b).is_some());
-            assert!(load(&cache, &engine, Key { engine: 2, ..b }).is_none(), "of another engine");
+        for data in [10, 1 << 20] {
+            let [a, b] = ["a", "b"].map(|name| module(&engine, name, data));
+            let limit = a.1.len() as u64 * 3 / 2;
+            let mut caches = vec![folder(&temporary.path().join(data.to_string()), limit)];
+            if data == 10 {
+                caches.push(Cache::open(&CodeCache::Memory, limit).unwrap());
+            }
+            for cache in caches {
+                assert!(load(&cache, &engine, a.0).is_none());
+                take(&cache, &engine, &account, &a);
+                assert!(load(&cache, &engine, a.0).unwrap().get_export("a").is_some());
+                take(&cache, &engine, &account, &b);
+                assert!(load(&cache, &engine, a.0).is_none(), "no room for both");
+                assert!(load(&cache, &engine, b.0).is_some());
+                assert!(load(&cache, &engine, Key { engine: 2, ..b.0 }).is_none(), "of another engine");
+            }
         }
     }
 
     #[test]
-    fn a_file_that_was_changed_is_not_loaded() {
-        let engine = Engine::default();
-        let (key, module) = module(&engine, "(module (func (export \"a\")))");
-        let temporary = tempfile::tempdir().unwrap();
-        let cache = folder(temporary.path(), 1 << 20);
-        cache.keep_module(key, &module, &MemoryAccount::unbounded());
-        let path = file(&temporary.path().join("code"), key);
-        let whole = fs::read(&path).unwrap();
-        for at in [0, 40, whole.len() - 1] {
-            let mut changed = whole.clone();
-            changed[at] ^= 1;
-            fs::write(&path, changed).unwrap();
-            assert!(load(&cache, &engine, key).is_none(), "byte {at}");
-            assert!(!path.exists(), "it is removed");
+    fn large_code_is_charged_once_and_kept_when_nobody_runs_it() {
+        let (engine, account) = (Engine::default(), MemoryBudget::new(u64::MAX));
+        let [a, b, c] = ["a", "b", "c"].map(|name| module(&engine, name, 1 << 20));
+        let size = a.1.len() as u64 + Sealed::DIGEST;
+        let cache = Cache::open(&CodeCache::Memory, size * 5 / 2).unwrap();
+        let run = take(&cache, &engine, &account, &a);
+        assert!(cache.mapped(a.0).is_none(), "it is in use");
+        assert_eq!((account.uses().code, account.uses().cache), (size, 0));
+        assert!(cache.give_back(a.0, run).is_empty());
+        assert_eq!((account.uses().code, account.uses().cache), (0, size));
+        let run = cache.mapped(a.0).unwrap();
+        assert_eq!((account.uses().code, account.unused()), (size, 0));
+        assert!(run.get_export("a").is_some() && cache.mapped(a.0).is_none());
+        for (key, run) in
+            [(a.0, run), (b.0, take(&cache, &engine, &account, &b)), (c.0, take(&cache, &engine, &account, &c))]
+        {
+            cache.give_back(key, run);
         }
-        fs::write(&path, &whole[..20]).unwrap();
-        assert!(load(&cache, &engine, key).is_none());
-        fs::write(&path, &whole).unwrap();
-        assert!(load(&cache, &engine, key).is_some());
+        assert!(cache.mapped(a.0).is_none(), "no room for all three");
+        assert_eq!(account.unused(), 2 * size);
+        assert_eq!(cache.give_way(&MemoryBudget::new(1), size), 0, "it is not of that account");
+        assert_eq!(cache.give_way(&account, size - 1), size);
+        assert!(cache.mapped(b.0).is_none() && cache.mapped(c.0).is_some(), "the oldest has given way");
+        assert_eq!(account.used(), 0);
+    }
+
+    #[test]
+    fn a_file_that_was_changed_is_not_loaded() {
+        let (engine, account) = (Engine::default(), MemoryBudget::new(u64::MAX));
+        let temporary = tempfile::tempdir().unwrap();
+        let cache = folder(temporary.path(), 4 << 20);
+        for data in [10, 1 << 20] {
+            let module = module(&engine, "a", data);
+            take(&cache, &engine, &account, &module);
+            let path = file(&temporary.path().join("code"), module.0);
+            let whole = fs::read(&path).unwrap();
+            for at in [0, 40, whole.len() - 1] {
+                let mut changed = whole.clone();
+                changed[at] ^= 1;
+                fs::write(&path, changed).unwrap();
+                assert!(load(&cache, &engine, module.0).is_none(), "byte {at}");
+                assert!(!path.exists(), "it is removed");
+            }
+            fs::write(&path, &whole[..20]).unwrap();
+            assert!(load(&cache, &engine, module.0).is_none());
+            fs::write(&path, &whole).unwrap();
+            assert!(load(&cache, &engine, module.0).is_some());
+        }
     }
 
     #[test]

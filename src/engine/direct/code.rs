@@ -1,10 +1,10 @@
 //! From a module's bytes to its code: what is in use already, what is kept, or what is compiled now.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     io,
     ops::Deref,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -13,8 +13,11 @@ use tokio::{runtime::Handle, time::Instant};
 use wasmtime::{Engine, Module};
 
 use super::{
-    cache::{Cache, Key, lock},
-    classify, in_process,
+    cache::{Cache, Wanted, lock},
+    classify,
+    in_memory::{Key, Loaded},
+    in_process,
+    sealed::{Destination, Sealed},
     workers::{Failed, Stop, Terms, Workers},
 };
 use crate::{
@@ -23,6 +26,7 @@ use crate::{
     error::{Error, TryLater},
     host_limits::sure_memory,
     last_words::LastWords,
+    memory::{GiveWay, MemoryBudget},
     source::data_size,
     units::Size,
 };
@@ -36,25 +40,41 @@ const WORKER: u64 = 512 << 20;
 /// How many modules that were over their budget are remembered at most.
 const MOST_REMEMBERED: usize = 4096;
 
-/// A module whose code is loaded.
-pub(super) struct Loaded {
-    module: Module,
-    /// Given back once the code is unmapped.
-    charge: Arc<Charge>,
+/// Code that a runtime runs. Others may run the same.
+pub(super) struct InUse {
+    loaded: Arc<Loaded>,
+    key: Key,
+    code: Arc<Code>,
 }
 
-impl Deref for Loaded {
+impl Deref for InUse {
     type Target = Module;
 
     fn deref(&self) -> &Module {
-        &self.module
+        &self.loaded
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let mut live = lock(&self.code.live);
+        let Some((_, users)) = live.get_mut(&self.key) else { return };
+        *users -= 1;
+        if *users > 0 {
+            return;
+        }
+        let last = live.remove(&self.key);
+        // Under the lock: there is no moment at which nobody has it.
+        let gone = last.map(|(loaded, _)| self.code.kept.give_back(self.key, loaded));
+        drop(live);
+        drop(gone);
     }
 }
 
 /// The code of all modules under all engines.
 pub(super) struct Code {
-    /// Code that runtimes have: evaluators with the same bytes share it.
-    live: Mutex<HashMap<Key, Weak<Loaded>>>,
+    /// Code that runtimes have, and how many: evaluators with the same bytes share it. Taken before the cache's own lock.
+    live: Mutex<HashMap<Key, (Arc<Loaded>, usize)>>,
     kept: Cache,
     pub(super) workers: Option<Workers>,
     over_budget: Mutex<LruCache<Key, OverBudget>>,
@@ -85,35 +105,40 @@ impl Code {
 
     /// The code of a module, charged to `room`, whose `stop` ends it. Blocks.
     pub(super) fn module(
-        &self,
+        self: &Arc<Self>,
         engine: &Engine,
         terms: Terms,
         wasm: &[u8],
         limits: &InstanceLimits,
         room: &mut Room<'_>,
-    ) -> Result<Arc<Loaded>, Error> {
+    ) -> Result<InUse, Error> {
         let key = key(terms);
-        let live = lock(&self.live).get(&key).and_then(Weak::upgrade);
-        if let Some(loaded) = live {
+        room.account.kept_by(self);
+        if let Some(code) = self.in_use(key, None) {
             // First, so that whoever weighs this code knows that another needs it.
-            room.account.runs(loaded.charge.clone());
-            room.image = 0;
-            room.take(0, 0)?;
-            return Ok(loaded);
+            room.account.runs(code.loaded.charge.clone());
+            room.take(Wanted::to_load(0, true))?;
+            return Ok(code);
         }
-        // wasmtime keeps what memories begin with beside the code, to map it into each instance.
         room.image = data_size(wasm);
-        let kept = self.kept.load(engine, key, |code, unloaded| room.take(code, unloaded))?;
-        let (module, charge) = match kept {
-            Some(loaded) => loaded,
-            None => self.compile(engine, terms, wasm, limits, room)?,
-        };
-        let loaded = Arc::new(Loaded { module, charge: Arc::new(charge) });
+        let kept = self.kept.load(engine, key, terms.maps, |wanted| room.take(wanted))?;
+        let loaded = kept.map_or_else(|| self.compile(engine, terms, wasm, limits, room), Ok)?;
         room.account.runs(loaded.charge.clone());
+        let loaded = Arc::new(loaded);
+        // Another may have been faster: then this one goes, without the lock.
+        let code = self.in_use(key, Some(&loaded));
+        code.ok_or_else(|| Error::internal("compiled code is gone", "it was just loaded"))
+    }
+
+    /// Code that somebody runs, or that is kept as it was run; else `new`.
+    fn in_use(self: &Arc<Self>, key: Key, new: Option<&Arc<Loaded>>) -> Option<InUse> {
         let mut live = lock(&self.live);
-        live.retain(|_, module| module.strong_count() > 0);
-        live.insert(key, Arc::downgrade(&loaded));
-        Ok(loaded)
+        let (loaded, users) = match live.entry(key) {
+            Entry::Occupied(live) => live.into_mut(),
+            Entry::Vacant(free) => free.insert((new.cloned().or_else(|| self.kept.mapped(key))?, 0)),
+        };
+        *users += 1;
+        Some(InUse { loaded: loaded.clone(), key, code: self.clone() })
     }
 
     fn compile(
@@ -123,19 +148,19 @@ impl Code {
         wasm: &[u8],
         limits: &InstanceLimits,
         room: &mut Room<'_>,
-    ) -> Result<(Module, Charge), Error> {
-        let Some(workers) = &self.workers else {
-            let module = in_process::compile(engine, wasm, limits)?;
-            let (charge, _) = room.take(size(&module), 0)?;
-            self.kept.keep_module(key(terms), &module, room.account);
-            return Ok((module, charge));
+    ) -> Result<Loaded, Error> {
+        let (code, charges) = if let Some(workers) = &self.workers {
+            self.check(terms)?;
+            let compiled = workers.compile(wasm, terms, room.stop, |wanted| room.take(wanted));
+            compiled.map_err(|failed| self.why(failed, terms))?
+        } else {
+            let code = in_process::compile(engine, wasm, limits)?;
+            let to = Destination::new(code.len() as u64, terms.maps);
+            let charges = room.take(Wanted::to_load(Sealed::DIGEST + code.len() as u64, to.is_mapped()))?;
+            let sealed = Sealed::new(&code, to);
+            (sealed.map_err(|error| Error::overloaded("no memory for compiled code", &error, &error))?, charges)
         };
-        self.check(terms)?;
-        let compiled = workers.compile(wasm, terms, room.stop, |size| room.take(size, size));
-        let (code, (charge, unloaded)) = compiled.map_err(|failed| self.why(failed, terms))?;
-        let code = code.charged(unloaded);
-        let module = self.kept.take(engine, key(terms), code).map_err(|error| classify::invalid(&error, limits))?;
-        Ok((module, charge))
+        self.kept.take(engine, key(terms), code, charges).map_err(|error| classify::invalid(&error, limits))
     }
 
     fn why(&self, failed: Failed, terms: Terms) -> Error {
@@ -209,7 +234,7 @@ pub(super) struct Room<'a> {
     pub(super) account: &'a MemoryAccount,
     /// Ends the wait for it.
     pub(super) stop: &'a Stop,
-    /// Bytes that memories of the module begin with.
+    /// Bytes that memories of the module begin with: wasmtime keeps them once more where code is not mapped.
     pub(super) image: u64,
     /// Bytes of the first instance, once it is to be reckoned with.
     pub(super) instance: u64,
@@ -219,9 +244,10 @@ pub(super) struct Room<'a> {
 
 impl Room<'_> {
     /// Waits until there is room for code, loaded and not, and for the first instance with it. Blocks.
-    fn take(&mut self, code: u64, unloaded: u64) -> Result<(Charge, Charge), Error> {
+    fn take(&mut self, wanted: Wanted) -> Result<(Charge, Charge), Error> {
         self.first = None;
-        let reserve = self.account.reserve(code.saturating_add(self.image), unloaded, self.instance);
+        let image = if wanted.is_mapped { 0 } else { self.image };
+        let reserve = self.account.reserve(wanted.loaded.saturating_add(image), wanted.unloaded, self.instance);
         let reserved = Handle::current().block_on(async {
             tokio::select! {
                 reserved = reserve => reserved,
@@ -234,10 +260,10 @@ impl Room<'_> {
     }
 }
 
-/// How much memory a module's code takes.
-fn size(module: &Module) -> u64 {
-    let image = module.image_range();
-    (image.end.addr() - image.start.addr()) as u64
+impl GiveWay for Code {
+    fn give_way(&self, account: &Arc<MemoryBudget>, bytes: u64) -> u64 {
+        self.kept.give_way(account, bytes)
+    }
 }
 
 /// What the code of a module is kept under.

@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
-use wasmtime::{Engine, Module};
+use wasmtime::Engine;
 
 use super::classify;
 use crate::{engine::InstanceLimits, error::Error, last_words::LastWords};
 
-/// Blocks until the module is compiled, however long that takes.
-pub(super) fn compile(engine: &Engine, wasm: &[u8], limits: &InstanceLimits) -> Result<Module, Error> {
-    Module::new(engine, wasm).map_err(|error| classify::invalid(&error, limits))
+/// The code of a module. Blocks until it is compiled, however long that takes.
+pub(super) fn compile(engine: &Engine, wasm: &[u8], limits: &InstanceLimits) -> Result<Vec<u8>, Error> {
+    engine.precompile_module(wasm).map_err(|error| classify::invalid(&error, limits))
 }
 
 /// The compiler met something that it cannot compile, and would again.

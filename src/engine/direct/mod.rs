@@ -44,6 +44,8 @@
 //! | `stack` | where a guest was when it failed |
 //! | `allocator` | which parts of the kernel's memory are allocated |
 //! | `cache` | compiled code, kept in memory or in a folder |
+//! | `in_memory` | the part of it that is kept in memory |
+//! | `sealed` | compiled code on its way to wasmtime, large code in a file that nobody can write to |
 //! | `classify` | why the host ended a guest; how a guest ended, as our errors |
 //! | `fair_share` | which of the guests that run long may run now |
 //! | `ticker` | the thread that makes running guests return to their executor |
@@ -61,11 +63,13 @@ mod compiled;
 mod fair_share;
 mod functions;
 mod http;
+mod in_memory;
 mod in_process;
 mod instance;
 mod kernel;
 mod log;
 mod modules;
+mod sealed;
 mod slots;
 mod stack;
 mod state;

@@ -6,7 +6,7 @@ use wasmtime::{ExternType, Instance, Linker, Module, ModuleExport, Store, ValTyp
 
 use super::{
     abi,
-    code::{Loaded, Room},
+    code::{InUse, Room},
     functions,
     kernel::Kernel,
     state::GuestState,
@@ -31,7 +31,7 @@ pub(super) struct Modules {
 }
 
 struct Linked {
-    module: Arc<Loaded>,
+    module: InUse,
     imports: Vec<Import>,
 }
 
@@ -103,7 +103,7 @@ impl Modules {
 
     /// The plugin's own module.
     pub(super) fn main(&self) -> Option<&Module> {
-        self.linked.last().map(|linked| &**linked.module)
+        self.linked.last().map(|linked| &*linked.module)
     }
 
     /// Instantiates the kernel, then each module with its initialisers.

@@ -8,7 +8,7 @@ use super::{
     abi,
     cache::Cache,
     classify,
-    code::{Code, Loaded, Room},
+    code::{Code, InUse, Room},
     fair_share::FairShare,
     kernel::KernelModule,
     slots::{self, SlotLayout},
@@ -47,6 +47,8 @@ pub(super) struct EngineVariant {
     pub(super) share: Arc<FairShare>,
     code: Arc<Code>,
     fueled: bool,
+    /// Whether large code can be mapped.
+    maps: bool,
     version: u64,
 }
 
@@ -107,8 +109,8 @@ impl EngineVariant {
         abi::link(&mut abi).map_err(failed)?;
         let ticker = Ticker::start(engine.weak())
             .map_err(|error| Error::overloaded("no thread for the ticker", &error, &error))?;
-        let version = tunables::version(&engine);
-        Ok(Arc::new(Self { kernel, abi, ticker: Arc::new(ticker), share, code, fueled, version, engine }))
+        let (version, maps) = (tunables::version(&engine), kernel.can_be_mapped(&engine));
+        Ok(Arc::new(Self { kernel, abi, ticker: Arc::new(ticker), share, code, fueled, maps, version, engine }))
     }
 
     /// The code of a module, charged to `room`, whose `stop` ends it. Blocks.
@@ -118,8 +120,9 @@ impl EngineVariant {
         wasm: &[u8],
         limits: &InstanceLimits,
         room: &mut Room<'_>,
-    ) -> Result<Arc<Loaded>, Error> {
-        let terms = Terms { digest, fueled: self.fueled, engine: self.version, within: limits.build_timeout };
+    ) -> Result<InUse, Error> {
+        let Self { fueled, maps, version: engine, .. } = *self;
+        let terms = Terms { digest, fueled, engine, maps, within: limits.build_timeout };
         self.code.module(&self.engine, terms, wasm, limits, room)
     }
 }

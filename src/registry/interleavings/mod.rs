@@ -29,6 +29,7 @@ use super::{
     Resident, RevisionId, ThreadCache,
 };
 use crate::{
+    background::Background,
     config::Eviction,
     error::Error,
     memory::{MemoryBudget, Weight},
@@ -328,7 +329,7 @@ fn scenario() {
     let limits = limits();
     let none = AtomicUsize::default;
     let world = Arc::new(World { limits, opens: none(), closes: none(), exist: none(), instances: none() });
-    let registry: Registry<Fake> = Registry::new(limits, MemoryBudget::new(u64::MAX), metrics);
+    let registry: Registry<Fake> = Registry::new(limits, MemoryBudget::new(u64::MAX), metrics, Background::default());
     let tenants = draw(1..4) as u64;
     let revision = move |evaluator| RevisionId { evaluator, number: evaluator, tenant: TenantId(evaluator % tenants) };
     // The first two are revisions of one evaluator: they share its cache.

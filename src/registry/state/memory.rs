@@ -3,8 +3,13 @@
 //! What is used is read from the [account](crate::memory), which guests change while they run. What closing would give back
 //! is asked of the residents, and only when there is too little room. So the common way costs three loads.
 //!
-//! First idle instances go, then runtimes that nobody uses, both least recently used first. Code that several runtimes
+//! First idle instances go, then code that is kept although nobody runs it, then runtimes that nobody uses, each the least
+//! recently used first. An instance is made in microseconds, and code is compiled in seconds; but a runtime without
+//! instances holds little beside its code, and was used later than what was closed before it. Code that several runtimes
 //! share comes back with the last of them, so those go after all others.
+//!
+//! The code of a runtime that was closed may be kept by the engine. Then closing it gave nothing back yet, and what was
+//! unused longest goes in its turn.
 
 use tokio::{sync::oneshot, time::Instant};
 
@@ -102,12 +107,38 @@ impl<R: Resident> RegistryState<R> {
         // For a build only if it is enough, and runtimes only then: otherwise nothing is lost in vain.
         if can_free >= wanted - limit {
             let short = self.reap_for_room(wanted.saturating_sub(self.goal()));
+            let short = self.give_way(short);
             self.evict_for_room(short, now);
         } else if used > limit {
             let short = self.reap_for_room(used - self.goal());
+            let short = self.give_way(short);
             if can_free >= used - limit {
                 self.evict_for_room(short, now);
             }
+        }
+    }
+
+    /// Has dropped what is kept although nobody uses it. Gives what is still missing.
+    fn give_way(&mut self, short: u64) -> u64 {
+        let bytes = self.unused().min(short);
+        if bytes > 0 {
+            self.giving_way += bytes;
+            self.effects.push(Effect::GiveWay { bytes });
+        }
+        short - bytes
+    }
+
+    /// What is kept although nobody uses it, and is not being dropped yet.
+    fn unused(&self) -> u64 {
+        self.memory.unused().saturating_sub(self.giving_way)
+    }
+
+    /// What was `asked` to give way has done so, and `freed` bytes.
+    pub(in crate::registry) fn gave_way(&mut self, asked: u64, freed: u64, now: Instant) {
+        self.giving_way -= asked;
+        // If somebody was about to use it, the next change tells what else there is.
+        if freed > 0 {
+            self.dispatch(now);
         }
     }
 
@@ -115,7 +146,8 @@ impl<R: Resident> RegistryState<R> {
     fn room_coming(&self) -> u64 {
         let closing = self.draining.values().filter(|draining| matches!(draining.coming, Coming::Soon { .. }));
         let reaping = self.live.iter().filter(|(_, live)| live.reaping > 0);
-        closing.map(|draining| draining.frees).chain(reaping.map(|(_, live)| live.each() * live.reaping as u64)).sum()
+        let frees = closing.map(|draining| draining.frees);
+        self.giving_way + frees.chain(reaping.map(|(_, live)| live.each() * live.reaping as u64)).sum::<u64>()
     }
 
     /// What could be given back by dropping all that nobody uses.
@@ -127,7 +159,7 @@ impl<R: Resident> RegistryState<R> {
             }
             _ => live.each() * live.idle as u64,
         };
-        self.live.iter().map(|(_, live)| frees(live)).sum()
+        self.unused() + self.live.iter().map(|(_, live)| frees(live)).sum::<u64>()
     }
 
     /// Drops idle instances, least recently used runtimes first. Gives what is still missing.

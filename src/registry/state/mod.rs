@@ -148,6 +148,10 @@ pub(super) enum Effect<R: Resident> {
         to: oneshot::Sender<Charge>,
         charge: Charge,
     },
+    /// Drop so many bytes of what is kept although nobody uses it.
+    GiveWay {
+        bytes: u64,
+    },
     /// Take out what threads have parked of these runtimes, and end all the leases in one step.
     Reclaim {
         residents: Vec<(RevisionId, R)>,
@@ -199,6 +203,8 @@ pub(super) struct RegistryState<R: Resident> {
     /// Builds that are compiled and wait for room in bytes.
     room_queue: BTreeMap<RoomId, WantsRoom>,
     memory: Arc<MemoryBudget>,
+    /// Bytes of what is kept although nobody uses it that are being dropped.
+    giving_way: u64,
     failures: LruCache<RevisionId, Failure>,
     waiting_capacity: usize,
     waiting_instance: usize,
@@ -234,6 +240,7 @@ impl<R: Resident> RegistryState<R> {
             reserved: Vec::new(),
             room_queue: BTreeMap::new(),
             memory,
+            giving_way: 0,
             failures: LruCache::unbounded(),
             waiting_capacity: 0,
             waiting_instance: 0,

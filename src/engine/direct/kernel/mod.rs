@@ -16,6 +16,7 @@ use wasmtime::{AsContext, AsContextMut, Engine, Instance, Memory, Module, Module
 
 use super::{
     classify::{HostTrap, by_system},
+    sealed,
     state::GuestState,
 };
 use crate::{engine::text::MAX_MESSAGE, error::Error};
@@ -53,6 +54,11 @@ impl KernelModule {
         let missing = |name: &str| wasmtime::Error::msg(format!("the kernel has no {name}"));
         let find = |name: &str| module.get_export_index(name).ok_or_else(|| missing(name));
         Ok(Self { memory: find("memory")?, module })
+    }
+
+    /// Whether the system lets code be [mapped](sealed), tried with this module.
+    pub(super) fn can_be_mapped(&self, engine: &Engine) -> bool {
+        sealed::can_be_mapped(engine, &self.module)
     }
 
     /// The accessor of this name, if there is one.

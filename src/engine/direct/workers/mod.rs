@@ -44,8 +44,9 @@ pub(super) use self::{
     worker::Failed,
 };
 use super::{
-    cache::Sealed,
+    cache::Wanted,
     classify::by_system,
+    sealed::{Destination, Sealed},
     tunables::{self, MemoryLayout},
 };
 use crate::{
@@ -69,6 +70,8 @@ pub(super) struct Terms {
     pub(super) fueled: bool,
     /// wasmtime's version and settings.
     pub(super) engine: u64,
+    /// Whether large code can be mapped.
+    pub(super) maps: bool,
     /// The time within which the caller stops it.
     pub(super) within: Duration,
 }
@@ -97,14 +100,14 @@ impl Workers {
         Some(Self { program, setup, memory, idle: Mutex::default(), busy: AtomicUsize::new(0), ended })
     }
 
-    /// The code of a module, taken once there is `room` for so many bytes, and that room. Blocks until it is compiled, or
+    /// The code of a module, taken once there is `room` for it, and that room. Blocks until it is compiled, or
     /// `stop` ends the compile.
     pub(super) fn compile<T>(
         &self,
         wasm: &[u8],
         terms: Terms,
         stop: &Stop,
-        mut room: impl FnMut(u64) -> Result<T, Error>,
+        mut room: impl FnMut(Wanted) -> Result<T, Error>,
     ) -> Result<(Sealed, T), Failed> {
         let order = Order::new(terms.fueled, terms.within, wasm.len());
         let mut crashed = false;

@@ -9,11 +9,15 @@ use std::{
 };
 
 use super::{
-    Sealed, Terms,
+    Destination, Sealed, Terms, Wanted,
     protocol::{ARGUMENT, NO_MEMORY, Order, Reply, Setup, UNABLE, hear, say},
     stop::{Process, Stop, Why, kill},
 };
-use crate::{engine::Ended, error::Error, host_limits::killed_for_memory, pages};
+use crate::{
+    engine::Ended,
+    error::Error,
+    host_limits::{is_shortage, killed_for_memory},
+};
 
 /// More code than this is not taken. In bytes.
 const MOST_CODE: u64 = 256 << 20;
@@ -122,7 +126,7 @@ impl Worker {
         wasm: &[u8],
         terms: Terms,
         stop: &Stop,
-        room: impl FnOnce(u64) -> Result<T, Error>,
+        room: impl FnOnce(Wanted) -> Result<T, Error>,
     ) -> Result<(Sealed, T), Failed> {
         self.builds += 1;
         self.killed_before = killed_for_memory();
@@ -131,11 +135,11 @@ impl Worker {
             begun = true;
             stop.begun(terms);
         };
-        let room = |size| {
+        let room = |wanted| {
             stop.compiled();
-            room(size)
+            room(wanted)
         };
-        let answer = self.exchange(order, wasm, terms.engine, begins, room);
+        let answer = self.exchange(order, wasm, terms, begins, room);
         answer.map_err(|failed| failed.unwrap_or(Failed::Gone { begun }))
     }
 
@@ -144,9 +148,9 @@ impl Worker {
         &mut self,
         order: &Order,
         wasm: &[u8],
-        engine: u64,
+        terms: Terms,
         begun: impl FnOnce(),
-        room: impl FnOnce(u64) -> Result<T, Error>,
+        room: impl FnOnce(Wanted) -> Result<T, Error>,
     ) -> Result<(Sealed, T), Option<Failed>> {
         let gone = |_: io::Error| None;
         say(&mut self.input, order).and_then(|()| self.input.write_all(wasm)).map_err(gone)?;
@@ -155,18 +159,19 @@ impl Worker {
             other => return Err(Some(unexpected(&other))),
         }
         match hear(&mut self.output).map_err(gone)? {
-            Reply::Code { engine: theirs, .. } if theirs != engine => {
+            Reply::Code { engine, .. } if engine != terms.engine => {
                 Err(Some(Failed::Unfit("its wasmtime has another version or other settings".into())))
             }
             Reply::Code { size, .. } if size > MOST_CODE => Err(Some(Failed::Large(size))),
             Reply::Code { size, resident, .. } => {
-                let room = room(Sealed::DIGEST + size).map_err(Failed::NoRoom)?;
-                let bytes = pages::read(&mut self.output, Sealed::DIGEST + size).map_err(|error| {
+                let to = Destination::new(size, terms.maps);
+                let wanted = Wanted::to_load(Sealed::DIGEST + size, to.is_mapped());
+                let room = room(wanted).map_err(Failed::NoRoom)?;
+                let code = to.read(&mut self.output).map_err(|error| {
                     // Ours, not that of the worker.
-                    (error.kind() == io::ErrorKind::OutOfMemory).then_some(Failed::Host(error))
+                    is_shortage(&error).then_some(Failed::Host(error))
                 })?;
                 self.resident = resident;
-                let code = Sealed::check(bytes);
                 let code = code.ok_or_else(|| Failed::Unfit("its code does not have its digest".into()))?;
                 Ok((code, room))
             }

@@ -1,0 +1,129 @@
+//! Compiled code that is kept in memory: small code as bytes, large code mapped and ready to run.
+
+use std::{ops::Deref, sync::Arc};
+
+use lru::LruCache;
+use rustix::process::Resource;
+use wasmtime::Module;
+
+use super::sealed::Sealed;
+use crate::{
+    engine::Charge,
+    host_limits::soft_limit,
+    memory::{MemoryBudget, MemoryKind},
+    source::Digest,
+};
+
+/// Code that is kept mapped holds at most this part of the files that this process may open.
+const MOST_FILES: u64 = 8;
+
+/// A plugin under one engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) plugin: Digest,
+    /// wasmtime's version and settings.
+    pub(super) engine: u64,
+}
+
+/// Code that nobody runs, of at most `limit` bytes.
+pub(super) struct InMemory {
+    code: LruCache<Key, Unused>,
+    bytes: u64,
+    /// How many of them are mapped: each holds a file.
+    mapped: u64,
+    limit: u64,
+    most_mapped: u64,
+}
+
+/// Code that is kept for the next build. Dropping it may take long.
+pub(super) enum Unused {
+    Plain(Sealed, Arc<Charge>),
+    Mapped(Arc<Loaded>),
+}
+
+/// A module whose code is loaded.
+pub(super) struct Loaded {
+    pub(super) module: Module,
+    pub(super) is_mapped: bool,
+    /// Given back once the code is unmapped.
+    pub(super) charge: Arc<Charge>,
+}
+
+impl Deref for Loaded {
+    type Target = Module;
+
+    fn deref(&self) -> &Module {
+        &self.module
+    }
+}
+
+impl Unused {
+    pub(super) fn charge(&self) -> &Charge {
+        match self {
+            Self::Plain(_, charge) => charge,
+            Self::Mapped(loaded) => &loaded.charge,
+        }
+    }
+}
+
+impl InMemory {
+    pub(super) fn new(limit: u64) -> Self {
+        let most_mapped = soft_limit(Resource::Nofile) / MOST_FILES;
+        Self { code: LruCache::unbounded(), bytes: 0, mapped: 0, limit, most_mapped }
+    }
+
+    /// Gives what is not kept.
+    pub(super) fn put(&mut self, key: Key, unused: Unused) -> Vec<Unused> {
+        unused.charge().turn(MemoryKind::Unused);
+        self.bytes += unused.charge().bytes();
+        self.mapped += u64::from(matches!(unused, Unused::Mapped(_)));
+        let mut gone: Vec<_> = self.code.put(key, unused).into_iter().inspect(|old| self.forget(old)).collect();
+        while self.bytes > self.limit || self.mapped > self.most_mapped {
+            let Some((_, oldest)) = self.code.pop_lru() else { break };
+            self.forget(&oldest);
+            gone.push(oldest);
+        }
+        gone
+    }
+
+    fn forget(&mut self, unused: &Unused) {
+        self.bytes -= unused.charge().bytes();
+        self.mapped -= u64::from(matches!(unused, Unused::Mapped(_)));
+    }
+
+    /// Small code, which stays here.
+    pub(super) fn plain(&mut self, key: Key) -> Option<(Sealed, Arc<Charge>)> {
+        match self.code.get(&key)? {
+            Unused::Plain(code, charge) => Some((code.try_clone().ok()?, charge.clone())),
+            Unused::Mapped(_) => None,
+        }
+    }
+
+    /// Large code, which somebody is about to run.
+    pub(super) fn mapped(&mut self, key: Key) -> Option<Arc<Loaded>> {
+        let Unused::Mapped(_) = self.code.peek(&key)? else { return None };
+        let unused = self.code.pop(&key)?;
+        self.forget(&unused);
+        let Unused::Mapped(loaded) = unused else { return None };
+        loaded.charge.turn(MemoryKind::Code);
+        Some(loaded)
+    }
+
+    /// Takes out what was unused longest, until that is so many bytes of this account.
+    pub(super) fn oldest(&mut self, account: &Arc<MemoryBudget>, bytes: u64) -> Vec<Unused> {
+        let mut found = 0;
+        let charges = self.code.iter().rev().map(|(key, unused)| (*key, unused.charge()));
+        let of_account = charges.filter(|(_, charge)| charge.is_in(account));
+        let keys: Vec<Key> = of_account
+            .take_while(|(_, charge)| {
+                let missing = found < bytes;
+                found += charge.bytes();
+                missing
+            })
+            .map(|(key, _)| key)
+            .collect();
+        let gone: Vec<_> = keys.iter().filter_map(|key| self.code.pop(key)).collect();
+        gone.iter().for_each(|unused| self.forget(unused));
+        gone
+    }
+}
