@@ -11,9 +11,11 @@
 //! Compile workers are processes of their own, with bounds of their own.
 
 use std::{
+    collections::HashMap,
     fmt::Write,
     fs,
     io::{BufRead, BufReader},
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::Path,
     process::{Child, Command, ExitCode, Stdio},
     sync::{
@@ -76,9 +78,21 @@ impl Server {
         server
     }
 
+    /// What the system keeps in memory for it: anonymous pages, those of files on a disk, and all bytes of files without a
+    /// name, whether they are mapped or not.
     fn resident(&self) -> u64 {
-        let statm = fs::read_to_string(format!("/proc/{}/statm", self.child.id())).unwrap();
-        statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+        let proc = format!("/proc/{}", self.child.id());
+        let status = fs::read_to_string(format!("{proc}/status")).unwrap();
+        let kib = |name| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        let open = fs::read_dir(format!("{proc}/fd")).unwrap().flatten().map(|file| file.path());
+        let unnamed =
+            open.filter(|file| fs::read_link(file).is_ok_and(|to| to.as_os_str().as_bytes().starts_with(b"/memfd:")));
+        let files: HashMap<u64, u64> =
+            unnamed.filter_map(|file| fs::metadata(file).ok()).map(|file| (file.ino(), file.blocks() * 512)).collect();
+        (kib("RssAnon:") + kib("RssFile:")) * 1024 + files.values().sum::<u64>()
     }
 
     /// Looks how much it holds, all the time that the work takes.
@@ -94,7 +108,7 @@ impl Server {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
                     self.most.fetch_max(self.resident(), Ordering::Relaxed);
-                    thread::sleep(Duration::from_millis(5));
+                    thread::sleep(Duration::from_millis(20));
                 }
             });
             // Also when the work panics.

@@ -187,7 +187,8 @@ pub struct EngineSettings {
     /// Where the `direct` engine keeps compiled code, so that it need not compile an evicted plugin again: `memory`,
     /// `off`, or a folder that only this user may enter, where the code outlives the process. Default `memory`.
     pub code_cache: CodeCache,
-    /// Size of the compiled code that is kept, in bytes. Over it, the oldest is removed first. Default `256MiB`.
+    /// Size of the compiled code that is kept, in bytes. Over it, the oldest is removed first. In memory it takes at most a
+    /// quarter of `pool.memory`, large code only while nobody runs it, and gives way to what runs. Default `256MiB`.
     #[serde(deserialize_with = "size")]
     pub code_cache_size: u64,
     /// Where the `direct` engine compiles: `auto`, in processes of the running program if it has called

@@ -5,6 +5,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
     Settings,
+    engine::direct::files_of_kept_code,
     host_limits::{soft_limit, sure_memory},
     host_memory,
     units::Size,
@@ -51,12 +52,13 @@ pub(super) fn check(settings: &Settings) -> Result<Fit, String> {
     fit(settings, Host { files, sure_memory: sure_memory(), memory: host_memory::available() })
 }
 
-/// Files that all that the settings permit needs at once. A runtime has one, with what its memory begins with.
+/// Files that all that the settings permit needs at once. A runtime has one, with its code or what its memory begins with.
 fn files(settings: &Settings) -> u64 {
     let Settings { pool, engine, service, .. } = settings;
     let counts = [service.max_connections, engine.max_http_connections, pool.capacity];
     let counts = counts.iter().fold(BASE, |sum, count| sum.saturating_add(*count as u64));
-    counts.saturating_add((pool.build_concurrency as u64).saturating_mul(WORKER))
+    let kept = files_of_kept_code(pool, engine);
+    counts.saturating_add(kept).saturating_add((pool.build_concurrency as u64).saturating_mul(WORKER))
 }
 
 fn fit(settings: &Settings, host: Host) -> Result<Fit, String> {
@@ -75,9 +77,14 @@ fn fit(settings: &Settings, host: Host) -> Result<Fit, String> {
         fit.connections = fit.connections.min(most);
         fit.warnings.push(format!(
             "service.max_connections = {}, engine.max_http_connections = {} and pool.capacity = {} need about {needed} files, \
-             and this process may open {} (ulimit -n): raise that, or lower the settings; until then there are at most {} \
-             connections",
-            service.max_connections, engine.max_http_connections, pool.capacity, host.files, fit.connections
+             with engine.code_cache_size = {}, and this process may open {} (ulimit -n): raise that, or lower the settings; until \
+             then there are at most {} connections",
+            service.max_connections,
+            engine.max_http_connections,
+            pool.capacity,
+            Size(engine.code_cache_size),
+            host.files,
+            fit.connections
         ));
     }
     if host.sure_memory < limits.compile_memory {
@@ -132,7 +139,7 @@ mod tests {
         for (host, said) in [
             (
                 Host { files: 1024, ..AMPLE },
-                ["service.max_connections = 1024", "about 1616 files", "may open 1024 (ulimit -n)"],
+                ["service.max_connections = 1024", "about 2128 files", "may open 1024 (ulimit -n)"],
             ),
             (
                 Host { sure_memory: gib / 2, ..AMPLE },

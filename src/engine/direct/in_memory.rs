@@ -123,7 +123,9 @@ impl InMemory {
             .map(|(key, _)| key)
             .collect();
         let gone: Vec<_> = keys.iter().filter_map(|key| self.code.pop(key)).collect();
-        gone.iter().for_each(|unused| self.forget(unused));
+        for unused in &gone {
+            self.forget(unused);
+        }
         gone
     }
 }

@@ -94,6 +94,12 @@ use crate::{
     error::{Error, panic_text},
 };
 
+/// Files that compiled code holds at most while nobody runs it. Code that runs has at most one a runtime.
+#[cfg(feature = "service")]
+pub(crate) fn files_of_kept_code(pool: &PoolSettings, engine: &EngineSettings) -> u64 {
+    variant::most_mapped(pool, engine)
+}
+
 /// Runs plugins on wasmtime.
 pub struct DirectEngine {
     variants: Arc<EngineVariants>,

@@ -165,9 +165,11 @@ impl Sealed {
 
 /// Whether the system lets code be mapped from a file without a name: tried with this module. A policy may forbid it.
 pub(super) fn can_be_mapped(engine: &Engine, module: &Module) -> bool {
+    // Another time it may have a file to give.
+    let Ok(file) = unnamed() else { return true };
     let load = || {
         let code = module.serialize().ok()?;
-        let to = Destination { size: code.len() as u64, file: Some(unnamed().ok()?) };
+        let to = Destination { size: code.len() as u64, file: Some(file) };
         Sealed::new(&code, to).ok()?.load(engine).ok()
     };
     load().is_some()

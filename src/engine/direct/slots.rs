@@ -119,19 +119,23 @@ const MAPPINGS_OF_A_STACK: u64 = 2;
 /// Mappings of a runtime with one instance, once it is in use: its code, its memories, and what they begin with.
 const MAPPINGS_OF_A_RUNTIME: u64 = 14;
 
-/// Mappings of a process that has none of either.
+/// Mappings of code that is kept mapped.
+const MAPPINGS_OF_CODE: u64 = 4;
+
+/// Mappings of a process that has none of these.
 const OTHER_MAPPINGS: u64 = 1_000;
 
-/// Compares the mappings that these settings take with those that the system gives a process. Some text is a warning: not
+/// Compares the mappings that these settings take, with `kept` modules, with those that the system gives a process. Some text is a warning: not
 /// all that the settings permit can live at once.
 ///
 /// # Errors
 ///
 /// Text that names the settings and the system's limit: not even the slots can be made.
-pub(super) fn check_mappings(pool: &PoolSettings, most: u64) -> Result<Option<String>, String> {
+pub(super) fn check_mappings(pool: &PoolSettings, kept: u64, most: u64) -> Result<Option<String>, String> {
     let PoolSettings { max_instances, capacity, .. } = *pool;
     let stacks = (max_instances as u64).saturating_mul(MAPPINGS_OF_A_STACK).saturating_add(OTHER_MAPPINGS);
-    let all = (capacity as u64).saturating_mul(MAPPINGS_OF_A_RUNTIME).saturating_add(stacks);
+    let code = kept.saturating_mul(MAPPINGS_OF_CODE);
+    let all = (capacity as u64).saturating_mul(MAPPINGS_OF_A_RUNTIME).saturating_add(stacks).saturating_add(code);
     let said = |needs: &str, mappings: u64| {
         format!(
             "pool.max_instances = {max_instances} with pool.capacity = {capacity} {needs} about {mappings} memory \
@@ -175,7 +179,7 @@ mod tests {
     fn mappings_are_reckoned_before_the_slots_are_made() {
         let check = |capacity: usize, max_instances: usize| {
             let pool = PoolSettings { capacity, max_instances, ..PoolSettings::default() };
-            check_mappings(&pool, 65_530)
+            check_mappings(&pool, 512, 65_530)
         };
         assert_eq!(check(256, 1024), Ok(None), "the defaults");
         assert_eq!(check(256, 30_000), Ok(None));

@@ -11,6 +11,7 @@ use super::{
     code::{Code, InUse, Room},
     fair_share::FairShare,
     kernel::KernelModule,
+    sealed::MAPPED,
     slots::{self, SlotLayout},
     stack,
     state::GuestState,
@@ -52,20 +53,34 @@ pub(super) struct EngineVariant {
     version: u64,
 }
 
+/// How many bytes of code are kept at most.
+fn most_kept(pool: &PoolSettings, engine: &EngineSettings) -> u64 {
+    match engine.code_cache {
+        CodeCache::Off => 0,
+        CodeCache::Memory => engine.code_cache_size.min(pool.memory / MOST_CACHE),
+        CodeCache::Folder(_) => engine.code_cache_size,
+    }
+}
+
+/// How many modules that nobody runs are kept mapped at most: each holds a file.
+pub(super) fn most_mapped(pool: &PoolSettings, engine: &EngineSettings) -> u64 {
+    match engine.code_cache {
+        CodeCache::Memory => most_kept(pool, engine) / MAPPED,
+        CodeCache::Off | CodeCache::Folder(_) => 0,
+    }
+}
+
 impl EngineVariants {
     /// Makes the engine that counts no fuel.
     pub(super) fn new(pool: &PoolSettings, limits: &LimitSettings, engine: &EngineSettings) -> Result<Self, Error> {
         let layout = SlotLayout::new(pool, limits, slots::available()).map_err(Error::invalid_request)?;
         layout.check_promise(sure_memory()).map_err(Error::invalid_request)?;
-        let mappings = slots::check_mappings(pool, slots::most_mappings()).map_err(Error::invalid_request)?;
+        let kept = most_mapped(pool, engine);
+        let mappings = slots::check_mappings(pool, kept, slots::most_mappings()).map_err(Error::invalid_request)?;
         if let Some(warning) = mappings {
             tracing::warn!("{warning}");
         }
-        let most = match engine.code_cache {
-            CodeCache::Folder(_) => engine.code_cache_size,
-            CodeCache::Memory | CodeCache::Off => engine.code_cache_size.min(pool.memory / MOST_CACHE),
-        };
-        let cache = Cache::open(&engine.code_cache, most)
+        let cache = Cache::open(&engine.code_cache, most_kept(pool, engine))
             .map_err(|error| Error::invalid_request(format!("engine.code_cache cannot be used: {error}")))?;
         let workers = Workers::new(&engine.compile_workers, limits.compile_memory, layout.memory());
         let code = Code::new(cache, workers, pool.negative_ttl, limits.compile_memory);

@@ -1,6 +1,8 @@
 //! `pool.memory`: what runtimes hold, in bytes, has a bound. What is dropped for it, in which order, and what is not.
 
 mod heavy;
+#[cfg(all(feature = "service", target_os = "linux"))]
+mod once;
 #[cfg(feature = "service")]
 mod real;
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, net::TcpStream, process::Command, thread, t
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use super::{Server, answer::Answer, letter, program};
-use crate::conformance::http::http_server;
+use crate::{conformance::http::http_server, support::wasm};
 
 /// What a server in these tests may open else.
 const AMPLE: u64 = 1024;
@@ -63,6 +63,32 @@ fn a_server_without_files_says_so_and_remembers_nothing_of_it() {
         assert_eq!(server.post(name, b"").text(), name);
     }
     assert_eq!(server.metric("evalpool_builds_total", "invalid_plugin"), 0);
+}
+
+#[test]
+fn large_code_for_which_there_is_no_file_runs_without_one() {
+    let server = Server::start(&[("ENGINE_CODE_CACHE", "off")]);
+    let functions = "(func (param i32) (result i32) (i32.rotl (i32.mul (local.get 0) (local.get 0)) (local.get 0)))";
+    let functions = functions.repeat(20_000);
+    let linked = wasm(&format!(r#"(module {functions} (func (export "five") (result i32) (i32.const 5)))"#));
+    let plugin = wasm(&format!(
+        r#"(module
+            (import "five" "five" (func $five (result i32)))
+            {functions}
+            (func (export "run") (result i32) (i32.sub (call $five) (i32.const 5))))"#
+    ));
+    let parts = [("plugin", &plugin[..]), ("link.five", &linked[..])];
+    assert_eq!(server.put_form("large", &parts).status, 201);
+    let mapped = || {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", server.id())).unwrap();
+        maps.lines().filter(|line| line.contains("memfd:evalpool-code") && line.contains(" r-xp ")).count()
+    };
+    assert_eq!((server.post("large", b"").status, mapped()), (200, 2));
+    assert_eq!(server.request("DELETE", "/v1/evaluators/large/runtime", &[], b"").status, 204);
+    assert_eq!(mapped(), 0);
+    // One for the connection, and one for the first of the two modules.
+    allow_more(&server, 2);
+    assert_eq!((server.post("large", b"").status, mapped()), (200, 1));
 }
 
 #[test]
