@@ -102,9 +102,9 @@ async fn code_that_nobody_runs_gives_way_before_any_runtime_does() {
     let evaluators: Vec<_> =
         (0..8).map(|n| pool.register(&n.to_string(), Spec::new(Source::bytes(large(3, n)))).unwrap()).collect();
     let call = async |n: usize| assert_eq!(evaluators[n].evaluate("").await.unwrap().bytes()[..], *b"x");
-    for n in 0..2 {
+    for (n, evaluator) in evaluators.iter().enumerate().take(2) {
         call(n).await;
-        evaluators[n].unload().await;
+        evaluator.unload().await;
     }
     let (each, kept) = (3 * MIB, pool.memory().cache);
     assert!((2 * each..3 * each).contains(&kept), "{:?}", pool.memory());
