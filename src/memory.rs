@@ -241,6 +241,7 @@ impl MemoryAccount {
     }
 
     /// Names who keeps what is unused, and gives it up when there is no room. The first one stays.
+    #[cfg(feature = "direct")]
     pub(crate) fn kept_by<K: GiveWay + 'static>(&self, keeper: &Arc<K>) {
         self.budget.keeper.get_or_init(|| {
             let weak: Weak<K> = Arc::downgrade(keeper);
@@ -321,6 +322,7 @@ impl Charge {
     }
 
     /// The same bytes are held for something else from now on. Not by two at once.
+    #[cfg(feature = "direct")]
     pub(crate) fn turn(&self, kind: MemoryKind) {
         // In this order for the same reason.
         self.counter().fetch_sub(self.bytes, Ordering::Relaxed);
@@ -329,6 +331,7 @@ impl Charge {
     }
 
     /// Whether it is in this account.
+    #[cfg(feature = "direct")]
     pub(crate) fn is_in(&self, account: &Arc<MemoryBudget>) -> bool {
         Arc::ptr_eq(&self.budget, account)
     }

@@ -139,7 +139,7 @@ mod tests {
         for (host, said) in [
             (
                 Host { files: 1024, ..AMPLE },
-                ["service.max_connections = 1024", "about 2128 files", "may open 1024 (ulimit -n)"],
+                ["service.max_connections = 1024", "about 2640 files", "may open 1024 (ulimit -n)"],
             ),
             (
                 Host { sure_memory: gib / 2, ..AMPLE },

@@ -17,8 +17,9 @@ use wasmtime::{Engine, Module};
 
 use crate::pages;
 
-/// Code from this size on is mapped. In bytes.
-pub(super) const MAPPED: u64 = 512 << 10;
+/// Code from this size on is mapped. In bytes. The smallest plugins of Rust have about 400 KiB of it; most of C or
+/// AssemblyScript have less than 60, and a cache full of those would take thousands of files.
+pub(super) const MAPPED: u64 = 256 << 10;
 
 /// How much is moved at once into a file.
 const PART: u64 = 64 << 10;

@@ -179,7 +179,7 @@ mod tests {
     fn mappings_are_reckoned_before_the_slots_are_made() {
         let check = |capacity: usize, max_instances: usize| {
             let pool = PoolSettings { capacity, max_instances, ..PoolSettings::default() };
-            check_mappings(&pool, 512, 65_530)
+            check_mappings(&pool, 1024, 65_530)
         };
         assert_eq!(check(256, 1024), Ok(None), "the defaults");
         assert_eq!(check(256, 30_000), Ok(None));
