@@ -425,7 +425,9 @@ struct GivesWay<R: Resident> {
 
 impl<R: Resident> Drop for GivesWay<R> {
     fn drop(&mut self) {
-        let freed = self.registry.memory.give_way(self.bytes);
+        // An engine's objects are dropped here.
+        let give_way = AssertUnwindSafe(|| self.registry.memory.give_way(self.bytes));
+        let freed = catch_unwind(give_way).unwrap_or(0);
         self.registry.apply(|state| state.gave_way(self.bytes, freed, Instant::now()));
     }
 }

@@ -168,9 +168,11 @@ impl Cache {
     /// Nobody runs this code any more. Gives what is not kept: the caller drops it, without a lock.
     pub(super) fn give_back(&self, key: Key, loaded: Arc<Loaded>) -> Vec<Unused> {
         match &self.kept {
-            Kept::Memory(kept) if loaded.is_mapped => lock(kept).put(key, Unused::Mapped(loaded)),
-            _ => vec![Unused::Mapped(loaded)],
+            Kept::Memory(kept) if loaded.is_mapped => return lock(kept).put(key, Unused::Mapped(loaded)),
+            Kept::Memory(kept) => lock(kept).used(key),
+            Kept::Folder { .. } => {}
         }
+        vec![Unused::Mapped(loaded)]
     }
 
     /// Drops what was unused longest, until that was so many bytes of this account. Gives how many it was.
@@ -332,6 +334,19 @@ mod tests {
         assert_eq!(cache.give_way(&account, size - 1), size);
         assert!(cache.mapped(b.0).is_none() && cache.mapped(c.0).is_some(), "the oldest has given way");
         assert_eq!(account.used(), 0);
+    }
+
+    #[test]
+    fn small_code_goes_by_when_it_was_last_run() {
+        let (engine, account) = (Engine::default(), MemoryBudget::new(u64::MAX));
+        let [a, b, c] = ["a", "b", "c"].map(|name| module(&engine, name, 10));
+        let cache = Cache::open(&CodeCache::Memory, a.1.len() as u64 * 5 / 2).unwrap();
+        let [run_a, run_b] = [&a, &b].map(|module| take(&cache, &engine, &account, module));
+        for (key, run) in [(b.0, run_b), (a.0, run_a)] {
+            assert_eq!(cache.give_back(key, run).len(), 1, "the module goes, and its bytes stay");
+        }
+        take(&cache, &engine, &account, &c);
+        assert!(load(&cache, &engine, b.0).is_none() && load(&cache, &engine, a.0).is_some());
     }
 
     #[test]

@@ -123,11 +123,12 @@ impl Code {
         room.image = data_size(wasm);
         let kept = self.kept.load(engine, key, terms.maps, |wanted| room.take(wanted))?;
         let loaded = kept.map_or_else(|| self.compile(engine, terms, wasm, limits, room), Ok)?;
-        room.account.runs(loaded.charge.clone());
         let loaded = Arc::new(loaded);
         // Another may have been faster: then this one goes, without the lock.
         let code = self.in_use(key, Some(&loaded));
-        code.ok_or_else(|| Error::internal("compiled code is gone", "it was just loaded"))
+        let code = code.ok_or_else(|| Error::internal("compiled code is gone", "it was just loaded"))?;
+        room.account.runs(code.loaded.charge.clone());
+        Ok(code)
     }
 
     /// Code that somebody runs, or that is kept as it was run; else `new`.

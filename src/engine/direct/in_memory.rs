@@ -99,6 +99,11 @@ impl InMemory {
         }
     }
 
+    /// Somebody has run this until now.
+    pub(super) fn used(&mut self, key: Key) {
+        self.code.promote(&key);
+    }
+
     /// Large code, which somebody is about to run.
     pub(super) fn mapped(&mut self, key: Key) -> Option<Arc<Loaded>> {
         let Unused::Mapped(_) = self.code.peek(&key)? else { return None };

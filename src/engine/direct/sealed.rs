@@ -12,10 +12,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use rustix::process::Resource;
 use sha2::{Digest as _, Sha256};
 use wasmtime::{Engine, Module};
 
-use crate::pages;
+use crate::{host_limits::soft_limit, pages};
 
 /// Code from this size on is mapped. In bytes. The smallest plugins of Rust have about 400 KiB of it; most of C or
 /// AssemblyScript have less than 60, and a cache full of those would take thousands of files.
@@ -48,8 +49,9 @@ pub(super) struct Destination {
 impl Destination {
     /// A file, if that is large enough, code can be `mapped` at all, and the system has a file to give.
     pub(super) fn new(size: u64, mapped: bool) -> Self {
-        let file = if mapped && size >= MAPPED { unnamed().ok() } else { None };
-        Self { size, file }
+        // The system ends a process that writes a larger file than it may.
+        let may = mapped && size >= MAPPED && size <= soft_limit(Resource::Fsize);
+        Self { size, file: if may { unnamed().ok() } else { None } }
     }
 
     pub(super) fn is_mapped(&self) -> bool {

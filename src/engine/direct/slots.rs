@@ -177,12 +177,15 @@ mod tests {
 
     #[test]
     fn mappings_are_reckoned_before_the_slots_are_made() {
-        let check = |capacity: usize, max_instances: usize| {
+        let with = |kept: u64, capacity: usize, max_instances: usize| {
             let pool = PoolSettings { capacity, max_instances, ..PoolSettings::default() };
-            check_mappings(&pool, 1024, 65_530)
+            check_mappings(&pool, kept, 65_530)
         };
+        let check = |capacity, max_instances| with(0, capacity, max_instances);
         assert_eq!(check(256, 1024), Ok(None), "the defaults");
         assert_eq!(check(256, 30_000), Ok(None));
+        assert_eq!(with(1024, 256, 1024), Ok(None), "the defaults, with all code that can be kept");
+        assert!(with(1024, 256, 30_000).unwrap().is_some());
         let warning = check(5_000, 5_000).unwrap().unwrap();
         assert!(warning.contains("pool.capacity = 5000") && warning.contains("vm.max_map_count is 65530"), "{warning}");
         let refused = check(256, 33_000).unwrap_err();
