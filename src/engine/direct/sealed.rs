@@ -18,8 +18,8 @@ use wasmtime::{Engine, Module};
 
 use crate::{host_limits::soft_limit, pages};
 
-/// Code from this size on is mapped. In bytes. The smallest plugins of Rust have about 400 KiB of it; most of C or
-/// AssemblyScript have less than 60, and a cache full of those would take thousands of files.
+/// Code from this size on is mapped. In bytes. The smallest plugins of Rust have about 400 KiB of it; most of C
+/// have less than 60, and a cache full of those would take thousands of files.
 pub(super) const MAPPED: u64 = 256 << 10;
 
 /// How much is moved at once into a file.
