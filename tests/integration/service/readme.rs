@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::server::{Server, program};
 
 /// The sections with commands, in the order in which a newcomer meets them. `.ci/run` runs those of the first two.
-const SECTIONS: [&str; 8] = [
+const SECTIONS: [&str; 9] = [
     "Try it",
     "Embed it",
     "Serve it",
