@@ -93,13 +93,11 @@ impl UsageTotals {
         self.total += *total;
         self.bytes_in += bytes_in;
         self.bytes_out += bytes_out;
-        self.host_calls += host_calls;
+        self.host_calls = self.host_calls.saturating_add(*host_calls);
         self.http.add(*http);
-        self.fuel += fuel;
+        self.fuel = self.fuel.saturating_add(*fuel);
     }
-}
 
-impl UsageTotals {
     /// What was used since these were the totals.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
         let outcome = |(outcome, count): (&&'static str, &u64)| {
@@ -126,9 +124,10 @@ impl UsageTotals {
 
 impl HttpUsage {
     pub(crate) fn add(&mut self, other: Self) {
-        self.requests += other.requests;
-        self.bytes_in += other.bytes_in;
-        self.bytes_out += other.bytes_out;
+        // As an engine tells them.
+        self.requests = self.requests.saturating_add(other.requests);
+        self.bytes_in = self.bytes_in.saturating_add(other.bytes_in);
+        self.bytes_out = self.bytes_out.saturating_add(other.bytes_out);
     }
 }
 

@@ -299,7 +299,8 @@ pub trait Instance: Send + 'static {
     }
 
     /// Adds what the last call used, as far as the engine can tell: to the fields of [`Usage`] that say so. Asked once after
-    /// each call, also after one whose future was dropped. The default tells nothing.
+    /// each call, also after one whose future was dropped, while what waited for it is dropped: it must not panic. The
+    /// default tells nothing.
     fn add_usage(&mut self, usage: &mut Usage) {
         let _ = usage;
     }

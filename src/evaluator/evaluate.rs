@@ -37,6 +37,8 @@ impl Evaluator {
         let began = Instant::now();
         counted.began = Some(began);
         let usage = &mut counted.usage;
+        // Also if this comes to nothing: what was used is reported by the sweep.
+        pool.ensure_sweeping();
         // An evaluator that is called without a pause finds an instance on its thread. Where there is none the input is
         // kept: the evaluator's own data is asked for once a call, and before anything is held.
         let mut prepared = None;
@@ -44,7 +46,6 @@ impl Evaluator {
             let (id, input) = self.prepare(data)?;
             if let Some(checkout) = Checkout::parked(parked, id, began) {
                 pool.metrics.lookup(Lookup::Hit.as_str());
-                pool.ensure_sweeping();
                 return self.run(checkout, call, input, Duration::ZERO, began, usage).await;
             }
             prepared = Some((id, input));

@@ -108,13 +108,13 @@ impl Sums {
                 None => self.failed.push((kind, 1)),
             },
         }
-        self.guest += nanoseconds(usage.guest);
-        self.total += nanoseconds(usage.total);
+        self.guest = self.guest.saturating_add(nanoseconds(usage.guest));
+        self.total = self.total.saturating_add(nanoseconds(usage.total));
         self.bytes_in += usage.bytes_in;
         self.bytes_out += usage.bytes_out;
-        self.host_calls += usage.host_calls;
+        self.host_calls = self.host_calls.saturating_add(usage.host_calls);
         self.http.add(usage.http.unwrap_or_default());
-        self.fuel += usage.fuel.unwrap_or_default();
+        self.fuel = self.fuel.saturating_add(usage.fuel.unwrap_or_default());
     }
 
     fn plus(&self, mut totals: UsageTotals) -> UsageTotals {
