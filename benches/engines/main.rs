@@ -12,6 +12,7 @@
 //! |---|---|
 //! | `runners` | bare wasmtime, `direct`, the `extism` crate, its pool, the `extism` engine; fresh and warm |
 //! | `workers` | warm calls on one and on two workers |
+//! | `recorder` | the same with a Prometheus recorder and without |
 //! | `endless`, `gallery` | a short evaluation beside hostile guests |
 //! | `back` | the return of an evicted plugin |
 //! | `builds` | cold builds, compiled in workers and in this process |
@@ -27,6 +28,7 @@ mod neighbours;
 mod plugins;
 mod pooled;
 mod raw_extism;
+mod recorder;
 mod report;
 mod runners;
 mod served;
@@ -51,9 +53,10 @@ const TASKS: usize = 64;
 
 type Part = fn(&mut Report, Duration);
 
-const PARTS: [(&str, Part); 9] = [
+const PARTS: [(&str, Part); 10] = [
     ("runners", runners::compare),
     ("workers", workers::one_and_two),
+    ("recorder", recorder::with_and_without),
     ("endless", neighbours::beside_endless),
     ("gallery", neighbours::beside_gallery),
     ("back", back::from_eviction),

@@ -21,7 +21,7 @@ use crate::{
     support::{direct_without_pool, limits},
 };
 
-const CALLERS: usize = 8;
+pub(crate) const CALLERS: usize = 8;
 
 /// One and two workers, in short rounds that take turns. Beside the pool: the engine without it, and arithmetic that
 /// touches no memory, which is what two workers of this machine are worth at that moment. A machine whose second
@@ -103,7 +103,7 @@ impl Caller for EngineCaller {
 }
 
 /// Rounds of arithmetic a second, by so many threads.
-fn arithmetic(threads: usize, length: Duration) -> f64 {
+pub(crate) fn arithmetic(threads: usize, length: Duration) -> f64 {
     let work = move || {
         let (mut sums, mut rounds, started) = ([1_u64; 8], 0_u64, Instant::now());
         while started.elapsed() < length {
