@@ -69,10 +69,10 @@ pub struct PoolSettings {
     #[serde(deserialize_with = "word")]
     pub eviction: Eviction,
     /// Bytes that all runtimes may hold: loaded code, instances as large as they are now, and code that is kept for the next
-    /// build. When a build finds too little room, idle instances are dropped and unused runtimes closed for it, and if that
-    /// is not enough within a second, it fails with [`Overloaded`](crate::Error::Overloaded). What busy instances grow to is
-    /// counted, and may exceed the bound until their calls end. Weighed on the `direct` engine alone. At least `16MiB`.
-    /// Default: half of what the process may use, by its control group or else by the machine.
+    /// build. When a build finds too little room, idle instances are dropped for it, then code that is kept, and then unused
+    /// runtimes are closed; if that is not enough within a second, it fails with [`Overloaded`](crate::Error::Overloaded).
+    /// What busy instances grow to is counted, and may exceed the bound until their calls end. Weighed on the `direct` engine
+    /// alone. At least `16MiB`. Default: half of what the process may use, by its control group or else by the machine.
     #[serde(deserialize_with = "size")]
     pub memory: u64,
     /// Instances of one runtime. At least 1. Default: cores × 2.
