@@ -23,7 +23,7 @@ pub struct EvaluatorInfo {
     pub entry_point: Option<String>,
     /// The size of its plugin, in bytes; `None` until the plugin has been read.
     pub size_bytes: Option<u64>,
-    /// Whether clients may see the [last words](crate::LastWords) of its guests.
+    /// Whether clients may see the [last words](crate::LastWords) of its guests, and all of what an evaluation used.
     pub debug: bool,
     /// What its runtime is doing.
     pub state: RuntimeState,

@@ -160,8 +160,8 @@ impl Spec {
         /// `None` for no limit. A guest that needs more fails with [`OutOfFuel`](crate::Error::OutOfFuel). What counts is
         /// said with [`LimitSettings::fuel`](crate::config::LimitSettings::fuel).
         fn fuel(fuel: Option<u64>) => fuel = Some(fuel);
-        /// Whether clients of a server may see the [last words](crate::LastWords) of the plugin's guests. Default: no. They
-        /// are in the error that your own code gets in any case.
+        /// Whether clients of a server may see the [last words](crate::LastWords) of the plugin's guests, and all of what an
+        /// evaluation [used](crate::Usage). Default: no. Your own code gets both in any case, with the error or the response.
         fn debug(debug: bool) => debug = debug;
         /// The tenant that the evaluator belongs to: a name by the rule for names of evaluators. Default: the part of the
         /// evaluator's name before the first `/`; a name without one is its own tenant, of that name. So it is with

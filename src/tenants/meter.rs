@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     error::ErrorKind,
-    stripes::{own_slot, slots},
+    stripes::{own_number, own_slot, slots},
     usage::{HttpUsage, Usage, UsageTotals},
 };
 
@@ -44,8 +44,8 @@ struct Sums {
     host_calls: u64,
     http: HttpUsage,
     fuel: u64,
-    /// Which thread's slot added last, and how often it was another one's. Only of the first set.
-    last: u32,
+    /// Which thread added last, and how often it was another one. Only of the first set.
+    last: usize,
     moves: u32,
 }
 
@@ -71,7 +71,7 @@ impl Counters {
             }
         };
         first.add(outcome, usage);
-        let own = u32::try_from(own_slot(usize::MAX)).unwrap_or(u32::MAX);
+        let own = own_number();
         if first.last != own {
             (first.last, first.moves) = (own, first.moves + 1);
             if first.moves > MOST_MOVES {
@@ -135,7 +135,7 @@ impl Sums {
 }
 
 fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+    time.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(time.subsec_nanos()))
 }
 
 #[cfg(test)]
