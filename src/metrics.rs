@@ -1,8 +1,11 @@
 //! The catalogue: every metric's name, help, unit and closed label set. Installs no exporter.
 //!
 //! A pool takes its handles from the recorder that is installed (or local) when the pool is built, so install yours
-//! first. Gauges are set from counts, never incremented. Two pools under one recorder share its series: counters add up,
+//! first. Calls that follow each other without a pause are told to it in sums, within a tenth of a second or when
+//! [`EvaluatorPool::slots`](crate::EvaluatorPool::slots) is called. Gauges are set from counts, never incremented. Two pools under one recorder share its series: counters add up,
 //! gauges show the pool that changed last. Give each pool a recorder with a label of its own.
+
+mod calls;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -11,6 +14,8 @@ use std::{
 
 use metrics::{Counter, Gauge, Histogram, Unit};
 
+pub(crate) use self::calls::Told;
+use self::calls::Untold;
 use crate::{
     error::{Error, ErrorKind},
     memory::MemoryUse,
@@ -161,6 +166,7 @@ pub(crate) struct Metrics {
     evaluations: Series<Counter>,
     evaluation_seconds: Series<Histogram>,
     discarded: Series<Counter>,
+    untold: Arc<Untold>,
 }
 
 impl Metrics {
@@ -201,6 +207,7 @@ impl Metrics {
             evaluations: counters(&EVALUATIONS),
             evaluation_seconds: histograms(&EVALUATION_SECONDS),
             discarded: counters(&DISCARDED),
+            untold: Arc::default(),
         }
     }
 
@@ -269,12 +276,22 @@ impl Metrics {
         self.close_seconds.record(took);
     }
 
-    pub(crate) fn evaluated(&self, outcome: Result<(), &Error>) {
-        count(&self.evaluations, outcome_word(outcome));
+    fn count_hits(&self, hits: u64) {
+        if let Some(counter) = of(&self.lookups, "hit") {
+            counter.increment(hits);
+        }
     }
 
-    pub(crate) fn evaluation_phase(&self, phase: &'static str, took: Duration) {
-        record(&self.evaluation_seconds, phase, took);
+    fn count_evaluations(&self, outcome: &'static str, evaluations: u64) {
+        if let Some(counter) = of(&self.evaluations, outcome) {
+            counter.increment(evaluations);
+        }
+    }
+
+    fn evaluation_phase(&self, phase: &'static str, took: Duration, times: u64) {
+        if let Some(histogram) = of(&self.evaluation_seconds, phase) {
+            histogram.record_many(took, usize::try_from(times).unwrap_or(usize::MAX));
+        }
     }
 
     pub(crate) fn discarded(&self, reason: &'static str) {

@@ -13,7 +13,7 @@ use crate::{
     background,
     engine::{CallContext, inside_host_function},
     error::{Error, panic_text},
-    metrics::Metrics,
+    metrics::{Metrics, Told},
     tenants::Meter,
     usage::Usage,
 };
@@ -45,12 +45,13 @@ pub(super) struct Counted<'a> {
     pub(super) began: Option<Instant>,
     /// What it has used so far. How long it took in all is there once its guest has returned.
     pub(super) usage: Usage,
+    pub(super) told: Told,
     is_known: bool,
 }
 
 impl<'a> Counted<'a> {
     pub(super) fn new(metrics: &'a Metrics, meter: &'a Meter) -> Self {
-        Self { metrics, meter, began: None, usage: Usage::default(), is_known: false }
+        Self { metrics, meter, began: None, usage: Usage::default(), told: Told::default(), is_known: false }
     }
 
     pub(super) fn end(mut self, outcome: Result<(), &Error>) {
@@ -63,7 +64,7 @@ impl<'a> Counted<'a> {
             self.usage.total = self.began.map(|began| began.elapsed()).unwrap_or_default();
         }
         self.meter.add(outcome.map_err(Error::kind), &self.usage);
-        self.metrics.evaluated(outcome);
+        self.metrics.evaluated(outcome, self.told);
     }
 }
 

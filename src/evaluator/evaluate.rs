@@ -10,11 +10,10 @@ use crate::{
     clock,
     data::InputSource,
     error::Error,
-    registry::{Lookup, RevisionId},
+    registry::RevisionId,
     response::{Response, Timings},
     revision::Revision,
     runtime::{Checkout, Ended},
-    usage::Usage,
 };
 
 impl Evaluator {
@@ -36,7 +35,6 @@ impl Evaluator {
         let EvaluatorInner { pool, parked, .. } = &*self.inner;
         let began = Instant::now();
         counted.began = Some(began);
-        let usage = &mut counted.usage;
         // Also if this comes to nothing: what was used is reported by the sweep.
         pool.ensure_sweeping();
         // An evaluator that is called without a pause finds an instance on its thread. Where there is none the input is
@@ -45,8 +43,8 @@ impl Evaluator {
         if parked.is_used() {
             let (id, input) = self.prepare(data)?;
             if let Some(checkout) = Checkout::parked(parked, id, began) {
-                pool.metrics.lookup(Lookup::Hit.as_str());
-                return self.run(checkout, call, input, Duration::ZERO, began, usage).await;
+                counted.told.hit = true;
+                return self.run(checkout, call, input, Duration::ZERO, began, counted).await;
             }
             prepared = Some((id, input));
         }
@@ -73,7 +71,7 @@ impl Evaluator {
             // A caller that joins a build late waits for the rest of it only.
             let build = lease.build.min(began.elapsed());
             let checkout = Checkout::new(lease, parked).await?;
-            return self.run(checkout, call, input, build, began, usage).await;
+            return self.run(checkout, call, input, build, began, counted).await;
         }
     }
 
@@ -100,16 +98,17 @@ impl Evaluator {
         input: Bytes,
         build: Duration,
         began: Instant,
-        usage: &mut Usage,
+        counted: &mut Counted<'_>,
     ) -> Result<Response, Error> {
         let pool = &self.inner.pool;
         let started = Instant::now();
         let wait = (started - began).saturating_sub(build);
-        pool.metrics.evaluation_phase("wait", wait);
+        counted.told.wait = Some(wait);
+        let usage = &mut counted.usage;
         let (digest, ended, end) = checkout.call(call.entry_point, input, call.context, started, usage).await;
         let exec = end - started;
         usage.total = end - began;
-        pool.metrics.evaluation_phase("exec", exec);
+        counted.told.exec = Some(exec);
         drop(checkout);
         match ended {
             Ended::Output(output, written) => {

@@ -263,9 +263,10 @@ impl EvaluatorPool {
         self.inner.registry.snapshot().into_iter().map(info).collect()
     }
 
-    /// Brings the gauges up to date: those of the engine's slots, and those of instances that are idle but still kept by
-    /// the threads that used them. Both happen by themselves, within a fifth of a second and with each idle sweep. Call this
-    /// before you show the metrics. Returns the engine's slots, if it is one that has them: `direct`.
+    /// Brings the metrics up to date: the gauges of the engine's slots, those of instances that are idle but still kept by
+    /// the threads that used them, and what is counted of calls of these instances. All of that happens by itself, within a
+    /// fifth of a second and with each idle sweep. Call this before you show the metrics: then they have every evaluation
+    /// whose response was there before. Returns the engine's slots, if it is one that has them: `direct`.
     #[expect(clippy::must_use_candidate, reason = "called for what it does")]
     pub fn slots(&self) -> Option<Slots> {
         self.inner.registry.settle();
@@ -310,9 +311,14 @@ impl EvaluatorPool {
 
     /// The same with this grace.
     pub fn close_with(&self, grace: Duration) -> impl Future<Output = CloseReport> + Send + 'static {
-        let registry = &self.inner.registry;
+        let (registry, metrics) = (&self.inner.registry, self.inner.metrics.clone());
         registry.shut_down(Some(grace));
-        CloseReport::after(registry.gone(|_| true), grace)
+        let closing = CloseReport::after(registry.gone(|_| true), grace);
+        async move {
+            let report = closing.await;
+            metrics.tell();
+            report
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::{
 /// Fetched plugins that may wait for a place, in bytes, or one plugin of the largest size if that is more.
 const FETCHING: u64 = 128 * 1024 * 1024;
 
-/// How often instances that their threads no longer use are taken back.
+/// How often instances that their threads no longer use are taken back, and the recorder is told of calls.
 const RECLAIMING: Duration = Duration::from_millis(100);
 
 /// What the revisions of a pool share.
@@ -114,6 +114,7 @@ impl PoolInner {
 
     /// The engine's slots, which are shown in their gauges too.
     pub(crate) fn slots(&self) -> Option<Slots> {
+        self.metrics.tell();
         self.show_workers();
         self.metrics.set_oldest_wait(self.registry.oldest_wait());
         let slots = self.weigh();
@@ -152,6 +153,12 @@ impl PoolInner {
     }
 }
 
+impl Drop for PoolInner {
+    fn drop(&mut self) {
+        self.metrics.tell();
+    }
+}
+
 /// The task that takes back what threads no longer use, reports what was used, gives up on closes that are overdue, and evicts what is idle for too
 /// long. When a runtime that the pool was given ends, the next call starts it again.
 struct Sweep(Weak<PoolInner>);
@@ -165,6 +172,7 @@ impl Sweep {
             let Some(inner) = self.0.upgrade() else { return };
             inner.registry.look_after();
             inner.metrics.set_oldest_wait(inner.registry.oldest_wait());
+            inner.metrics.tell();
             inner.weigh();
             inner.tenants.report_due();
             if swept.elapsed() >= pause {

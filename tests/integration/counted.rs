@@ -112,6 +112,47 @@ async fn an_instance_that_a_thread_keeps_counts_as_busy() {
     assert_eq!(spy.instances_live(), 1);
 }
 
+/// The calls of an instance that a thread keeps are counted with it. They are told before metrics are shown, also when the
+/// thread is in the next call already; and by themselves after a while.
+#[tokio::test(start_paused = true)]
+async fn calls_of_an_instance_that_a_thread_keeps_are_shown_exactly() {
+    let spy = Spy::default();
+    let pool = Measured::new(&spy, |_| PoolBuilder::from(settings(Isolation::Reuse)).park_after(2));
+    let evaluator = pool.register("one", Spy::spec()).unwrap();
+    let shown = || {
+        let ended = pool.sum("evalpool_evaluations_total", r#"outcome="ok""#);
+        let phases = ["wait", "exec"].map(|phase| pool.sum("evalpool_evaluation_seconds_count", phase));
+        assert_eq!(phases, [ended; 2]);
+        (ended, pool.sum("evalpool_lookups_total", "hit"))
+    };
+    for calls in 1..=10 {
+        evaluator.evaluate("").await.unwrap();
+        let _ = pool.slots();
+        assert_eq!(shown(), (calls, calls - 1));
+    }
+    for _ in 0..10 {
+        evaluator.evaluate("").await.unwrap();
+    }
+    let mut endless = Box::pin(evaluator.evaluate(""));
+    spy.on_call([Act::Never]);
+    tokio::time::timeout(Duration::from_millis(1), endless.as_mut()).await.unwrap_err();
+    let _ = pool.slots();
+    assert_eq!(shown(), (20, 19));
+    drop(endless);
+    for _ in 0..10 {
+        evaluator.evaluate("").await.unwrap();
+    }
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(pool.sum("evalpool_evaluations_total", r#"outcome="ok""#), 30);
+    assert_eq!(pool.sum("evalpool_lookups_total", "hit") + pool.sum("evalpool_lookups_total", "miss"), 31);
+    for _ in 0..10 {
+        evaluator.evaluate("").await.unwrap();
+    }
+    pool.close().await;
+    assert_eq!(pool.sum("evalpool_evaluations_total", r#"outcome="ok""#), 40);
+    assert_eq!(pool.sum("evalpool_evaluations_total", ""), 41);
+}
+
 /// A plugin that fails is not built again for a while. Of those the pool remembers a bounded number.
 #[tokio::test(start_paused = true)]
 async fn the_thousand_failures_that_came_last_are_remembered() {
