@@ -1,29 +1,88 @@
 //! The Prometheus recorder of the program, and how often it needs upkeep.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, SharedString, Unit};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use super::Exit;
-use crate::metrics::{AGE_BUCKETS, BUCKETS, CATALOGUE, MetricType};
+use super::{Exit, histograms::Histograms};
+use crate::metrics::{CATALOGUE, Metric, MetricType};
 
-/// How often to call [`PrometheusHandle::run_upkeep`]: samples of histograms pile up in between.
+/// How often to call [`Exporter::run_upkeep`]: samples of histograms that are not in the catalogue pile up in between.
 pub(super) const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Installs a Prometheus recorder for the process. Opens no port.
+/// Shows what was recorded.
+#[derive(Clone)]
+pub struct Exporter {
+    prometheus: PrometheusHandle,
+    histograms: Arc<Histograms>,
+}
+
+/// The exporter's recorder, but for the catalogue's histograms.
+pub struct Recorder {
+    prometheus: PrometheusRecorder,
+    histograms: Arc<Histograms>,
+}
+
+/// A recorder, and what shows it.
+#[must_use]
+pub fn recorder() -> (Recorder, Exporter) {
+    let (prometheus, histograms) = (PrometheusBuilder::new().build_recorder(), Arc::<Histograms>::default());
+    let exporter = Exporter { prometheus: prometheus.handle(), histograms: histograms.clone() };
+    (Recorder { prometheus, histograms }, exporter)
+}
+
+/// Installs a recorder for the process. Opens no port.
 ///
 /// # Errors
 ///
 /// A recorder is installed already.
-pub fn install() -> Result<PrometheusHandle, Exit> {
-    // Without buckets the exporter makes summaries of histograms, and those cannot be added up over servers.
-    CATALOGUE
-        .iter()
-        .filter(|metric| metric.kind == MetricType::Histogram)
-        .try_fold(PrometheusBuilder::new(), |builder, metric| {
-            let buckets = if metric.name == "evalpool_eviction_age_seconds" { AGE_BUCKETS } else { BUCKETS };
-            builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)
-        })
-        .and_then(PrometheusBuilder::install_recorder)
-        .map_err(|error| Exit::failed(format!("the metrics cannot be recorded: {error}")))
+pub fn install() -> Result<Exporter, Exit> {
+    let (recorder, exporter) = recorder();
+    let installed = metrics::set_global_recorder(recorder);
+    installed.map_err(|error| Exit::failed(format!("the metrics cannot be recorded: {error}")))?;
+    Ok(exporter)
+}
+
+impl Exporter {
+    /// All metrics, in Prometheus's text format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.prometheus.render() + &self.histograms.render()
+    }
+
+    /// Makes room for more samples.
+    pub fn run_upkeep(&self) {
+        self.prometheus.run_upkeep();
+    }
+}
+
+impl metrics::Recorder for Recorder {
+    fn describe_counter(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
+        self.prometheus.describe_counter(name, unit, help);
+    }
+
+    fn describe_gauge(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
+        self.prometheus.describe_gauge(name, unit, help);
+    }
+
+    fn describe_histogram(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
+        self.prometheus.describe_histogram(name, unit, help);
+    }
+
+    fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
+        self.prometheus.register_counter(key, metadata)
+    }
+
+    fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
+        self.prometheus.register_gauge(key, metadata)
+    }
+
+    fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
+        let ours = |metric: &&Metric| metric.kind == MetricType::Histogram && metric.name == key.name();
+        match CATALOGUE.iter().find(ours) {
+            Some(metric) => self.histograms.of(metric, key).into(),
+            None => self.prometheus.register_histogram(key, metadata),
+        }
+    }
 }

@@ -12,6 +12,7 @@
 //! | `store` | the folder in which evaluators are stored |
 //! | `host` | what the settings need, held against what the system gives |
 //! | `exporter`, `log` | the recorder of metrics and the log, both of the process |
+//! | `histograms` | those of that recorder |
 //! | `process` | metrics of the process: memory, CPU, threads, open files |
 //! | `exit` | how the program ends |
 //!
@@ -25,6 +26,7 @@ mod exit;
 pub mod exporter;
 mod greet;
 mod guests;
+mod histograms;
 mod host;
 mod http;
 mod listen;
@@ -34,11 +36,11 @@ mod store;
 
 use std::{ffi::OsString, time::Duration};
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime;
 
 use self::cli::Command;
 pub use self::exit::Exit;
+use self::exporter::Exporter;
 use crate::{
     Settings,
     config::{LogLevel, PoolSettings, ignored_variables},
@@ -95,7 +97,7 @@ impl Program {
     /// # Errors
     ///
     /// How to end when the command failed.
-    pub fn run(self, exporter: PrometheusHandle) -> Result<(), Exit> {
+    pub fn run(self, exporter: Exporter) -> Result<(), Exit> {
         let Self { command, settings } = self;
         if let Some(variables) = ignored_variables() {
             tracing::info!(variables, "ignored: Kubernetes sets these for a Service that is named like this program");

@@ -19,7 +19,6 @@ use std::{
     time::Duration,
 };
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::TcpListener,
     signal::unix::Signal,
@@ -37,7 +36,7 @@ use crate::{
         connections::Connections,
         document::{Ceilings, MAX_DOCUMENT},
         exit::print,
-        exporter::UPKEEP,
+        exporter::{Exporter, UPKEEP},
         greet,
         guests::Guests,
         host,
@@ -48,7 +47,7 @@ use crate::{
     units::Size,
 };
 
-pub(in crate::service) async fn serve(mut settings: Settings, exporter: PrometheusHandle) -> Result<(), Exit> {
+pub(in crate::service) async fn serve(mut settings: Settings, exporter: Exporter) -> Result<(), Exit> {
     let tokens = read_tokens(&settings.service)?.map(Arc::new);
     let has_tokens = tokens.is_some();
     if settings.engine.kind == EngineKind::Extism && !settings.engine.trusted {
@@ -197,7 +196,7 @@ fn greeting(address: SocketAddr, has_tokens: bool) -> String {
     )
 }
 
-async fn keep_up(exporter: PrometheusHandle) {
+async fn keep_up(exporter: Exporter) {
     let mut ticks = interval(UPKEEP);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

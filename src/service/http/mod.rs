@@ -41,11 +41,10 @@ use axum::{
     routing::{delete, get},
 };
 use futures_util::FutureExt;
-use metrics_exporter_prometheus::PrometheusHandle;
 
 use self::{exchange::Allowed, problem::Problem};
 pub(super) use self::{tokens::Tokens, work::Work};
-use super::{connections::Connections, document::Ceilings, guests::Guests, store::Store};
+use super::{connections::Connections, document::Ceilings, exporter::Exporter, guests::Guests, store::Store};
 use crate::{Error, ErrorKind, EvaluatorPool, Settings};
 
 /// State that all requests share.
@@ -61,7 +60,7 @@ pub(super) struct App {
     tokens: Option<Arc<Tokens>>,
     work: Work,
     guests: Arc<Guests>,
-    exporter: PrometheusHandle,
+    exporter: Exporter,
 }
 
 impl App {
@@ -71,7 +70,7 @@ impl App {
         ceilings: Ceilings,
         settings: &Settings,
         tokens: Option<Arc<Tokens>>,
-        exporter: PrometheusHandle,
+        exporter: Exporter,
         guests: Guests,
     ) -> Self {
         let limits = &settings.limits;

@@ -36,8 +36,6 @@ mod watch;
 
 use std::{pin::pin, sync::Arc, time::Instant};
 
-use metrics_exporter_prometheus::PrometheusHandle;
-
 use self::{
     drive::Workload,
     figures::Figures,
@@ -50,7 +48,7 @@ use self::{
 use super::{pool_builder, signals::Signals};
 use crate::{
     Settings,
-    service::{Exit, cli::LoadArguments, exit::print},
+    service::{Exit, cli::LoadArguments, exit::print, exporter::Exporter},
 };
 
 /// The capacity if neither a flag nor a setting gives one.
@@ -59,7 +57,7 @@ const CAPACITY: usize = 16;
 pub(in crate::service) async fn load(
     arguments: LoadArguments,
     mut settings: Settings,
-    exporter: PrometheusHandle,
+    exporter: Exporter,
 ) -> Result<(), Exit> {
     if let Some(isolation) = arguments.isolation {
         settings.engine.isolation = isolation;

@@ -14,12 +14,15 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::seconds::Seconds;
 use crate::{
     EvaluatorPool,
-    service::{Exit, exporter::UPKEEP, process},
+    service::{
+        Exit,
+        exporter::{Exporter, UPKEEP},
+        process,
+    },
 };
 
 /// Between two samples of the pool. The tasks sample it as well, after each evaluation.
@@ -49,7 +52,7 @@ impl Watch {
     /// `memory_start` the resident memory before it.
     pub(super) fn start(
         pool: EvaluatorPool,
-        exporter: PrometheusHandle,
+        exporter: Exporter,
         length: Duration,
         live_max: Arc<AtomicUsize>,
         memory_start: u64,
@@ -72,7 +75,7 @@ impl Watch {
 
 fn watch(
     pool: &EvaluatorPool,
-    exporter: &PrometheusHandle,
+    exporter: &Exporter,
     live_max: &AtomicUsize,
     memory_start: u64,
     stopped: &mpsc::Receiver<()>,
