@@ -11,6 +11,10 @@
 //! Counters and sums of times are exact. A histogram gets each time as the mean of the times near it: of those in the same
 //! eighth of a bucket of [`BUCKETS`]. So one with these bounds is exact as well.
 //!
+//! `benches/engines` measures the price (`recorder`): a warm trivial call costs its thread nothing that shows, and 1.02 x in
+//! all with the program's recorder. Told one by one it was 1.19 x. An exporter that keeps each time apart takes 1.13 x, since
+//! it is told each of them all the same, though in the background.
+//!
 //! Considered and not taken: striped handles of a recorder of this crate's own (whoever embeds the crate brings another);
 //! sums beside the parked instances, under the lock that parking takes anyway (a reclaim that is under way has them, and
 //! whoever shows metrics would miss them); a buffer of single times (it needs a bound, and the caller that fills it up pays for
