@@ -2,8 +2,9 @@
 //!
 //! A pool takes its handles from the recorder that is installed (or local) when the pool is built, so install yours
 //! first. Calls that follow each other without a pause are told to it in sums, within a tenth of a second or when
-//! [`EvaluatorPool::slots`](crate::EvaluatorPool::slots) is called. Gauges are set from counts, never incremented. Two pools under one recorder share its series: counters add up,
-//! gauges show the pool that changed last. Give each pool a recorder with a label of its own.
+//! [`EvaluatorPool::slots`](crate::EvaluatorPool::slots) is called. Gauges are set from counts, never incremented. Two
+//! pools under one recorder share its series: counters add up, gauges show the pool that changed last. Give each pool a
+//! recorder with a label of its own.
 
 mod calls;
 
