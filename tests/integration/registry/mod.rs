@@ -5,6 +5,7 @@ mod corners;
 mod edges;
 mod fairness;
 mod permits;
+mod shares;
 
 use std::{sync::Arc, time::Duration};
 
