@@ -178,7 +178,7 @@ impl<R: Resident> RegistryState<R> {
     pub(super) fn release_elders(&mut self) -> bool {
         let before = self.permit_waiters.len();
         for at in 0..self.reserved.len() {
-            self.serve(self.reserved[at], Duration::ZERO);
+            self.serve(self.reserved[at].0, Duration::ZERO);
         }
         self.permit_waiters.len() > before
     }
@@ -203,20 +203,26 @@ impl<R: Resident> RegistryState<R> {
             }
         }
         given_up |= self.release_elders();
-        while self.reserved.len() > unmet.len() {
-            let Some(revision) = self.reserved.pop() else { break };
+        // A reservation is for a newcomer of one tenant: another may not be allowed that runtime.
+        for (revision, tenant) in std::mem::take(&mut self.reserved) {
+            let wanted = unmet.iter().position(|newcomer| *newcomer == tenant && self.may_go_for(tenant, revision));
+            if let Some(wanted) = wanted {
+                unmet.remove(wanted);
+                self.reserved.push((revision, tenant));
+                continue;
+            }
             given_up = true;
             if let Some(live) = self.live.peek_mut(&revision) {
                 live.give_up_reservation();
             }
             self.serve(revision, Duration::ZERO);
         }
-        while let Some(newcomer) = unmet.get(self.reserved.len()) {
-            let Some(revision) = self.leased_victim(*newcomer) else { break };
+        for newcomer in unmet {
+            let Some(revision) = self.leased_victim(newcomer) else { continue };
             if let Some(live) = self.live.peek_mut(&revision) {
                 live.reserved = true;
             }
-            self.reserved.push(revision);
+            self.reserved.push((revision, newcomer));
             self.await_permit(revision);
         }
         given_up

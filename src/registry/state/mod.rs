@@ -62,7 +62,7 @@ use super::{CloseReason, Limits, Refused, Resident, RevisionId};
 use crate::{
     error::Error,
     memory::{Charge, MemoryBudget},
-    turns::Turns,
+    turns::{TenantId, Turns},
 };
 
 /// The order in which callers came. Unique.
@@ -199,7 +199,8 @@ pub(super) struct RegistryState<R: Resident> {
     compiling: usize,
     build_queue: Turns<Age, RevisionId>,
     permit_waiters: Turns<Age, RevisionId>,
-    reserved: Vec<RevisionId>,
+    /// Each with the tenant of the build that is to get its place.
+    reserved: Vec<(RevisionId, TenantId)>,
     /// Builds that are compiled and wait for room in bytes.
     room_queue: BTreeMap<RoomId, WantsRoom>,
     memory: Arc<MemoryBudget>,

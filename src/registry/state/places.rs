@@ -84,6 +84,13 @@ impl<R: Resident> RegistryState<R> {
         self.first_of(newcomer, |live| !live.reserved && live.leases > 0, |_| false)
     }
 
+    /// Whether this tenant's newcomer may have this runtime's place, now or once it is idle.
+    pub(super) fn may_go_for(&self, newcomer: TenantId, revision: RevisionId) -> bool {
+        let share = self.places.share(self.limits.capacity, newcomer);
+        let held = |tenant| self.places.held(tenant);
+        revision.tenant == newcomer || held(revision.tenant) > share || held(newcomer) < share
+    }
+
     /// By the policy, one of the newcomer's own runtimes, of those whose tenant has more than its share, and of those
     /// that are `stale`; if there is none, of all, unless the newcomer's tenant has its share.
     fn first_of(

@@ -90,7 +90,7 @@ impl<R: Resident> RegistryState<R> {
             self.permit_waiters.leave(revision.tenant, age);
         }
         if live.reserved {
-            self.reserved.retain(|reserved| *reserved != revision);
+            self.reserved.retain(|(reserved, _)| *reserved != revision);
         }
         let leased = live.leases > 0;
         let resident = leased.then(|| live.resident.clone());
