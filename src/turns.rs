@@ -79,21 +79,33 @@ impl<A: Copy + Ord, W> Turns<A, W> {
         Some((*turn, self.tenants.get(tenant)?.waiting.get(&turn.age)?))
     }
 
-    /// The first so many, in order.
-    pub(crate) fn next_ones(&self, most: usize) -> Vec<(Turn<A>, &W)> {
-        let shares = self.tenants.values();
-        let mut heads: BinaryHeap<_> = shares
-            .filter_map(|share| {
+    /// Whoever waits, each once.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = TenantId> {
+        self.heads.iter().map(|(_, tenant)| *tenant)
+    }
+
+    /// The first of a tenant that `may` come now; if there is none, the first.
+    pub(crate) fn first_of(&self, may: impl Fn(TenantId) -> bool) -> Option<(Turn<A>, TenantId, &W)> {
+        let (turn, tenant) = self.heads.iter().find(|(_, tenant)| may(*tenant)).or(self.heads.first())?;
+        Some((*turn, *tenant, self.tenants.get(tenant)?.waiting.get(&turn.age)?))
+    }
+
+    /// The first so many, in order; those of tenants that `may` come now before the others.
+    pub(crate) fn next_ones(&self, most: usize, may: impl Fn(TenantId) -> bool) -> Vec<(Turn<A>, &W)> {
+        let mut heads: BinaryHeap<_> = self
+            .tenants
+            .iter()
+            .filter_map(|(tenant, share)| {
                 let mut turns = share.turns();
-                turns.next().map(|(turn, waiting)| Reverse((turn, Rest(waiting, turns))))
+                turns.next().map(|(turn, waiting)| Reverse((!may(*tenant), turn, Rest(waiting, turns))))
             })
             .collect();
         let mut ones = Vec::new();
         while ones.len() < most
-            && let Some(Reverse((turn, Rest(waiting, mut turns)))) = heads.pop()
+            && let Some(Reverse((later, turn, Rest(waiting, mut turns)))) = heads.pop()
         {
             ones.push((turn, waiting));
-            heads.extend(turns.next().map(|(turn, waiting)| Reverse((turn, Rest(waiting, turns)))));
+            heads.extend(turns.next().map(|(turn, waiting)| Reverse((later, turn, Rest(waiting, turns)))));
         }
         ones
     }
@@ -139,7 +151,12 @@ impl<A: Copy + Ord, W> Turns<A, W> {
     /// Takes the first turn.
     pub(crate) fn take(&mut self) -> Option<W> {
         let (turn, tenant) = *self.heads.first()?;
-        self.now = turn.due;
+        self.take_of(turn, tenant)
+    }
+
+    /// Takes a tenant's first turn.
+    pub(crate) fn take_of(&mut self, turn: Turn<A>, tenant: TenantId) -> Option<W> {
+        self.now = self.now.max(turn.due);
         self.change(tenant, |share| share.due += 1);
         self.leave(tenant, turn.age)
     }
@@ -256,7 +273,9 @@ mod tests {
             turns.enter(TenantId(1), age, age);
         }
         turns.hand_on(TenantId(1), 3, 0);
-        let next = |turns: &Turns<_, _>, most| turns.next_ones(most).iter().map(|(_, one)| **one).collect::<Vec<i32>>();
+        let next = |turns: &Turns<_, _>, most| {
+            turns.next_ones(most, |_| true).iter().map(|(_, one)| **one).collect::<Vec<i32>>()
+        };
         assert_eq!(next(&turns, 2), [3, 1]);
         assert_eq!(turns.before(TenantId(1), 2, |_| false), 2);
         assert_eq!(turns.before(TenantId(1), 2, |one| *one == 1), 1);
@@ -269,7 +288,28 @@ mod tests {
     #[test]
     fn the_next_ones_are_those_who_are_taken() {
         let mut turns = turns((0..20).map(|age| age * age % 4));
-        let next: Vec<u64> = turns.next_ones(20).iter().map(|(_, one)| **one).collect();
+        let next: Vec<u64> = turns.next_ones(20, |_| true).iter().map(|(_, one)| **one).collect();
         assert_eq!(order(&mut turns), next);
+    }
+
+    #[test]
+    fn tenants_that_each_come_once_are_not_remembered_while_others_wait() {
+        let mut turns = turns([0]);
+        for tenant in 1..10_000 {
+            turns.enter(TenantId(tenant), tenant as usize, tenant);
+            turns.take();
+        }
+        assert!(turns.tenants.len() < 200, "{}", turns.tenants.len());
+    }
+
+    #[test]
+    fn a_tenants_second_turn_comes_though_others_come_for_the_first_time() {
+        let mut turns = turns([0, 0]);
+        let mut order = vec![];
+        for tenant in 1..1000 {
+            turns.enter(TenantId(tenant), 1 + tenant as usize, tenant);
+            order.extend(turns.take());
+        }
+        assert_eq!(order.iter().filter(|tenant| **tenant == 0).count(), 2);
     }
 }

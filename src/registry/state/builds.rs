@@ -9,17 +9,23 @@ use super::{
     AdmissionSender, Age, BuildId, PlaceId, RegistryState,
     entries::{Failure, Live, Phase},
 };
-use crate::{clock, error::Error};
+use crate::{clock, error::Error, turns::TenantId};
 
 /// How many failed builds are remembered at most.
 const MAX_FAILURES: usize = 1024;
 
 impl<R: Resident> RegistryState<R> {
-    /// Whether all builds that have no place yet, and `more`, would get one without waiting for a lease to end.
-    pub(super) fn places_in_sight(&self, more: usize) -> bool {
-        let unplaced = self.builds.values().filter(|build| !matches!(build.phase, Phase::Placed { .. })).count();
-        let evictable = self.live.iter().filter(|(_, live)| live.evictable(None)).count();
-        self.limits.capacity - self.places.len() + self.closing + evictable >= unplaced + more
+    /// Whether all builds that have no place yet, and that of a newcomer, would get one without waiting for a lease to end.
+    pub(super) fn places_in_sight(&self, newcomer: Option<TenantId>, now: Instant) -> bool {
+        let unplaced = self.builds.iter().filter(|(_, build)| !matches!(build.phase, Phase::Placed { .. }));
+        let unplaced: Vec<TenantId> = unplaced.map(|(revision, _)| revision.tenant).chain(newcomer).collect();
+        let coming = self.limits.capacity - self.places.len() + self.closing;
+        if coming >= unplaced.len() {
+            return true;
+        }
+        let going = self.going(Some(now));
+        let finds_none = unplaced.iter().filter(|tenant| !self.finds(**tenant, &going)).count();
+        coming + going.all >= unplaced.len() && coming >= finds_none
     }
 
     /// Whether a caller of this cold revision would be one more for whom a place has to be found.

@@ -9,7 +9,7 @@ use super::{
     Age, Effect, PlaceId, RegistryState,
     entries::{Live, Phase},
 };
-use crate::turns::Turn;
+use crate::turns::{TenantId, Turn};
 
 impl<R: Resident> RegistryState<R> {
     /// Gives a runtime's idle instances to its own waiters, eldest first; or, where it is owed, to an elder elsewhere.
@@ -42,7 +42,7 @@ impl<R: Resident> RegistryState<R> {
         }
         let own = self.permit_waiters.next(revision.tenant, age);
         let placeable = self.placeable().min(self.limits.capacity - self.places.len());
-        let builds = self.build_queue.next_ones(placeable);
+        let builds = self.build_queue.next_ones(placeable, |_| true);
         let builds = builds.iter().filter(|(turn, build)| self.contends(turn.age, **build) < own).count();
         builds + self.permit_waiters.before(revision.tenant, age, |waiting| *waiting == revision) > self.reaping
     }
@@ -76,13 +76,13 @@ impl<R: Resident> RegistryState<R> {
             }
             while self.instances < self.limits.max_instances {
                 let place_free = self.places.len() < self.limits.capacity && self.placeable() > 0;
-                let build = self.build_queue.first().filter(|_| place_free);
+                let build = place_free.then(|| self.next_build(now)).flatten();
                 let contender = self.permit_waiters.first().map(|(turn, _)| turn);
                 match (build, contender) {
                     (Some((turn, build)), contender)
-                        if contender.is_none_or(|contender| self.contends(turn.age, *build) < contender) =>
+                        if contender.is_none_or(|contender| self.contends(turn.age, build) < contender) =>
                     {
-                        self.admit(now);
+                        self.admit(turn, build.tenant, now);
                     }
                     (_, Some(_)) => self.grant_permit(),
                     _ => break,
@@ -103,14 +103,25 @@ impl<R: Resident> RegistryState<R> {
         }
     }
 
+    /// The build that gets the next free place.
+    fn next_build(&self, now: Instant) -> Option<(Turn<Age>, RevisionId)> {
+        let (turn, first) = self.build_queue.first()?;
+        if self.build_queue.len() == 1 || self.places.held(first.tenant) == 0 {
+            return Some((turn, *first));
+        }
+        let going = self.going(Some(now));
+        let next = self.build_queue.first_of(|tenant| self.may_come(tenant, &going));
+        next.map(|(turn, _, build)| (turn, *build))
+    }
+
     /// The turn that a build has among those who wait for a permit.
     fn contends(&self, age: Age, build: RevisionId) -> Turn<Age> {
         self.permit_waiters.next(build.tenant, age)
     }
 
-    pub(super) fn admit(&mut self, now: Instant) {
+    pub(super) fn admit(&mut self, turn: Turn<Age>, tenant: TenantId, now: Instant) {
         let place = PlaceId(self.unique());
-        let Some(revision) = self.build_queue.take() else { return };
+        let Some(revision) = self.build_queue.take_of(turn, tenant) else { return };
         self.permit_waiters.charge(revision.tenant);
         let Some(build) = self.builds.get_mut(&revision) else { return };
         let Phase::Queued { to, .. } = std::mem::replace(&mut build.phase, Phase::Placed { place, since: now }) else {
@@ -188,7 +199,7 @@ impl<R: Resident> RegistryState<R> {
     pub(super) fn evict(&mut self, now: Instant) -> bool {
         let mut given_up = false;
         let mut unmet = Vec::new();
-        for newcomer in self.newcomers() {
+        for newcomer in self.newcomers(Some(now)) {
             loop {
                 let Some(victim) = self.victim(newcomer, Some(now)) else {
                     unmet.push(newcomer);

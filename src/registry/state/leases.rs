@@ -27,7 +27,7 @@ impl<R: Resident> RegistryState<R> {
         // Whoever waits for a fetch waits for a place next, unless one is in sight.
         let waiting = self.waiting_capacity + self.waiting_instance + self.waiting_fetch;
         let most = self.limits.max_waiting;
-        let full = waiting >= most && (self.waiting_instance >= most || !self.places_in_sight(0));
+        let full = waiting >= most && (self.waiting_instance >= most || !self.places_in_sight(None, now));
         let refused = |reason| Requested::Refused(Error::Saturated { reason });
         let eldest = self.eldest_build();
         // The caller's own thread had nothing parked; another thread's instance may be unused.
@@ -68,7 +68,8 @@ impl<R: Resident> RegistryState<R> {
         if !may_wait {
             return refused("a call from inside a host function does not wait, and its evaluator is cold");
         }
-        let in_sight = !full || self.places_in_sight(usize::from(!self.builds.contains_key(&revision)));
+        let in_sight =
+            !full || self.places_in_sight((!self.builds.contains_key(&revision)).then_some(revision.tenant), now);
         if !in_sight && !self.parking.is_empty() && self.wants_place(revision, now) {
             // A runtime whose leases are all parked could be evicted.
             self.reclaim_all();

@@ -4,7 +4,10 @@
 //! there is, each is left its share. A tenant that would take more gives up its own least recently used runtime, or that of
 //! another which has more than its share. What nobody has used for long protects nobody.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -21,7 +24,8 @@ const STALE: Duration = Duration::from_mins(1);
 /// The places that are taken.
 #[derive(Debug, Default)]
 pub(super) struct Places {
-    all: HashMap<PlaceId, TenantId>,
+    all: HashMap<PlaceId, Option<TenantId>>,
+    /// Without those that are being given up.
     held: HashMap<TenantId, usize>,
 }
 
@@ -35,12 +39,18 @@ impl Places {
     }
 
     pub(super) fn insert(&mut self, place: PlaceId, tenant: TenantId) {
-        self.all.insert(place, tenant);
+        self.all.insert(place, Some(tenant));
         *self.held.entry(tenant).or_default() += 1;
     }
 
     pub(super) fn remove(&mut self, place: PlaceId) {
-        let Some(tenant) = self.all.remove(&place) else { return };
+        self.give_up(place);
+        self.all.remove(&place);
+    }
+
+    /// It is taken from its tenant, and free once it is released.
+    pub(super) fn give_up(&mut self, place: PlaceId) {
+        let Some(tenant) = self.all.get_mut(&place).and_then(Option::take) else { return };
         if let Some(held) = self.held.get_mut(&tenant) {
             *held -= 1;
             if *held == 0 {
@@ -49,24 +59,45 @@ impl Places {
         }
     }
 
-    fn held(&self, tenant: TenantId) -> usize {
+    pub(super) fn held(&self, tenant: TenantId) -> usize {
         self.held.get(&tenant).copied().unwrap_or(0)
     }
 
     /// How many of `capacity` places each tenant is left, if this one wants one as well.
-    fn share(&self, capacity: usize, newcomer: TenantId) -> usize {
+    pub(super) fn share(&self, capacity: usize, newcomer: TenantId) -> usize {
         let tenants = self.held.len() + usize::from(!self.held.contains_key(&newcomer));
         (capacity / tenants.max(1)).max(1)
     }
 }
 
+/// The runtimes that could go.
+#[derive(Debug, Default)]
+pub(super) struct Going {
+    pub(super) all: usize,
+    /// Of these, those that go for anybody.
+    pub(super) stale: usize,
+    /// The most places that one of their tenants has.
+    most: usize,
+    tenants: HashSet<TenantId>,
+    /// Tenants that wait and have no place.
+    without: usize,
+}
+
+impl<R: Resident> Live<R> {
+    /// Without the time, nothing is.
+    fn is_stale(&self, now: Option<Instant>) -> bool {
+        now.is_some_and(|now| now.saturating_duration_since(self.last_used) >= STALE)
+    }
+}
+
 impl<R: Resident> RegistryState<R> {
     /// The tenants of the builds for which a place is still to be found.
-    pub(super) fn newcomers(&self) -> Vec<TenantId> {
+    pub(super) fn newcomers(&self, now: Option<Instant>) -> Vec<TenantId> {
         match (self.places_short(), self.placeable()) {
             (0, _) => Vec::new(),
             (short, placeable) => {
-                let next = self.build_queue.next_ones(placeable);
+                let going = self.going(now);
+                let next = self.build_queue.next_ones(placeable, |tenant| self.may_come(tenant, &going));
                 next.iter().skip(placeable - short).map(|(_, revision)| revision.tenant).collect()
             }
         }
@@ -75,13 +106,41 @@ impl<R: Resident> RegistryState<R> {
     /// The unleased runtime that goes for a newcomer of this tenant. Without the time, nothing is stale.
     pub(super) fn victim(&self, newcomer: TenantId, now: Option<Instant>) -> Option<RevisionId> {
         let eldest = self.eldest_build();
-        let stale = |live: &Live<R>| now.is_some_and(|now| now.saturating_duration_since(live.last_used) >= STALE);
-        self.first_of(newcomer, |live| live.evictable(eldest), stale)
+        self.first_of(newcomer, |live| live.evictable(eldest), |live| live.is_stale(now))
     }
 
     /// The leased runtime that is reserved for one.
     pub(super) fn leased_victim(&self, newcomer: TenantId) -> Option<RevisionId> {
         self.first_of(newcomer, |live| !live.reserved && live.leases > 0, |_| false)
+    }
+
+    /// What could go now.
+    pub(super) fn going(&self, now: Option<Instant>) -> Going {
+        let without = self.build_queue.waiting().filter(|tenant| self.places.held(*tenant) == 0).count();
+        let mut going = Going { without, ..Going::default() };
+        let eldest = self.eldest_build();
+        for (revision, live) in self.live.iter().filter(|(_, live)| live.evictable(eldest)) {
+            going.all += 1;
+            going.stale += usize::from(live.is_stale(now));
+            going.most = going.most.max(self.places.held(revision.tenant));
+            going.tenants.insert(revision.tenant);
+        }
+        going
+    }
+
+    /// Whether a build of this tenant may have a place: the tenant has less than its share, or gives one up, or takes what
+    /// is too much or too old elsewhere. One that only waits for its own keeps nobody from a place.
+    pub(super) fn may_come(&self, tenant: TenantId, going: &Going) -> bool {
+        let tenants = self.places.held.len() + going.without;
+        let share = (self.limits.capacity / tenants.max(1)).max(1);
+        self.places.held(tenant) < share || self.finds(tenant, going)
+    }
+
+    /// Whether there is a runtime that goes for a newcomer of this tenant.
+    pub(super) fn finds(&self, tenant: TenantId, going: &Going) -> bool {
+        let share = self.places.share(self.limits.capacity, tenant);
+        let has_less = self.places.held(tenant) < share && going.all > 0;
+        has_less || going.tenants.contains(&tenant) || going.most > share || going.stale > 0
     }
 
     /// Whether this tenant's newcomer may have this runtime's place, now or once it is idle.

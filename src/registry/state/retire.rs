@@ -102,6 +102,7 @@ impl<R: Resident> RegistryState<R> {
         let unused = reason.is_eviction().then(|| now - live.last_used);
         if reason.is_eviction() {
             self.uses.evicted(revision, live.often);
+            self.places.give_up(live.place);
         }
         self.effects.push(Effect::Retire { resident: live.resident, reason, unused, idle: live.idle, leased, grace });
         self.effects.extend(refuse(live.waiters, refused));
