@@ -199,14 +199,16 @@ impl<R: Resident> RegistryState<R> {
     pub(super) fn evict(&mut self, now: Instant) -> bool {
         let mut given_up = false;
         let mut unmet = Vec::new();
-        for newcomer in self.newcomers(Some(now)) {
+        let (mut coming, newcomers) = self.newcomers(Some(now));
+        for newcomer in newcomers {
             loop {
-                let Some(victim) = self.victim(newcomer, Some(now)) else {
+                let Some(victim) = self.victim(newcomer, &coming, Some(now)) else {
                     unmet.push(newcomer);
                     break;
                 };
                 if !self.live.peek_mut(&victim).is_some_and(Live::begin_last_round) {
                     self.retire_live(victim, CloseReason::Capacity, None, &Refused::Retry, now);
+                    coming.push(newcomer);
                     break;
                 }
                 given_up = true;
@@ -216,7 +218,8 @@ impl<R: Resident> RegistryState<R> {
         given_up |= self.release_elders();
         // A reservation is for a newcomer of one tenant: another may not be allowed that runtime.
         for (revision, tenant) in std::mem::take(&mut self.reserved) {
-            let wanted = unmet.iter().position(|newcomer| *newcomer == tenant && self.may_go_for(tenant, revision));
+            let wanted =
+                unmet.iter().position(|newcomer| *newcomer == tenant && self.may_go_for(tenant, &coming, revision));
             if let Some(wanted) = wanted {
                 unmet.remove(wanted);
                 self.reserved.push((revision, tenant));
@@ -229,7 +232,7 @@ impl<R: Resident> RegistryState<R> {
             self.serve(revision, Duration::ZERO);
         }
         for newcomer in unmet {
-            let Some(revision) = self.leased_victim(newcomer) else { continue };
+            let Some(revision) = self.leased_victim(newcomer, &coming) else { continue };
             if let Some(live) = self.live.peek_mut(&revision) {
                 live.reserved = true;
             }

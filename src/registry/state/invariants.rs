@@ -35,7 +35,8 @@ impl<R: Resident> RegistryState<R> {
             let (no_permit, no_place) = (self.permits_short() > 0, self.places_short() > later);
             assert!(!no_permit && !no_place || self.parking.is_empty(), "parked while somebody waits");
             assert!(!no_permit || self.idle == 0, "a caller waits for a permit that an idle instance has");
-            let victim = self.newcomers(None).into_iter().take(1).find_map(|newcomer| self.victim(newcomer, None));
+            let (coming, newcomers) = self.newcomers(None);
+            let victim = newcomers.first().and_then(|newcomer| self.victim(*newcomer, &coming, None));
             assert!(!no_place || victim.is_none(), "a build waits for a place that an unused runtime has");
         }
         for (_, failure) in &self.failures {

@@ -92,26 +92,29 @@ impl<R: Resident> Live<R> {
 
 impl<R: Resident> RegistryState<R> {
     /// The tenants of the builds for which a place is still to be found.
-    pub(super) fn newcomers(&self, now: Option<Instant>) -> Vec<TenantId> {
+    /// Before them, those for which one is coming.
+    pub(super) fn newcomers(&self, now: Option<Instant>) -> (Vec<TenantId>, Vec<TenantId>) {
         match (self.places_short(), self.placeable()) {
-            (0, _) => Vec::new(),
+            (0, _) => (Vec::new(), Vec::new()),
             (short, placeable) => {
                 let going = self.going(now);
                 let next = self.build_queue.next_ones(placeable, |tenant| self.may_come(tenant, &going));
-                next.iter().skip(placeable - short).map(|(_, revision)| revision.tenant).collect()
+                let mut coming: Vec<TenantId> = next.iter().map(|(_, revision)| revision.tenant).collect();
+                let newcomers = coming.split_off((placeable - short).min(coming.len()));
+                (coming, newcomers)
             }
         }
     }
 
     /// The unleased runtime that goes for a newcomer of this tenant. Without the time, nothing is stale.
-    pub(super) fn victim(&self, newcomer: TenantId, now: Option<Instant>) -> Option<RevisionId> {
+    pub(super) fn victim(&self, newcomer: TenantId, coming: &[TenantId], now: Option<Instant>) -> Option<RevisionId> {
         let eldest = self.eldest_build();
-        self.first_of(newcomer, |live| live.evictable(eldest), |live| live.is_stale(now))
+        self.first_of(newcomer, coming, |live| live.evictable(eldest), |live| live.is_stale(now))
     }
 
     /// The leased runtime that is reserved for one.
-    pub(super) fn leased_victim(&self, newcomer: TenantId) -> Option<RevisionId> {
-        self.first_of(newcomer, |live| !live.reserved && live.leases > 0, |_| false)
+    pub(super) fn leased_victim(&self, newcomer: TenantId, coming: &[TenantId]) -> Option<RevisionId> {
+        self.first_of(newcomer, coming, |live| !live.reserved && live.leases > 0, |_| false)
     }
 
     /// What could go now.
@@ -143,11 +146,16 @@ impl<R: Resident> RegistryState<R> {
         has_less || going.tenants.contains(&tenant) || going.most > share || going.stale > 0
     }
 
+    /// How many places it has once its builds have theirs for which one is coming.
+    fn held_soon(&self, tenant: TenantId, coming: &[TenantId]) -> usize {
+        self.places.held(tenant) + coming.iter().filter(|other| **other == tenant).count()
+    }
+
     /// Whether this tenant's newcomer may have this runtime's place, now or once it is idle.
-    pub(super) fn may_go_for(&self, newcomer: TenantId, revision: RevisionId) -> bool {
+    pub(super) fn may_go_for(&self, newcomer: TenantId, coming: &[TenantId], revision: RevisionId) -> bool {
         let share = self.places.share(self.limits.capacity, newcomer);
         let held = |tenant| self.places.held(tenant);
-        revision.tenant == newcomer || held(revision.tenant) > share || held(newcomer) < share
+        revision.tenant == newcomer || held(revision.tenant) > share || self.held_soon(newcomer, coming) < share
     }
 
     /// By the policy, one of the newcomer's own runtimes, of those whose tenant has more than its share, and of those
@@ -155,6 +163,7 @@ impl<R: Resident> RegistryState<R> {
     fn first_of(
         &self,
         newcomer: TenantId,
+        coming: &[TenantId],
         can_go: impl Fn(&Live<R>) -> bool,
         stale: impl Fn(&Live<R>) -> bool,
     ) -> Option<RevisionId> {
@@ -165,7 +174,7 @@ impl<R: Resident> RegistryState<R> {
         };
         let often = |(revision, live): (&RevisionId, &Live<R>)| (*revision, live.often);
         let first = self.uses.victim(all().filter(|(revision, live)| may_go(revision, live)).map(often));
-        let has_less = || self.places.held(newcomer) < share;
+        let has_less = || self.held_soon(newcomer, coming) < share;
         first.or_else(|| self.uses.victim(all().map(often)).filter(|_| has_less()))
     }
 }
