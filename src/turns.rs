@@ -32,8 +32,10 @@ pub(crate) struct Turns<A, W> {
     /// The first turn of each tenant that waits.
     heads: BTreeSet<(Turn<A>, TenantId)>,
     len: usize,
-    /// When the last turn that was taken had been due.
+    /// When who comes anew is due: with the last turn that was taken, but for those who would put off the next for ever.
     now: u64,
+    /// Turns that were taken since that changed.
+    taken: usize,
 }
 
 #[derive(Debug)]
@@ -45,7 +47,7 @@ struct Share<A, W> {
 
 impl<A, W> Default for Turns<A, W> {
     fn default() -> Self {
-        Self { tenants: HashMap::new(), heads: BTreeSet::new(), len: 0, now: 0 }
+        Self { tenants: HashMap::new(), heads: BTreeSet::new(), len: 0, now: 0, taken: 0 }
     }
 }
 
@@ -142,7 +144,7 @@ impl<A: Copy + Ord, W> Turns<A, W> {
         self.len -= usize::from(left.is_some());
         if self.is_empty() {
             *self = Self::default();
-        } else if self.tenants.len() > 2 * self.heads.len() + 64 {
+        } else if self.tenants.len() > 4 * self.heads.len() + 64 {
             self.tenants.retain(|_, share| !share.waiting.is_empty() || share.due > self.now);
         }
         left
@@ -156,7 +158,13 @@ impl<A: Copy + Ord, W> Turns<A, W> {
 
     /// Takes a tenant's first turn.
     pub(crate) fn take_of(&mut self, turn: Turn<A>, tenant: TenantId) -> Option<W> {
-        self.now = self.now.max(turn.due);
+        self.taken += 1;
+        if turn.due > self.now {
+            (self.now, self.taken) = (turn.due, 0);
+        } else if self.taken > 2 * self.heads.len() + 1 {
+            // A round is over, though tenants keep coming that had no turn yet: from now on they come after those who had.
+            (self.now, self.taken) = (self.now + 1, 0);
+        }
         self.change(tenant, |share| share.due += 1);
         self.leave(tenant, turn.age)
     }
