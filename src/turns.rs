@@ -304,7 +304,7 @@ mod tests {
     fn tenants_that_each_come_once_are_not_remembered_while_others_wait() {
         let mut turns = turns([0]);
         for tenant in 1..10_000 {
-            turns.enter(TenantId(tenant), tenant as usize, tenant);
+            turns.enter(TenantId(tenant), usize::try_from(tenant).unwrap(), tenant);
             turns.take();
         }
         assert!(turns.tenants.len() < 200, "{}", turns.tenants.len());
@@ -315,7 +315,7 @@ mod tests {
         let mut turns = turns([0, 0]);
         let mut order = vec![];
         for tenant in 1..1000 {
-            turns.enter(TenantId(tenant), 1 + tenant as usize, tenant);
+            turns.enter(TenantId(tenant), 1 + usize::try_from(tenant).unwrap(), tenant);
             order.extend(turns.take());
         }
         assert_eq!(order.iter().filter(|tenant| **tenant == 0).count(), 2);

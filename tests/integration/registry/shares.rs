@@ -105,9 +105,9 @@ async fn two_newcomers_at_once_leave_another_tenant_its_share() {
     }
     // The first of them closes slowly.
     spy.keeps_permits(1);
-    let waits = (wait_behind(&wants[1]).await, wants[2].evaluate("").await.unwrap());
+    let waiting = (wait_behind(&wants[1]).await, wants[2].evaluate("").await.unwrap());
     spy.let_go_of_permits();
-    waits.0.await.unwrap().unwrap();
+    waiting.0.await.unwrap().unwrap();
     assert_eq!((0..3).filter(|at| !is_cold(&pool, &format!("has/{at}"))).count(), 2);
 }
 
@@ -122,11 +122,11 @@ async fn who_gives_up_one_place_for_another_does_not_take_a_third() {
     spy.on_call([Act::Slow(Duration::from_secs(1))]);
     let holds = start(&spy, &wants[1]).await;
     spy.keeps_permits(1);
-    let waits = (wait_behind(&wants[2]).await, wait_behind(&wants[3]).await);
+    let waiting = (wait_behind(&wants[2]).await, wait_behind(&wants[3]).await);
     spy.let_go_of_permits();
     holds.await.unwrap().unwrap();
-    waits.0.await.unwrap().unwrap();
-    waits.1.await.unwrap().unwrap();
+    waiting.0.await.unwrap().unwrap();
+    waiting.1.await.unwrap().unwrap();
     assert_eq!((0..2).filter(|at| !is_cold(&pool, &format!("has/{at}"))).count(), 2);
 }
 
