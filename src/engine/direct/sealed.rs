@@ -168,6 +168,10 @@ impl Sealed {
 
 /// Whether the system lets code be mapped from a file without a name: tried with this module. A policy may forbid it.
 pub(super) fn can_be_mapped(engine: &Engine, module: &Module) -> bool {
+    // The system ends a process that writes a larger file than it may.
+    if soft_limit(Resource::Fsize) < MAPPED {
+        return false;
+    }
     // Another time it may have a file to give.
     let Ok(file) = unnamed() else { return true };
     let load = || {

@@ -149,3 +149,12 @@ fn a_server_that_may_open_next_to_no_files_does_not_start_and_says_why() {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("at least 64 files, and this process may open 40 (ulimit -n)"), "{said}");
 }
+
+#[test]
+fn a_process_that_may_write_no_large_file_maps_no_code() {
+    let mut limited = Command::new("sh");
+    limited.args(["-c", r#"ulimit -f 16; exec "$0" "$@""#]).arg(program().get_program());
+    let server = Server::start_command(limited, &[]);
+    assert_eq!(server.put("a", &letter('x')).status, 201);
+    assert_eq!(server.post("a", b"").text(), "x");
+}
