@@ -337,6 +337,35 @@ mod tests {
     }
 
     #[test]
+    fn code_larger_than_the_cache_drops_nothing_of_it() {
+        let (engine, account) = (Engine::default(), MemoryBudget::new(u64::MAX));
+        let [small, large] = [("a", 10), ("b", 4 << 20)].map(|(name, data)| module(&engine, name, data));
+        let cache = Cache::open(&CodeCache::Memory, 1 << 20).unwrap();
+        for module in [&small, &large] {
+            let run = take(&cache, &engine, &account, module);
+            cache.give_back(module.0, run);
+        }
+        assert!(cache.mapped(large.0).is_none(), "no room for it");
+        assert!(load(&cache, &engine, small.0).is_some(), "it would have stayed");
+    }
+
+    #[test]
+    fn code_that_holds_no_file_stays_when_there_are_too_many_files() {
+        let (engine, account) = (Engine::default(), MemoryBudget::new(u64::MAX));
+        let small = module(&engine, "small", 10);
+        let mut kept = InMemory::new(u64::MAX);
+        kept.most_mapped = 1;
+        let cache = Cache { kept: Kept::Memory(Mutex::new(kept)), limit: u64::MAX };
+        cache.give_back(small.0, take(&cache, &engine, &account, &small));
+        let [a, b] = ["a", "b"].map(|name| module(&engine, name, 1 << 20));
+        for large in [&a, &b] {
+            cache.give_back(large.0, take(&cache, &engine, &account, large));
+        }
+        assert!(load(&cache, &engine, small.0).is_some(), "it holds no file");
+        assert!(cache.mapped(a.0).is_none() && cache.mapped(b.0).is_some(), "one file");
+    }
+
+    #[test]
     fn small_code_goes_by_when_it_was_last_run() {
         let (engine, account) = (Engine::default(), MemoryBudget::new(u64::MAX));
         let [a, b, c] = ["a", "b", "c"].map(|name| module(&engine, name, 10));

@@ -32,7 +32,7 @@ pub(super) struct InMemory {
     /// How many of them are mapped: each holds a file.
     mapped: u64,
     limit: u64,
-    most_mapped: u64,
+    pub(super) most_mapped: u64,
 }
 
 /// Code that is kept for the next build. Dropping it may take long.
@@ -74,16 +74,26 @@ impl InMemory {
 
     /// Gives what is not kept.
     pub(super) fn put(&mut self, key: Key, unused: Unused) -> Vec<Unused> {
+        if unused.charge().bytes() > self.limit {
+            // Others would go for it in vain.
+            return vec![unused];
+        }
         unused.charge().turn(MemoryKind::Unused);
         self.bytes += unused.charge().bytes();
         self.mapped += u64::from(matches!(unused, Unused::Mapped(_)));
         let mut gone: Vec<_> = self.code.put(key, unused).into_iter().inspect(|old| self.forget(old)).collect();
-        while self.bytes > self.limit || self.mapped > self.most_mapped {
-            let Some((_, oldest)) = self.code.pop_lru() else { break };
+        while let Some(oldest) = self.too_many().and_then(|key| self.code.pop(&key)) {
             self.forget(&oldest);
             gone.push(oldest);
         }
         gone
+    }
+
+    /// What goes next, if there is too much. For a file only what holds one.
+    fn too_many(&self) -> Option<Key> {
+        let files = self.mapped > self.most_mapped;
+        let mut oldest = self.code.iter().rev().filter(|(_, unused)| !files || matches!(unused, Unused::Mapped(_)));
+        oldest.next().filter(|_| files || self.bytes > self.limit).map(|(key, _)| *key)
     }
 
     fn forget(&mut self, unused: &Unused) {
