@@ -99,9 +99,11 @@ impl Cache {
         };
         let folder = match &self.kept {
             Kept::Memory(kept) => {
-                let Some((code, _stays)) = lock(kept).plain(key) else { return Ok(None) };
-                let (charge, _) = room(Wanted { loaded: code.len(), unloaded: 0, is_mapped: false })?;
-                return load(code, charge);
+                let Some((code, lent)) = lock(kept).plain(key) else { return Ok(None) };
+                let room = room(Wanted { loaded: code.len(), unloaded: 0, is_mapped: false });
+                let loaded = room.and_then(|(charge, _)| load(code, charge));
+                lock(kept).loaded(lent);
+                return loaded;
             }
             Kept::Folder { root, .. } => root,
         };
@@ -363,6 +365,25 @@ mod tests {
         }
         assert!(load(&cache, &engine, small.0).is_some(), "it holds no file");
         assert!(cache.mapped(a.0).is_none() && cache.mapped(b.0).is_some(), "one file");
+    }
+
+    #[test]
+    fn what_gives_way_is_given_back_whoever_loads_it() {
+        let (engine, account) = (Engine::default(), MemoryBudget::new(u64::MAX));
+        let small = module(&engine, "a", 10);
+        let cache = Cache::open(&CodeCache::Memory, 1 << 20).unwrap();
+        drop(take(&cache, &engine, &account, &small));
+        let kept = account.unused();
+        let room = |wanted| {
+            let (used, unused) = (account.used(), account.unused());
+            let freed = cache.give_way(&account, u64::MAX);
+            assert_eq!((used - account.used(), unused), (freed, freed));
+            Ok(charges(&account, wanted))
+        };
+        assert!(cache.load(&engine, small.0, true, room).unwrap().is_some());
+        assert_eq!((account.unused(), account.used()), (kept, kept), "it is kept on");
+        assert_eq!(cache.give_way(&account, u64::MAX), kept);
+        assert_eq!(account.used(), 0);
     }
 
     #[test]

@@ -64,6 +64,11 @@ impl Unused {
             Self::Mapped(loaded) => &loaded.charge,
         }
     }
+
+    /// Whether somebody is loading it.
+    fn is_lent(&self) -> bool {
+        matches!(self, Self::Plain(_, charge) if Arc::strong_count(charge) > 1)
+    }
 }
 
 impl InMemory {
@@ -101,12 +106,21 @@ impl InMemory {
         self.mapped -= u64::from(matches!(unused, Unused::Mapped(_)));
     }
 
-    /// Small code, which stays here.
+    /// Small code, which stays here. It does not give way until it is [loaded](Self::loaded).
     pub(super) fn plain(&mut self, key: Key) -> Option<(Sealed, Arc<Charge>)> {
-        match self.code.get(&key)? {
-            Unused::Plain(code, charge) => Some((code.try_clone().ok()?, charge.clone())),
-            Unused::Mapped(_) => None,
+        let Unused::Plain(code, charge) = self.code.get(&key)? else { return None };
+        let code = code.try_clone().ok()?;
+        charge.turn(MemoryKind::Cache);
+        Some((code, charge.clone()))
+    }
+
+    /// Whoever got this charge has loaded the code, or has not.
+    pub(super) fn loaded(&mut self, charge: Arc<Charge>) {
+        // One is this, and one is kept.
+        if Arc::strong_count(&charge) == 2 {
+            charge.turn(MemoryKind::Unused);
         }
+        drop(charge);
     }
 
     /// Somebody has run this until now.
@@ -127,7 +141,8 @@ impl InMemory {
     /// Takes out what was unused longest, until that is so many bytes of this account.
     pub(super) fn oldest(&mut self, account: &Arc<MemoryBudget>, bytes: u64) -> Vec<Unused> {
         let mut found = 0;
-        let charges = self.code.iter().rev().map(|(key, unused)| (*key, unused.charge()));
+        let unused = self.code.iter().rev().filter(|(_, unused)| !unused.is_lent());
+        let charges = unused.map(|(key, unused)| (*key, unused.charge()));
         let of_account = charges.filter(|(_, charge)| charge.is_in(account));
         let keys: Vec<Key> = of_account
             .take_while(|(_, charge)| {
