@@ -161,6 +161,14 @@ impl Compiler {
         check_vars(&*self.engine, request.variables.is_some())
     }
 
+    /// Waits while the same bytes are compiled for another build: this one finds their code then, and has no use for a place
+    /// before. Cancel safe.
+    pub(crate) async fn follow(&self, request: &CompileRequest, interest: Interest<Runtime>) {
+        if self.engine.shares_code() && request.linked.is_empty() {
+            self.contents.compiled(request.digest, Arc::new(move || interest.renounce())).await;
+        }
+    }
+
     /// Compiles a plugin into a runtime, or closes what was opened for it.
     ///
     /// Cancel safe: what is in progress ends, or runs to its end, and is closed.

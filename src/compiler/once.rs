@@ -40,6 +40,15 @@ impl Contents {
         Some(Once(Some((content, compiling))))
     }
 
+    /// Waits while somebody compiles this. Meanwhile, `renounce` says whether anybody wants this build.
+    pub(super) async fn compiled(&self, digest: Digest, renounce: Arc<Renounce>) {
+        let content = lock(&self.0).get(&digest).and_then(Weak::upgrade);
+        if let Some(content) = content {
+            content.follow(&renounce);
+            drop(content.compiling.lock().await);
+        }
+    }
+
     /// Waits until nobody else compiles this. Meanwhile, `renounce` says whether anybody wants this build.
     pub(super) async fn only(&self, digest: Digest, renounce: Arc<Renounce>) -> Once {
         let content = self.of(digest);

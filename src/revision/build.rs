@@ -83,6 +83,12 @@ async fn attempt(
     };
     // A file may have changed since the last build; what was seen first is what was validated and is shown.
     let _ = revision.info.set(info);
+    let followed = inner.compiler.follow(&blueprint.request, ticket.interest());
+    tokio::select! {
+        biased;
+        () = ticket.unwanted() => return Ok(None),
+        () = followed => {}
+    }
     let Some(admission) = ticket.admit(fetching).await else { return Ok(None) };
     let plugin = matches!(spec.source, Source::Bytes(_)).then(|| blueprint.plugin.clone());
     let (interest, unwanted) = (ticket.interest(), ticket.unwanted());

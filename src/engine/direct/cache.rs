@@ -102,7 +102,7 @@ impl Cache {
                 let Some((code, lent)) = lock(kept).plain(key) else { return Ok(None) };
                 let room = room(Wanted { loaded: code.len(), unloaded: 0, is_mapped: false });
                 let loaded = room.and_then(|(charge, _)| load(code, charge));
-                lock(kept).loaded(lent);
+                lock(kept).loaded(key, lent);
                 return loaded;
             }
             Kept::Folder { root, .. } => root,

@@ -115,12 +115,13 @@ impl InMemory {
     }
 
     /// Whoever got this charge has loaded the code, or has not.
-    pub(super) fn loaded(&mut self, charge: Arc<Charge>) {
+    pub(super) fn loaded(&mut self, key: Key, lent: Arc<Charge>) {
+        let is_kept = matches!(self.code.peek(&key), Some(Unused::Plain(_, kept)) if Arc::ptr_eq(kept, &lent));
         // One is this, and one is kept.
-        if Arc::strong_count(&charge) == 2 {
-            charge.turn(MemoryKind::Unused);
+        if is_kept && Arc::strong_count(&lent) == 2 {
+            lent.turn(MemoryKind::Unused);
         }
-        drop(charge);
+        drop(lent);
     }
 
     /// Somebody has run this until now.

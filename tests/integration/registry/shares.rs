@@ -130,7 +130,6 @@ async fn who_gives_up_one_place_for_another_does_not_take_a_third() {
     assert_eq!((0..2).filter(|at| !is_cold(&pool, &format!("has/{at}"))).count(), 2);
 }
 
-#[ignore = "not so yet: they are admitted, and wait with their places"]
 #[tokio::test(start_paused = true)]
 async fn builds_that_wait_for_the_same_code_take_nobodys_place_before_it_is_there() {
     let spy = Spy::with_workers();
