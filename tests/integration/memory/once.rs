@@ -90,7 +90,8 @@ fn code_that_is_not_kept_leaves_no_file_and_no_mapping() {
     }
     eventually("all is given back", || {
         let held = server.held();
-        (held.open_files, held.executable_mappings) == (before.open_files, before.executable_mappings)
+        // The connection of the request before may not have ended yet.
+        held.open_files <= before.open_files && held.executable_mappings == before.executable_mappings
     });
 }
 
