@@ -6,13 +6,10 @@
 //!
 //! Nothing is remembered beyond the moment in which somebody waits: once the queue is empty, all begin anew. Considered and
 //! not taken: deficit round robin (its ring of tenants has to be kept in step with callers that leave and come again with
-//! their old age; here a tenant's place in the order is one number), and one clock for both queues (places are handed out a thousand
-//! times less often than permits: who had taken many of one would wait long for the other).
+//! their old age; here a tenant's place in the order is one number), and one clock for both queues (places are handed out a
+//! thousand times less often than permits: who had taken many of one would wait long for the other).
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Stands for a tenant where its name is not known. Two are equal or not; there is nothing else to them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -94,20 +91,23 @@ impl<A: Copy + Ord, W> Turns<A, W> {
 
     /// The first so many, in order; those of tenants that `may` come now before the others.
     pub(crate) fn next_ones(&self, most: usize, may: impl Fn(TenantId) -> bool) -> Vec<(Turn<A>, &W)> {
-        let mut heads: BinaryHeap<_> = self
+        if most == 0 {
+            return Vec::new();
+        }
+        let mut heads: BTreeMap<_, _> = self
             .tenants
             .iter()
             .filter_map(|(tenant, share)| {
                 let mut turns = share.turns();
-                turns.next().map(|(turn, waiting)| Reverse((!may(*tenant), turn, Rest(waiting, turns))))
+                turns.next().map(|(turn, waiting)| ((!may(*tenant), turn), (waiting, turns)))
             })
             .collect();
         let mut ones = Vec::new();
         while ones.len() < most
-            && let Some(Reverse((later, turn, Rest(waiting, mut turns)))) = heads.pop()
+            && let Some(((later, turn), (waiting, mut turns))) = heads.pop_first()
         {
             ones.push((turn, waiting));
-            heads.extend(turns.next().map(|(turn, waiting)| Reverse((later, turn, Rest(waiting, turns)))));
+            heads.extend(turns.next().map(|(turn, waiting)| ((later, turn), (waiting, turns))));
         }
         ones
     }
@@ -201,29 +201,6 @@ impl<A: Copy + Ord, W> Turns<A, W> {
             self.heads.insert((head, tenant));
         }
         changed
-    }
-}
-
-/// Who waits, and the turns of the same tenant that follow: no part of the order, which no two turns share.
-struct Rest<'a, W, T>(&'a W, T);
-
-impl<W, T> PartialEq for Rest<'_, W, T> {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl<W, T> Eq for Rest<'_, W, T> {}
-
-impl<W, T> PartialOrd for Rest<'_, W, T> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<W, T> Ord for Rest<'_, W, T> {
-    fn cmp(&self, _: &Self) -> std::cmp::Ordering {
-        std::cmp::Ordering::Equal
     }
 }
 

@@ -161,10 +161,15 @@ impl Compiler {
         check_vars(&*self.engine, request.variables.is_some())
     }
 
+    /// Whether others with the same bytes find the code that is made for this.
+    fn shares(&self, request: &CompileRequest) -> bool {
+        self.engine.shares_code() && request.linked.is_empty()
+    }
+
     /// Waits while the same bytes are compiled for another build: this one finds their code then, and has no use for a place
     /// before. Cancel safe.
     pub(crate) async fn follow(&self, request: &CompileRequest, interest: Interest<Runtime>) {
-        if self.engine.shares_code() && request.linked.is_empty() {
+        if self.shares(request) {
             self.contents.compiled(request.digest, Arc::new(move || interest.renounce())).await;
         }
     }
@@ -223,7 +228,7 @@ impl Compiler {
             let interest = interest.clone();
             Arc::new(move || interest.renounce())
         };
-        let (once, compiling) = if self.engine.shares_code() && request.linked.is_empty() {
+        let (once, compiling) = if self.shares(request) {
             if let Some(once) = self.contents.try_only(request.digest) {
                 (once, Some(compiling))
             } else {

@@ -159,8 +159,8 @@ impl Drop for PoolInner {
     }
 }
 
-/// The task that takes back what threads no longer use, reports what was used, gives up on closes that are overdue, and evicts what is idle for too
-/// long. When a runtime that the pool was given ends, the next call starts it again.
+/// The task that takes back what threads no longer use, reports what was used, gives up on closes that are overdue, and
+/// evicts what is idle for too long. When a runtime that the pool was given ends, the next call starts it again.
 struct Sweep(Weak<PoolInner>);
 
 impl Sweep {

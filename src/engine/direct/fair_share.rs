@@ -2,8 +2,8 @@
 //!
 //! A guest returns to the executor at each tick. That alone would put sixty endless guests in front of a short one, a
 //! tick each. So from its second tick on a guest needs a permit. There are as many permits as cores, handed on by turns
-//! that go round by [tenant](crate::turns), and a guest that waits for one is not in the executor's queue. A guest with a permit lets all other ready
-//! tasks run before it goes on. So a new guest waits for about one tick, however many run long.
+//! that go round by [tenant](crate::turns), and a guest that waits for one is not in the executor's queue. A guest with a
+//! permit lets all other ready tasks run before it goes on. So a new guest waits for about one tick, however many run long.
 //!
 //! Considered and not taken: priorities in the executor (tokio has none), and a second executor for long guests (it
 //! needs threads, and a guest that has begun cannot move).

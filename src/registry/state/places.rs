@@ -154,8 +154,12 @@ impl<R: Resident> RegistryState<R> {
     /// Whether this tenant's newcomer may have this runtime's place, now or once it is idle.
     pub(super) fn may_go_for(&self, newcomer: TenantId, coming: &[TenantId], revision: RevisionId) -> bool {
         let share = self.places.share(self.limits.capacity, newcomer);
-        let held = |tenant| self.places.held(tenant);
-        revision.tenant == newcomer || held(revision.tenant) > share || self.held_soon(newcomer, coming) < share
+        self.goes_first(newcomer, share, revision) || self.held_soon(newcomer, coming) < share
+    }
+
+    /// Whether this is the newcomer's own runtime, or of a tenant that has more than its share.
+    fn goes_first(&self, newcomer: TenantId, share: usize, revision: RevisionId) -> bool {
+        revision.tenant == newcomer || self.places.held(revision.tenant) > share
     }
 
     /// By the policy, one of the newcomer's own runtimes, of those whose tenant has more than its share, and of those
@@ -169,9 +173,7 @@ impl<R: Resident> RegistryState<R> {
     ) -> Option<RevisionId> {
         let share = self.places.share(self.limits.capacity, newcomer);
         let all = || self.live.iter().rev().filter(|(_, live)| can_go(live));
-        let may_go = |revision: &RevisionId, live: &Live<R>| {
-            revision.tenant == newcomer || self.places.held(revision.tenant) > share || stale(live)
-        };
+        let may_go = |revision: &RevisionId, live: &Live<R>| self.goes_first(newcomer, share, *revision) || stale(live);
         let often = |(revision, live): (&RevisionId, &Live<R>)| (*revision, live.often);
         let first = self.uses.victim(all().filter(|(revision, live)| may_go(revision, live)).map(often));
         let has_less = || self.held_soon(newcomer, coming) < share;

@@ -257,13 +257,9 @@ pub(super) async fn list(State(app): State<Arc<App>>, uri: Uri) -> Result<Respon
         next: Option<String>,
     }
 
-    let Page { limit, after } = Page::of(&uri)?;
+    let page = Page::of(&uri)?;
     let list = blocking(move || {
-        // One more than `limit` tells whether there is a next page.
-        let mut found = app.pool.list(after.as_deref(), limit + 1);
-        let is_last = found.len() <= limit;
-        found.truncate(limit);
-        let next = found.last().filter(|_| !is_last).map(|last| last.name.clone());
+        let (found, next) = page.of_list(|after, most| app.pool.list(after, most), |info| &info.name);
         let listed = |info: EvaluatorInfo| Listed { revision: app.store.revision(&info.name), info };
         Ok(List { evaluators: found.into_iter().map(listed).collect(), next })
     })

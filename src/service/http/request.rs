@@ -113,8 +113,8 @@ impl Call {
 
 /// The parameters of a listing.
 pub(super) struct Page {
-    pub(super) limit: usize,
-    pub(super) after: Option<String>,
+    limit: usize,
+    after: Option<String>,
 }
 
 impl Page {
@@ -128,6 +128,20 @@ impl Page {
             _ => Err(format!("expected a number from 1 to {}", Self::MAX_LIMIT)),
         })?;
         Ok(Self { limit: limit.unwrap_or(Self::LIMIT), after: said.remove("after") })
+    }
+
+    /// What is on this page, of what `list` finds after a name and up to a number, and the `after` of the next page.
+    pub(super) fn of_list<T>(
+        &self,
+        list: impl FnOnce(Option<&str>, usize) -> Vec<T>,
+        name: impl FnOnce(&T) -> &str,
+    ) -> (Vec<T>, Option<String>) {
+        // One more than `limit` tells whether there is a next page.
+        let mut found = list(self.after.as_deref(), self.limit + 1);
+        let is_last = found.len() <= self.limit;
+        found.truncate(self.limit);
+        let next = found.last().filter(|_| !is_last).map(|last| name(last).to_owned());
+        (found, next)
     }
 }
 

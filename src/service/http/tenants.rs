@@ -26,13 +26,9 @@ pub(super) async fn list(State(app): State<Arc<App>>, uri: Uri) -> Result<Respon
         next: Option<String>,
     }
 
-    let Page { limit, after } = Page::of(&uri)?;
+    let page = Page::of(&uri)?;
     let list = blocking(move || {
-        // One more than `limit` tells whether there is a next page.
-        let mut tenants = app.pool.tenants(after.as_deref(), limit + 1);
-        let is_last = tenants.len() <= limit;
-        tenants.truncate(limit);
-        let next = tenants.last().filter(|_| !is_last).map(|last| last.name.clone());
+        let (tenants, next) = page.of_list(|after, most| app.pool.tenants(after, most), |tenant| &tenant.name);
         Ok(List { tenants, next })
     })
     .await?;

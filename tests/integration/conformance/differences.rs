@@ -2,9 +2,8 @@
 //! safe. `OFFICIAL.md` and the list are read by `table`, which finds their tests by name.
 
 use std::{
-    io::Write,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -13,7 +12,7 @@ use std::{
 use evalpool::{HostFunction, Isolation, Source, Spec, config::EngineKind};
 
 use super::{IMPORTS, answers, env, official::steps::Steps, pool, with_functions};
-use crate::support::{ENGINES, builder, process::alone, wasm};
+use crate::support::{ENGINES, builder, log::Lines, process::alone, wasm};
 
 const BOTH: [(EngineKind, bool); 2] = [(EngineKind::Extism, false), (EngineKind::Direct, true)];
 
@@ -282,16 +281,6 @@ fn log_lines_of_an_evaluation_are_bounded_in_number_and_length() {
 }
 
 async fn log_lines_are_bounded() {
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-    impl Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
@@ -306,7 +295,7 @@ async fn log_lines_are_bounded() {
     let pool = pool(EngineKind::Direct);
     for calls in 1..3 {
         answers(&pool, logs.clone(), &[b""]).await.remove(0).unwrap();
-        let written = String::from_utf8_lossy(&lines.0.lock().unwrap()).into_owned();
+        let written = lines.text();
         let written: Vec<_> = written.lines().filter(|line| line.contains("evalpool::plugin")).collect();
         assert_eq!(written.len(), 100 * calls);
         assert!(written[0].matches('z').count() == 4096 && written[98].matches('z').count() == 4096);

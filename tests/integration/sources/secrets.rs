@@ -1,11 +1,6 @@
 //! Secrets of `Source::http`: sent to the URL's own origin, and shown nowhere.
 
-use std::{
-    fs,
-    io::{self, Write},
-    path::Path,
-    sync::{Arc, Mutex},
-};
+use std::{fs, path::Path};
 
 use evalpool::{
     Digest, EvaluatorPool, HttpSource, Secret, Source, Spec,
@@ -16,7 +11,7 @@ use tempfile::TempDir;
 use super::{evaluate, module};
 use crate::{
     http::{Recorder, answer, values},
-    support::{process::alone, spy::Spy},
+    support::{log::Lines, process::alone, spy::Spy},
 };
 
 const VALUE: &str = "s3cret-value";
@@ -116,20 +111,6 @@ async fn a_secret_that_cannot_be_read_or_sent_is_named_and_nothing_is_asked() {
     }
 }
 
-/// All that is logged.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// In a process of its own: a subscriber changes the level at which other tests log.
 #[test]
 fn no_text_shows_a_secret_and_a_plugin_without_a_digest_is_warned_of_once() {
@@ -141,7 +122,7 @@ fn no_text_shows_a_secret_and_a_plugin_without_a_digest_is_warned_of_once() {
         let _guard = tracing::subscriber::set_default(subscriber);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let shown = runtime.block_on(whatever_shows_a_source());
-        let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let log = lines.text();
         assert!(log.contains("a build failed"), "{log}");
         for text in [&shown, &log] {
             assert!(text.contains("http://127.0.0.1:"), "{text}");

@@ -1,5 +1,6 @@
 //! Fixtures and the spy: what more than one module of these tests needs.
 
+pub(crate) mod log;
 pub(crate) mod measured;
 pub(crate) mod process;
 pub(crate) mod spy;

@@ -1,46 +1,27 @@
 //! Lines for billing, in paused time: each interval has its own, they add up, and there is none of who did nothing.
 
-use std::{
-    io::{self, Write},
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use evalpool::{EvaluatorPool, PoolBuilder, Settings};
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use crate::support::{
+    log::Lines,
     process::alone,
     spy::{Act, Spy},
 };
 
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Lines {
-    /// Who was billed for how many evaluations since the last look, in the order of names: tenant, evaluator, evaluations.
-    fn take(&self) -> Vec<(String, String, u64)> {
-        let text = String::from_utf8(std::mem::take(&mut self.0.lock().unwrap())).unwrap();
-        let usage = text.lines().filter_map(|line| line.split_once("evalpool::usage: ")?.1.parse::<Value>().ok());
-        let text = |value: &Value| value.as_str().unwrap().to_owned();
-        let billed = |line: Value| {
-            (text(&line["tenant"]), text(&line["evaluator"]), line["usage"]["evaluations"].as_u64().unwrap())
-        };
-        let mut billed: Vec<_> = usage.map(billed).collect();
-        billed.sort();
-        billed
-    }
+/// Who was billed for how many evaluations since the last look, in the order of names: tenant, evaluator, evaluations.
+fn take(lines: &Lines) -> Vec<(String, String, u64)> {
+    let text = lines.take();
+    let usage = text.lines().filter_map(|line| line.split_once("evalpool::usage: ")?.1.parse::<Value>().ok());
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let billed =
+        |line: Value| (text(&line["tenant"]), text(&line["evaluator"]), line["usage"]["evaluations"].as_u64().unwrap());
+    let mut billed: Vec<_> = usage.map(billed).collect();
+    billed.sort();
+    billed
 }
 
 fn billed(lines: &[(&str, &str, u64)]) -> Vec<(String, String, u64)> {
@@ -57,7 +38,7 @@ fn each_interval_has_lines_of_those_who_did_something_and_nothing_is_lost_or_bil
         let _guard = tracing::subscriber::set_default(subscriber);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(intervals(&lines));
-        assert_eq!(lines.take(), billed(&[("acme", "acme/a", 1)]), "of the pool that was dropped");
+        assert_eq!(take(&lines), billed(&[("acme", "acme/a", 1)]), "of the pool that was dropped");
     }
 }
 
@@ -75,21 +56,21 @@ async fn intervals(lines: &Lines) {
         a.evaluate("x").await.unwrap();
     }
     sleep(INTERVAL / 2).await;
-    assert_eq!(lines.take(), [], "not before the interval is over");
+    assert_eq!(take(lines), [], "not before the interval is over");
     b.evaluate("trap").await.unwrap_err();
     next().await;
-    assert_eq!(lines.take(), billed(&[("acme", "acme/a", 3), ("globex", "globex/b", 1)]));
+    assert_eq!(take(lines), billed(&[("acme", "acme/a", 3), ("globex", "globex/b", 1)]));
     next().await;
-    assert_eq!(lines.take(), [], "nobody did anything");
+    assert_eq!(take(lines), [], "nobody did anything");
 
     // One that is under way counts in the interval in which it ends.
     spy.on_call([Act::Never]);
     let call = tokio::spawn(async move { timeout(INTERVAL * 2, a.evaluate("x")).await.map(drop) });
     next().await;
-    assert_eq!(lines.take(), [], "it has not ended");
+    assert_eq!(take(lines), [], "it has not ended");
     assert!(call.await.unwrap().is_err());
     pool.report_usage();
-    assert_eq!(lines.take(), billed(&[("acme", "acme/a", 1)]), "once, as cancelled");
+    assert_eq!(take(lines), billed(&[("acme", "acme/a", 1)]), "once, as cancelled");
 
     // Moved to another tenant, each pays for what it used.
     b.evaluate("x").await.unwrap();
@@ -97,7 +78,7 @@ async fn intervals(lines: &Lines) {
     moved.evaluate("x").await.unwrap();
     moved.evaluate("x").await.unwrap();
     next().await;
-    assert_eq!(lines.take(), billed(&[("globex", "globex/b", 1), ("initech", "globex/b", 2)]));
+    assert_eq!(take(lines), billed(&[("globex", "globex/b", 1), ("initech", "globex/b", 2)]));
 
     // Removed, and there is another of that name.
     moved.evaluate("x").await.unwrap();
@@ -105,9 +86,9 @@ async fn intervals(lines: &Lines) {
     assert!(pool.remove("globex/b").await);
     pool.register("globex/b", Spy::spec()).unwrap().evaluate("x").await.unwrap();
     sleep(Duration::from_secs(1)).await;
-    assert_eq!(lines.take(), billed(&[("initech", "globex/b", 1)]), "at once");
+    assert_eq!(take(lines), billed(&[("initech", "globex/b", 1)]), "at once");
     next().await;
-    assert_eq!(lines.take(), billed(&[("globex", "globex/b", 1)]));
+    assert_eq!(take(lines), billed(&[("globex", "globex/b", 1)]));
     pool.get("acme/a").unwrap().evaluate("x").await.unwrap();
     pool.close().await;
 }
