@@ -354,10 +354,9 @@ impl<R: Resident> BuildTicket<R> {
         let place = resident.place().inner.id;
         let published = self.registry.apply(|state| state.publish(self.revision, place, resident, Instant::now()));
         self.done = true;
-        self.registry.metrics.build_ended(match &published {
-            Ok(()) => Ok(()),
-            Err(_) => Err(&Error::Cancelled),
-        });
+        if published.is_err() {
+            self.registry.metrics.build_ended(Err(&Error::Cancelled));
+        }
         published
     }
 

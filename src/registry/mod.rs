@@ -382,6 +382,7 @@ impl<R: Resident> Shell<R> {
                 let compiling = Compiling { registry: self.clone() };
                 drop(to.send(Admission { place, permit, compiling }));
             }
+            Effect::Built => self.metrics.build_ended(Ok(())),
             Effect::Retire { resident, reason, unused, idle, leased, grace } => {
                 if let Some(unused) = unused {
                     self.metrics.evicted(reason.as_str(), unused);

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{Refused, Resident, RevisionId},
-    AdmissionSender, Age, BuildId, PlaceId, RegistryState,
+    AdmissionSender, Age, BuildId, Effect, PlaceId, RegistryState,
     entries::{Failure, Live, Phase},
 };
 use crate::{clock, error::Error, turns::TenantId};
@@ -134,6 +134,7 @@ impl<R: Resident> RegistryState<R> {
             often: self.uses.back(revision),
         };
         self.live.push(revision, live);
+        self.effects.push(Effect::Built);
         self.serve(revision, build.fetched + (now - since));
         self.dispatch(now);
         Ok(())

@@ -119,6 +119,8 @@ pub(super) enum Effect<R: Resident> {
         place: PlaceId,
         gone: watch::Sender<bool>,
     },
+    /// A build has ended well: noted before its callers are answered, who may look at the count.
+    Built,
     /// The runtime has left the registry: it drains, then closes. `unused` is set for an eviction.
     Retire {
         resident: R,
