@@ -126,7 +126,7 @@ pub use crate::{
     config::{Input, Isolation, Settings, SettingsError, Vars, Wasi},
     data::Data,
     engine::{HostFunction, HostFunctionError},
-    error::{Cause, Error, ErrorKind, Fault},
+    error::{Bound, Cause, Error, ErrorKind, Fault},
     evaluator::{EntryPoint, Evaluator},
     executable::Executable,
     info::{EvaluatorInfo, RuntimeInfo},

@@ -9,17 +9,23 @@
 //! caller. Considered and not taken: accounts under the registry's lock (each `memory.grow` would take it), and asking the
 //! system what this process holds (it does not say which runtime holds it, nor what closing one would free).
 
+mod tenants;
+
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-use crate::{error::Error, units::Size};
+pub(crate) use self::tenants::{Given, Granted, MakeRoom, NoRoom};
+use self::tenants::{OwnCharge, Tenants};
+use crate::{
+    error::{Bound, Error},
+    turns::TenantId,
+    units::Size,
+};
 
 /// What memory is held for.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +65,8 @@ pub(crate) struct MemoryBudget {
     slots: AtomicU64,
     /// Who keeps what is unused.
     keeper: OnceLock<Weak<dyn GiveWay>>,
+    /// What each tenant's runtimes hold, for as long as there are any.
+    tenants: Tenants,
 }
 
 /// Keeps what nobody uses, for as long as there is room for it: an engine's cache of code.
@@ -70,8 +78,8 @@ pub(crate) trait GiveWay: Send + Sync {
 
 impl MemoryBudget {
     pub(crate) fn new(limit: u64) -> Arc<Self> {
-        let keeper = OnceLock::new();
-        Arc::new(Self { limit, held: Default::default(), slots: AtomicU64::new(0), keeper })
+        let (keeper, tenants) = (OnceLock::new(), Tenants::default());
+        Arc::new(Self { limit, held: Default::default(), slots: AtomicU64::new(0), keeper, tenants })
     }
 
     pub(crate) fn limit(&self) -> u64 {
@@ -119,11 +127,6 @@ impl MemoryBudget {
     }
 }
 
-/// Makes room in the account: the registry. `None` when there was none within its time.
-pub(crate) trait MakeRoom: Send + Sync {
-    fn make_room(self: Arc<Self>, bytes: u64) -> Pin<Box<dyn Future<Output = Option<Charge>> + Send>>;
-}
-
 /// The account of one compiled plugin, through which its engine charges what it makes. Clones are of the same account.
 ///
 /// An engine that charges nothing is bounded by counts alone.
@@ -135,7 +138,10 @@ pub struct MemoryAccount {
 }
 
 #[derive(Clone)]
-struct Room(Arc<dyn MakeRoom>);
+struct Room {
+    of: Arc<dyn MakeRoom>,
+    tenant: TenantId,
+}
 
 /// What one compiled plugin holds.
 #[derive(Debug, Default)]
@@ -143,7 +149,16 @@ struct Held {
     instances: AtomicU64,
     /// The instance that ended last.
     last: AtomicU64,
-    code: Mutex<Vec<Arc<Charge>>>,
+    code: Mutex<HeldCode>,
+    /// All that its tenant holds.
+    tenant: Arc<AtomicU64>,
+}
+
+#[derive(Debug, Default)]
+struct HeldCode {
+    runs: Vec<(Arc<Charge>, OwnCharge)>,
+    /// For what it will run.
+    reserved: Vec<OwnCharge>,
 }
 
 /// What closing a runtime would give back, in bytes.
@@ -157,6 +172,8 @@ pub(crate) struct Weight {
     pub(crate) code: u64,
     /// Its part of code that others have too. It is given back with the last of them.
     pub(crate) shared: u64,
+    /// All its code, whoever has it too: what its tenant is charged.
+    pub(crate) code_in_full: u64,
 }
 
 impl Weight {
@@ -166,8 +183,9 @@ impl Weight {
 }
 
 impl MemoryAccount {
-    pub(crate) fn new(budget: Arc<MemoryBudget>, room: Arc<dyn MakeRoom>) -> Self {
-        Self { budget, held: Arc::default(), room: Some(Room(room)) }
+    pub(crate) fn new(budget: Arc<MemoryBudget>, tenant: TenantId, of: Arc<dyn MakeRoom>) -> Self {
+        let held = Held { tenant: budget.tenant(tenant), ..Held::default() };
+        Self { budget, held: Arc::new(held), room: Some(Room { of, tenant }) }
     }
 
     /// An account without a bound, of which nobody takes notice.
@@ -182,13 +200,10 @@ impl MemoryAccount {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidPlugin`] for more than `pool.memory`; [`Error::Overloaded`] when others held it all for too long.
+    /// [`Error::InvalidPlugin`] for more than `pool.memory`; [`Error::Overloaded`] when others held it all for too long;
+    /// [`Error::QuotaExceeded`] when the tenant itself holds too much.
     pub async fn reserve(&self, code: u64, unloaded: u64, instance: u64) -> Result<(Charge, Charge, Charge), Error> {
         let (bytes, limit) = (code.saturating_add(unloaded).saturating_add(instance), self.budget.limit);
-        if bytes == 0 {
-            let none = |kind| self.budget.charge(kind, 0);
-            return Ok((none(MemoryKind::Code), none(MemoryKind::Cache), none(MemoryKind::Instances)));
-        }
         if bytes > limit {
             return Err(Error::invalid_plugin(format!(
                 "its code takes {} and an instance of it {}, and pool.memory is {}",
@@ -197,12 +212,20 @@ impl MemoryAccount {
                 Size(limit)
             )));
         }
-        let charge = match &self.room {
-            Some(Room(room)) => room.clone().make_room(bytes).await,
-            None => Some(self.budget.charge(MemoryKind::Code, bytes)),
+        let Some(Room { of, tenant }) = &self.room else {
+            let charge = |kind, bytes| self.budget.charge(kind, bytes);
+            let (code, unloaded) = (charge(MemoryKind::Code, code), charge(MemoryKind::Cache, unloaded));
+            return Ok((code, unloaded, charge(MemoryKind::Instances, instance)));
         };
-        let mut code = charge.ok_or_else(|| self.is_full(bytes))?;
+        let given = of.clone().make_room(*tenant, bytes).await;
+        let Granted { room: mut code, mut own } = given.map_err(|none| match none {
+            NoRoom::Pool => self.is_full(bytes),
+            NoRoom::Tenant(limit) => Bound::Memory.exceeded(limit),
+        })?;
         let unloaded = code.split(unloaded, MemoryKind::Cache);
+        // In full until the code runs, and then what runs.
+        own.shrink(instance);
+        self.code().reserved.push(own);
         let instance = code.split(instance, MemoryKind::Instances);
         Ok((code, unloaded, instance))
     }
@@ -251,14 +274,18 @@ impl MemoryAccount {
 
     /// Notes that the plugin runs this code, which others may share.
     pub fn runs(&self, code: Arc<Charge>) {
-        self.code().push(code);
+        let own = OwnCharge::new(self.held.tenant.clone(), code.bytes);
+        let mut held = self.code();
+        held.runs.push((code, own));
+        held.reserved.clear();
     }
 
     pub(crate) fn weight(&self) -> Weight {
         let Held { instances, last, .. } = &*self.held;
         let (instances, instance) = (instances.load(Ordering::Relaxed), last.load(Ordering::Relaxed));
         let mut weight = Weight { instances, instance, ..Weight::default() };
-        for code in self.code().iter() {
+        for (code, _) in &self.code().runs {
+            weight.code_in_full += code.bytes;
             // One clone is the code's own.
             match Arc::strong_count(code).saturating_sub(1) as u64 {
                 0 | 1 => weight.code += code.bytes,
@@ -268,7 +295,7 @@ impl MemoryAccount {
         weight
     }
 
-    fn code(&self) -> MutexGuard<'_, Vec<Arc<Charge>>> {
+    fn code(&self) -> MutexGuard<'_, HeldCode> {
         // List operations.
         self.held.code.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -310,6 +337,7 @@ impl Charge {
         self.counter().fetch_add(bytes, Ordering::Relaxed);
         if let Some(account) = &self.account {
             account.instances.fetch_add(bytes, Ordering::Relaxed);
+            account.tenant.fetch_add(bytes, Ordering::Relaxed);
         }
     }
 
@@ -347,6 +375,7 @@ impl Drop for Charge {
         self.counter().fetch_sub(self.bytes, Ordering::Relaxed);
         if let Some(account) = &self.account {
             account.instances.fetch_sub(self.bytes, Ordering::Relaxed);
+            account.tenant.fetch_sub(self.bytes, Ordering::Relaxed);
             account.last.store(self.bytes, Ordering::Relaxed);
         }
     }
@@ -363,15 +392,15 @@ mod tests {
         let (a, b) = (account(), account());
         let code = Arc::new(budget.charge(MemoryKind::Code, 30));
         a.runs(code.clone());
-        assert_eq!(a.weight(), Weight { code: 30, ..Weight::default() });
+        assert_eq!(a.weight(), Weight { code: 30, code_in_full: 30, ..Weight::default() });
         b.runs(code.clone());
-        assert_eq!(a.weight(), Weight { shared: 15, ..Weight::default() });
+        assert_eq!(a.weight(), Weight { shared: 15, code_in_full: 30, ..Weight::default() });
         let mut instance = b.instance(5);
         instance.grow(2);
-        assert_eq!(b.weight(), Weight { instances: 7, shared: 15, ..Weight::default() });
+        assert_eq!(b.weight(), Weight { instances: 7, shared: 15, code_in_full: 30, ..Weight::default() });
         assert_eq!(budget.uses(), MemoryUse { code: 30, instances: 7, cache: 0, limit: 100 });
         drop((a, instance));
-        assert_eq!(b.weight(), Weight { code: 30, instance: 7, ..Weight::default() });
+        assert_eq!(b.weight(), Weight { code: 30, code_in_full: 30, instance: 7, ..Weight::default() });
         drop((b, code));
         assert_eq!(budget.used(), 0);
     }

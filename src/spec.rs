@@ -10,8 +10,7 @@ use crate::{
     engine::HostFunction,
     error::Error,
     source::{Digest, Source},
-    tenants,
-    units::Quoted,
+    units::{Quoted, unfit_name},
 };
 
 /// Declares methods of a builder that set one field each: `fn name(argument: Type) => field = value;`.
@@ -220,7 +219,7 @@ impl Spec {
 
     /// Refuses what no build could use.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        if let Some((tenant, reason)) = self.tenant.as_deref().and_then(|name| Some((name, tenants::unfit(name)?))) {
+        if let Some((tenant, reason)) = self.tenant.as_deref().and_then(|name| Some((name, unfit_name(name)?))) {
             let why = format!("the spec's tenant, {}, is no name of a tenant: {reason}", Quoted(tenant));
             return Err(Error::invalid_request(why));
         }

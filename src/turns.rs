@@ -4,6 +4,9 @@
 //! tenant with a thousand callers and forty-nine with one each, every one gets a fiftieth while all of them want something,
 //! and whatever the others leave. Among turns that are due at once, and within a tenant, the oldest caller is first.
 //!
+//! A tenant may have room for so many turns only, by a bound of its own. Its others are held up: they are in nobody's way, and
+//! as if they were not there, until it has room.
+//!
 //! Nothing is remembered beyond the moment in which somebody waits: once the queue is empty, all begin anew. Considered and
 //! not taken: deficit round robin (its ring of tenants has to be kept in step with callers that leave and come again with
 //! their old age; here a tenant's place in the order is one number), and one clock for both queues (places are handed out a
@@ -26,8 +29,12 @@ pub(crate) struct Turn<A> {
 #[derive(Debug)]
 pub(crate) struct Turns<A, W> {
     tenants: HashMap<TenantId, Share<A, W>>,
-    /// The first turn of each tenant that waits.
+    /// The first turn of each tenant that waits and has room.
     heads: BTreeSet<(Turn<A>, TenantId)>,
+    /// Tenants of which more wait than they have room for.
+    held_up: BTreeSet<TenantId>,
+    /// How many wait, and how many of them could be next.
+    waiting: usize,
     len: usize,
     /// When who comes anew is due: with the last turn that was taken, but for those who would put off the next for ever.
     now: u64,
@@ -39,24 +46,33 @@ pub(crate) struct Turns<A, W> {
 struct Share<A, W> {
     /// When its next turn is due.
     due: u64,
+    /// How many may come.
+    room: usize,
     waiting: BTreeMap<A, W>,
 }
 
 impl<A, W> Default for Turns<A, W> {
     fn default() -> Self {
-        Self { tenants: HashMap::new(), heads: BTreeSet::new(), len: 0, now: 0, taken: 0 }
+        let (heads, held_up) = (BTreeSet::new(), BTreeSet::new());
+        Self { tenants: HashMap::new(), heads, held_up, waiting: 0, len: 0, now: 0, taken: 0 }
     }
 }
 
 impl<A, W> Default for Share<A, W> {
     fn default() -> Self {
-        Self { due: 0, waiting: BTreeMap::new() }
+        Self { due: 0, room: usize::MAX, waiting: BTreeMap::new() }
     }
 }
 
 impl<A: Copy + Ord, W> Share<A, W> {
     fn turns(&self) -> impl Iterator<Item = (Turn<A>, &W)> {
-        (self.due..).zip(&self.waiting).map(|(due, (age, waiting))| (Turn { due, age: *age }, waiting))
+        let waiting = self.waiting.iter().take(self.room);
+        (self.due..).zip(waiting).map(|(due, (age, waiting))| (Turn { due, age: *age }, waiting))
+    }
+
+    /// How many could be next.
+    fn len(&self) -> usize {
+        self.waiting.len().min(self.room)
     }
 
     fn head(&self) -> Option<Turn<A>> {
@@ -65,12 +81,41 @@ impl<A: Copy + Ord, W> Share<A, W> {
 }
 
 impl<A: Copy + Ord, W> Turns<A, W> {
+    /// How many wait that are not held up.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// How many of this tenant wait, held up or not.
+    pub(crate) fn waiting_of(&self, tenant: TenantId) -> usize {
+        self.tenants.get(&tenant).map_or(0, |share| share.waiting.len())
+    }
+
+    /// Those of this tenant that came before this age, held up or not.
+    pub(crate) fn elders_of(&self, tenant: TenantId, age: A) -> impl Iterator<Item = &W> {
+        let elders = self.tenants.get(&tenant).map(|share| share.waiting.range(..age));
+        elders.into_iter().flatten().map(|(_, waiting)| waiting)
+    }
+
+    /// The age of this tenant's oldest caller, held up or not.
+    pub(crate) fn eldest_of(&self, tenant: TenantId) -> Option<A> {
+        self.tenants.get(&tenant)?.waiting.first_key_value().map(|(age, _)| *age)
+    }
+
+    /// The tenants of which more wait than they have room for.
+    pub(crate) fn held_up(&self) -> &BTreeSet<TenantId> {
+        &self.held_up
+    }
+
+    /// So many of this tenant may come from now on.
+    pub(crate) fn set_room(&mut self, tenant: TenantId, room: usize) {
+        if self.tenants.get(&tenant).is_some_and(|share| share.room != room) {
+            self.change(tenant, |share| share.room = room);
+        }
     }
 
     pub(crate) fn first(&self) -> Option<(Turn<A>, &W)> {
@@ -125,24 +170,23 @@ impl<A: Copy + Ord, W> Turns<A, W> {
         self.tenants.iter().map(elders).sum()
     }
 
-    /// Joins the queue.
-    pub(crate) fn enter(&mut self, tenant: TenantId, age: A, waiting: W) {
+    /// Joins the queue, in which so many of this tenant may come.
+    pub(crate) fn enter(&mut self, tenant: TenantId, room: usize, age: A, waiting: W) {
         let now = self.now;
         self.change(tenant, |share| {
             if share.waiting.is_empty() {
                 share.due = share.due.max(now);
             }
+            share.room = room;
             share.waiting.insert(age, waiting);
         });
-        self.len += 1;
     }
 
     /// Leaves the queue, or takes what it waited for: [`take`](Self::take) notes that.
     pub(crate) fn leave(&mut self, tenant: TenantId, age: A) -> Option<W> {
         self.tenants.get(&tenant)?.waiting.get(&age)?;
         let left = self.change(tenant, |share| share.waiting.remove(&age));
-        self.len -= usize::from(left.is_some());
-        if self.is_empty() {
+        if self.waiting == 0 {
             *self = Self::default();
         } else if self.tenants.len() > 4 * self.heads.len() + 64 {
             self.tenants.retain(|_, share| !share.waiting.is_empty() || share.due > self.now);
@@ -196,9 +240,18 @@ impl<A: Copy + Ord, W> Turns<A, W> {
         if let Some(head) = share.head() {
             self.heads.remove(&(head, tenant));
         }
+        let before = (share.waiting.len(), share.len());
         let changed = change(share);
         if let Some(head) = share.head() {
             self.heads.insert((head, tenant));
+        }
+        let after = (share.waiting.len(), share.len());
+        self.waiting = self.waiting + after.0 - before.0;
+        self.len = self.len + after.1 - before.1;
+        if after.0 > after.1 {
+            self.held_up.insert(tenant);
+        } else if before.0 > before.1 {
+            self.held_up.remove(&tenant);
         }
         changed
     }
@@ -212,7 +265,7 @@ mod tests {
     fn turns(tenants: impl IntoIterator<Item = u64>) -> Turns<usize, u64> {
         let mut turns = Turns::default();
         for (age, tenant) in tenants.into_iter().enumerate() {
-            turns.enter(TenantId(tenant), age, tenant);
+            turns.enter(TenantId(tenant), usize::MAX, age, tenant);
         }
         turns
     }
@@ -235,19 +288,34 @@ mod tests {
             turns.take();
         }
         for age in 6..9 {
-            turns.enter(TenantId(2), age, 2);
+            turns.enter(TenantId(2), usize::MAX, age, 2);
         }
         // It gets no more for having taken nothing before.
         assert_eq!(order(&mut turns), [2, 1, 2, 1, 2, 1]);
     }
 
     #[test]
+    fn who_is_held_up_is_in_nobodys_way_and_comes_where_it_was_once_it_has_room() {
+        let mut turns = turns([1, 2, 1, 2, 1]);
+        turns.set_room(TenantId(1), 1);
+        assert_eq!((turns.len(), turns.waiting_of(TenantId(1)), turns.held_up().len()), (3, 3, 1));
+        assert_eq!(turns.take(), Some(1));
+        turns.set_room(TenantId(1), 0);
+        assert_eq!(order(&mut turns), [2, 2]);
+        assert!(turns.is_empty() && turns.held_up().contains(&TenantId(1)));
+        assert_eq!((turns.eldest_of(TenantId(1)), turns.elders_of(TenantId(1), 4).count()), (Some(2), 1));
+        turns.set_room(TenantId(1), usize::MAX);
+        assert_eq!(order(&mut turns), [1, 1]);
+        assert!(turns.tenants.is_empty() && turns.held_up().is_empty());
+    }
+
+    #[test]
     fn what_was_had_without_queueing_counts_while_others_wait() {
         let mut turns = turns([]);
         turns.charge(TenantId(1));
-        turns.enter(TenantId(1), 1, 1);
+        turns.enter(TenantId(1), usize::MAX, 1, 1);
         turns.charge(TenantId(2));
-        turns.enter(TenantId(2), 0, 2);
+        turns.enter(TenantId(2), usize::MAX, 0, 2);
         assert_eq!(order(&mut turns), [1, 2], "the first charge was for nothing: nobody waited");
     }
 
@@ -255,7 +323,7 @@ mod tests {
     fn within_a_tenant_and_among_turns_that_are_due_at_once_the_oldest_caller_is_first() {
         let mut turns = Turns::default();
         for age in [3, 1, 2] {
-            turns.enter(TenantId(1), age, age);
+            turns.enter(TenantId(1), usize::MAX, age, age);
         }
         turns.hand_on(TenantId(1), 3, 0);
         let next = |turns: &Turns<_, _>, most| {
@@ -265,7 +333,7 @@ mod tests {
         assert_eq!(turns.before(TenantId(1), 2, |_| false), 2);
         assert_eq!(turns.before(TenantId(1), 2, |one| *one == 1), 1);
         turns.leave(TenantId(1), 1);
-        turns.enter(TenantId(2), -1, 4);
+        turns.enter(TenantId(2), usize::MAX, -1, 4);
         assert_eq!(next(&turns, 9), [4, 3, 2]);
         assert_eq!(turns.len(), 3);
     }
@@ -281,7 +349,7 @@ mod tests {
     fn tenants_that_each_come_once_are_not_remembered_while_others_wait() {
         let mut turns = turns([0]);
         for tenant in 1..10_000 {
-            turns.enter(TenantId(tenant), usize::try_from(tenant).unwrap(), tenant);
+            turns.enter(TenantId(tenant), usize::MAX, usize::try_from(tenant).unwrap(), tenant);
             turns.take();
         }
         assert!(turns.tenants.len() < 200, "{}", turns.tenants.len());
@@ -292,7 +360,7 @@ mod tests {
         let mut turns = turns([0, 0]);
         let mut order = vec![];
         for tenant in 1..1000 {
-            turns.enter(TenantId(tenant), 1 + usize::try_from(tenant).unwrap(), tenant);
+            turns.enter(TenantId(tenant), usize::MAX, 1 + usize::try_from(tenant).unwrap(), tenant);
             order.extend(turns.take());
         }
         assert_eq!(order.iter().filter(|tenant| **tenant == 0).count(), 2);

@@ -48,6 +48,22 @@ impl fmt::Display for Size {
     }
 }
 
+/// Why this is no name of an evaluator or a tenant; `None` if it is one: 1 to 128 of `A-Z a-z 0-9 . _ - /`, no `..`.
+pub(crate) fn unfit_name(name: &str) -> Option<&'static str> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+    if name.is_empty() {
+        Some("it is empty")
+    } else if name.len() > 128 {
+        Some("it is longer than 128 characters")
+    } else if !name.bytes().all(allowed) {
+        Some("only A-Z a-z 0-9 . _ - / are allowed")
+    } else if name.contains("..") {
+        Some("it must not hold ..")
+    } else {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -287,7 +287,7 @@ async fn attempt(
     let mut guard = Guard::new(compiled, place, background.clone());
 
     let started = Instant::now();
-    let probe = guard.compiled().instantiate(engine::Permit::new(permit));
+    let probe = policy.cpu.charged(guard.compiled().instantiate(engine::Permit::new(permit)));
     let probe = if engine.interrupts_compiles() {
         // What the compile has left of the time is for the initialisers.
         timeout(within.saturating_sub(compile), probe).await.unwrap_or_else(|_| Err(Error::build_timeout(within)))

@@ -9,6 +9,11 @@ pub(crate) fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<
     bytesize::ByteSize::deserialize(deserializer).map(|size| size.as_u64()).map_err(expected)
 }
 
+/// The same, where it may be left out.
+pub(super) fn size_if_any<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    size(deserializer).map(Some)
+}
+
 /// A number, or the word `off`.
 pub(super) mod off_or_number {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};

@@ -10,6 +10,7 @@ mod headers;
 mod hosts;
 mod kubernetes;
 mod read;
+mod tenants;
 mod usage;
 mod word_or_path;
 
@@ -25,6 +26,7 @@ pub(crate) use self::hosts::{HostPattern, default_hosts};
 pub use self::{
     choices::{EngineKind, Eviction, Input, Isolation, Vars, Wasi},
     read::SettingsError,
+    tenants::{TenantBounds, TenantSettings},
     usage::UsageSettings,
     word_or_path::{CodeCache, CompileWorkers},
 };
@@ -48,6 +50,8 @@ pub struct Settings {
     pub engine: EngineSettings,
     /// The HTTP server. Has no effect on a pool.
     pub service: ServiceSettings,
+    /// What each tenant may have.
+    pub tenants: TenantSettings,
     /// How what is used is reported.
     pub usage: UsageSettings,
     /// The pool's metrics.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt, path::Path};
 
-use super::{EngineKind, HostPattern, LEAST_MEMORY, Settings, headers, kubernetes};
+use super::{EngineKind, HostPattern, LEAST_MEMORY, Settings, TenantSettings, headers, kubernetes};
 use crate::units::Quoted;
 
 /// A setting that cannot be used. Its text is one line that names the key and says what would be right.
@@ -135,6 +135,7 @@ impl Settings {
         HostPattern::parse_all(&self.engine.allowed_hosts)
             .map_err(|why| SettingsError(format!("engine.allowed_hosts has {why}")))?;
         headers::check(&self.service).map_err(SettingsError)?;
+        self.tenants.validate()?;
         self.usage.check().map_err(SettingsError)?;
         let user_agent = self.engine.http_user_agent.as_bytes();
         if !(1..=256).contains(&user_agent.len()) || user_agent.iter().any(|byte| !(b' '..=b'~').contains(byte)) {
@@ -147,15 +148,51 @@ impl Settings {
     }
 }
 
+impl TenantSettings {
+    /// Checks that every bound is in its range.
+    ///
+    /// # Errors
+    ///
+    /// Names the first bound that is not, and its range.
+    pub fn validate(&self) -> Result<(), SettingsError> {
+        self.check().map_err(SettingsError)
+    }
+}
+
 /// `section.key` of every setting, taken from the defaults so that no second list can disagree.
 fn known_keys() -> Vec<String> {
-    let defaults = serde_json::to_value(Settings::default()).unwrap_or_default();
-    let sections = defaults.as_object().into_iter().flatten();
-    sections
-        .flat_map(|(section, keys)| {
-            keys.as_object().into_iter().flatten().map(move |(key, _)| format!("{section}.{key}"))
-        })
-        .collect()
+    fn collect(within: &str, value: &serde_json::Value, known: &mut Vec<String>) {
+        match value.as_object() {
+            Some(keys) if within.is_empty() => keys.iter().for_each(|(key, value)| collect(key, value, known)),
+            Some(keys) => keys.iter().for_each(|(key, value)| collect(&format!("{within}.{key}"), value, known)),
+            None => known.push(within.to_owned()),
+        }
+    }
+    let mut known = Vec::new();
+    collect("", &serde_json::to_value(Settings::default()).unwrap_or_default(), &mut known);
+    known
+}
+
+/// The keys that a table has, as [`known_keys`] has them. Tenants are named as they like: what is set for one is known as
+/// what is set for all.
+fn written_keys(section: &str, keys: HashMap<String, config::Value>) -> Vec<(String, String)> {
+    let mut written = Vec::new();
+    for (key, value) in keys {
+        let full = format!("{section}.{key}");
+        match value.into_table() {
+            Ok(bounds) if full == "tenants.default" => written.extend(written_keys(&full, bounds)),
+            Ok(tenants) if full == "tenants.named" => {
+                for (tenant, bounds) in tenants {
+                    let bounds = bounds.into_table().unwrap_or_default();
+                    let own =
+                        |key: String| (format!("tenants.default.{key}"), format!("{full}.{}.{key}", Quoted(&tenant)));
+                    written.extend(bounds.into_keys().map(own));
+                }
+            }
+            _ => written.push((full.clone(), full)),
+        }
+    }
+    written
 }
 
 fn environment_overrides(
@@ -188,11 +225,10 @@ fn check_keys(name: &str, table: &HashMap<String, config::Value>, known: &[Strin
         let Ok(keys) = value.clone().into_table() else {
             return Err(SettingsError(format!("{name}: {section} is a section; write [{section}] and its keys below")));
         };
-        for key in keys.keys() {
-            let full = format!("{section}.{key}");
-            if !known.contains(&full) {
-                let hint = nearest(&full, known.iter().map(String::as_str));
-                return Err(SettingsError(format!("{name}: there is no setting {full}{hint}")));
+        for (key, written) in written_keys(section, keys) {
+            if !known.contains(&key) {
+                let hint = nearest(&key, known.iter().map(String::as_str));
+                return Err(SettingsError(format!("{name}: there is no setting {written}{hint}")));
             }
         }
     }
@@ -256,6 +292,18 @@ mod tests {
         assert_eq!(settings.limits.output_size, 2048);
         assert_eq!(settings.engine.allowed_hosts, ["a.example", "b.example"]);
         assert_eq!(settings.log.format, LogFormat::Json);
+    }
+
+    #[test]
+    fn a_tenant_has_bounds_of_its_own_and_the_default_ones_for_the_rest() {
+        let text = "[tenants.default]\nruntimes = 2\nmemory = '1MiB'\n[tenants.named.\"Acme.eu\"]\nruntimes = 3\ncpu_per_second = '500ms'\n";
+        let variable = ("EVALPOOL_TENANTS_DEFAULT_MAX_WAITING".to_owned(), "7".to_owned());
+        let tenants = Settings::parse("test.toml", text, [variable]).unwrap().tenants;
+        let others = tenants.of("acme.eu");
+        assert_eq!((others.runtimes, others.memory, others.max_waiting), (Some(2), Some(1 << 20), Some(7)));
+        let own = tenants.of("Acme.eu");
+        assert_eq!((own.runtimes, own.memory, own.max_waiting), (Some(3), Some(1 << 20), Some(7)));
+        assert_eq!((own.cpu_per_second, own.instances), (Some(Duration::from_millis(500)), None));
     }
 
     #[test]
@@ -335,6 +383,20 @@ mod tests {
             ("[engine]\nhttp_user_agent = ''", "engine.http_user_agent is \"\"; it must be 1 to 256"),
             ("[engine]\nhttp_user_agent = \"a\\nb\"", "engine.http_user_agent is \"a\\nb\""),
             ("pool = 3", "pool is a section"),
+            (
+                "[tenants.default]\nruntime = 1",
+                "no setting tenants.default.runtime; did you mean tenants.default.runtimes?",
+            ),
+            ("[tenants.named.'a/b']\ncpu = 1", "no setting tenants.named.\"a/b\".cpu"),
+            ("[tenants.named.'a b']\nruntimes = 1", "tenants.named.\"a b\" names no tenant: only A-Z"),
+            (
+                "[tenants.named.a]\ncpu_per_second = '1us'",
+                "tenants.named.\"a\".cpu_per_second is 1µs; it must be at least",
+            ),
+            ("[tenants.default]\ninstances = 0", "tenants.default.instances is 0; it must be at least 1"),
+            ("[tenants.default]\nmemory = 'much'", "tenants.default.memory"),
+            ("[tenants]\nruntimes = 1", "there is no setting tenants.runtimes"),
+            ("[tenants]\nnamed = 1", "tenants.named"),
             ("[pool", "test.toml"),
             ("{\"pool\": 3}", "test.toml"),
         ] {

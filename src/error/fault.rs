@@ -9,13 +9,14 @@ words! {
     ///
     /// | fault | kinds |
     /// |---|---|
-    /// | `Caller` | `not_found`, `invalid_name`, `invalid_request`, `payload_too_large`, `unauthorized`, `precondition_failed`, `closed`, `cancelled` |
+    /// | `Caller` | `not_found`, `invalid_name`, `invalid_request`, `payload_too_large`, `unauthorized`, `precondition_failed`, `closed`, `cancelled`, `quota_exceeded` |
     /// | `Plugin` | `invalid_plugin`, `entry_point_missing`, `digest_mismatch`, `build_timeout`, `guest_trap`, `guest_error`, `guest_exit`, `out_of_memory`, `out_of_fuel`, `output_too_large`, `exec_timeout` |
     /// | `Capacity` | `saturated`, `wait_timeout` |
     /// | `Host` | `source_unavailable`, `overloaded`, `shutting_down`, `internal` |
     #[non_exhaustive]
     pub enum Fault {
-        /// The request or the registration is wrong, or the caller ended it. The same call fails again until that changes.
+        /// The request or the registration is wrong, its tenant has all that it may have, or the caller ended it. The same
+        /// call fails again until that changes.
         Caller = "caller",
         /// The plugin's author has to mend it, or its limits are too low for it.
         Plugin = "plugin",
@@ -57,7 +58,8 @@ impl ErrorKind {
             | Kind::Unauthorized
             | Kind::PreconditionFailed
             | Kind::Closed
-            | Kind::Cancelled => Fault::Caller,
+            | Kind::Cancelled
+            | Kind::QuotaExceeded => Fault::Caller,
             Kind::InvalidPlugin
             | Kind::EntryPointMissing
             | Kind::DigestMismatch

@@ -50,10 +50,12 @@ impl Error {
         }
     }
 
-    /// When it is worth to try again: for a plugin that was over its budget when it was last compiled.
+    /// When it is worth to try again: for a tenant at one of its bounds, and for a plugin that was over its budget when it was
+    /// last compiled. A bound that only the tenant itself can get below, by removing what it has, says a minute.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
+            Error::QuotaExceeded { retry_after, .. } => Some(*retry_after),
             Error::InvalidPlugin { cause: Some(cause), .. } | Error::BuildTimeout { cause: Some(cause), .. } => {
                 cause.downcast_ref().map(|TryLater(after)| *after)
             }

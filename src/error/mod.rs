@@ -4,14 +4,17 @@
 //! limit, and never a host path or a backtrace. Its [`source`](std::error::Error::source) chain is for the operator: it
 //! has the errors of the layers below. [`Error::chain`] joins both for a log.
 
+mod bound;
+mod describe;
 mod fault;
 mod later;
 
 use std::{any::Any, error::Error as StdError, fmt, io, sync::Arc, time::Duration};
 
-pub use self::fault::Fault;
+use self::describe::{describe_closed, describe_missing, describe_out_of_memory, describe_quota};
 #[cfg(feature = "direct")]
 pub(crate) use self::later::TryLater;
+pub use self::{bound::Bound, fault::Fault};
 use crate::{
     host_limits,
     last_words::LastWords,
@@ -123,6 +126,19 @@ pub enum Error {
         /// How long it waited.
         after: Duration,
     },
+    /// The tenant has all that it may have of something, and no more callers of it may wait, or the call waited for
+    /// `limits.wait_timeout`. See [`TenantBounds`](crate::config::TenantBounds).
+    #[error("{}", describe_quota(.tenant, *.bound, *.limit))]
+    QuotaExceeded {
+        /// The tenant's name.
+        tenant: Arc<str>,
+        /// Which of its bounds.
+        bound: Bound,
+        /// The bound: a number, bytes, or nanoseconds.
+        limit: u64,
+        /// When it is worth to try again.
+        retry_after: Duration,
+    },
     /// The guest ran longer than `limits.exec_timeout` and was stopped.
     #[error("the plugin ran longer than limits.exec_timeout, {}, and was stopped", Time(*.after))]
     ExecTimeout {
@@ -218,39 +234,6 @@ pub enum Error {
     },
 }
 
-fn describe_missing(entry_point: Option<&str>, available: &[String]) -> String {
-    let exists = match available {
-        [] => {
-            "it exports no function that could be an entry point (no parameters, and no result or one i32)".to_owned()
-        }
-        names => format!("it has {}", names.join(", ")),
-    };
-    match entry_point {
-        Some(name) => format!("the plugin has no entry point {name:?}: {exists}"),
-        None => format!("the plugin's entry point must be named: {exists}"),
-    }
-}
-
-fn describe_out_of_memory(limit: u64, to_start: Option<u64>) -> String {
-    let limit = Size(limit);
-    match to_start {
-        Some(needed) => format!("the plugin needs {} to start; limits.memory is {limit}", Size(needed)),
-        // Other hosts count only what an instance takes after it was made.
-        None => format!(
-            "the plugin ran out of memory; limits.memory is {limit}, for all memories of an instance, with that for input \
-             and output, from their first page on"
-        ),
-    }
-}
-
-fn describe_closed(name: &str, interrupted: bool) -> String {
-    if interrupted {
-        format!("the runtime of {name:?} was closed, which interrupted this call after its grace")
-    } else {
-        format!("the evaluator {name:?} is closed")
-    }
-}
-
 /// Declares the words, and [`Error::kind`], which needs one for every variant.
 macro_rules! kinds {
     ($($variant:ident = $word:literal,)*) => {
@@ -287,6 +270,7 @@ kinds! {
     Overloaded = "overloaded",
     Saturated = "saturated",
     WaitTimeout = "wait_timeout",
+    QuotaExceeded = "quota_exceeded",
     ExecTimeout = "exec_timeout",
     GuestTrap = "guest_trap",
     GuestError = "guest_error",

@@ -41,7 +41,7 @@ impl Evaluator {
         // kept: the evaluator's own data is asked for once a call, and before anything is held.
         let mut prepared = None;
         if parked.is_used() {
-            let (id, input) = self.prepare(data)?;
+            let (id, input) = self.prepare(data, began)?;
             if let Some(checkout) = Checkout::parked(parked, id, began) {
                 counted.told.hit = true;
                 return self.run(checkout, call, input, Duration::ZERO, began, counted).await;
@@ -58,6 +58,7 @@ impl Evaluator {
         let mut age = None;
         loop {
             let revision = self.revision()?;
+            revision.may_run(began)?;
             let input = match prepared.take() {
                 Some((id, input)) if id == revision.id => input,
                 _ => self.input(&revision, data)?,
@@ -68,6 +69,10 @@ impl Evaluator {
                 Err(Error::Closed { .. }) => continue,
                 Err(error) => return Err(error),
             };
+            // Its tenant's guests may have used up their time while it waited.
+            if lease.waited {
+                revision.may_run(Instant::now())?;
+            }
             // A caller that joins a build late waits for the rest of it only.
             let build = lease.build.min(began.elapsed());
             let checkout = Checkout::new(lease, parked).await?;
@@ -76,9 +81,10 @@ impl Evaluator {
     }
 
     /// The current revision's input, and which revision that is.
-    fn prepare(&self, data: &dyn InputSource) -> Result<(RevisionId, Bytes), Error> {
+    fn prepare(&self, data: &dyn InputSource, now: Instant) -> Result<(RevisionId, Bytes), Error> {
         let revision = self.inner.revision.load();
         let revision = revision.as_ref().ok_or_else(|| self.closed(false))?;
+        revision.may_run(now)?;
         Ok((revision.id, self.input(revision, data)?))
     }
 

@@ -273,6 +273,10 @@ impl Evaluator {
         Error::Closed { name: self.inner.name.to_string(), interrupted }
     }
 
+    pub(crate) fn belongs_to(&self, tenant: &str) -> bool {
+        self.inner.revision.load().as_ref().is_some_and(|revision| revision.tenant() == tenant)
+    }
+
     pub(crate) fn revision_id(&self) -> Option<RevisionId> {
         self.inner.revision.load().as_ref().map(|revision| revision.id)
     }

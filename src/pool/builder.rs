@@ -9,7 +9,8 @@ use crate::{
     background::Background,
     compiler::check_vars,
     config::{
-        EngineKind, EngineSettings, Eviction, Isolation, LimitSettings, PoolSettings, Settings, SettingsError, Vars,
+        EngineKind, EngineSettings, Eviction, Isolation, LimitSettings, PoolSettings, Settings, SettingsError,
+        TenantSettings, Vars,
     },
     engine::Engine,
     error::Error,
@@ -51,6 +52,8 @@ impl PoolBuilder {
         fn build_concurrency(compiles: usize) => settings.pool.build_concurrency = compiles;
         /// Which runtime is closed for a newcomer. Default [`Eviction::Lru`].
         fn eviction(policy: Eviction) => settings.pool.eviction = policy;
+        /// What tenants may have at most. Default: as much as there is, and each its share where that is too little for all.
+        fn tenants(bounds: TenantSettings) => settings.tenants = bounds;
         /// How long the pool keeps an unused runtime. Default 10 minutes.
         fn idle_ttl(ttl: Duration) => settings.pool.idle_ttl = ttl;
         /// How long calls in flight may continue after a close. Then they are interrupted, and fail with
@@ -100,13 +103,12 @@ impl PoolBuilder {
         *capacity = self.capacity.unwrap_or(*capacity);
         *max_instances = self.max_instances.unwrap_or((*max_instances).max(self.capacity.unwrap_or(0)));
         settings.validate()?;
-        let Settings { pool, limits, engine, usage, .. } = settings;
-        let chosen = match self.engine {
-            Some(chosen) => chosen,
-            None => make_engine(&pool, &limits, &engine)?,
+        let engine = match self.engine {
+            Some(engine) => engine,
+            None => make_engine(&settings.pool, &settings.limits, &settings.engine)?,
         };
         let background = Background::on(self.background);
-        Ok(EvaluatorPool::new(PoolInner::new(pool, limits, engine, &usage, chosen, self.park_after, background)))
+        Ok(EvaluatorPool::new(PoolInner::new(settings, engine, self.park_after, background)))
     }
 }
 

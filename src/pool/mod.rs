@@ -30,7 +30,7 @@ use tokio::time::Instant;
 pub use self::builder::PoolBuilder;
 use crate::{
     close::{Close, CloseReport},
-    config::{Settings, SettingsError},
+    config::{Settings, SettingsError, TenantBounds, TenantSettings},
     engine::{BoxFuture, CompileWorkerCounts, Slots},
     error::Error,
     evaluator::Evaluator,
@@ -38,11 +38,12 @@ use crate::{
     memory::MemoryUse,
     registry::{CloseReason, RuntimeState, Snapshot},
     response::EvaluatorId,
-    revision::{PoolInner, Revision},
+    revision::{PoolInner, Revision, tenant_of},
     runtime::BuildTimes,
     source::Plugin,
     spec::Spec,
-    tenants::{self, TenantInfo},
+    tenants::{Seat, TenantInfo},
+    units::unfit_name,
 };
 
 /// A capacity-bounded pool of evaluators. Cheap to clone: clones are the same pool.
@@ -89,6 +90,7 @@ impl EvaluatorPool {
     pub fn evaluator(&self, name: &str, spec: Spec) -> Result<Evaluator, Error> {
         check_name(name)?;
         spec.check()?;
+        let _seat = self.inner.tenants.seat(tenant_of(name, &spec))?;
         let id = self.inner.unique();
         Ok(Evaluator::new(self.inner.clone(), id, Revision::new(&self.inner, id, name, spec)))
     }
@@ -104,7 +106,15 @@ impl EvaluatorPool {
     pub fn register(&self, name: &str, spec: Spec) -> Result<Evaluator, Error> {
         check_name(name)?;
         spec.check()?;
-        Ok(self.prepared(name, spec).0.publish().0)
+        Ok(self.prepared(name, spec, true)?.0.publish().0)
+    }
+
+    /// The same for what was registered before this process began: also if its tenant may have fewer by now.
+    #[cfg(feature = "service")]
+    pub(crate) fn register_again(&self, name: &str, spec: Spec) -> Result<Evaluator, Error> {
+        check_name(name)?;
+        spec.check()?;
+        Ok(self.prepared(name, spec, false)?.0.publish().0)
     }
 
     /// Fetches, compiles and validates a plugin under the guard, without publishing it.
@@ -123,7 +133,7 @@ impl EvaluatorPool {
     pub(crate) async fn prepare_with(&self, name: &str, spec: Spec, plugin: Option<Plugin>) -> Result<Prepared, Error> {
         check_name(name)?;
         spec.check()?;
-        let (mut prepared, revision) = self.prepared(name, spec);
+        let (mut prepared, revision) = self.prepared(name, spec, true)?;
         if let Some(plugin) = plugin {
             revision.set_plugin(plugin);
         }
@@ -133,13 +143,16 @@ impl EvaluatorPool {
         Ok(prepared)
     }
 
-    fn prepared(&self, name: &str, spec: Spec) -> (Prepared, Arc<Revision>) {
+    fn prepared(&self, name: &str, spec: Spec, bounded: bool) -> Result<(Prepared, Arc<Revision>), Error> {
         // A revision belongs to the evaluator that will have it, so that closing that one waits for this as well.
         let open = self.get(name).filter(|evaluator| !evaluator.is_closed());
+        let tenant = tenant_of(name, &spec);
+        let is_one_more = !open.as_ref().is_some_and(|evaluator| evaluator.belongs_to(tenant));
+        let seat = (bounded && is_one_more).then(|| self.inner.tenants.seat(tenant)).transpose()?;
         let (id, is_new) = open.map_or_else(|| (self.inner.unique(), true), |evaluator| (evaluator.id().0, false));
         let revision = Revision::new(&self.inner, id, name, spec);
         let took = BuildTimes::default();
-        (Prepared { pool: self.clone(), id, is_new, revision: Some(revision.clone()), took }, revision)
+        Ok((Prepared { pool: self.clone(), id, is_new, revision: Some(revision.clone()), took, _seat: seat }, revision))
     }
 
     /// The evaluator registered under a name.
@@ -214,13 +227,31 @@ impl EvaluatorPool {
     /// A tenant that has an evaluator, or had one: see [`TenantInfo`].
     #[must_use]
     pub fn tenant(&self, name: &str) -> Option<TenantInfo> {
-        self.inner.tenants.info(name)
+        self.inner.tenants.info(name).map(|tenant| self.inner.with_what_it_has(tenant))
     }
 
     /// The tenants, in the order of names, from the one after `after`, at most `limit`.
     #[must_use]
     pub fn tenants(&self, after: Option<&str>, limit: usize) -> Vec<TenantInfo> {
-        self.inner.tenants.list(after, limit)
+        let tenants = self.inner.tenants.list(after, limit).into_iter();
+        tenants.map(|tenant| self.inner.with_what_it_has(tenant)).collect()
+    }
+
+    /// What tenants may have from now on. What is unused and too much is closed; what is in use ends as it would have.
+    ///
+    /// # Errors
+    ///
+    /// The first bound that is out of its range; then nothing changes.
+    pub fn set_tenants(&self, bounds: TenantSettings) -> Result<(), SettingsError> {
+        bounds.validate()?;
+        self.inner.set_bounds(bounds);
+        Ok(())
+    }
+
+    /// What this tenant may have.
+    #[cfg(feature = "service")]
+    pub(crate) fn bounds_of(&self, tenant: &str) -> TenantBounds {
+        self.inner.tenants.bounds(tenant)
     }
 
     /// Writes the usage lines that are written at each [`usage.interval`](crate::config::UsageSettings) at once, for what
@@ -348,6 +379,8 @@ pub struct Prepared {
     /// `None` once published.
     revision: Option<Arc<Revision>>,
     took: BuildTimes,
+    /// Its tenant may have one more evaluator.
+    _seat: Option<Seat>,
 }
 
 impl Prepared {
@@ -411,7 +444,7 @@ impl Drop for Prepared {
 /// The rule for names: 1 to 128 of `A-Z a-z 0-9 . _ - /`, no `..`.
 pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     let invalid = |reason| Err(Error::InvalidName { name: name.chars().take(128).collect(), reason });
-    tenants::unfit(name).map_or(Ok(()), invalid)
+    unfit_name(name).map_or(Ok(()), invalid)
 }
 
 #[cfg(test)]

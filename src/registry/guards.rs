@@ -12,7 +12,7 @@ use super::{
     state::{Grant, Returned, RoomId},
     sync::{Mutex, MutexGuard, PoisonError},
 };
-use crate::{error::Error, memory::MemoryAccount};
+use crate::{error::Error, memory::MemoryAccount, turns::TenantId};
 
 /// A caller's position in a queue. Dropping it leaves the queue, and passes on an answer that was on its way.
 pub(super) struct Waiter<R: Resident> {
@@ -53,6 +53,8 @@ pub(crate) struct Lease<R: Resident> {
     holds: Holds<R>,
     /// How long the build took that the caller waited for; zero for a hit.
     pub(crate) build: Duration,
+    /// Whether the caller waited for it.
+    pub(crate) waited: bool,
     /// Its runtime is called without pause.
     hot: bool,
     /// Uses beyond the one it was granted for, and the last of them.
@@ -82,7 +84,18 @@ impl<R: Resident> Lease<R> {
     pub(super) fn new(registry: Arc<Shell<R>>, grant: Grant<R>) -> Self {
         let Grant { resident, revision, place, idle, build, hot } = grant;
         let holds = if idle { Holds::Idle } else { Holds::Permit(InstancePermit { place: resident.place().clone() }) };
-        Self { registry, resident: Some(resident), revision, place, holds, build, hot, used_again: 0, last_used: None }
+        Self {
+            registry,
+            resident: Some(resident),
+            revision,
+            place,
+            holds,
+            build,
+            waited: false,
+            hot,
+            used_again: 0,
+            last_used: None,
+        }
     }
 
     pub(crate) fn resident(&self) -> Option<&R> {
@@ -159,11 +172,12 @@ pub(crate) struct Admission<R: Resident> {
 /// A build's share of what can compile. Dropping it says that its compile has ended, or does not hold up others.
 pub(crate) struct Compiling<R: Resident> {
     pub(super) registry: Arc<Shell<R>>,
+    pub(super) tenant: TenantId,
 }
 
 impl<R: Resident> Drop for Compiling<R> {
     fn drop(&mut self) {
-        self.registry.apply(|state| state.compiled(Instant::now()));
+        self.registry.apply(|state| state.compiled(self.tenant, Instant::now()));
     }
 }
 
@@ -201,7 +215,7 @@ impl<R: Resident> Place<R> {
     pub(crate) fn memory(&self) -> MemoryAccount {
         let registry = self.inner.registry.clone();
         let budget = registry.lock().memory();
-        MemoryAccount::new(budget, registry)
+        MemoryAccount::new(budget, self.inner.revision.tenant, registry)
     }
 
     /// The engine has made a compiled plugin: from now on there is something to close.
@@ -254,7 +268,7 @@ impl<R: Resident> Drop for PlaceInner<R> {
         self.gone.send_replace(record.forced);
         // The order: count, hand the place on, then end `gone`, which happens when the fields are dropped after this. So
         // whoever waits for `gone` never sees a gauge that lags behind.
-        self.registry.apply(|state| state.place_released(self.id, Instant::now()));
+        self.registry.apply(|state| state.place_released(self.revision, self.id, Instant::now()));
         self.registry.lock().forget(self.id);
     }
 }

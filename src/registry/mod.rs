@@ -48,7 +48,7 @@ use self::sync::{Mutex, MutexGuard, PoisonError, timeout_at};
 pub(crate) use self::{
     counts::{CloseReason, Counts, Lookup},
     guards::{Admission, BuildTicket, Claim, Compiling, Gone, InstancePermit, Interest, Lease, Place},
-    state::{Age, BuildId, PlaceId},
+    state::{Age, BuildId, PlaceId, Quotas, TenantHolds},
     thread_cache::{Epoch, ThreadCache},
 };
 use crate::{
@@ -56,7 +56,7 @@ use crate::{
     clock,
     config::Eviction,
     error::Error,
-    memory::{Charge, MakeRoom, MemoryBudget, Weight},
+    memory::{Given, MakeRoom, MemoryBudget, Weight},
     metrics::Metrics,
     turns::TenantId,
 };
@@ -251,11 +251,17 @@ impl<R: Resident> Registry<R> {
             answer = timeout_at(clock::deadline(build_timeout), &mut waiter.answer).await;
         }
         match answer {
-            Ok(Ok(Ok(lease))) => Ok(Some(lease)),
+            Ok(Ok(Ok(mut lease))) => {
+                lease.waited = true;
+                Ok(Some(lease))
+            }
             Ok(Ok(Err(Refused::Error(error)))) => Err(error),
             Ok(Ok(Err(Refused::Retry))) => Ok(None),
             Ok(Err(_)) => Err(Error::Internal { reason: "a waiting caller was forgotten", cause: None }),
-            Err(_) => Err(Error::WaitTimeout { after: began.elapsed() }),
+            Err(_) => {
+                let bound = self.inner.lock().bound_of(waiter.revision);
+                Err(bound.unwrap_or_else(|| Error::WaitTimeout { after: began.elapsed() }))
+            }
         }
     }
 
@@ -318,6 +324,16 @@ impl<R: Resident> Registry<R> {
         self.inner.apply(RegistryState::reclaim_all);
     }
 
+    /// What tenants may have from now on.
+    pub(crate) fn set_quotas(&self, quotas: Quotas) {
+        self.inner.apply(|state| state.set_quotas(quotas, Instant::now()));
+    }
+
+    /// What a tenant has.
+    pub(crate) fn held_by(&self, tenant: TenantId) -> TenantHolds {
+        self.inner.lock().held_by(tenant)
+    }
+
     pub(crate) fn counts(&self) -> Counts {
         self.inner.lock().counts()
     }
@@ -328,14 +344,17 @@ impl<R: Resident> Registry<R> {
 }
 
 impl<R: Resident> MakeRoom for Shell<R> {
-    fn make_room(self: Arc<Self>, bytes: u64) -> Pin<Box<dyn Future<Output = Option<Charge>> + Send>> {
+    fn make_room(self: Arc<Self>, tenant: TenantId, bytes: u64) -> Pin<Box<dyn Future<Output = Given> + Send>> {
         Box::pin(async move {
             let (to, room) = oneshot::channel();
-            let id = self.apply(|state| state.want_room(bytes, to, Instant::now()));
-            let _leaves = InRoomQueue { registry: self, id };
+            let id = self.apply(|state| state.want_room(tenant, bytes, to, Instant::now()));
+            let leaves = InRoomQueue { registry: self, id };
             // Dropped before that guard: what it was given at the last moment goes to the next.
             let mut room = room;
-            timeout_at(clock::deadline(ROOM_TIMEOUT), &mut room).await.ok()?.ok()
+            match timeout_at(clock::deadline(ROOM_TIMEOUT), &mut room).await {
+                Ok(Ok(granted)) => Ok(granted),
+                _ => Err(leaves.registry.lock().no_room(tenant, bytes)),
+            }
         })
     }
 }
@@ -379,7 +398,7 @@ impl<R: Resident> Shell<R> {
             Effect::Admit { to, revision, place, gone } => {
                 let place = Place::new(self.clone(), revision, place, gone);
                 let permit = InstancePermit { place: place.clone() };
-                let compiling = Compiling { registry: self.clone() };
+                let compiling = Compiling { registry: self.clone(), tenant: revision.tenant };
                 drop(to.send(Admission { place, permit, compiling }));
             }
             Effect::Built => self.metrics.build_ended(Ok(())),
@@ -393,7 +412,7 @@ impl<R: Resident> Shell<R> {
             Effect::ShortenGrace { resident, grace } => resident.shorten_grace(grace),
             Effect::Left => self.left.notify_waiters(),
             // If the build has left, the charge goes back, and the next change gives the room to another.
-            Effect::Room { to, charge } => drop(to.send(charge)),
+            Effect::Room { to, granted } => drop(to.send(granted)),
             Effect::Drained { resident } => resident.drained(),
             Effect::Reap { resident } => resident.reap(),
             Effect::GiveWay { bytes } => {

@@ -33,7 +33,7 @@ use crate::{
     runtime::Runtime,
     source::{Digest, Plugin, Source},
     spec::Spec,
-    tenants,
+    tenants::{self, CpuTime},
 };
 
 /// One version of an evaluator: a spec with the plugin that it names. Immutable, and replaced as a whole.
@@ -49,9 +49,16 @@ pub(crate) struct Revision {
     /// The plugin, where its bytes are in memory anyway, so that they are hashed and inspected once: of
     /// [`Source::Bytes`] from its first build on, of any other source until its first build, if it came with the spec.
     in_memory: Mutex<Option<Plugin>>,
+    /// What its tenant's guests may use.
+    pub(crate) cpu: Arc<CpuTime>,
     /// Set before the revision is taken out of the registry, and read after a build of it was begun. So either the builder
     /// sees it or the registry sees the build.
     retired: AtomicBool,
+}
+
+/// Whom an evaluator of this name and spec belongs to.
+pub(crate) fn tenant_of<'a>(name: &'a str, spec: &'a Spec) -> &'a str {
+    spec.tenant.as_deref().unwrap_or_else(|| tenants::of_name(name))
 }
 
 /// What is known of a plugin once its bytes were read.
@@ -82,8 +89,9 @@ impl Revision {
     }
 
     fn with(inner: &PoolInner, evaluator: u64, name: Arc<str>, spec: Spec, info: OnceLock<PluginInfo>) -> Self {
-        let tenant = spec.tenant.as_deref().unwrap_or_else(|| tenants::of_name(&name));
+        let tenant = tenant_of(&name, &spec);
         Self {
+            cpu: inner.tenants.cpu(tenant),
             id: RevisionId { evaluator, number: inner.unique(), tenant: inner.tenant(tenant) },
             name,
             variables: (spec.vars.unwrap_or(inner.engine.vars) == Vars::Kept)
@@ -96,7 +104,12 @@ impl Revision {
     }
 
     pub(crate) fn tenant(&self) -> &str {
-        self.spec.tenant.as_deref().unwrap_or_else(|| tenants::of_name(&self.name))
+        tenant_of(&self.name, &self.spec)
+    }
+
+    /// Whether its tenant's guests have time left.
+    pub(crate) fn may_run(&self, now: Instant) -> Result<(), Error> {
+        self.cpu.check(now).map_err(|error| error.of_tenant(self.tenant()))
     }
 
     pub(crate) fn info(&self) -> Option<&PluginInfo> {
@@ -153,7 +166,8 @@ impl Revision {
             }
         };
         let build_timeout = self.spec.build_timeout.unwrap_or(inner.limits.build_timeout);
-        inner.registry.lease(self.id, age, deadline, build_timeout, !inside, start).await
+        let lease = inner.registry.lease(self.id, age, deadline, build_timeout, !inside, start).await;
+        lease.map_err(|error| error.of_tenant(self.tenant()))
     }
 
     /// Takes the revision out of service for good. Whoever waits for it is told that the evaluator is closed.

@@ -14,13 +14,13 @@ use tokio::{sync::Semaphore, time::Instant};
 use crate::{
     background::Background,
     compiler::Compiler,
-    config::{EngineSettings, LimitSettings, PoolSettings, UsageSettings},
+    config::{EngineSettings, LimitSettings, PoolSettings, Settings, TenantSettings},
     engine::{CompileWorkerCounts, Engine, Slots, VariableBudget},
     memory::MemoryBudget,
     metrics::Metrics,
-    registry::{Limits, Registry, RevisionId},
+    registry::{Limits, Quotas, Registry, RevisionId, TenantHolds},
     runtime::Runtime,
-    tenants::Tenants,
+    tenants::{TenantInfo, Tenants},
     turns::TenantId,
 };
 
@@ -55,15 +55,8 @@ pub(crate) struct PoolInner {
 
 impl PoolInner {
     /// Takes its metric handles from the recorder that is installed now.
-    pub(crate) fn new(
-        pool: PoolSettings,
-        limits: LimitSettings,
-        settings: EngineSettings,
-        usage: &UsageSettings,
-        engine: Arc<dyn Engine>,
-        park_after: u32,
-        background: Background,
-    ) -> Self {
+    pub(crate) fn new(settings: Settings, engine: Arc<dyn Engine>, park_after: u32, background: Background) -> Self {
+        let Settings { pool, limits, engine: settings, tenants, usage, .. } = settings;
         let metrics = Metrics::new();
         let bounds = Limits {
             capacity: pool.capacity,
@@ -77,10 +70,10 @@ impl PoolInner {
         };
         let memory = MemoryBudget::new(pool.memory);
         let fetching_total = u32::try_from(FETCHING.max(limits.plugin_size).div_ceil(1024)).unwrap_or(u32::MAX);
-        Self {
+        let this = Self {
             registry: Registry::new(bounds, memory.clone(), metrics.clone(), background.clone()),
             memory,
-            tenants: Tenants::new(usage.interval),
+            tenants: Tenants::new(TenantSettings::default(), usage.interval),
             compiler: Compiler::new(engine, pool.build_concurrency, metrics.clone(), background.clone()),
             background,
             metrics,
@@ -93,11 +86,27 @@ impl PoolInner {
             sweeping: AtomicBool::new(false),
             next: AtomicU64::new(1),
             tenant_keys: RandomState::new(),
-        }
+        };
+        this.set_bounds(tenants);
+        this
+    }
+
+    /// What tenants may have from now on.
+    pub(crate) fn set_bounds(&self, bounds: TenantSettings) {
+        let named = bounds.named.keys().map(|name| (self.tenant(name), bounds.of(name)));
+        self.registry.set_quotas(Quotas::new(bounds.default, named));
+        self.tenants.set_bounds(bounds);
+    }
+
+    /// A tenant, with what it has now.
+    pub(crate) fn with_what_it_has(&self, info: TenantInfo) -> TenantInfo {
+        let tenant = self.tenant(&info.name);
+        let TenantHolds { runtimes, instances, waiting, .. } = self.registry.held_by(tenant);
+        TenantInfo { runtimes, instances, waiting, memory_bytes: self.memory.held_by(tenant), ..info }
     }
 
     /// Of 64 bits: two tenants share one as good as never, and then share their turns.
-    pub(super) fn tenant(&self, name: &str) -> TenantId {
+    pub(crate) fn tenant(&self, name: &str) -> TenantId {
         TenantId(self.tenant_keys.hash_one(name))
     }
 

@@ -56,6 +56,7 @@ pub(super) fn blueprint(
         grace: inner.pool.grace,
         exec_timeout: limits.exec_timeout,
         build_timeout: limits.build_timeout,
+        cpu: revision.cpu.clone(),
     };
     let hosts = spec.allowed_hosts.clone();
     let labels = labels(spec);

@@ -6,6 +6,7 @@ use std::{
     pin::pin,
     sync::Arc,
     task::Poll,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -24,6 +25,7 @@ use crate::{
     last_words::LastWords,
     registry::{Claim, Epoch, Lease, RevisionId, ThreadCache},
     source::Digest,
+    tenants::CpuTime,
     usage::Usage,
 };
 
@@ -107,7 +109,8 @@ impl<'a> Checkout<'a> {
         self.discard = Some(Discard::Cancelled);
         let deadline = clock::later(now, inner.policy.exec_timeout);
         let request = CallRequest { entry_point, input, context, deadline };
-        let mut metered = Metered { guest: &mut *instance.guest, usage, has_waited: false };
+        let (guest, cpu) = (&mut *instance.guest, &*inner.policy.cpu);
+        let mut metered = Metered { guest, usage, has_waited: false, cpu, charged: Duration::ZERO };
         let (ended, panicked) = metered.run(runtime, request, now).await;
         let end = Instant::now();
         if !metered.has_waited {
@@ -143,11 +146,15 @@ struct Metered<'a> {
     usage: &'a mut Usage,
     /// Whether it was polled more than once.
     has_waited: bool,
+    /// What its tenant's guests may use, and how much of its time was charged.
+    cpu: &'a CpuTime,
+    charged: Duration,
 }
 
 impl Drop for Metered<'_> {
     fn drop(&mut self) {
         self.guest.add_usage(self.usage);
+        self.cpu.charge(self.usage.guest.saturating_sub(self.charged));
     }
 }
 
@@ -168,10 +175,14 @@ impl Metered<'_> {
         if Handle::try_current().is_err() {
             return (Ended::Failed(Error::no_tokio()), false);
         }
+        let (cpu, charged) = (self.cpu, &mut self.charged);
+        // While it runs, so that no call is taken that is to be refused.
         let call = poll_fn(|context| {
             let began = Instant::now();
             let polled = call.as_mut().poll(context);
             *ran += began.elapsed();
+            cpu.charge(ran.saturating_sub(*charged));
+            *charged = *ran;
             polled
         });
         let mut stop = inner.stop.subscribe();

@@ -54,6 +54,7 @@ use crate::{
     metrics::Metrics,
     registry::{InstancePermit, Lease, Place, Resident, ThreadCache},
     source::{Digest, EntryPoints},
+    tenants::CpuTime,
     words::words,
 };
 
@@ -99,7 +100,7 @@ pub struct BuildTimes {
 }
 
 /// How a runtime treats its instances.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Policy {
     pub(crate) isolation: Isolation,
     /// Evaluations after which a reused instance is replaced.
@@ -112,6 +113,8 @@ pub(crate) struct Policy {
     pub(crate) exec_timeout: Duration,
     /// How long making an instance may take.
     pub(crate) build_timeout: Duration,
+    /// What guests of its tenant may use.
+    pub(crate) cpu: Arc<CpuTime>,
 }
 
 /// A live compiled plugin. Cheap to clone; dropping the last clone closes it, on a thread that may block.
@@ -243,7 +246,8 @@ impl Runtime {
     async fn make_instance(&self, permit: InstancePermit<Runtime>) -> Result<Instance, Error> {
         let after = self.policy.build_timeout;
         let permit = engine::Permit::new(permit);
-        match clock::timeout_at(clock::deadline(after), self.program.compiled.instantiate(permit)).await {
+        let making = self.policy.cpu.charged(self.program.compiled.instantiate(permit));
+        match clock::timeout_at(clock::deadline(after), making).await {
             Ok(Ok(guest)) => Ok(Instance { guest: guest.into(), uses: 0 }),
             Ok(Err(error)) => Err(self.program.report.failure(error)),
             Err(_) => Err(Error::build_timeout(after)),

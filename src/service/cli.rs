@@ -54,6 +54,9 @@ pub(super) struct ServeArguments {
     /// The folder in which evaluators are stored [default: ./evalpool-data]
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
+    /// The settings file that was read.
+    #[arg(skip)]
+    pub(super) config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -180,7 +183,8 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Co
     settings.engine.kind = engine.unwrap_or(settings.engine.kind);
     settings.engine.trusted |= trusted;
     match &mut command {
-        Command::Serve(ServeArguments { listen, data }) => {
+        Command::Serve(ServeArguments { listen, data, config: read_again }) => {
+            *read_again = config;
             settings.service.listen = listen.unwrap_or(settings.service.listen);
             if let Some(data) = data {
                 settings.service.data.clone_from(data);

@@ -109,7 +109,7 @@ impl Program {
             .map_err(|error| Exit::failed(format!("no threads can be started: {error}")))?;
         let outcome = runtime.block_on(async {
             match command {
-                Command::Serve(_) => commands::serve(settings, exporter).await,
+                Command::Serve(serve) => commands::serve(settings, serve.config, exporter).await,
                 Command::Run(arguments) => commands::run(arguments, &settings).await,
                 Command::Check(arguments) => commands::check(arguments, &settings).await,
                 Command::Load(arguments) => commands::load(arguments, settings, exporter).await,

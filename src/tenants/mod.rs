@@ -10,8 +10,10 @@
 //! Locks: that of all tenants is taken when an evaluator comes, goes or changes its tenant, and by readers; never by an
 //! evaluation. Inside it, only the meters' own are taken.
 
+mod cpu;
 mod meter;
 mod reports;
+mod seat;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,8 +24,10 @@ use std::{
 
 use serde::Serialize;
 
+pub(crate) use self::{cpu::CpuTime, seat::Seat};
 use self::{meter::Counters, reports::Reports};
 use crate::{
+    config::{TenantBounds, TenantSettings},
     error::ErrorKind,
     usage::{Usage, UsageTotals},
 };
@@ -43,6 +47,16 @@ pub struct TenantInfo {
     /// tenant to which its evaluator belongs when it ends. Of tenants that have no evaluator any more, the 10,000 that
     /// lost their last one most recently are remembered.
     pub usage: UsageTotals,
+    /// What it may have at most.
+    pub bounds: TenantBounds,
+    /// Runtimes of its evaluators that exist.
+    pub runtimes: usize,
+    /// Instances of them that exist.
+    pub instances: usize,
+    /// Callers that wait for a runtime or an instance.
+    pub waiting: usize,
+    /// Bytes that its runtimes hold: their instances, and all code that they run, whoever else runs the same.
+    pub memory_bytes: u64,
 }
 
 /// The tenants of one pool.
@@ -60,6 +74,7 @@ struct TenantsState {
     next: u64,
     /// `None` if nothing is reported.
     reports: Option<Reports>,
+    bounds: TenantSettings,
 }
 
 #[derive(Debug, Default)]
@@ -67,8 +82,14 @@ struct Tenant {
     /// By evaluators that are gone, or are another's now.
     ended: UsageTotals,
     meters: BTreeSet<u64>,
+    /// Evaluators that are about to be made.
+    seats: usize,
+    /// It has or had an evaluator.
+    is_known: bool,
     /// Its number among the empty ones, while it is one.
     empty_as: Option<u64>,
+    /// What its guests may use. Made when it is first asked for.
+    cpu: Option<Arc<CpuTime>>,
 }
 
 #[derive(Debug)]
@@ -100,9 +121,34 @@ impl Tenants {
     }
 
     /// Those of a pool that reports what is used, or does not.
-    pub(crate) fn new(interval: Option<Duration>) -> Arc<Self> {
-        let state = TenantsState { reports: interval.map(Reports::new), ..TenantsState::default() };
+    pub(crate) fn new(bounds: TenantSettings, interval: Option<Duration>) -> Arc<Self> {
+        let state = TenantsState { bounds, reports: interval.map(Reports::new), ..TenantsState::default() };
         Arc::new(Self { state: Mutex::new(state) })
+    }
+
+    /// What tenants may have from now on.
+    pub(crate) fn set_bounds(&self, bounds: TenantSettings) {
+        let mut state = self.state();
+        for (name, tenant) in &state.tenants {
+            if let Some(cpu) = &tenant.cpu {
+                cpu.set(bounds.of(name).cpu_per_second);
+            }
+        }
+        state.bounds = bounds;
+    }
+
+    /// What this tenant may have.
+    pub(crate) fn bounds(&self, tenant: &str) -> TenantBounds {
+        self.state().bounds.of(tenant)
+    }
+
+    /// The processor time of this tenant's guests.
+    pub(crate) fn cpu(&self, tenant: &str) -> Arc<CpuTime> {
+        let mut state = self.state();
+        let rate = state.bounds.of(tenant).cpu_per_second;
+        let cpu = state.tenant(tenant).cpu.get_or_insert_with(|| Arc::new(CpuTime::new(rate))).clone();
+        state.forget_some();
+        cpu
     }
 
     /// A meter for an evaluator of this tenant.
@@ -123,13 +169,15 @@ impl Tenants {
 
     pub(crate) fn info(&self, name: &str) -> Option<TenantInfo> {
         let state = self.state();
-        state.tenants.get_key_value(name).map(|(name, tenant)| state.info(name, tenant))
+        let known = state.tenants.get_key_value(name).filter(|(_, tenant)| tenant.is_known);
+        known.map(|(name, tenant)| state.info(name, tenant))
     }
 
     /// In the order of names, from the one after `after`, at most `limit`.
     pub(crate) fn list(&self, after: Option<&str>, limit: usize) -> Vec<TenantInfo> {
         let (state, from) = (self.state(), after.map_or(Bound::Unbounded, Bound::Excluded));
-        let tenants = state.tenants.range::<str, _>((from, Bound::Unbounded)).take(limit);
+        let all = state.tenants.range::<str, _>((from, Bound::Unbounded));
+        let tenants = all.filter(|(_, tenant)| tenant.is_known).take(limit);
         tenants.map(|(name, tenant)| state.info(name, tenant)).collect()
     }
 }
@@ -144,13 +192,43 @@ impl TenantsState {
         let mut usage = tenant.ended.clone();
         let meters = tenant.meters.iter().filter_map(|number| self.meters.get(number));
         meters.for_each(|metered| usage.add(&metered.counters.totals()));
-        TenantInfo { name: name.to_owned(), evaluators: tenant.meters.len(), usage }
+        TenantInfo {
+            name: name.to_owned(),
+            evaluators: tenant.meters.len(),
+            usage,
+            bounds: self.bounds.of(name),
+            runtimes: 0,
+            instances: 0,
+            waiting: 0,
+            memory_bytes: 0,
+        }
+    }
+
+    /// The tenant of this name, which is among the empty ones if it was not known.
+    fn tenant(&mut self, name: &str) -> &mut Tenant {
+        if !self.tenants.contains_key(name) {
+            let (number, name) = (self.number(), Arc::<str>::from(name));
+            self.empty.insert(number, name.clone());
+            self.tenants.insert(name, Tenant { empty_as: Some(number), ..Tenant::default() });
+        }
+        // It is there.
+        self.tenants.entry(name.into()).or_default()
+    }
+
+    /// Forgets tenants without an evaluator beyond those that are remembered: their names are their clients' to choose.
+    fn forget_some(&mut self) {
+        if self.empty.len() > MOST_EMPTY
+            && let Some((_, forgotten)) = self.empty.pop_first()
+        {
+            self.tenants.remove(&forgotten);
+        }
     }
 
     /// Gives the tenant a meter.
     fn join(&mut self, name: &str, meter: u64) -> Arc<str> {
         let name = self.tenants.get_key_value(name).map_or_else(|| name.into(), |(known, _)| known.clone());
         let tenant = self.tenants.entry(name.clone()).or_default();
+        tenant.is_known = true;
         tenant.meters.insert(meter);
         if let Some(number) = tenant.empty_as.take() {
             self.empty.remove(&number);
@@ -171,12 +249,7 @@ impl TenantsState {
                 self.empty.insert(self.next, metered.tenant.clone());
             }
         }
-        // Their names are their clients' to choose.
-        if self.empty.len() > MOST_EMPTY
-            && let Some((_, forgotten)) = self.empty.pop_first()
-        {
-            self.tenants.remove(&forgotten);
-        }
+        self.forget_some();
         metered.before.add(&used);
     }
 }
@@ -237,25 +310,10 @@ pub(crate) fn of_name(evaluator: &str) -> &str {
     }
 }
 
-/// Why this is no name of an evaluator or a tenant; `None` if it is one: 1 to 128 of `A-Z a-z 0-9 . _ - /`, no `..`.
-pub(crate) fn unfit(name: &str) -> Option<&'static str> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
-    if name.is_empty() {
-        Some("it is empty")
-    } else if name.len() > 128 {
-        Some("it is longer than 128 characters")
-    } else if !name.bytes().all(allowed) {
-        Some("only A-Z a-z 0-9 . _ - / are allowed")
-    } else if name.contains("..") {
-        Some("it must not hold ..")
-    } else {
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::unfit_name;
 
     #[test]
     fn an_evaluator_belongs_to_the_first_part_of_its_name_or_to_itself() {
@@ -268,7 +326,7 @@ mod tests {
             ("/", "/"),
         ] {
             assert_eq!(of_name(evaluator), tenant);
-            assert_eq!(unfit(tenant), None, "a tenant can be named wherever an evaluator can");
+            assert_eq!(unfit_name(tenant), None, "a tenant can be named wherever an evaluator can");
         }
     }
 

@@ -75,7 +75,7 @@ impl FairShare {
             let (to, permit) = oneshot::channel();
             state.waited += 1;
             let age = state.waited;
-            state.waiting.enter(tenant, age, to);
+            state.waiting.enter(tenant, usize::MAX, age, to);
             (Waiting { share: self.clone(), tenant, age }, permit)
         };
         // A permit that comes when nobody waits for it any more is dropped with the channel, and handed on.

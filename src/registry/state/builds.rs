@@ -42,14 +42,16 @@ impl<R: Resident> RegistryState<R> {
     }
 
     /// A build's compile has ended.
-    pub(in crate::registry) fn compiled(&mut self, now: Instant) {
+    pub(in crate::registry) fn compiled(&mut self, tenant: TenantId, now: Instant) {
         self.compiling -= 1;
+        self.hold(tenant, |holds| holds.compiling -= 1);
         self.dispatch(now);
     }
 
-    /// Of the build that is next: who is younger does not keep it from its place.
-    pub(super) fn eldest_build(&self) -> Option<Age> {
-        self.build_queue.first().map(|(turn, _)| turn.age)
+    /// Of the build that is next to get what this tenant's runtimes have: who is younger does not keep it from its place.
+    pub(super) fn eldest_build(&self, tenant: TenantId) -> Option<Age> {
+        let first = self.build_queue.first().map(|(turn, _)| turn.age);
+        first.into_iter().chain(self.eldest_own_build(tenant)).min()
     }
 
     pub(super) fn remembered(&mut self, revision: RevisionId, now: Instant) -> Option<Error> {
@@ -82,9 +84,9 @@ impl<R: Resident> RegistryState<R> {
         };
         build.fetched = fetched;
         build.phase = Phase::Queued { age: eldest, to };
-        self.build_queue.enter(revision.tenant, eldest, revision);
         self.waiting_fetch -= build.waiters.len();
         self.waiting_capacity += build.waiters.len();
+        self.build_queue.enter(revision.tenant, self.build_room(revision.tenant), eldest, revision);
         self.dispatch(now);
         true
     }
@@ -113,6 +115,7 @@ impl<R: Resident> RegistryState<R> {
         let Phase::Placed { since, .. } = build.phase else { return Err(resident) };
         self.waiting_build -= build.waiters.len();
         self.waiting_instance += build.waiters.len();
+        self.wait(revision.tenant, 0, build.waiters.len());
         self.idle += 1;
         let live = Live {
             most: resident.max_instances(),

@@ -14,7 +14,7 @@ use crate::turns::{TenantId, Turn};
 impl<R: Resident> RegistryState<R> {
     /// Gives a runtime's idle instances to its own waiters, eldest first; or, where it is owed, to an elder elsewhere.
     pub(super) fn serve(&mut self, revision: RevisionId, build: Duration) {
-        let eldest = self.eldest_build();
+        let eldest = self.eldest_build(revision.tenant);
         while let Some(live) = self.live.peek(&revision)
             && live.idle > 0
             && let Some(age) = live.waiters.front().map(|waiter| waiter.age)
@@ -29,6 +29,7 @@ impl<R: Resident> RegistryState<R> {
                 self.idle -= 1;
                 self.waiting_instance -= 1;
                 self.effects.push(Effect::Answer { to: waiter.to, answer: Ok(live.grant(revision, true, build)) });
+                self.wait(revision.tenant, 1, 0);
                 self.permit_waiters.charge(revision.tenant);
             }
         }
@@ -37,6 +38,9 @@ impl<R: Resident> RegistryState<R> {
 
     /// Whether callers elsewhere whose turn comes first wait for permits that nothing on its way will give.
     fn is_owed(&self, revision: RevisionId, age: Age) -> bool {
+        if self.is_owed_to_own(revision, age) {
+            return true;
+        }
         if self.instances < self.limits.max_instances {
             return false;
         }
@@ -50,7 +54,7 @@ impl<R: Resident> RegistryState<R> {
     /// Queues a runtime for a permit if its oldest waiter can only be served with one more, and takes it out of the queue
     /// otherwise.
     pub(super) fn await_permit(&mut self, revision: RevisionId) {
-        let build = self.eldest_build();
+        let (build, permits) = (self.eldest_build(revision.tenant), self.permit_room(revision.tenant));
         let Some(live) = self.live.peek_mut(&revision) else { return };
         let eldest = live.waiters.front().map(|waiter| waiter.age);
         let room = live.idle == 0 && live.instances < live.most;
@@ -62,7 +66,7 @@ impl<R: Resident> RegistryState<R> {
             self.permit_waiters.leave(revision.tenant, age);
         }
         if let Some(age) = wants {
-            self.permit_waiters.enter(revision.tenant, age, revision);
+            self.permit_waiters.enter(revision.tenant, permits, age, revision);
             live.awaits_permit = Some(age);
         }
     }
@@ -73,6 +77,10 @@ impl<R: Resident> RegistryState<R> {
             // The end of the reclaim leads here again, and knows what came back.
             if self.reclaiming > 0 {
                 return;
+            }
+            self.reclaim_held_up();
+            if self.reclaiming > 0 {
+                continue;
             }
             while self.instances < self.limits.max_instances {
                 let place_free = self.places.len() < self.limits.capacity && self.placeable() > 0;
@@ -96,6 +104,7 @@ impl<R: Resident> RegistryState<R> {
                 }
             }
             self.reap();
+            self.reap_own();
             // A caller that a reservation held back until now may want a permit that is free, or that of an idle instance.
             if !self.evict(now) {
                 return self.give_room(now);
@@ -134,6 +143,13 @@ impl<R: Resident> RegistryState<R> {
         self.gone.insert(place, (revision, receiver));
         self.instances += 1;
         self.compiling += 1;
+        let waited = build.waiters.len();
+        self.wait(revision.tenant, waited, 0);
+        self.hold(revision.tenant, |holds| {
+            holds.runtimes += 1;
+            holds.instances += 1;
+            holds.compiling += 1;
+        });
         self.effects.push(Effect::Admit { to, revision, place, gone });
     }
 
@@ -147,6 +163,8 @@ impl<R: Resident> RegistryState<R> {
             self.waiting_instance -= 1;
             self.effects
                 .push(Effect::Answer { to: waiter.to, answer: Ok(live.grant(revision, false, Duration::ZERO)) });
+            self.wait(revision.tenant, 1, 0);
+            self.hold(revision.tenant, |holds| holds.instances += 1);
         }
         self.await_permit(revision);
     }
@@ -200,15 +218,20 @@ impl<R: Resident> RegistryState<R> {
         let mut given_up = false;
         let mut unmet = Vec::new();
         let (mut coming, newcomers) = self.newcomers(Some(now));
-        for newcomer in newcomers {
+        let newcomers = newcomers.into_iter().map(|newcomer| (newcomer, false));
+        let own = self.own_newcomers().into_iter().map(|newcomer| (newcomer, true));
+        for (newcomer, own) in own.chain(newcomers) {
             loop {
-                let Some(victim) = self.victim(newcomer, &coming, Some(now)) else {
-                    unmet.push(newcomer);
+                let victim = if own { self.own_victim(newcomer) } else { self.victim(newcomer, &coming, Some(now)) };
+                let Some(victim) = victim else {
+                    unmet.push((newcomer, own));
                     break;
                 };
                 if !self.live.peek_mut(&victim).is_some_and(Live::begin_last_round) {
                     self.retire_live(victim, CloseReason::Capacity, None, &Refused::Retry, now);
-                    coming.push(newcomer);
+                    if !own {
+                        coming.push(newcomer);
+                    }
                     break;
                 }
                 given_up = true;
@@ -218,8 +241,10 @@ impl<R: Resident> RegistryState<R> {
         given_up |= self.release_elders();
         // A reservation is for a newcomer of one tenant: another may not be allowed that runtime.
         for (revision, tenant) in std::mem::take(&mut self.reserved) {
-            let wanted =
-                unmet.iter().position(|newcomer| *newcomer == tenant && self.may_go_for(tenant, &coming, revision));
+            let may_go = |own: bool| {
+                if own { revision.tenant == tenant } else { self.may_go_for(tenant, &coming, revision) }
+            };
+            let wanted = unmet.iter().position(|(newcomer, own)| *newcomer == tenant && may_go(*own));
             if let Some(wanted) = wanted {
                 unmet.remove(wanted);
                 self.reserved.push((revision, tenant));
@@ -231,8 +256,9 @@ impl<R: Resident> RegistryState<R> {
             }
             self.serve(revision, Duration::ZERO);
         }
-        for newcomer in unmet {
-            let Some(revision) = self.leased_victim(newcomer, &coming) else { continue };
+        for (newcomer, own) in unmet {
+            let victim = if own { self.own_leased_victim(newcomer) } else { self.leased_victim(newcomer, &coming) };
+            let Some(revision) = victim else { continue };
             if let Some(live) = self.live.peek_mut(&revision) {
                 live.reserved = true;
             }

@@ -79,8 +79,9 @@ pub(super) struct Draining<R> {
     pub(super) instances: usize,
     /// Of these, instances that nobody uses and that are being dropped.
     pub(super) reaping: usize,
-    /// Bytes that come back with its place.
+    /// Bytes that come back with its place, and those that its tenant is charged for.
     pub(super) frees: u64,
+    pub(super) frees_in_full: u64,
     pub(super) coming: Coming,
 }
 

@@ -13,6 +13,7 @@ impl<R: Resident> RegistryState<R> {
     /// An instance, or the wish to make one, is gone for good.
     pub(in crate::registry) fn permit_released(&mut self, revision: RevisionId, place: PlaceId, now: Instant) {
         self.instances -= 1;
+        self.hold(revision.tenant, |holds| holds.instances -= 1);
         if let Some(live) = self.live.peek_mut(&revision).filter(|live| live.place == place) {
             live.instances -= 1;
             let reaped = live.reaping.min(1);
@@ -30,8 +31,9 @@ impl<R: Resident> RegistryState<R> {
     }
 
     /// The last engine object of a runtime is gone.
-    pub(in crate::registry) fn place_released(&mut self, place: PlaceId, now: Instant) {
+    pub(in crate::registry) fn place_released(&mut self, revision: RevisionId, place: PlaceId, now: Instant) {
         self.places.remove(place);
+        self.hold(revision.tenant, |holds| holds.runtimes -= 1);
         if let Some(draining) = self.draining.remove(&place) {
             self.closing -= usize::from(draining.is_closing());
             self.reaping -= draining.reaping;
@@ -50,12 +52,14 @@ impl<R: Resident> RegistryState<R> {
             && self.permit_waiters.is_empty()
             && self.placeable() == 0
             && !self.room_is_short(self.live.peek(&revision).map_or(0, |live| live.resident.weight().instance));
+        let free = free && self.permit_room(revision.tenant) > 0 && !self.is_held_up(revision.tenant);
         let live = self.live.peek_mut(&revision).filter(|live| live.place == place);
         match live {
             Some(live) if free && !live.reserved && !live.sparing && live.idle == 0 && live.instances < live.most => {
                 live.sparing = true;
                 live.instances += 1;
                 self.instances += 1;
+                self.hold(revision.tenant, |holds| holds.instances += 1);
                 true
             }
             _ => false,

@@ -1,10 +1,13 @@
 //! What holds whenever a method has returned. Tests check it after every step.
 
+use std::collections::HashMap;
+
 use super::{
     super::Resident,
-    RegistryState,
+    RegistryState, TenantHolds,
     entries::{Coming, Phase},
 };
+use crate::turns::TenantId;
 
 impl<R: Resident> RegistryState<R> {
     pub(in crate::registry) fn assert_invariants(&self) {
@@ -22,9 +25,9 @@ impl<R: Resident> RegistryState<R> {
         assert_eq!(self.idle, live().map(|live| live.idle).sum::<usize>(), "idle instances");
         assert_eq!(self.closing, draining().filter(|draining| draining.is_closing()).count(), "places on their way");
         assert_eq!(self.waiting_instance, live().map(|live| live.waiters.len()).sum::<usize>(), "callers that wait");
-        for live in live() {
+        for (revision, live) in &self.live {
             assert!(live.idle + live.reaping <= live.instances, "an instance that is idle twice");
-            let held_back = |age| live.holds_back(age, self.eldest_build());
+            let held_back = |age| live.holds_back(age, self.eldest_build(revision.tenant));
             let first = live.waiters.front().filter(|_| live.idle > 0);
             assert!(first.is_none_or(|waiter| held_back(waiter.age)), "a caller waits beside an idle instance");
         }
@@ -39,8 +42,29 @@ impl<R: Resident> RegistryState<R> {
             let victim = newcomers.first().and_then(|newcomer| self.victim(*newcomer, &coming, None));
             assert!(!no_place || victim.is_none(), "a build waits for a place that an unused runtime has");
         }
+        self.assert_holdings();
         for (_, failure) in &self.failures {
             assert!(failure.error.comes_again(), "a passing failure is remembered");
+        }
+    }
+
+    fn assert_holdings(&self) {
+        let mut waiting: HashMap<TenantId, usize> = HashMap::new();
+        let unplaced = self.builds.iter().filter(|(_, build)| !matches!(build.phase, Phase::Placed { .. }));
+        let callers = unplaced.map(|(revision, build)| (revision, build.waiters.len()));
+        for (revision, callers) in
+            callers.chain(self.live.iter().map(|(revision, live)| (revision, live.waiters.len())))
+        {
+            *waiting.entry(revision.tenant).or_default() += callers;
+        }
+        let sum = |of: fn(&TenantHolds) -> usize| self.holdings.all().map(|(_, holds)| of(&holds)).sum::<usize>();
+        assert_eq!(sum(|holds| holds.runtimes), self.places.len(), "tenants' runtimes");
+        assert_eq!(sum(|holds| holds.instances), self.instances, "tenants' instances");
+        assert_eq!(sum(|holds| holds.compiling), self.compiling, "tenants' compiles");
+        assert_eq!(sum(|holds| holds.waiting), waiting.values().sum::<usize>(), "callers that wait");
+        for (tenant, holds) in self.holdings.all() {
+            assert_eq!(holds.waiting, waiting.get(&tenant).copied().unwrap_or(0), "a tenant's callers that wait");
+            self.assert_within(tenant, self.reclaiming == 0);
         }
     }
 }

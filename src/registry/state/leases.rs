@@ -29,12 +29,15 @@ impl<R: Resident> RegistryState<R> {
         let most = self.limits.max_waiting;
         let full = waiting >= most && (self.waiting_instance >= most || !self.places_in_sight(None, now));
         let refused = |reason| Requested::Refused(Error::Saturated { reason });
-        let eldest = self.eldest_build();
+        let tenant = revision.tenant;
+        let eldest = self.eldest_build(tenant);
         // The caller's own thread had nothing parked; another thread's instance may be unused.
         if self.parking.contains(&revision) && self.live.peek(&revision).is_some_and(|live| live.idle == 0) {
             self.reclaim(revision);
             return Requested::Again;
         }
+        let may_have = self.permit_room(tenant) > 0 && !self.is_held_up(tenant);
+        let may_not_wait = self.may_not_wait(tenant);
         if let Some(live) = self.live.get_mut(&revision) {
             let hot = live.called(now, self.limits.park_after, self.uses.period());
             if !live.holds_back(age, eldest) && live.waiters.is_empty() {
@@ -46,11 +49,16 @@ impl<R: Resident> RegistryState<R> {
                 // While a reclaim is under way, an instance may be about to come back.
                 let free = self.instances < self.limits.max_instances && (self.reclaiming == 0 || !may_wait || full);
                 // Permits go by age: while anyone contends for one, this caller queues behind.
-                if free && self.permit_waiters.is_empty() && live.instances < live.most {
+                if free && self.permit_waiters.is_empty() && live.instances < live.most && may_have {
                     live.instances += 1;
                     self.instances += 1;
-                    return Requested::Granted(Grant { hot, ..live.grant(revision, false, Duration::ZERO) });
+                    let grant = Grant { hot, ..live.grant(revision, false, Duration::ZERO) };
+                    self.hold(tenant, |holds| holds.instances += 1);
+                    return Requested::Granted(grant);
                 }
+            }
+            if may_not_wait {
+                return Requested::Refused(self.too_many_wait(tenant));
             }
             if !may_wait {
                 return refused("a call from inside a host function does not wait, and no instance is free");
@@ -61,6 +69,7 @@ impl<R: Resident> RegistryState<R> {
             let (to, answer) = oneshot::channel();
             insert_by_age(&mut live.waiters, Waiter { age, since: began, to });
             self.waiting_instance += 1;
+            self.wait(tenant, 0, 1);
             self.await_permit(revision);
             self.dispatch(now);
             return Requested::Queued(answer);
@@ -68,14 +77,34 @@ impl<R: Resident> RegistryState<R> {
         if !may_wait {
             return refused("a call from inside a host function does not wait, and its evaluator is cold");
         }
-        let in_sight =
-            !full || self.places_in_sight((!self.builds.contains_key(&revision)).then_some(revision.tenant), now);
+        self.request_build(revision, age, began, now, full)
+    }
+
+    /// The same of a cold revision. `full`: as many callers wait in the pool as may.
+    fn request_build(
+        &mut self,
+        revision: RevisionId,
+        age: Age,
+        began: Instant,
+        now: Instant,
+        full: bool,
+    ) -> Requested<R> {
+        let (tenant, refused) = (revision.tenant, |reason| Requested::Refused(Error::Saturated { reason }));
+        let in_sight = !full || self.places_in_sight((!self.builds.contains_key(&revision)).then_some(tenant), now);
         if !in_sight && !self.parking.is_empty() && self.wants_place(revision, now) {
             // A runtime whose leases are all parked could be evicted.
             self.reclaim_all();
             return Requested::Again;
         }
+        // One for whom a place is in sight does not count as waiting, here as in the pool.
+        let may_not_wait = self.may_not_wait(tenant)
+            && (self.build_room(tenant) == 0 || !self.places_in_sight(Some(tenant), now))
+            && self.wants_place(revision, now);
+        if may_not_wait {
+            return Requested::Refused(self.too_many_wait(tenant));
+        }
         if let Some(build) = self.builds.get_mut(&revision) {
+            let placed = matches!(build.phase, Phase::Placed { .. });
             let waiting = match build.phase {
                 Phase::Queued { .. } => in_sight.then_some(&mut self.waiting_capacity),
                 Phase::Fetching => in_sight.then_some(&mut self.waiting_fetch),
@@ -95,6 +124,7 @@ impl<R: Resident> RegistryState<R> {
                 *queued = age;
                 self.dispatch(now);
             }
+            self.wait(tenant, 0, usize::from(!placed));
             return Requested::Joined(answer);
         }
         if let Some(error) = self.remembered(revision, now) {
@@ -109,6 +139,7 @@ impl<R: Resident> RegistryState<R> {
         let (wanted, unwanted) = oneshot::channel();
         self.builds.insert(revision, Build { id, fetched: Duration::ZERO, phase: Phase::Fetching, waiters, wanted });
         self.waiting_fetch += 1;
+        self.wait(tenant, 0, 1);
         Requested::Start(id, unwanted, answer)
     }
 
@@ -118,6 +149,9 @@ impl<R: Resident> RegistryState<R> {
             let before = build.waiters.len();
             build.waiters.retain(|waiter| waiter.age != age);
             let left = before - build.waiters.len();
+            if !matches!(build.phase, Phase::Placed { .. }) {
+                self.holdings.wait(revision.tenant, left, 0);
+            }
             match &mut build.phase {
                 Phase::Queued { age, .. } => {
                     self.waiting_capacity -= left;
@@ -141,7 +175,9 @@ impl<R: Resident> RegistryState<R> {
         } else if let Some(live) = self.live.peek_mut(&revision) {
             let before = live.waiters.len();
             live.waiters.retain(|waiter| waiter.age != age);
-            self.waiting_instance -= before - live.waiters.len();
+            let left = before - live.waiters.len();
+            self.waiting_instance -= left;
+            self.wait(revision.tenant, left, 0);
             self.await_permit(revision);
             self.dispatch(now);
         }

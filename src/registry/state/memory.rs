@@ -18,15 +18,19 @@ use super::{
     Effect, RegistryState,
     entries::{Coming, Live},
 };
-use crate::memory::{Charge, MemoryKind, Weight};
+use crate::{
+    memory::{Granted, NoRoom, Weight},
+    turns::TenantId,
+};
 
 /// Which part of the bound is kept free, once it was exceeded.
 const SLACK: u64 = 64;
 
 /// A build that waits for room.
 pub(super) struct WantsRoom {
+    tenant: TenantId,
     bytes: u64,
-    to: oneshot::Sender<Charge>,
+    to: oneshot::Sender<Granted>,
 }
 
 /// Position in the queue for room.
@@ -34,12 +38,18 @@ pub(super) struct WantsRoom {
 pub(crate) struct RoomId(u64);
 
 impl<R: Resident> RegistryState<R> {
-    /// A build wants room for so many bytes.
-    pub(in crate::registry) fn want_room(&mut self, bytes: u64, to: oneshot::Sender<Charge>, now: Instant) -> RoomId {
+    /// A build of this tenant wants room for so many bytes.
+    pub(in crate::registry) fn want_room(
+        &mut self,
+        tenant: TenantId,
+        bytes: u64,
+        to: oneshot::Sender<Granted>,
+        now: Instant,
+    ) -> RoomId {
         let id = RoomId(self.unique());
         // After a shutdown there is none.
         if !self.shut_down {
-            self.room_queue.insert(id, WantsRoom { bytes, to });
+            self.room_queue.insert(id, WantsRoom { tenant, bytes, to });
             self.dispatch(now);
         }
         id
@@ -58,17 +68,35 @@ impl<R: Resident> RegistryState<R> {
         if self.is_over() {
             self.make_room(0, now);
         }
+        self.trim_all(now);
         self.dispatch(now);
     }
 
     /// Whether somebody waits for room, or `more` that nobody asked for would lead near the bound.
     pub(super) fn room_is_short(&self, more: u64) -> bool {
-        !self.room_queue.is_empty() || self.memory.used().saturating_add(more) > self.goal()
+        self.wants_room() || self.memory.used().saturating_add(more) > self.goal()
     }
 
     /// Whether somebody waits for room, or there is none.
     pub(super) fn has_no_room(&self) -> bool {
-        !self.room_queue.is_empty() || self.is_over()
+        self.wants_room() || self.is_over()
+    }
+
+    /// Whether a build waits for room that another tenant could give.
+    fn wants_room(&self) -> bool {
+        self.room_queue.values().any(|wants| self.is_within_own(wants))
+    }
+
+    fn is_within_own(&self, wants: &WantsRoom) -> bool {
+        self.own_room(wants.tenant).is_none_or(|room| wants.bytes <= room)
+    }
+
+    /// Why a build got no room.
+    pub(in crate::registry) fn no_room(&self, tenant: TenantId, bytes: u64) -> NoRoom {
+        match self.own_room(tenant) {
+            Some(room) if bytes > room => NoRoom::Tenant(self.own_memory(tenant)),
+            _ => NoRoom::Pool,
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -83,12 +111,22 @@ impl<R: Resident> RegistryState<R> {
     /// Gives room to those that wait for it, eldest first, and makes it for the first whom too little is left for. The
     /// others do not wait for that one.
     pub(super) fn give_room(&mut self, now: Instant) {
-        let fits = |wants: &WantsRoom| self.memory.used().saturating_add(wants.bytes) <= self.memory.limit();
-        for (_, WantsRoom { bytes, to }) in self.room_queue.extract_if(.., |_, wants| fits(wants)) {
-            self.effects.push(Effect::Room { to, charge: self.memory.charge(MemoryKind::Code, bytes) });
+        for (id, wants) in std::mem::take(&mut self.room_queue) {
+            let fits = self.memory.used().saturating_add(wants.bytes) <= self.memory.limit();
+            if fits && self.is_within_own(&wants) {
+                let granted = self.memory.give_room(wants.tenant, wants.bytes);
+                self.effects.push(Effect::Room { to: wants.to, granted });
+            } else {
+                self.room_queue.insert(id, wants);
+            }
         }
-        if let Some((_, first)) = self.room_queue.first_key_value() {
-            self.make_room(first.bytes, now);
+        let first = self.room_queue.values().find(|wants| self.is_within_own(wants)).map(|wants| wants.bytes);
+        let own = self.room_queue.values().filter(|wants| !self.is_within_own(wants));
+        for (tenant, bytes) in own.map(|wants| (wants.tenant, wants.bytes)).collect::<Vec<_>>() {
+            self.trim(tenant, bytes, now);
+        }
+        if let Some(bytes) = first {
+            self.make_room(bytes, now);
         }
     }
 
@@ -152,14 +190,13 @@ impl<R: Resident> RegistryState<R> {
 
     /// What could be given back by dropping all that nobody uses.
     fn can_free(&self) -> u64 {
-        let eldest = self.eldest_build();
-        let frees = |live: &Live<R>| match live.resident.weight() {
-            Weight { code, shared, .. } if live.evictable(eldest) => {
+        let frees = |id: &RevisionId, live: &Live<R>| match live.resident.weight() {
+            Weight { code, shared, .. } if live.evictable(self.eldest_build(id.tenant)) => {
                 live.each() * (live.instances - live.reaping) as u64 + code + shared
             }
             _ => live.each() * live.idle as u64,
         };
-        self.unused() + self.live.iter().map(|(_, live)| frees(live)).sum::<u64>()
+        self.unused() + self.live.iter().map(|(id, live)| frees(id, live)).sum::<u64>()
     }
 
     /// Drops idle instances, least recently used runtimes first. Gives what is still missing.
@@ -182,8 +219,8 @@ impl<R: Resident> RegistryState<R> {
     /// Evicts runtimes that nobody uses: first those with code of their own.
     fn evict_for_room(&mut self, mut short: u64, now: Instant) {
         for shares in [false, true] {
-            let eldest = self.eldest_build();
-            let unused = self.live.iter().rev().filter(|(_, live)| live.evictable(eldest));
+            let can_go = |id: &RevisionId, live: &Live<R>| live.evictable(self.eldest_build(id.tenant));
+            let unused = self.live.iter().rev().filter(|(id, live)| can_go(id, live));
             let weighed = unused.map(|(revision, live)| (*revision, live.resident.weight()));
             let weighed = weighed.filter(|(_, weight)| (weight.shared > 0) == shares && weight.total() > 0);
             for (revision, weight) in weighed.collect::<Vec<(RevisionId, Weight)>>() {
@@ -199,7 +236,7 @@ impl<R: Resident> RegistryState<R> {
 
 impl<R: Resident> Live<R> {
     /// What one of its instances holds, on average.
-    fn each(&self) -> u64 {
+    pub(super) fn each(&self) -> u64 {
         self.resident.weight().instances / self.instances.max(1) as u64
     }
 }

@@ -34,6 +34,7 @@ mod leases;
 mod memory;
 mod parking;
 mod places;
+mod quotas;
 mod retire;
 mod uses;
 mod view;
@@ -51,17 +52,21 @@ use tokio::{
     time::Instant,
 };
 
-pub(crate) use self::memory::RoomId;
 use self::{
     entries::{Build, Draining, Failure, Live},
     memory::WantsRoom,
     places::Places,
+    quotas::Holdings,
     uses::Uses,
+};
+pub(crate) use self::{
+    memory::RoomId,
+    quotas::{Quotas, TenantHolds},
 };
 use super::{CloseReason, Limits, Refused, Resident, RevisionId};
 use crate::{
     error::Error,
-    memory::{Charge, MemoryBudget},
+    memory::{Granted, MemoryBudget},
     turns::{TenantId, Turns},
 };
 
@@ -147,8 +152,8 @@ pub(super) enum Effect<R: Resident> {
     },
     /// There is room for a build.
     Room {
-        to: oneshot::Sender<Charge>,
-        charge: Charge,
+        to: oneshot::Sender<Granted>,
+        granted: Granted,
     },
     /// Drop so many bytes of what is kept although nobody uses it.
     GiveWay {
@@ -182,6 +187,8 @@ pub(super) struct RegistryState<R: Resident> {
     builds: HashMap<RevisionId, Build<R>>,
     draining: HashMap<PlaceId, Draining<R>>,
     places: Places,
+    quotas: Quotas,
+    holdings: Holdings,
     uses: Uses,
     /// A channel for each place that closes once the place is released and the gauges show it.
     gone: HashMap<PlaceId, (RevisionId, watch::Receiver<bool>)>,
@@ -229,6 +236,8 @@ impl<R: Resident> RegistryState<R> {
             builds: HashMap::new(),
             draining: HashMap::new(),
             places: Places::default(),
+            quotas: Quotas::default(),
+            holdings: Holdings::default(),
             uses: Uses::new(limits.eviction, limits.capacity),
             gone: HashMap::new(),
             closing: 0,

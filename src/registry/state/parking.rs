@@ -12,8 +12,11 @@ impl<R: Resident> RegistryState<R> {
     /// Whether a lease on this runtime may be parked: nobody waits for anything that its instance, or its runtime's place,
     /// could be given to.
     pub(in crate::registry) fn may_park(&mut self, revision: RevisionId, place: PlaceId) -> bool {
-        let nobody_waits =
-            !self.shut_down && self.permit_waiters.is_empty() && self.placeable() == 0 && !self.has_no_room();
+        let nobody_waits = !self.shut_down
+            && self.permit_waiters.is_empty()
+            && self.placeable() == 0
+            && !self.has_no_room()
+            && !self.is_held_up(revision.tenant);
         let live = self.live.peek(&revision).filter(|live| live.place == place);
         let may = nobody_waits && live.is_some_and(|live| !live.reserved && live.waiters.is_empty());
         if may && !self.parking.contains(&revision) {

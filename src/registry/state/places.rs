@@ -59,6 +59,11 @@ impl Places {
         }
     }
 
+    /// Those that have any.
+    pub(super) fn tenants(&self) -> Vec<TenantId> {
+        self.held.keys().copied().collect()
+    }
+
     pub(super) fn held(&self, tenant: TenantId) -> usize {
         self.held.get(&tenant).copied().unwrap_or(0)
     }
@@ -108,21 +113,21 @@ impl<R: Resident> RegistryState<R> {
 
     /// The unleased runtime that goes for a newcomer of this tenant. Without the time, nothing is stale.
     pub(super) fn victim(&self, newcomer: TenantId, coming: &[TenantId], now: Option<Instant>) -> Option<RevisionId> {
-        let eldest = self.eldest_build();
-        self.first_of(newcomer, coming, |live| live.evictable(eldest), |live| live.is_stale(now))
+        let can_go = |id: &RevisionId, live: &Live<R>| live.evictable(self.eldest_build(id.tenant));
+        self.first_of(newcomer, coming, can_go, |live| live.is_stale(now))
     }
 
     /// The leased runtime that is reserved for one.
     pub(super) fn leased_victim(&self, newcomer: TenantId, coming: &[TenantId]) -> Option<RevisionId> {
-        self.first_of(newcomer, coming, |live| !live.reserved && live.leases > 0, |_| false)
+        self.first_of(newcomer, coming, |_, live| !live.reserved && live.leases > 0, |_| false)
     }
 
     /// What could go now.
     pub(super) fn going(&self, now: Option<Instant>) -> Going {
         let without = self.build_queue.waiting().filter(|tenant| self.places.held(*tenant) == 0).count();
         let mut going = Going { without, ..Going::default() };
-        let eldest = self.eldest_build();
-        for (revision, live) in self.live.iter().filter(|(_, live)| live.evictable(eldest)) {
+        let can_go = |id: &RevisionId, live: &Live<R>| live.evictable(self.eldest_build(id.tenant));
+        for (revision, live) in self.live.iter().filter(|(id, live)| can_go(id, live)) {
             going.all += 1;
             going.stale += usize::from(live.is_stale(now));
             going.most = going.most.max(self.places.held(revision.tenant));
@@ -141,6 +146,9 @@ impl<R: Resident> RegistryState<R> {
 
     /// Whether there is a runtime that goes for a newcomer of this tenant.
     pub(super) fn finds(&self, tenant: TenantId, going: &Going) -> bool {
+        if self.build_room(tenant) == 0 {
+            return going.tenants.contains(&tenant);
+        }
         let share = self.places.share(self.limits.capacity, tenant);
         let has_less = self.places.held(tenant) < share && going.all > 0;
         has_less || going.tenants.contains(&tenant) || going.most > share || going.stale > 0
@@ -168,11 +176,11 @@ impl<R: Resident> RegistryState<R> {
         &self,
         newcomer: TenantId,
         coming: &[TenantId],
-        can_go: impl Fn(&Live<R>) -> bool,
+        can_go: impl Fn(&RevisionId, &Live<R>) -> bool,
         stale: impl Fn(&Live<R>) -> bool,
     ) -> Option<RevisionId> {
         let share = self.places.share(self.limits.capacity, newcomer);
-        let all = || self.live.iter().rev().filter(|(_, live)| can_go(live));
+        let all = || self.live.iter().rev().filter(|(id, live)| can_go(id, live));
         let may_go = |revision: &RevisionId, live: &Live<R>| self.goes_first(newcomer, share, *revision) || stale(live);
         let often = |(revision, live): (&RevisionId, &Live<R>)| (*revision, live.often);
         let first = self.uses.victim(all().filter(|(revision, live)| may_go(revision, live)).map(often));

@@ -45,10 +45,14 @@ impl<R: Resident> RegistryState<R> {
     /// A build that will not be published: those who wait are refused, and its place, if it still has one, drains.
     pub(super) fn drop_build(&mut self, revision: RevisionId, build: Build<R>, refused: &Refused) {
         match build.phase {
-            Phase::Fetching => self.waiting_fetch -= build.waiters.len(),
+            Phase::Fetching => {
+                self.waiting_fetch -= build.waiters.len();
+                self.wait(revision.tenant, build.waiters.len(), 0);
+            }
             Phase::Queued { age, .. } => {
                 self.build_queue.leave(revision.tenant, age);
                 self.waiting_capacity -= build.waiters.len();
+                self.wait(revision.tenant, build.waiters.len(), 0);
             }
             Phase::Placed { place, .. } => {
                 self.waiting_build -= build.waiters.len();
@@ -62,6 +66,7 @@ impl<R: Resident> RegistryState<R> {
                         instances: 1,
                         reaping: 0,
                         frees: 0,
+                        frees_in_full: 0,
                         coming: Coming::Later,
                     };
                     self.draining.insert(place, draining);
@@ -86,6 +91,7 @@ impl<R: Resident> RegistryState<R> {
         self.reaping += live.idle;
         let reaping = live.reaping + live.idle;
         self.waiting_instance -= live.waiters.len();
+        self.wait(revision.tenant, live.waiters.len(), 0);
         if let Some(age) = live.awaits_permit {
             self.permit_waiters.leave(revision.tenant, age);
         }
@@ -95,8 +101,17 @@ impl<R: Resident> RegistryState<R> {
         let leased = live.leases > 0;
         let resident = leased.then(|| live.resident.clone());
         let Live { leases, instances, .. } = live;
-        let frees = live.resident.weight().total();
-        let mut draining = Draining { revision, resident, leases, instances, reaping, frees, coming: Coming::Later };
+        let weight = live.resident.weight();
+        let mut draining = Draining {
+            revision,
+            resident,
+            leases,
+            instances,
+            reaping,
+            frees: weight.total(),
+            frees_in_full: weight.instances + weight.code_in_full,
+            coming: Coming::Later,
+        };
         self.closing += usize::from(draining.ends_soon(now));
         self.draining.insert(live.place, draining);
         let unused = reason.is_eviction().then(|| now - live.last_used);

@@ -15,6 +15,7 @@
 use std::{
     future::pending,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -47,7 +48,11 @@ use crate::{
     units::Size,
 };
 
-pub(in crate::service) async fn serve(mut settings: Settings, exporter: Exporter) -> Result<(), Exit> {
+pub(in crate::service) async fn serve(
+    mut settings: Settings,
+    config: Option<PathBuf>,
+    exporter: Exporter,
+) -> Result<(), Exit> {
     let tokens = read_tokens(&settings.service)?.map(Arc::new);
     let has_tokens = tokens.is_some();
     if settings.engine.kind == EngineKind::Extism && !settings.engine.trusted {
@@ -59,13 +64,14 @@ pub(in crate::service) async fn serve(mut settings: Settings, exporter: Exporter
     settings.service.max_connections = fit.connections;
     let service = &settings.service;
     let mut signals = Signals::new()?;
-    if let Some(tokens) = tokens.clone() {
-        tokio::spawn(read_tokens_again(tokens, hangup()?));
-    }
+    let mut hangup = (tokens.is_some() || config.is_some()).then(hangup).transpose()?;
     // Bind first: a server that cannot listen must not touch the folder.
     let (listener, address) = listen_on(service.listen)?;
     let admin = service.admin_listen.map(listen_on).transpose()?;
     let pool = EvaluatorPool::from_settings(&settings)?;
+    if let Some(hangup) = hangup.take() {
+        tokio::spawn(read_again(tokens.clone(), config, pool.clone(), hangup));
+    }
     let ceilings = Ceilings::new(&settings);
     let store = open_store(service, &ceilings, &pool)?;
     let guests = Guests::start(blocking_threads(&settings.pool))?;
@@ -151,13 +157,26 @@ fn check_body_memory(Settings { limits, service, .. }: &Settings) -> Result<(), 
 }
 
 /// At each SIGHUP.
-async fn read_tokens_again(tokens: Arc<Tokens>, mut hangup: Signal) {
+async fn read_again(tokens: Option<Arc<Tokens>>, config: Option<PathBuf>, pool: EvaluatorPool, mut hangup: Signal) {
     while hangup.recv().await.is_some() {
-        let tokens = tokens.clone();
-        match spawn_blocking(move || tokens.read_again()).await {
-            Ok(Ok(())) => tracing::info!("service.token_file was read again"),
-            Ok(Err(error)) => tracing::error!(%error, "service.token_file cannot be read; the tokens stay as they are"),
-            Err(error) => tracing::error!(%error, "service.token_file was not read again"),
+        let (tokens, config, pool) = (tokens.clone(), config.clone(), pool.clone());
+        let read = spawn_blocking(move || {
+            match tokens.map(|tokens| tokens.read_again()) {
+                Some(Ok(())) => tracing::info!("service.token_file was read again"),
+                Some(Err(error)) => {
+                    tracing::error!(%error, "service.token_file cannot be read; the tokens stay as they are");
+                }
+                None => {}
+            }
+            if let Some(file) = config {
+                match Settings::load(Some(&file)).and_then(|read| pool.set_tenants(read.tenants)) {
+                    Ok(()) => tracing::info!("the bounds of tenants were read again; other settings stay as they are"),
+                    Err(error) => tracing::error!(%error, "the bounds of tenants stay as they are"),
+                }
+            }
+        });
+        if let Err(error) = read.await {
+            tracing::error!(%error, "nothing was read again");
         }
     }
 }
@@ -172,7 +191,7 @@ fn open_store(service: &ServiceSettings, ceilings: &Ceilings, pool: &EvaluatorPo
         .map_err(|error| Exit::unusable(format!("cannot use the data folder {}: {error}", folder.display())))?;
     tracing::info!(evaluators = stored.len(), folder = %folder.display(), "stored evaluators");
     for (name, spec) in stored {
-        pool.register(&name, spec)?;
+        pool.register_again(&name, spec)?;
     }
     if pool.get(greet::NAME).is_none() {
         pool.register(greet::NAME, greet::spec())?;

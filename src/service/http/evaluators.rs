@@ -31,6 +31,7 @@ use crate::{
         document::{Document, MAX_DOCUMENT},
         store::{Current, Staged},
     },
+    tenants::of_name,
     units::Size,
 };
 
@@ -61,14 +62,15 @@ pub(super) async fn put(
     };
     let Form { document, plugin, linked } = form;
     app.ceilings.check(&document)?;
-    let store = app.store.clone();
+    let (shared, for_name) = (app.clone(), name.clone());
     let (plugin, staged, document) = blocking(move || {
         // Most bad uploads end here, before anything is written.
         let plugin = Plugin::new(plugin, document.digest)?;
         let linked = linked.into_iter().map(|(name, bytes)| Ok::<_, Error>((name, Plugin::new(bytes, None)?)));
         let linked = linked.collect::<Result<Vec<_>, _>>()?;
         plugin.interface().resolve(document.entry_point.as_deref())?;
-        let staged = store.stage(&plugin, &linked)?;
+        let most = shared.pool.bounds_of(of_name(&for_name)).stored_bytes;
+        let staged = shared.store.stage(&for_name, &plugin, &linked, most)?;
         Ok((plugin, staged, document))
     })
     .await?;

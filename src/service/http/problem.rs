@@ -60,7 +60,8 @@ impl From<Error> for Problem {
         }
         let last_words = error.last_words().and_then(LastWords::for_clients).cloned();
         let status = status_and_title(kind).0;
-        let known = error.retry_after().map(|after| after.as_secs() + 1);
+        let known =
+            error.retry_after().map(|after| after.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1));
         let retry_after = known.or_else(|| retry_after(status, kind));
         Self { status, kind, detail: error.to_string(), retry_after, last_words }
     }
@@ -141,6 +142,7 @@ fn status_and_title(kind: ErrorKind) -> (StatusCode, &'static str) {
         ErrorKind::BuildTimeout => (422, "The plugin took too long to build"),
         ErrorKind::Saturated => (429, "Nothing is free and the queue is full"),
         ErrorKind::WaitTimeout => (429, "Nothing came free in time"),
+        ErrorKind::QuotaExceeded => (429, "The tenant has all that it may have"),
         ErrorKind::ExecTimeout => (504, "The plugin ran too long"),
         ErrorKind::GuestTrap => (422, "The plugin trapped"),
         ErrorKind::GuestError => (422, "The plugin reported an error"),

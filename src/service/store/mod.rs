@@ -48,13 +48,15 @@ use self::{
     record::{Blob, Record, Stored},
 };
 use super::document::{Ceilings, Document};
-use crate::{Digest, Error, Plugin, Source, Spec};
+use crate::{Bound, Digest, Error, Plugin, Source, Spec, tenants::of_name};
 
 /// Modules that are in the folder, but not committed. Dropping it removes those that no evaluator names.
 #[derive(Debug)]
 pub(super) struct Staged {
     plugin: (Claim, u64),
     linked: Vec<(String, Claim, u64)>,
+    /// What the evaluator's tenant may store.
+    most: Option<u64>,
 }
 
 impl Staged {
@@ -80,6 +82,8 @@ pub(super) struct Current {
 #[derive(Debug, Default)]
 struct Named {
     blobs: Vec<Digest>,
+    /// Bytes of these, whoever else has the same.
+    bytes: u64,
     /// `None` for one that is not registered, because its plugin is missing.
     revision: Option<u64>,
 }
@@ -134,9 +138,10 @@ impl Store {
         let (mut named, mut specs) = (BTreeMap::new(), Vec::new());
         for stored in records {
             let blobs_of = stored.blobs().map(|blob| blob.digest).collect();
+            let bytes = stored.blobs().map(|blob| blob.size).sum();
             let (name, revision) = (stored.record.name.clone(), stored.record.revision);
             let spec = found(&blobs, stored, ceilings);
-            named.insert(name.clone(), Named { blobs: blobs_of, revision: spec.as_ref().map(|_| revision) });
+            named.insert(name.clone(), Named { blobs: blobs_of, bytes, revision: spec.as_ref().map(|_| revision) });
             specs.extend(spec.map(|spec| (name, spec)));
         }
         let last = named.values().filter_map(|named: &Named| named.revision).max().unwrap_or(0).into();
@@ -150,7 +155,7 @@ impl Store {
 
     /// Notes an evaluator that is registered without a file.
     pub(super) fn built_in(&self, name: &str) {
-        self.named().insert(name.to_owned(), Named { blobs: Vec::new(), revision: Some(0) });
+        self.named().insert(name.to_owned(), Named { blobs: Vec::new(), bytes: 0, revision: Some(0) });
     }
 
     /// The revision of a registered evaluator.
@@ -165,7 +170,7 @@ impl Store {
     /// The file cannot be read.
     pub(super) fn shown(&self, name: &str) -> Result<Option<(u64, Value)>, Error> {
         let named = self.named();
-        let Some(Named { blobs, revision: Some(revision) }) = named.get(name) else { return Ok(None) };
+        let Some(Named { blobs, revision: Some(revision), .. }) = named.get(name) else { return Ok(None) };
         let document = if blobs.is_empty() { Document::default() } else { self.read(name)?.document };
         Ok(Some((*revision, document.shown()?)))
     }
@@ -193,7 +198,7 @@ impl Store {
             let (claim, size) = claim(blob);
             (name, claim, size)
         });
-        let staged = Staged { linked: linked.collect(), plugin: claim(stored.plugin) };
+        let staged = Staged { linked: linked.collect(), plugin: claim(stored.plugin), most: None };
         Ok(Some(Current { revision: stored.record.revision, document: stored.document, staged }))
     }
 
@@ -208,8 +213,16 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// They cannot be written.
-    pub(super) fn stage(&self, plugin: &Plugin, linked: &[(String, Plugin)]) -> Result<Staged, Error> {
+    /// The evaluator's tenant stores at `most` so many bytes, with these; or they cannot be written.
+    pub(super) fn stage(
+        &self,
+        name: &str,
+        plugin: &Plugin,
+        linked: &[(String, Plugin)],
+        most: Option<u64>,
+    ) -> Result<Staged, Error> {
+        let all = linked.iter().map(|(_, module)| module).chain([plugin]);
+        check_stored(&self.named(), name, all.map(|plugin| plugin.bytes().len() as u64).sum(), most)?;
         let write = |plugin: &Plugin| {
             let claim = Claim::new(self.blobs.clone(), plugin.digest());
             // Also if the file exists: a new upload repairs one that a bad disk has damaged.
@@ -219,7 +232,7 @@ impl Store {
         };
         let plugin = write(plugin)?;
         let linked = linked.iter().map(|(name, module)| write(module).map(|(claim, size)| (name.clone(), claim, size)));
-        Ok(Staged { plugin, linked: linked.collect::<Result<_, Error>>()? })
+        Ok(Staged { plugin, linked: linked.collect::<Result<_, Error>>()?, most })
     }
 
     /// Writes the evaluator's file for a staged plugin, and calls `publish` before anyone else can change the folder.
@@ -237,13 +250,15 @@ impl Store {
         check: impl FnOnce(Option<u64>) -> Result<(), Error>,
         publish: impl FnOnce() -> T,
     ) -> Result<(T, u64), Error> {
-        let Staged { plugin: (plugin, size), linked } = staged;
+        let Staged { plugin: (plugin, size), linked, most } = staged;
+        let bytes = size + linked.iter().map(|(_, _, size)| size).sum::<u64>();
         let blob = |claim: &Claim, size| Blob { digest: claim.digest(), size };
         let modules: Vec<_> = linked.iter().map(|(name, claim, size)| (name.clone(), blob(claim, *size))).collect();
         let path = self.evaluators.join(file_name(name));
         let document = document.json()?;
         let mut named = self.named();
         check(named.get(name).and_then(|named| named.revision))?;
+        check_stored(&named, name, bytes, most)?;
         let revision = self.next_revision();
         let record = Record::new(name, revision, entry_point, blob(&plugin, size), &modules, document);
         let json = serde_json::to_vec(&record).map_err(|error| not_stored(error.into()))?;
@@ -251,7 +266,7 @@ impl Store {
         self.sync_evaluators(&path);
         let blobs =
             [plugin].into_iter().chain(linked.into_iter().map(|(_, claim, _)| claim)).map(Claim::keep).collect();
-        let replaced = named.insert(name.to_owned(), Named { blobs, revision: Some(revision) });
+        let replaced = named.insert(name.to_owned(), Named { blobs, bytes, revision: Some(revision) });
         let published = publish();
         drop(named);
         // Only now that the pool no longer builds the old plugin may its file go.
@@ -299,6 +314,15 @@ impl Store {
         let blobs = named.map(|named| named.blobs).unwrap_or_default();
         blobs.into_iter().map(|digest| Claim::adopt(self.blobs.clone(), digest)).collect()
     }
+}
+
+/// Whether the evaluator's tenant may store so many bytes in place of what it has under this name.
+fn check_stored(named: &BTreeMap<String, Named>, name: &str, bytes: u64, most: Option<u64>) -> Result<(), Error> {
+    let Some(most) = most else { return Ok(()) };
+    let tenant = of_name(name);
+    let others = named.iter().filter(|(other, _)| *other != name && of_name(other) == tenant);
+    let stored = others.map(|(_, named)| named.bytes).fold(bytes, u64::saturating_add);
+    if stored > most { Err(Bound::StoredBytes.exceeded(most).of_tenant(tenant)) } else { Ok(()) }
 }
 
 fn not_stored(error: io::Error) -> Error {

@@ -33,7 +33,7 @@ fn anything(_: Option<u64>) -> Result<(), Error> {
 }
 
 fn put(store: &Store, name: &str, export: &str) {
-    let staged = store.stage(&plugin(export), &[]).unwrap();
+    let staged = store.stage("one", &plugin(export), &[], None).unwrap();
     store.commit(name, export, &document(export), staged, anything, || ()).unwrap();
 }
 
@@ -109,7 +109,7 @@ fn the_old_plugin_stays_until_the_new_one_is_published() {
     let folder = TempDir::new().unwrap();
     let (store, _) = open(&folder);
     put(&store, "a", "one");
-    let staged = store.stage(&plugin("two"), &[]).unwrap();
+    let staged = store.stage("one", &plugin("two"), &[], None).unwrap();
     let published = store.commit("a", "two", &document("two"), staged, anything, || {
         // Whatever was dropped before this is gone when this is.
         let (sender, gone) = std::sync::mpsc::channel::<()>();
@@ -125,7 +125,10 @@ fn the_old_plugin_stays_until_the_new_one_is_published() {
 fn what_is_staged_and_not_committed_leaves_nothing() {
     let folder = TempDir::new().unwrap();
     let (store, _) = open(&folder);
-    let (first, second) = (store.stage(&plugin("one"), &[]).unwrap(), store.stage(&plugin("one"), &[]).unwrap());
+    let (first, second) = (
+        store.stage("one", &plugin("one"), &[], None).unwrap(),
+        store.stage("one", &plugin("one"), &[], None).unwrap(),
+    );
     drop(first);
     put(&store, "a", "two");
     assert!(files(&folder, "plugins").contains(&blob("one")), "the second upload still needs it");

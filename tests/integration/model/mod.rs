@@ -3,12 +3,15 @@
 //! sequence that fails is shrunk, and printed with its seed.
 //!
 //! Instances are plenty here, so that only the bound on runtimes makes anybody wait: `lifecycle` stresses the other.
+//!
+//! Tenants that are bounded share one pool, and each has a model of its own, which knows nothing of the others: within its
+//! bound, a tenant has a pool for itself.
 
 mod naive;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use evalpool::{Error, Evaluator, EvaluatorPool, Isolation, PoolBuilder, RuntimeState, Settings};
+use evalpool::{Error, Evaluator, EvaluatorPool, Isolation, PoolBuilder, RuntimeState, Settings, config::TenantBounds};
 use proptest::{collection::vec, prelude::*, test_runner::Config};
 use tokio::{task::JoinHandle, time::sleep};
 
@@ -53,23 +56,36 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// All belong to one tenant: among several, it does not go by age alone.
-fn name(evaluator: usize) -> String {
-    format!("tenant/{evaluator}")
+/// Whom an operation is of, and what it does.
+type Step = (usize, Op);
+
+fn name(tenant: usize, evaluator: usize) -> String {
+    format!("tenant-{tenant}/{evaluator}")
 }
 
 /// The real pool, with the calls that have not ended.
 struct Real {
     spy: Spy,
     pool: EvaluatorPool,
-    evaluators: Vec<Evaluator>,
+    /// Of each tenant.
+    evaluators: Vec<Vec<Evaluator>>,
     calls: BTreeMap<usize, JoinHandle<Result<evalpool::Response, Error>>>,
 }
 
 impl Real {
-    fn new(capacity: usize) -> Self {
+    /// With a tenant for each of these bounds. One has the whole pool: among several that are not bounded, it does not go by
+    /// age alone.
+    fn new(bounds: &[usize]) -> Self {
         let mut settings = Settings::default();
+        let capacity = bounds.iter().sum();
         settings.pool.capacity = capacity;
+        if bounds.len() > 1 {
+            for (tenant, most) in bounds.iter().enumerate() {
+                let mut bounds = TenantBounds::default();
+                bounds.runtimes = Some(*most);
+                settings.tenants.named.insert(format!("tenant-{tenant}"), bounds);
+            }
+        }
         settings.pool.max_instances_per_evaluator = 64;
         settings.pool.negative_ttl = Duration::ZERO;
         settings.pool.idle_ttl = Duration::from_mins(1);
@@ -80,12 +96,13 @@ impl Real {
         let spy = if capacity.is_multiple_of(2) { Spy::with_workers() } else { Spy::default() };
         spy.keeps_permits(usize::MAX);
         let pool = spy.pool(|_| PoolBuilder::from(settings).park_after(0));
-        let evaluators = (0..EVALUATORS).map(|e| pool.register(&name(e), Spy::spec()).unwrap()).collect();
+        let of = |tenant| (0..EVALUATORS).map(|e| pool.register(&name(tenant, e), Spy::spec()).unwrap()).collect();
+        let evaluators = (0..bounds.len()).map(of).collect();
         Self { spy, pool, evaluators, calls: BTreeMap::new() }
     }
 
-    fn call(&mut self, number: usize, evaluator: usize, input: String) {
-        let evaluator = self.evaluators[evaluator].clone();
+    fn call(&mut self, number: usize, tenant: usize, evaluator: usize, input: String) {
+        let evaluator = self.evaluators[tenant][evaluator].clone();
         self.calls.insert(number, tokio::spawn(async move { evaluator.evaluate(input).await }));
     }
 
@@ -113,20 +130,22 @@ impl Real {
         outcomes
     }
 
-    /// Live runtimes, most recently used first, with their leases.
-    fn shown(&self) -> Vec<(usize, usize)> {
-        let index = |id| self.evaluators.iter().position(|evaluator| evaluator.id() == id).unwrap();
+    /// A tenant's live runtimes, most recently used first, with their leases.
+    fn shown(&self, tenant: usize) -> Vec<(usize, usize)> {
+        let index = |id| self.evaluators[tenant].iter().position(|evaluator| evaluator.id() == id);
         let live = self.pool.snapshot().into_iter().filter(|runtime| runtime.state == RuntimeState::Live);
-        live.map(|runtime| (index(runtime.evaluator), runtime.busy)).collect()
+        live.filter_map(|runtime| Some((index(runtime.evaluator)?, runtime.busy))).collect()
     }
 }
 
-async fn run(capacity: usize, ops: Vec<Op>) {
-    let mut model = Model { capacity, ..Model::default() };
-    let mut real = Real::new(capacity);
+async fn run(bounds: &[usize], steps: Vec<Step>) {
+    let mut models: Vec<_> = bounds.iter().map(|capacity| Model { capacity: *capacity, ..Model::default() }).collect();
+    let mut real = Real::new(bounds);
     let mut outcomes = BTreeMap::new();
-    let mut open: Vec<usize> = vec![];
-    for (number, op) in ops.into_iter().enumerate() {
+    let mut all_open: Vec<Vec<usize>> = vec![vec![]; bounds.len()];
+    for (number, (tenant, op)) in steps.into_iter().enumerate() {
+        let tenant = tenant % bounds.len();
+        let (model, open, capacity) = (&mut models[tenant], &mut all_open[tenant], bounds[tenant]);
         match model.clone().without_racing(number, op) {
             Op::Quick(evaluator, build) => {
                 // A build that does not go well is one that this call alone causes, at once.
@@ -142,15 +161,15 @@ async fn run(capacity: usize, ops: Vec<Op>) {
                     Build::Panic => real.spy.on_compile([Act::Panic]),
                 }
                 model.call(Call { number, evaluator, quick: true, trap: false }, build);
-                real.call(number, evaluator, "quick".into());
+                real.call(number, tenant, evaluator, "quick".into());
             }
             Op::Trap(evaluator) => {
                 model.call(Call { number, evaluator, quick: true, trap: true }, Build::Ok);
-                real.call(number, evaluator, "trap".into());
+                real.call(number, tenant, evaluator, "trap".into());
             }
             Op::Hold(evaluator) => {
                 model.call(Call { number, evaluator, quick: false, trap: false }, Build::Ok);
-                real.call(number, evaluator, format!("hold {number}"));
+                real.call(number, tenant, evaluator, format!("hold {number}"));
                 open.push(number);
             }
             Op::Finish(nth) => {
@@ -167,36 +186,45 @@ async fn run(capacity: usize, ops: Vec<Op>) {
                 }
             }
             Op::Unload(evaluator) => {
-                let handle = real.evaluators[evaluator].clone();
+                let handle = real.evaluators[tenant][evaluator].clone();
                 drop(tokio::spawn(async move { handle.unload().await }));
                 model.unload(evaluator);
             }
             Op::Close(evaluator) => {
-                drop(real.evaluators[evaluator].close());
+                drop(real.evaluators[tenant][evaluator].close());
                 model.close(evaluator);
             }
             Op::Replace(evaluator) => {
                 // A closed evaluator is not replaced but registered anew, under another id: not this model's affair.
                 if !model.closed[evaluator] {
-                    real.pool.register(&name(evaluator), Spy::spec()).unwrap();
+                    real.pool.register(&name(tenant, evaluator), Spy::spec()).unwrap();
                     model.unload(evaluator);
                 }
             }
             Op::Rest => {
                 sleep(Duration::from_mins(2)).await;
-                model.rest();
+                models.iter_mut().for_each(Model::rest);
             }
         }
         real.come_to_rest().await;
         outcomes.extend(real.outcomes().await);
-        open.retain(|call| !model.outcomes.contains_key(call));
-        assert_eq!(outcomes, model.outcomes, "outcomes after {op:?}");
-        assert_eq!(real.shown(), model.shown(), "live runtimes after {op:?}");
-        assert_eq!(real.calls.len(), open.len(), "calls in flight after {op:?}");
-        assert_eq!(real.spy.compiles(), model.builds, "builds after {op:?}");
-        assert_eq!(real.pool.runtimes(), model.live.len() + model.draining.len(), "places after {op:?}");
+        let mut expected = BTreeMap::new();
+        for (tenant, (model, open)) in models.iter().zip(&mut all_open).enumerate() {
+            open.retain(|call| !model.outcomes.contains_key(call));
+            expected.extend(model.outcomes.clone());
+            assert_eq!(real.shown(tenant), model.shown(), "live runtimes of tenant {tenant} after {op:?}");
+            let places = model.live.len() + model.draining.len();
+            let info = real.pool.tenant(&format!("tenant-{tenant}")).unwrap();
+            assert_eq!(info.runtimes, places, "places of tenant {tenant} after {op:?}");
+            assert!(places <= bounds[tenant], "its bound");
+        }
+        let sum = |of: fn(&Model) -> usize| models.iter().map(of).sum::<usize>();
+        assert_eq!(outcomes, expected, "outcomes after {op:?}");
+        assert_eq!(real.calls.len(), all_open.iter().map(Vec::len).sum::<usize>(), "calls in flight after {op:?}");
+        assert_eq!(real.spy.compiles(), sum(|model| model.builds), "builds after {op:?}");
+        assert_eq!(real.pool.runtimes(), sum(|model| model.live.len() + model.draining.len()), "places after {op:?}");
         assert_eq!(real.spy.runtimes_live(), real.pool.runtimes(), "what exists is what is counted");
-        assert!(real.spy.runtimes_live_max() <= capacity, "the bound");
+        assert!(real.spy.runtimes_live_max() <= bounds.iter().sum(), "the bound");
         let permits: usize = real.pool.snapshot().iter().map(|runtime| runtime.instances).sum();
         assert_eq!(real.spy.instances_live(), permits, "each instance has its permit");
     }
@@ -220,12 +248,21 @@ impl Model {
     }
 }
 
-#[test]
-fn the_registry_does_what_a_naive_model_of_it_does() {
+fn agree(bounds: impl Strategy<Value = Vec<usize>>) {
     let cases = std::env::var("EVALPOOL_MODEL_CASES").map_or(256, |cases| cases.parse().unwrap());
     let config = Config { cases, failure_persistence: None, ..Config::default() };
-    proptest!(config, |(capacity in 1..4_usize, ops in vec(op(), 1..40))| {
+    proptest!(config, |(bounds in bounds, steps in vec((0..2_usize, op()), 1..40))| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        runtime.block_on(run(capacity, ops));
+        runtime.block_on(run(&bounds, steps));
     });
+}
+
+#[test]
+fn the_registry_does_what_a_naive_model_of_it_does() {
+    agree(vec(1..4_usize, 1));
+}
+
+#[test]
+fn each_tenant_that_is_bounded_has_a_registry_of_its_own() {
+    agree(vec(1..4_usize, 2));
 }
