@@ -15,6 +15,7 @@
 //! and building under the old name (a failed upload would cost the evaluator its good plugin).
 
 mod builder;
+mod prepared;
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +28,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
-pub use self::builder::PoolBuilder;
+pub use self::{builder::PoolBuilder, prepared::Prepared};
 use crate::{
     close::{Close, CloseReport},
     config::{Settings, SettingsError, TenantBounds, TenantSettings},
@@ -36,13 +37,13 @@ use crate::{
     evaluator::Evaluator,
     info::{EvaluatorInfo, RuntimeInfo},
     memory::MemoryUse,
-    registry::{CloseReason, RuntimeState, Snapshot},
+    registry::{RuntimeState, Snapshot},
     response::EvaluatorId,
     revision::{PoolInner, Revision, tenant_of},
     runtime::BuildTimes,
     source::Plugin,
     spec::Spec,
-    tenants::{Seat, TenantInfo},
+    tenants::TenantInfo,
     units::unfit_name,
 };
 
@@ -366,78 +367,6 @@ impl Close for EvaluatorPool {
 impl fmt::Debug for EvaluatorPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EvaluatorPool").field("counts", &self.inner.registry.counts()).finish_non_exhaustive()
-    }
-}
-
-/// A plugin that is built and validated, and not registered yet. Dropping it closes what was built.
-#[must_use = "dropping it closes what was built; call `publish`"]
-pub struct Prepared {
-    pool: EvaluatorPool,
-    id: u64,
-    /// No evaluator has had this id before.
-    is_new: bool,
-    /// `None` once published.
-    revision: Option<Arc<Revision>>,
-    took: BuildTimes,
-    /// Its tenant may have one more evaluator.
-    _seat: Option<Seat>,
-}
-
-impl Prepared {
-    /// How long its build took.
-    #[must_use]
-    pub fn took(&self) -> BuildTimes {
-        self.took
-    }
-
-    /// What it will be registered as.
-    #[must_use]
-    pub fn info(&self) -> Option<EvaluatorInfo> {
-        Some(self.revision.as_ref()?.describe(EvaluatorId(self.id), RuntimeState::Live, 1))
-    }
-
-    /// Registers it, in place of the evaluator of that name if there is one. The swap is atomic: calls in flight finish
-    /// on the old plugin, which then closes; later ones use the new. True when a plugin was replaced.
-    #[expect(clippy::must_use_candidate, reason = "called for what it does")]
-    pub fn publish(mut self) -> (Evaluator, bool) {
-        let Some(revision) = self.revision.take() else { unreachable!("publish consumes it") };
-        let inner = &self.pool.inner;
-        let (evaluator, replaced, old, _closed) = {
-            let mut names = self.pool.names();
-            // Swapped under the names' lock, so that two publications agree on which was last.
-            let replaced = names
-                .get(&*revision.name)
-                .and_then(|evaluator| evaluator.replace(revision.clone()).map(|old| (evaluator.clone(), old)));
-            if let Some((evaluator, old)) = replaced {
-                (evaluator, true, Some(old), None)
-            } else {
-                // Whom it was to replace was taken out meanwhile, and waits at its close for all that has its id. So the plugin
-                // gets a new one, and is built anew at its first call.
-                let (id, own, old) = if self.is_new {
-                    (self.id, revision, None)
-                } else {
-                    let id = inner.unique();
-                    (id, revision.under(inner, id), Some(revision))
-                };
-                let evaluator = Evaluator::new(inner.clone(), id, own);
-                let closed = names.insert(evaluator.name().to_owned(), evaluator.clone());
-                inner.metrics.set_registered(names.len());
-                // What was closed and is still listed is dropped after the lock.
-                (evaluator, false, old, closed)
-            }
-        };
-        if let Some(old) = old {
-            old.retire(inner, CloseReason::Replaced, None);
-        }
-        (evaluator, replaced)
-    }
-}
-
-impl Drop for Prepared {
-    fn drop(&mut self) {
-        if let Some(revision) = self.revision.take() {
-            revision.retire(&self.pool.inner, CloseReason::Invalid, None);
-        }
     }
 }
 

@@ -24,6 +24,7 @@ mod counts;
 mod guards;
 #[cfg(test)]
 mod interleavings;
+mod room;
 mod state;
 mod sync;
 mod thread_cache;
@@ -31,18 +32,15 @@ mod thread_cache;
 use std::{
     hash::{Hash, Hasher},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
-use tokio::{
-    sync::{Notify, oneshot},
-    time::Instant,
-};
+use tokio::{sync::Notify, time::Instant};
 
 pub use self::counts::RuntimeState;
-use self::guards::{InRoomQueue, Waiter};
+use self::guards::Waiter;
+use self::room::GivesWay;
 use self::state::{Effect, RegistryState, Requested, Returned};
 use self::sync::{Mutex, MutexGuard, PoisonError, timeout_at};
 pub(crate) use self::{
@@ -56,7 +54,7 @@ use crate::{
     clock,
     config::Eviction,
     error::Error,
-    memory::{Given, MakeRoom, MemoryBudget, Weight},
+    memory::{MemoryBudget, Weight},
     metrics::Metrics,
     turns::TenantId,
 };
@@ -124,10 +122,6 @@ pub(crate) trait Resident: Clone + Send + Sync + 'static {
     /// When a parked instance was last taken into use: leases that are still in use have not told yet.
     fn last_parked_use(&self) -> Option<Instant>;
 }
-
-/// How long a compiled plugin waits for room in bytes. Calls in flight are what it waits for; meanwhile it keeps others
-/// from theirs.
-const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a caller that waited got no lease.
 #[derive(Debug, Clone)]
@@ -343,22 +337,6 @@ impl<R: Resident> Registry<R> {
     }
 }
 
-impl<R: Resident> MakeRoom for Shell<R> {
-    fn make_room(self: Arc<Self>, tenant: TenantId, bytes: u64) -> Pin<Box<dyn Future<Output = Given> + Send>> {
-        Box::pin(async move {
-            let (to, room) = oneshot::channel();
-            let id = self.apply(|state| state.want_room(tenant, bytes, to, Instant::now()));
-            let leaves = InRoomQueue { registry: self, id };
-            // Dropped before that guard: what it was given at the last moment goes to the next.
-            let mut room = room;
-            match timeout_at(clock::deadline(ROOM_TIMEOUT), &mut room).await {
-                Ok(Ok(granted)) => Ok(granted),
-                _ => Err(leaves.registry.lock().no_room(tenant, bytes)),
-            }
-        })
-    }
-}
-
 impl<R: Resident> Shell<R> {
     fn lock(&self) -> MutexGuard<'_, RegistryState<R>> {
         // The state's methods do not panic halfway. If one did, going on is better than refusing every caller for ever.
@@ -434,20 +412,5 @@ impl<R: Resident> Shell<R> {
             before(state);
             state.leases_returned(&returned, Instant::now());
         });
-    }
-}
-
-/// Bytes of what nobody uses, which go when this is dropped.
-struct GivesWay<R: Resident> {
-    registry: Arc<Shell<R>>,
-    bytes: u64,
-}
-
-impl<R: Resident> Drop for GivesWay<R> {
-    fn drop(&mut self) {
-        // An engine's objects are dropped here.
-        let give_way = AssertUnwindSafe(|| self.registry.memory.give_way(self.bytes));
-        let freed = catch_unwind(give_way).unwrap_or(0);
-        self.registry.apply(|state| state.gave_way(self.bytes, freed, Instant::now()));
     }
 }

@@ -12,11 +12,15 @@ fn read(path: &str) -> String {
 
 /// `section.key` of every setting, read off the defaults.
 fn keys() -> BTreeSet<String> {
-    let defaults = serde_json::to_value(Settings::default()).unwrap();
-    let keys_of = |(section, keys): (&String, &Value)| {
-        keys.as_object().unwrap().keys().map(|key| format!("{section}.{key}")).collect::<Vec<_>>()
-    };
-    defaults.as_object().unwrap().iter().flat_map(keys_of).collect()
+    fn collect(within: &str, value: &Value, keys: &mut BTreeSet<String>) {
+        match value.as_object() {
+            Some(own) => own.iter().for_each(|(key, value)| collect(&format!("{within}.{key}"), value, keys)),
+            None => drop(keys.insert(within.trim_start_matches('.').to_owned())),
+        }
+    }
+    let mut keys = BTreeSet::new();
+    collect("", &serde_json::to_value(Settings::default()).unwrap(), &mut keys);
+    keys
 }
 
 /// A line of the example that sets something.

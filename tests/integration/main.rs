@@ -55,6 +55,7 @@ mod options;
 mod pool;
 #[cfg(feature = "service")]
 mod program;
+mod quotas;
 mod registry;
 #[cfg(feature = "service")]
 mod release;

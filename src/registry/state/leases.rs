@@ -61,7 +61,9 @@ impl<R: Resident> RegistryState<R> {
                 return Requested::Refused(self.too_many_wait(tenant));
             }
             if !may_wait {
-                return refused("a call from inside a host function does not wait, and no instance is free");
+                let own = self.missing(tenant, false).map(Requested::Refused);
+                let reason = "a call from inside a host function does not wait, and no instance is free";
+                return own.unwrap_or_else(|| refused(reason));
             }
             if full {
                 return refused("no instance is free and the queue is full (pool.max_waiting)");
@@ -96,15 +98,18 @@ impl<R: Resident> RegistryState<R> {
             self.reclaim_all();
             return Requested::Again;
         }
-        // One for whom a place is in sight does not count as waiting, here as in the pool.
-        let may_not_wait = self.may_not_wait(tenant)
-            && (self.build_room(tenant) == 0 || !self.places_in_sight(Some(tenant), now))
-            && self.wants_place(revision, now);
-        if may_not_wait {
-            return Requested::Refused(self.too_many_wait(tenant));
+        let is_placed = self.is_placed(revision);
+        if !is_placed && self.may_not_wait(tenant) && self.remembered(revision, now).is_none() {
+            if self.parking.iter().any(|parking| parking.tenant == tenant) {
+                self.reclaim_of(tenant);
+                return Requested::Again;
+            }
+            // One for whom a place is in sight does not count as waiting, here as in the pool.
+            if !self.own_in_sight(tenant, now) {
+                return Requested::Refused(self.too_many_wait(tenant));
+            }
         }
         if let Some(build) = self.builds.get_mut(&revision) {
-            let placed = matches!(build.phase, Phase::Placed { .. });
             let waiting = match build.phase {
                 Phase::Queued { .. } => in_sight.then_some(&mut self.waiting_capacity),
                 Phase::Fetching => in_sight.then_some(&mut self.waiting_fetch),
@@ -124,7 +129,7 @@ impl<R: Resident> RegistryState<R> {
                 *queued = age;
                 self.dispatch(now);
             }
-            self.wait(tenant, 0, usize::from(!placed));
+            self.wait(tenant, 0, usize::from(!is_placed));
             return Requested::Joined(answer);
         }
         if let Some(error) = self.remembered(revision, now) {

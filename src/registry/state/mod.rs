@@ -32,6 +32,7 @@ mod instances;
 mod invariants;
 mod leases;
 mod memory;
+mod own;
 mod parking;
 mod places;
 mod quotas;

@@ -13,6 +13,7 @@ mod readme;
 mod request;
 mod server;
 mod shortage;
+mod tenants;
 mod threads;
 mod upload;
 mod usage;

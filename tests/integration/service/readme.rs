@@ -3,8 +3,9 @@
 //! Not by a shell: whoever runs the tests need not have `curl`. What is not known here fails, so that no command is there
 //! that nobody runs.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
+use evalpool::Settings;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -233,7 +234,19 @@ fn see_what_is_used() {
     for time in ["guest_seconds", "seconds"] {
         shown["usage"][time] = tenant["usage"][time].clone();
     }
+    // The next evaluation's instance may be there already.
+    for what in ["instances", "memory_bytes"] {
+        shown[what] = tenant[what].clone();
+    }
     assert_eq!(tenant, shown);
+}
+
+#[test]
+fn bounds_are_set_as_it_shows() {
+    let bounds = blocks(&section("See what is used"), "toml").remove(0);
+    let tenants = Settings::parse("README.md", &bounds, []).unwrap().tenants;
+    assert_eq!((tenants.of("acme").runtimes, tenants.of("other").stored_bytes), (Some(8), Some(1 << 30)));
+    assert_eq!(tenants.of("acme").cpu_per_second, Some(Duration::from_secs(2)));
 }
 
 #[test]

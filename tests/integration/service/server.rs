@@ -68,7 +68,7 @@ impl Server {
         Self::start_as(program(), folder, settings)
     }
 
-    fn start_as(mut command: Command, folder: &Path, settings: &[(&str, &str)]) -> Self {
+    pub(super) fn start_as(mut command: Command, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let data = folder.join("data");
         command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(&data).env("EVALPOOL_LOG_LEVEL", "debug");
         // No machine is too slow for these. What is to meet a deadline has a shorter one of its own.
