@@ -1,6 +1,6 @@
 //! Whose turn it is where there is too little for all: start-time fair queueing by tenant.
 //!
-//! Each tenant's next turn comes one after its last; a tenant that comes anew begins where the others are now. So of one
+//! Each tenant's next turn comes one after its last, or part of one, by its weight; a tenant that comes anew begins where the others are now. So of one
 //! tenant with a thousand callers and forty-nine with one each, every one gets a fiftieth while all of them want something,
 //! and whatever the others leave. Among turns that are due at once, and within a tenant, the oldest caller is first.
 //!
@@ -12,11 +12,42 @@
 //! their old age; here a tenant's place in the order is one number), and one clock for both queues (places are handed out a
 //! thousand times less often than permits: who had taken many of one would wait long for the other).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+/// How far the next turn of a tenant of weight 1 is from its last.
+const STEP: u64 = 1 << 20;
 
 /// Stands for a tenant where its name is not known. Two are equal or not; there is nothing else to them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TenantId(pub(crate) u64);
+
+/// How many turns tenants get for one that others get. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Weights(Option<Arc<(u32, HashMap<TenantId, u32>)>>);
+
+impl Weights {
+    /// Of those who are named, and of all others.
+    pub(crate) fn new(default: u32, named: impl IntoIterator<Item = (TenantId, u32)>) -> Self {
+        let named: HashMap<_, _> = named.into_iter().filter(|(_, weight)| *weight != default).collect();
+        Self((!named.is_empty()).then(|| Arc::new((default, named))))
+    }
+
+    /// Whether all have the same.
+    pub(crate) fn are_equal(&self) -> bool {
+        self.0.is_none()
+    }
+
+    pub(crate) fn of(&self, tenant: TenantId) -> u32 {
+        self.0.as_ref().map_or(1, |weights| *weights.1.get(&tenant).unwrap_or(&weights.0)).max(1)
+    }
+
+    fn step(&self, tenant: TenantId) -> u64 {
+        STEP / u64::from(self.of(tenant))
+    }
+}
 
 /// A position in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,12 +71,14 @@ pub(crate) struct Turns<A, W> {
     now: u64,
     /// Turns that were taken since that changed.
     taken: usize,
+    weights: Weights,
 }
 
 #[derive(Debug)]
 struct Share<A, W> {
-    /// When its next turn is due.
+    /// When its next turn is due, and how much later each after it is.
     due: u64,
+    step: u64,
     /// How many may come.
     room: usize,
     waiting: BTreeMap<A, W>,
@@ -54,20 +87,20 @@ struct Share<A, W> {
 impl<A, W> Default for Turns<A, W> {
     fn default() -> Self {
         let (heads, held_up) = (BTreeSet::new(), BTreeSet::new());
-        Self { tenants: HashMap::new(), heads, held_up, waiting: 0, len: 0, now: 0, taken: 0 }
-    }
-}
-
-impl<A, W> Default for Share<A, W> {
-    fn default() -> Self {
-        Self { due: 0, room: usize::MAX, waiting: BTreeMap::new() }
+        let weights = Weights::default();
+        Self { tenants: HashMap::new(), heads, held_up, waiting: 0, len: 0, now: 0, taken: 0, weights }
     }
 }
 
 impl<A: Copy + Ord, W> Share<A, W> {
+    fn new(step: u64) -> Self {
+        Self { due: 0, step, room: usize::MAX, waiting: BTreeMap::new() }
+    }
+
     fn turns(&self) -> impl Iterator<Item = (Turn<A>, &W)> {
         let waiting = self.waiting.iter().take(self.room);
-        (self.due..).zip(waiting).map(|(due, (age, waiting))| (Turn { due, age: *age }, waiting))
+        let due = std::iter::successors(Some(self.due), |due| due.checked_add(self.step));
+        due.zip(waiting).map(|(due, (age, waiting))| (Turn { due, age: *age }, waiting))
     }
 
     /// How many could be next.
@@ -109,6 +142,14 @@ impl<A: Copy + Ord, W> Turns<A, W> {
     /// The tenants of which more wait than they have room for.
     pub(crate) fn held_up(&self) -> &BTreeSet<TenantId> {
         &self.held_up
+    }
+
+    /// How many turns each tenant gets from now on for one of the others.
+    pub(crate) fn set_weights(&mut self, weights: Weights) {
+        for (tenant, share) in &mut self.tenants {
+            share.step = weights.step(*tenant);
+        }
+        self.weights = weights;
     }
 
     /// So many of this tenant may come from now on.
@@ -187,7 +228,7 @@ impl<A: Copy + Ord, W> Turns<A, W> {
         self.tenants.get(&tenant)?.waiting.get(&age)?;
         let left = self.change(tenant, |share| share.waiting.remove(&age));
         if self.waiting == 0 {
-            *self = Self::default();
+            *self = Self { weights: std::mem::take(&mut self.weights), ..Self::default() };
         } else if self.tenants.len() > 4 * self.heads.len() + 64 {
             self.tenants.retain(|_, share| !share.waiting.is_empty() || share.due > self.now);
         }
@@ -207,9 +248,9 @@ impl<A: Copy + Ord, W> Turns<A, W> {
             (self.now, self.taken) = (turn.due, 0);
         } else if self.taken > 2 * self.heads.len() + 1 {
             // A round is over, though tenants keep coming that had no turn yet: from now on they come after those who had.
-            (self.now, self.taken) = (self.now + 1, 0);
+            (self.now, self.taken) = (self.now + STEP, 0);
         }
-        self.change(tenant, |share| share.due += 1);
+        self.change(tenant, |share| share.due += share.step);
         self.leave(tenant, turn.age)
     }
 
@@ -231,12 +272,12 @@ impl<A: Copy + Ord, W> Turns<A, W> {
     pub(crate) fn charge(&mut self, tenant: TenantId) {
         if !self.is_empty() {
             let now = self.now;
-            self.change(tenant, |share| share.due = share.due.max(now) + 1);
+            self.change(tenant, |share| share.due = share.due.max(now) + share.step);
         }
     }
 
     fn change<T>(&mut self, tenant: TenantId, change: impl FnOnce(&mut Share<A, W>) -> T) -> T {
-        let share = self.tenants.entry(tenant).or_default();
+        let share = self.tenants.entry(tenant).or_insert_with(|| Share::new(self.weights.step(tenant)));
         if let Some(head) = share.head() {
             self.heads.remove(&(head, tenant));
         }
@@ -307,6 +348,18 @@ mod tests {
         turns.set_room(TenantId(1), usize::MAX);
         assert_eq!(order(&mut turns), [1, 1]);
         assert!(turns.tenants.is_empty() && turns.held_up().is_empty());
+    }
+
+    #[test]
+    fn a_tenant_gets_as_many_turns_for_one_of_others_as_it_weighs() {
+        let mut turns = turns([1, 1, 2, 2, 2, 2, 2, 2, 3, 3]);
+        turns.set_weights(Weights::new(1, [(TenantId(2), 3), (TenantId(3), 1)]));
+        assert_eq!(turns.next_ones(10, |_| true).iter().map(|(_, one)| **one).collect::<Vec<_>>(), order(&mut turns));
+        let mut turns = super::tests::turns((0..40).map(|at| at % 2));
+        turns.set_weights(Weights::new(1, [(TenantId(1), 4)]));
+        turns.take();
+        let first: Vec<_> = (0..15).filter_map(|_| turns.take()).collect();
+        assert_eq!(first.iter().filter(|tenant| **tenant == 1).count(), 12, "{first:?}");
     }
 
     #[test]

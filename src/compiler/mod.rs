@@ -36,6 +36,7 @@ use crate::{
     registry::{Admission, Compiling, InstancePermit, Interest, Place},
     runtime::{BuildTimes, Policy, Program, Report, Runtime},
     source::{EntryPoints, Interface, Plugin},
+    turns::Weights,
 };
 
 /// A plugin that has passed all that can be checked without an engine, and how to run it.
@@ -138,6 +139,11 @@ pub(crate) struct Compiler {
 impl Compiler {
     pub(crate) fn new(engine: Arc<dyn Engine>, concurrency: usize, metrics: Metrics, background: Background) -> Self {
         Self { engine, slots: BuildSlots::new(concurrency), contents: Contents::default(), metrics, background }
+    }
+
+    /// How tenants share what the engine has too little of.
+    pub(crate) fn set_weights(&self, weights: &Weights) {
+        self.engine.set_weights(weights);
     }
 
     /// The engine's slots, if it has any.

@@ -394,6 +394,7 @@ mod tests {
                 "tenants.named.\"a\".cpu_per_second is 1µs; it must be at least",
             ),
             ("[tenants.default]\ninstances = 0", "tenants.default.instances is 0; it must be at least 1"),
+            ("[tenants.named.a]\nweight = 0", "tenants.named.\"a\".weight is 0; it must be from 1 to 1000"),
             ("[tenants.default]\nmemory = 'much'", "tenants.default.memory"),
             ("[tenants]\nruntimes = 1", "there is no setting tenants.runtimes"),
             ("[tenants]\nnamed = 1", "tenants.named"),

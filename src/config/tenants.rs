@@ -41,6 +41,9 @@ pub struct TenantBounds {
     /// was used. At least `1ms`.
     #[serde(with = "humantime_serde")]
     pub cpu_per_second: Option<Duration>,
+    /// How large its share is where tenants want more than there is: so many times that of a tenant with 1. From 1 to 1000.
+    /// Default 1.
+    pub weight: Option<u32>,
     /// Callers that wait, for a build, a runtime or an instance.
     pub max_waiting: Option<usize>,
     /// Evaluators. Lowered below what there is, it closes none.
@@ -79,6 +82,7 @@ impl TenantBounds {
             memory: self.memory.or(other.memory),
             build_concurrency: self.build_concurrency.or(other.build_concurrency),
             cpu_per_second: self.cpu_per_second.or(other.cpu_per_second),
+            weight: self.weight.or(other.weight),
             max_waiting: self.max_waiting.or(other.max_waiting),
             evaluators: self.evaluators.or(other.evaluators),
             stored_bytes: self.stored_bytes.or(other.stored_bytes),
@@ -94,6 +98,9 @@ impl TenantBounds {
         ];
         if let Some((key, _)) = at_least_one.iter().find(|(_, bound)| *bound == Some(0)) {
             return Err(format!("{section}.{key} is 0; it must be at least 1"));
+        }
+        if let Some(weight) = self.weight.filter(|weight| !(1..=1000).contains(weight)) {
+            return Err(format!("{section}.weight is {weight}; it must be from 1 to 1000"));
         }
         match self.cpu_per_second {
             Some(time) if time < Duration::from_millis(1) => {

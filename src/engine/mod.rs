@@ -49,7 +49,7 @@ pub use self::{
 use crate::{error::Error, last_words::LastWords, source::Digest, usage::Usage, words::words};
 pub use crate::{
     memory::{Charge, MemoryAccount},
-    turns::TenantId,
+    turns::{TenantId, Weights},
 };
 
 /// Modules that a plugin may be linked with: `direct` reserves slots for as many.
@@ -234,6 +234,11 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// Whether plugins with the same bytes share their code. If so, one of them is compiled before the others begin.
     fn shares_code(&self) -> bool {
         false
+    }
+
+    /// How tenants share what it has too little of, from now on. Quick, and never blocks.
+    fn set_weights(&self, weights: &Weights) {
+        let _ = weights;
     }
 
     /// The processes in which it compiles, if it does. Quick, and never blocks.

@@ -56,7 +56,7 @@ use crate::{
     error::Error,
     memory::{MemoryBudget, Weight},
     metrics::Metrics,
-    turns::TenantId,
+    turns::{TenantId, Weights},
 };
 
 /// Names one version of an evaluator: what is built, kept, evicted and closed. Never used again.
@@ -319,8 +319,8 @@ impl<R: Resident> Registry<R> {
     }
 
     /// What tenants may have from now on.
-    pub(crate) fn set_quotas(&self, quotas: Quotas) {
-        self.inner.apply(|state| state.set_quotas(quotas, Instant::now()));
+    pub(crate) fn set_quotas(&self, quotas: Quotas, weights: Weights) {
+        self.inner.apply(|state| state.set_quotas(quotas, weights, Instant::now()));
     }
 
     /// What a tenant has.

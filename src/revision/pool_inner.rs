@@ -14,14 +14,14 @@ use tokio::{sync::Semaphore, time::Instant};
 use crate::{
     background::Background,
     compiler::Compiler,
-    config::{EngineSettings, LimitSettings, PoolSettings, Settings, TenantSettings},
+    config::{EngineSettings, LimitSettings, PoolSettings, Settings, TenantBounds, TenantSettings},
     engine::{CompileWorkerCounts, Engine, Slots, VariableBudget},
     memory::MemoryBudget,
     metrics::Metrics,
     registry::{Limits, Quotas, Registry, RevisionId, TenantHolds},
     runtime::Runtime,
     tenants::{TenantInfo, Tenants},
-    turns::TenantId,
+    turns::{TenantId, Weights},
 };
 
 /// Fetched plugins that may wait for a place, in bytes, or one plugin of the largest size if that is more.
@@ -94,7 +94,11 @@ impl PoolInner {
     /// What tenants may have from now on.
     pub(crate) fn set_bounds(&self, bounds: TenantSettings) {
         let named = bounds.named.keys().map(|name| (self.tenant(name), bounds.of(name)));
-        self.registry.set_quotas(Quotas::new(bounds.default, named));
+        let weight = |bounds: TenantBounds| bounds.weight.unwrap_or(1);
+        let weights = named.clone().map(|(tenant, bounds)| (tenant, weight(bounds)));
+        let weights = Weights::new(weight(bounds.default), weights);
+        self.compiler.set_weights(&weights);
+        self.registry.set_quotas(Quotas::new(bounds.default, named), weights);
         self.tenants.set_bounds(bounds);
     }
 

@@ -20,7 +20,7 @@ use std::{
 
 use tokio::{sync::oneshot, time::timeout};
 
-use crate::turns::{TenantId, Turns};
+use crate::turns::{TenantId, Turns, Weights};
 
 /// The longest that a guest waits for a permit. A permit is held by a future, which its owner may never poll again:
 /// that costs others this much time and no more.
@@ -56,6 +56,10 @@ impl FairShare {
     /// For a guest of this tenant that has not run yet.
     pub(super) fn begin(self: &Arc<Self>, tenant: TenantId) -> RunPermit {
         RunPermit { share: self.clone(), tenant, slot: Arc::default(), ticks: 0 }
+    }
+
+    pub(super) fn set_weights(&self, weights: Weights) {
+        self.state().waiting.set_weights(weights);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

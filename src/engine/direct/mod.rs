@@ -92,6 +92,7 @@ use super::{BoxFuture, CompileRequest, CompileWorkerCounts, CompiledPlugin, Engi
 use crate::{
     config::{EngineSettings, LimitSettings, PoolSettings},
     error::{Error, panic_text},
+    turns::Weights,
 };
 
 /// Files that compiled code holds at most while nobody runs it. Code that runs has at most one a runtime.
@@ -156,6 +157,10 @@ impl Engine for DirectEngine {
 
     fn shares_code(&self) -> bool {
         true
+    }
+
+    fn set_weights(&self, weights: &Weights) {
+        self.variants.share.set_weights(weights.clone());
     }
 
     fn compile_workers(&self) -> Option<CompileWorkerCounts> {

@@ -34,7 +34,7 @@ const MOST_CACHE: u64 = 4;
 pub(super) struct EngineVariants {
     pub(super) layout: SlotLayout,
     pub(super) code: Arc<Code>,
-    share: Arc<FairShare>,
+    pub(super) share: Arc<FairShare>,
     /// One that counts no fuel, then one for specs that limit it. Made when first needed.
     made: [OnceLock<Arc<EngineVariant>>; 2],
 }

@@ -68,7 +68,7 @@ use super::{CloseReason, Limits, Refused, Resident, RevisionId};
 use crate::{
     error::Error,
     memory::{Granted, MemoryBudget},
-    turns::{TenantId, Turns},
+    turns::{TenantId, Turns, Weights},
 };
 
 /// The order in which callers came. Unique.
@@ -190,6 +190,7 @@ pub(super) struct RegistryState<R: Resident> {
     places: Places,
     quotas: Quotas,
     holdings: Holdings,
+    weights: Weights,
     uses: Uses,
     /// A channel for each place that closes once the place is released and the gauges show it.
     gone: HashMap<PlaceId, (RevisionId, watch::Receiver<bool>)>,
@@ -239,6 +240,7 @@ impl<R: Resident> RegistryState<R> {
             places: Places::default(),
             quotas: Quotas::default(),
             holdings: Holdings::default(),
+            weights: Weights::default(),
             uses: Uses::new(limits.eviction, limits.capacity),
             gone: HashMap::new(),
             closing: 0,

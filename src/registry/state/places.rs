@@ -16,7 +16,7 @@ use super::{
     PlaceId, RegistryState,
     entries::Live,
 };
-use crate::turns::TenantId;
+use crate::turns::{TenantId, Weights};
 
 /// After this long without a use, a runtime goes for anybody.
 const STALE: Duration = Duration::from_mins(1);
@@ -68,11 +68,34 @@ impl Places {
         self.held.get(&tenant).copied().unwrap_or(0)
     }
 
-    /// How many of `capacity` places each tenant is left, if this one wants one as well.
-    pub(super) fn share(&self, capacity: usize, newcomer: TenantId) -> usize {
-        let tenants = self.held.len() + usize::from(!self.held.contains_key(&newcomer));
-        (capacity / tenants.max(1)).max(1)
+    /// What tenants are left, if this one wants a place as well.
+    fn shares(&self, capacity: usize, weights: &Weights, newcomer: TenantId) -> Shares {
+        let newcomer = (!self.held.contains_key(&newcomer)).then_some(newcomer);
+        Shares { capacity, total: self.weight(weights) + weigh(weights, newcomer) }
     }
+
+    /// Of those that have any.
+    fn weight(&self, weights: &Weights) -> usize {
+        if weights.are_equal() { self.held.len() } else { weigh(weights, self.held.keys().copied()) }
+    }
+}
+
+/// How many of the places each tenant is left.
+#[derive(Debug, Clone, Copy)]
+struct Shares {
+    capacity: usize,
+    /// The weight of all that share them.
+    total: usize,
+}
+
+impl Shares {
+    fn of(self, weight: u32) -> usize {
+        (self.capacity.saturating_mul(weight as usize) / self.total.max(1)).max(1)
+    }
+}
+
+fn weigh(weights: &Weights, tenants: impl IntoIterator<Item = TenantId>) -> usize {
+    tenants.into_iter().map(|tenant| weights.of(tenant) as usize).sum()
 }
 
 /// The runtimes that could go.
@@ -81,11 +104,20 @@ pub(super) struct Going {
     pub(super) all: usize,
     /// Of these, those that go for anybody.
     pub(super) stale: usize,
-    /// The most places that one of their tenants has.
-    most: usize,
     tenants: HashSet<TenantId>,
-    /// Tenants that wait and have no place.
+    /// That of their tenants which has most for its weight: how many places, and the weight.
+    most: (usize, u32),
+    /// The weight of tenants that wait and have no place.
     without: usize,
+}
+
+impl Going {
+    fn add(&mut self, held: usize, weight: u32) {
+        let (most, of) = self.most;
+        if of == 0 || held * of as usize > most * weight as usize {
+            self.most = (held, weight);
+        }
+    }
 }
 
 impl<R: Resident> Live<R> {
@@ -124,14 +156,16 @@ impl<R: Resident> RegistryState<R> {
 
     /// What could go now.
     pub(super) fn going(&self, now: Option<Instant>) -> Going {
-        let without = self.build_queue.waiting().filter(|tenant| self.places.held(*tenant) == 0).count();
+        let weights = &self.weights;
+        let without = weigh(weights, self.build_queue.waiting().filter(|tenant| self.places.held(*tenant) == 0));
         let mut going = Going { without, ..Going::default() };
         let can_go = |id: &RevisionId, live: &Live<R>| live.evictable(self.eldest_build(id.tenant));
         for (revision, live) in self.live.iter().filter(|(id, live)| can_go(id, live)) {
             going.all += 1;
             going.stale += usize::from(live.is_stale(now));
-            going.most = going.most.max(self.places.held(revision.tenant));
-            going.tenants.insert(revision.tenant);
+            if going.tenants.insert(revision.tenant) {
+                going.add(self.places.held(revision.tenant), weights.of(revision.tenant));
+            }
         }
         going
     }
@@ -139,8 +173,8 @@ impl<R: Resident> RegistryState<R> {
     /// Whether a build of this tenant may have a place: the tenant has less than its share, or gives one up, or takes what
     /// is too much or too old elsewhere. One that only waits for its own keeps nobody from a place.
     pub(super) fn may_come(&self, tenant: TenantId, going: &Going) -> bool {
-        let tenants = self.places.held.len() + going.without;
-        let share = (self.limits.capacity / tenants.max(1)).max(1);
+        let total = self.places.weight(&self.weights) + going.without;
+        let share = Shares { capacity: self.limits.capacity, total }.of(self.weights.of(tenant));
         self.places.held(tenant) < share || self.finds(tenant, going)
     }
 
@@ -149,9 +183,10 @@ impl<R: Resident> RegistryState<R> {
         if self.build_room(tenant) == 0 {
             return going.tenants.contains(&tenant);
         }
-        let share = self.places.share(self.limits.capacity, tenant);
-        let has_less = self.places.held(tenant) < share && going.all > 0;
-        has_less || going.tenants.contains(&tenant) || going.most > share || going.stale > 0
+        let shares = self.shares(tenant);
+        let has_less = self.places.held(tenant) < shares.of(self.weights.of(tenant)) && going.all > 0;
+        let (most, weight) = going.most;
+        has_less || going.tenants.contains(&tenant) || most > shares.of(weight) || going.stale > 0
     }
 
     /// How many places it has once its builds have theirs for which one is coming.
@@ -161,13 +196,19 @@ impl<R: Resident> RegistryState<R> {
 
     /// Whether this tenant's newcomer may have this runtime's place, now or once it is idle.
     pub(super) fn may_go_for(&self, newcomer: TenantId, coming: &[TenantId], revision: RevisionId) -> bool {
-        let share = self.places.share(self.limits.capacity, newcomer);
-        self.goes_first(newcomer, share, revision) || self.held_soon(newcomer, coming) < share
+        let shares = self.shares(newcomer);
+        let own = shares.of(self.weights.of(newcomer));
+        self.goes_first(newcomer, shares, revision) || self.held_soon(newcomer, coming) < own
+    }
+
+    fn shares(&self, newcomer: TenantId) -> Shares {
+        self.places.shares(self.limits.capacity, &self.weights, newcomer)
     }
 
     /// Whether this is the newcomer's own runtime, or of a tenant that has more than its share.
-    fn goes_first(&self, newcomer: TenantId, share: usize, revision: RevisionId) -> bool {
-        revision.tenant == newcomer || self.places.held(revision.tenant) > share
+    fn goes_first(&self, newcomer: TenantId, shares: Shares, revision: RevisionId) -> bool {
+        let tenant = revision.tenant;
+        tenant == newcomer || self.places.held(tenant) > shares.of(self.weights.of(tenant))
     }
 
     /// By the policy, one of the newcomer's own runtimes, of those whose tenant has more than its share, and of those
@@ -179,12 +220,13 @@ impl<R: Resident> RegistryState<R> {
         can_go: impl Fn(&RevisionId, &Live<R>) -> bool,
         stale: impl Fn(&Live<R>) -> bool,
     ) -> Option<RevisionId> {
-        let share = self.places.share(self.limits.capacity, newcomer);
+        let shares = self.shares(newcomer);
         let all = || self.live.iter().rev().filter(|(id, live)| can_go(id, live));
-        let may_go = |revision: &RevisionId, live: &Live<R>| self.goes_first(newcomer, share, *revision) || stale(live);
+        let may_go =
+            |revision: &RevisionId, live: &Live<R>| self.goes_first(newcomer, shares, *revision) || stale(live);
         let often = |(revision, live): (&RevisionId, &Live<R>)| (*revision, live.often);
         let first = self.uses.victim(all().filter(|(revision, live)| may_go(revision, live)).map(often));
-        let has_less = || self.held_soon(newcomer, coming) < share;
+        let has_less = || self.held_soon(newcomer, coming) < shares.of(self.weights.of(newcomer));
         first.or_else(|| self.uses.victim(all().map(often)).filter(|_| has_less()))
     }
 }

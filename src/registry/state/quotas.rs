@@ -15,7 +15,7 @@ use super::{
 use crate::{
     config::TenantBounds,
     error::{Bound, Error},
-    turns::TenantId,
+    turns::{TenantId, Weights},
 };
 
 /// What one tenant may have at most.
@@ -231,8 +231,11 @@ impl<R: Resident> RegistryState<R> {
     }
 
     /// The tenants may have this from now on. What is unused and too much is closed.
-    pub(in crate::registry) fn set_quotas(&mut self, quotas: Quotas, now: Instant) {
+    pub(in crate::registry) fn set_quotas(&mut self, quotas: Quotas, weights: Weights, now: Instant) {
         self.quotas = quotas;
+        self.build_queue.set_weights(weights.clone());
+        self.permit_waiters.set_weights(weights.clone());
+        self.weights = weights;
         let waiting = self.builds.keys().chain(self.live.iter().map(|(revision, _)| revision));
         for tenant in waiting.map(|revision| revision.tenant).collect::<BTreeSet<_>>() {
             let (builds, permits) = (self.build_room(tenant), self.permit_room(tenant));

@@ -338,3 +338,30 @@ async fn one_at_its_bound_takes_no_turn_and_no_instance_from_those_who_wait_for_
     ends.await.unwrap().unwrap();
     timeout(SOON, next).await.expect("nobody else could use it").unwrap().unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn where_all_want_more_than_there_is_each_gets_its_weight_of_places_and_of_turns() {
+    let spy = Spy::default();
+    let tenants = for_acme(|acme| acme.weight = Some(3));
+    let pool = pool_with(&spy, tenants, |builder| builder.capacity(4).max_instances(4).build_concurrency(4));
+    let all: Vec<_> = ["acme", "other"]
+        .iter()
+        .flat_map(|tenant| (0..8).map(|at| format!("{tenant}/{at}")).collect::<Vec<_>>())
+        .map(|name| evaluator(&pool, &name))
+        .collect();
+    spy.on_call((0..100_000).map(|_| Act::Slow(SOON)));
+    let busy = |evaluator: Evaluator| async move { while evaluator.evaluate("").await.is_ok() {} };
+    let tasks: Vec<_> = all.iter().map(|evaluator| tokio::spawn(busy(evaluator.clone()))).collect();
+    sleep(SOON * 50).await;
+    let done = |tenant: &str| pool.tenant(tenant).unwrap().usage.evaluations;
+    let before = (done("acme"), done("other"));
+    let mut held = 0;
+    for _ in 0..100 {
+        sleep(SOON * 2).await;
+        held += pool.tenant("acme").unwrap().runtimes;
+    }
+    let (acme, other) = (done("acme") - before.0, done("other") - before.1);
+    assert!((280..=320).contains(&held), "three of four places: {held}");
+    assert!(acme * 10 >= other * 25 && acme * 10 <= other * 35, "three of four turns: {acme} and {other}");
+    tasks.iter().for_each(JoinHandle::abort);
+}
