@@ -25,16 +25,16 @@ use tokio::time::Instant;
 
 use self::scheduler::{block_on, check, draw, once_in, patience, spawn, yield_now, yield_thread};
 use super::{
-    Admission, BuildTicket, Claim, CloseReason, Counts, Epoch, InstancePermit, Lease, Limits, Place, Refused, Registry,
-    Resident, RevisionId, ThreadCache,
+    Admission, BuildTicket, Claim, CloseReason, Counts, Epoch, InstancePermit, Lease, Limits, Place, Quotas, Refused,
+    Registry, Resident, RevisionId, ThreadCache,
 };
 use crate::{
     background::Background,
-    config::Eviction,
+    config::{Eviction, TenantBounds},
     error::Error,
     memory::{MemoryBudget, Weight},
     metrics::Metrics,
-    turns::TenantId,
+    turns::{TenantId, Weights},
 };
 
 /// Leases that were parked, in all schedules: it must have been tried.
@@ -45,6 +45,8 @@ static RENOUNCED: AtomicUsize = AtomicUsize::new(0);
 
 struct World {
     limits: Limits,
+    /// What each tenant may have.
+    bounds: TenantBounds,
     opens: AtomicUsize,
     closes: AtomicUsize,
     /// Runtimes, from admission until their last owner is gone.
@@ -188,10 +190,34 @@ fn limits() -> Limits {
     }
 }
 
+/// Half of the time, none.
+fn bounds() -> TenantBounds {
+    let mut bounds = TenantBounds::default();
+    if once_in(2) {
+        let perhaps = |most| once_in(2).then(|| draw(1..most));
+        bounds.runtimes = perhaps(3);
+        bounds.instances = perhaps(4);
+        bounds.build_concurrency = perhaps(3);
+        bounds.max_waiting = perhaps(4);
+    }
+    bounds
+}
+
+/// Whether a tenant has no more than it may.
+fn assert_bounded(world: &World, registry: &Registry<Fake>, tenant: TenantId) {
+    let (holds, most) = (registry.held_by(tenant), |bound: Option<usize>| bound.unwrap_or(usize::MAX));
+    assert!(
+        holds.runtimes <= most(world.bounds.runtimes) && holds.instances <= most(world.bounds.instances),
+        "{holds:?}"
+    );
+    assert!(holds.waiting <= most(world.bounds.max_waiting).saturating_add(5), "{holds:?}");
+}
+
 async fn build(world: Arc<World>, ticket: BuildTicket<Fake>) {
     let Some(admission) = ticket.admit(Duration::ZERO).await else { return ticket.abandon() };
     let Admission { place, permit, compiling } = admission;
     let exists = Counted::runtime(&world);
+    assert_bounded(&world, &Registry { inner: place.inner.registry.clone() }, ticket.revision.tenant);
     // Another build may want the slot of one that nobody waits for, now or a little later.
     for _ in 0..2 {
         yield_now().await;
@@ -287,6 +313,7 @@ async fn evaluate(world: Arc<World>, registry: Registry<Fake>, revision: Revisio
             }
             Claim::Make(permit) => Counted::instance(&world, permit),
         };
+        assert_bounded(&world, &registry, revision.tenant);
         (lease, instance, None)
     };
     let in_use = InUse::new(lease.resident().unwrap().clone());
@@ -328,8 +355,11 @@ fn scenario() {
     let metrics = metrics::with_local_recorder(&recorder, Metrics::new);
     let limits = limits();
     let none = AtomicUsize::default;
-    let world = Arc::new(World { limits, opens: none(), closes: none(), exist: none(), instances: none() });
+    let bounds = bounds();
+    let world = World { limits, bounds, opens: none(), closes: none(), exist: none(), instances: none() };
+    let world = Arc::new(world);
     let registry: Registry<Fake> = Registry::new(limits, MemoryBudget::new(u64::MAX), metrics, Background::default());
+    registry.set_quotas(Quotas::new(bounds, []), Weights::default());
     let tenants = draw(1..4) as u64;
     let revision = move |evaluator| RevisionId { evaluator, number: evaluator, tenant: TenantId(evaluator % tenants) };
     // The first two are revisions of one evaluator: they share its cache.
@@ -347,7 +377,7 @@ fn scenario() {
                 }
             }));
         }
-        let closer = registry.clone();
+        let (closer, world_bounds) = (registry.clone(), world.bounds);
         tasks.push(spawn(async move {
             yield_now().await;
             let mut gone = closer.unload(revision(0), Duration::ZERO);
@@ -357,6 +387,7 @@ fn scenario() {
             closer.sweep(|_| Duration::ZERO);
             closer.look_after();
             closer.settle();
+            closer.set_quotas(Quotas::new(world_bounds, []), Weights::default());
             // What is closing now takes too long.
             let later = Instant::now() + Duration::from_mins(1);
             closer.inner.apply(|state| state.give_up_overdue(later));
