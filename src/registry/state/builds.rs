@@ -137,6 +137,7 @@ impl<R: Resident> RegistryState<R> {
             often: self.uses.back(revision),
         };
         self.live.push(revision, live);
+        self.holdings.published(revision);
         self.effects.push(Effect::Built);
         self.serve(revision, build.fetched + (now - since));
         self.dispatch(now);

@@ -57,6 +57,8 @@ impl<R: Resident> RegistryState<R> {
         {
             *waiting.entry(revision.tenant).or_default() += callers;
         }
+        let live = self.holdings.all().map(|(tenant, _)| self.holdings.live_of(tenant).len()).sum::<usize>();
+        assert_eq!(live, self.live.len(), "tenants' live runtimes");
         let sum = |of: fn(&TenantHolds) -> usize| self.holdings.all().map(|(_, holds)| of(&holds)).sum::<usize>();
         assert_eq!(sum(|holds| holds.runtimes), self.places.len(), "tenants' runtimes");
         assert_eq!(sum(|holds| holds.instances), self.instances, "tenants' instances");

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use super::{
     super::{CloseReason, Refused, Resident, RevisionId},
     Age, RegistryState,
+    entries::Live,
 };
 use crate::turns::TenantId;
 
@@ -39,8 +40,8 @@ impl<R: Resident> RegistryState<R> {
     pub(super) fn reap_own(&mut self) {
         for tenant in self.held_up() {
             for _ in 0..self.own_permits_short(tenant) {
-                let own = self.live.iter().rev().find(|(id, live)| id.tenant == tenant && live.idle > 0);
-                let Some(own) = own.map(|(revision, _)| *revision) else { break };
+                let own = self.least_recently_used(tenant);
+                let Some((own, _)) = own.into_iter().find(|(_, live)| live.idle > 0) else { break };
                 self.reap_one(own);
             }
         }
@@ -60,7 +61,7 @@ impl<R: Resident> RegistryState<R> {
     }
 
     fn own_reaping(&self, tenant: TenantId) -> usize {
-        let live = self.live.iter().filter(|(revision, _)| revision.tenant == tenant).map(|(_, live)| live.reaping);
+        let live = self.own(tenant).map(|(_, live)| live.reaping);
         let draining = self.draining.values().filter(|draining| draining.revision.tenant == tenant);
         live.chain(draining.map(|draining| draining.reaping)).sum()
     }
@@ -105,8 +106,7 @@ impl<R: Resident> RegistryState<R> {
             return 0;
         }
         let slots = self.limits.compiling.saturating_sub(self.compiling);
-        let own_idle =
-            || self.live.iter().filter(|(id, _)| id.tenant == tenant).map(|(_, live)| live.idle + live.reaping);
+        let own_idle = || self.own(tenant).map(|(_, live)| live.idle + live.reaping);
         let permits = quota.instances.saturating_sub(holds.instances).saturating_add(own_idle().sum());
         let could = quota.compiling.saturating_sub(holds.compiling).min(slots).min(permits);
         let wanted = self.build_queue.waiting_of(tenant).min(could);
@@ -115,16 +115,36 @@ impl<R: Resident> RegistryState<R> {
 
     /// The runtime that goes for a newcomer of a tenant that has all its own.
     pub(super) fn own_victim(&self, tenant: TenantId) -> Option<RevisionId> {
-        let own = self.live.iter().rev().filter(|(revision, _)| revision.tenant == tenant);
         let eldest = self.eldest_build(tenant);
-        self.uses.victim(own.filter(|(_, live)| live.evictable(eldest)).map(|(revision, live)| (*revision, live.often)))
+        self.first_of_own(tenant, |live| live.evictable(eldest))
     }
 
     /// The leased one that is reserved for it.
     pub(super) fn own_leased_victim(&self, tenant: TenantId) -> Option<RevisionId> {
-        let own = self.live.iter().rev().filter(|(revision, _)| revision.tenant == tenant);
-        let leased = own.filter(|(_, live)| !live.reserved && live.leases > 0);
-        self.uses.victim(leased.map(|(revision, live)| (*revision, live.often)))
+        self.first_of_own(tenant, |live| !live.reserved && live.leases > 0)
+    }
+
+    fn first_of_own(&self, tenant: TenantId, can_go: impl Fn(&Live<R>) -> bool) -> Option<RevisionId> {
+        let own = self.least_recently_used(tenant).into_iter().filter(|(_, live)| can_go(live));
+        self.uses.victim(own.map(|(revision, live)| (revision, live.often)))
+    }
+
+    /// Its live runtimes, the least recently used first.
+    fn least_recently_used(&self, tenant: TenantId) -> Vec<(RevisionId, &Live<R>)> {
+        let mut own: Vec<_> = self.own(tenant).collect();
+        own.sort_by_key(|(_, live)| live.last_used);
+        if own.windows(2).any(|two| two[0].1.last_used == two[1].1.last_used) {
+            // Only the list tells them apart.
+            let all = self.live.iter().rev().map(|(revision, live)| (*revision, live));
+            own = all.filter(|(revision, _)| revision.tenant == tenant).collect();
+        }
+        own
+    }
+
+    /// Its live runtimes.
+    fn own(&self, tenant: TenantId) -> impl Iterator<Item = (RevisionId, &Live<R>)> {
+        let own = self.holdings.live_of(tenant);
+        own.iter().filter_map(|revision| Some((*revision, self.live.peek(revision)?)))
     }
 
     /// Drops what this tenant does not use, and holds above its bounds with `bytes` more: idle instances first, then
@@ -140,7 +160,7 @@ impl<R: Resident> RegistryState<R> {
         if short == 0 {
             return;
         }
-        let own: Vec<_> = self.live.iter().rev().filter(|(id, _)| id.tenant == tenant).map(|(id, _)| *id).collect();
+        let own: Vec<_> = self.least_recently_used(tenant).into_iter().map(|(revision, _)| revision).collect();
         if own.iter().any(|revision| self.parking.contains(revision)) {
             // What is parked may be idle. The next look knows.
             return self.reclaim_of(tenant);
@@ -198,7 +218,7 @@ impl<R: Resident> RegistryState<R> {
     fn own_room_coming(&self, tenant: TenantId) -> u64 {
         let closing = self.draining.values().filter(|draining| draining.revision.tenant == tenant);
         let closing = closing.filter(|draining| draining.is_closing()).map(|draining| draining.frees_in_full);
-        let reaping = self.live.iter().filter(|(id, live)| id.tenant == tenant && live.reaping > 0);
+        let reaping = self.own(tenant).filter(|(_, live)| live.reaping > 0);
         closing.chain(reaping.map(|(_, live)| live.each() * live.reaping as u64)).sum()
     }
 
@@ -208,7 +228,7 @@ impl<R: Resident> RegistryState<R> {
         if !self.quotas.any() || !is_settled || !self.is_held_up(tenant) {
             return;
         }
-        let own = || self.live.iter().filter(|(revision, _)| revision.tenant == tenant).map(|(_, live)| live);
+        let own = || self.own(tenant).map(|(_, live)| live);
         assert!(!self.parking.iter().any(|revision| revision.tenant == tenant), "parked while its tenant is held up");
         let idle: usize = own().map(|live| live.idle).sum();
         assert!(self.own_permits_short(tenant) == 0 || idle == 0, "a tenant waits for a permit that it has");

@@ -50,7 +50,12 @@ pub(crate) struct TenantHolds {
 
 /// By tenant: those that have anything.
 #[derive(Debug, Default)]
-pub(super) struct Holdings(HashMap<TenantId, TenantHolds, BuildHasherDefault<AsItIs>>);
+pub(super) struct Holdings {
+    held: ByTenant<TenantHolds>,
+    live: ByTenant<Vec<RevisionId>>,
+}
+
+type ByTenant<T> = HashMap<TenantId, T, BuildHasherDefault<AsItIs>>;
 
 /// A tenant's number is a keyed hash already.
 #[derive(Default)]
@@ -109,7 +114,26 @@ impl Quotas {
 
 impl Holdings {
     pub(super) fn of(&self, tenant: TenantId) -> TenantHolds {
-        self.0.get(&tenant).copied().unwrap_or_default()
+        self.held.get(&tenant).copied().unwrap_or_default()
+    }
+
+    /// Its live runtimes, in no order.
+    pub(super) fn live_of(&self, tenant: TenantId) -> &[RevisionId] {
+        self.live.get(&tenant).map_or(&[], Vec::as_slice)
+    }
+
+    /// A runtime is live.
+    pub(super) fn published(&mut self, revision: RevisionId) {
+        self.live.entry(revision.tenant).or_default().push(revision);
+    }
+
+    /// It is not any more.
+    pub(super) fn retired(&mut self, revision: RevisionId) {
+        let Some(live) = self.live.get_mut(&revision.tenant) else { return };
+        live.retain(|other| *other != revision);
+        if live.is_empty() {
+            self.live.remove(&revision.tenant);
+        }
     }
 
     /// Callers of it ceased to wait, and others began to.
@@ -120,16 +144,16 @@ impl Holdings {
     }
 
     fn change(&mut self, tenant: TenantId, change: impl FnOnce(&mut TenantHolds)) {
-        let holds = self.0.entry(tenant).or_default();
+        let holds = self.held.entry(tenant).or_default();
         change(holds);
         if *holds == TenantHolds::default() {
-            self.0.remove(&tenant);
+            self.held.remove(&tenant);
         }
     }
 
     #[cfg(test)]
     pub(super) fn all(&self) -> impl Iterator<Item = (TenantId, TenantHolds)> {
-        self.0.iter().map(|(tenant, holds)| (*tenant, *holds))
+        self.held.iter().map(|(tenant, holds)| (*tenant, *holds))
     }
 }
 

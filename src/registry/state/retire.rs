@@ -86,6 +86,7 @@ impl<R: Resident> RegistryState<R> {
     ) {
         self.reclaim(revision);
         let Some(live) = self.live.pop(&revision) else { return };
+        self.holdings.retired(revision);
         self.idle -= live.idle;
         // Its idle instances are dropped first, whether it drains or not.
         self.reaping += live.idle;
