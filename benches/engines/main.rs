@@ -14,6 +14,7 @@
 //! | `workers` | warm calls on one and on two workers |
 //! | `recorder` | the same with a Prometheus recorder and without |
 //! | `endless`, `gallery` | a short evaluation beside hostile guests |
+//! | `segments` | fresh evaluations of a plugin with many data segments |
 //! | `back` | the return of an evicted plugin |
 //! | `builds` | cold builds, compiled in workers and in this process |
 //! | `start` | the start of a compile worker in a small process and in a large one |
@@ -31,6 +32,7 @@ mod raw_extism;
 mod recorder;
 mod report;
 mod runners;
+mod segments;
 mod served;
 mod workers;
 
@@ -53,12 +55,13 @@ const TASKS: usize = 64;
 
 type Part = fn(&mut Report, Duration);
 
-const PARTS: [(&str, Part); 10] = [
+const PARTS: [(&str, Part); 11] = [
     ("runners", runners::compare),
     ("workers", workers::one_and_two),
     ("recorder", recorder::with_and_without),
     ("endless", neighbours::beside_endless),
     ("gallery", neighbours::beside_gallery),
+    ("segments", segments::many_and_one),
     ("back", back::from_eviction),
     ("builds", builds::in_workers_and_in_process),
     ("start", builds::of_a_worker),

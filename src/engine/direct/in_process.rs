@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use wasmtime::Engine;
 
-use super::classify;
+use super::{classify, prepare::prepare};
 use crate::{engine::InstanceLimits, error::Error, last_words::LastWords};
 
 /// The code of a module. Blocks until it is compiled, however long that takes.
 pub(super) fn compile(engine: &Engine, wasm: &[u8], limits: &InstanceLimits) -> Result<Vec<u8>, Error> {
-    engine.precompile_module(wasm).map_err(|error| classify::invalid(&error, limits))
+    engine.precompile_module(&prepare(wasm)).map_err(|error| classify::invalid(&error, limits))
 }
 
 /// The compiler met something that it cannot compile, and would again.

@@ -51,6 +51,7 @@
 //! | `ticker` | the thread that makes running guests return to their executor |
 //! | `slots` | how much address space the slots of all instances take |
 //! | `tunables` | the settings of an engine that change its code |
+//! | `prepare` | what is done to a module before it is compiled |
 //!
 #![doc = include_str!("DIFFERENCES.md")]
 
@@ -69,6 +70,7 @@ mod instance;
 mod kernel;
 mod log;
 mod modules;
+mod prepare;
 mod sealed;
 mod slots;
 mod stack;

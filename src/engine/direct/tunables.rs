@@ -4,6 +4,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use wasmtime::{Config, Engine};
 
+use super::prepare;
+
 /// What a memory of an instance takes of the address space, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct MemoryLayout {
@@ -31,9 +33,26 @@ pub(super) fn config(fueled: bool, memory: MemoryLayout) -> Config {
     config
 }
 
-/// wasmtime's version and these settings, as one number.
+/// wasmtime's version, these settings and what is done to a module before, as one number: code of another is not used.
 pub(super) fn version(engine: &Engine) -> u64 {
+    version_with(engine, prepare::VERSION)
+}
+
+fn version_with(engine: &Engine, preparation: u32) -> u64 {
     let mut version = DefaultHasher::new();
     engine.precompile_compatibility_hash().hash(&mut version);
+    preparation.hash(&mut version);
     version.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_of_modules_that_were_prepared_otherwise_has_another_version() {
+        let engine = Engine::default();
+        assert_eq!(version(&engine), version_with(&engine, prepare::VERSION));
+        assert_ne!(version(&engine), version_with(&engine, prepare::VERSION + 1));
+    }
 }

@@ -46,6 +46,7 @@ pub(super) use self::{
 use super::{
     cache::Wanted,
     classify::by_system,
+    prepare::prepare,
     sealed::{Destination, Sealed},
     tunables::{self, MemoryLayout},
 };
