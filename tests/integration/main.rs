@@ -54,6 +54,8 @@ mod options;
 #[cfg(feature = "service")]
 mod pool;
 #[cfg(feature = "service")]
+mod prepared;
+#[cfg(feature = "service")]
 mod program;
 mod quotas;
 mod registry;
