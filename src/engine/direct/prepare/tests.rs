@@ -67,7 +67,7 @@ fn run(wasm: &[u8], calls: &[&str]) -> Outcome {
             let called = call.call(&mut store, &[], &mut results).map_err(|error| why(&error));
             said.push(called.map(|()| results.iter().map(|result| format!("{result:?}")).collect()));
         }
-        let exported: Vec<_> = instance.exports(&mut store).filter_map(|export| export.into_memory()).collect();
+        let exported: Vec<_> = instance.exports(&mut store).filter_map(wasmtime::Export::into_memory).collect();
         memories.extend(exported);
     }
     Outcome { said, memories: memories.iter().map(|memory| memory.data(&store).to_vec()).collect() }
