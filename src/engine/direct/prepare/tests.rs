@@ -274,7 +274,7 @@ fn fixtures_come_to_the_same() {
 
 /// A segment of a made-up module, in WAT.
 fn segment(memories: usize) -> impl Strategy<Value = String> {
-    let near = prop_oneof![0_u32..40, 65_500_u32..65_540, 4080_u32..4110, 8180_u32..8200, 131_060_u32..131_074];
+    let near = prop_oneof![0_u32..120, 65_500_u32..65_540, 4080_u32..4110, 8180_u32..8200, 131_060_u32..131_074];
     let data = "[a-z]{0,24}";
     let memory = 0..memories;
     prop_oneof![
