@@ -27,18 +27,16 @@ pub(crate) fn many_and_one(report: &mut Report, length: Duration) {
     };
     let samples = [
         ("one", module(320, &format!("(data (i32.const 0) {:?})", text.repeat(MANY)))),
-        ("active, side by side", module(320, &active(16))),
-        ("active, near each other", module(320, &active(48))),
-        ("active, far apart", module(330, &active(700))),
-        ("passive, never read", module(320, &format!("(data {text:?})").repeat(MANY))),
+        ("adjoining", module(320, &active(16))),
+        ("near-each-other", module(320, &active(48))),
+        ("far-apart", module(330, &active(700))),
+        ("never-read", module(320, &format!("(data {text:?})").repeat(MANY))),
     ];
     let runtime = runtime(2);
     let pool = pooled::direct(Isolation::Fresh, |_| {});
     let evaluators: Vec<_> = samples
         .into_iter()
-        .map(|(name, wasm)| {
-            (name, pool.evaluator(&name.replace([',', ' '], "-"), Spec::new(Source::bytes(wasm))).unwrap())
-        })
+        .map(|(name, wasm)| (name, pool.evaluator(name, Spec::new(Source::bytes(wasm))).unwrap()))
         .collect();
     let rounds: Vec<Vec<f64>> = (0..if report.judges { 15 } else { 1 })
         .map(|_| {

@@ -2,8 +2,9 @@
 //! are, the new module does what the old one did.
 //!
 //! **Data segments are joined.** wasmtime makes one image of a module's active segments that instances map, if all of them
-//! have constant offsets and together are not too sparse. Otherwise each instance copies each of them. Each passive
-//! segment costs each instance a pointer and a length, also if nothing reads it. See [`segments`].
+//! have constant offsets and together are not too sparse. Otherwise each instance copies each of them: 30,000 took 8 ms.
+//! Each passive segment costs each instance a pointer and a length, also if nothing reads it: 30,000 took 70 µs. Such are
+//! what snapshots leave behind. See [`segments`].
 //!
 //! It runs where the compile runs: in the worker, within its memory and its time, since these are a stranger's bytes. So
 //! the owner neither waits for it nor pays for it, and code that is kept was prepared already: the key of kept code, and
@@ -11,6 +12,9 @@
 //!
 //! Nothing is needed to find the way back. All that comes before the data stays where it was: a trap's offset is one in
 //! the plugin's own binary, and names, custom sections and indices of functions are those of its author.
+//!
+//! It takes about 20 µs where there is nothing to gain, and 6 ms for 26,900 segments of a Go plugin, which takes seconds to
+//! compile. Considered and not taken: `wasm-encoder`'s `reencode`, which writes each instruction anew, and so moves the code.
 //!
 //! | file | what it holds |
 //! |---|---|
