@@ -138,7 +138,7 @@ pub use crate::{
     runtime::BuildTimes,
     source::{Digest, Import, Interface, Loader, ParseDigestError, Plugin, Source},
     spec::Spec,
-    tenants::TenantInfo,
+    tenants::{TenantInfo, UsageOf, UsageSeries},
     usage::{HttpUsage, Usage, UsageTotals},
 };
 

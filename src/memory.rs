@@ -177,6 +177,11 @@ pub(crate) struct Weight {
 }
 
 impl Weight {
+    /// All that it holds, as if it shared none.
+    pub(crate) fn in_full(self) -> u64 {
+        self.instances + self.code_in_full
+    }
+
     pub(crate) fn total(self) -> u64 {
         self.instances + self.code + self.shared
     }

@@ -5,6 +5,9 @@
 //! [`EvaluatorPool::slots`](crate::EvaluatorPool::slots) is called. Gauges are set from counts, never incremented. Two
 //! pools under one recorder share its series: counters add up, gauges show the pool that changed last. Give each pool a
 //! recorder with a label of its own.
+//!
+//! Series by evaluator and tenant are no part of it, since no recorder can be told that a series has ended:
+//! [`EvaluatorPool::usage_series`](crate::EvaluatorPool::usage_series) shows them.
 
 mod calls;
 

@@ -243,13 +243,16 @@ pub struct ServiceSettings {
     pub response_headers: Vec<String>,
 }
 
-/// The pool's metrics.
+/// Who has metrics of their own. No other metric has the name of an evaluator or a tenant in a label. See
+/// [`EvaluatorPool::usage_series`](crate::EvaluatorPool::usage_series).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MetricSettings {
-    /// Reserved, and without effect yet: how many evaluators are to have series of their own. Default 0. No metric has
-    /// an evaluator's name in a label.
+    /// How many evaluators, those that used the most processor time of late, have series of their own; all others share one.
+    /// Default 0: there are none.
     pub per_evaluator: usize,
+    /// The same for tenants. Default 0.
+    pub per_tenant: usize,
 }
 
 /// The program's log.

@@ -292,7 +292,7 @@ impl Evaluator {
         let mut ids = self.inner.ids();
         let current = self.inner.revision.load_full()?;
         ids.insert(revision.id.evaluator);
-        self.inner.meter.move_to(revision.tenant());
+        self.inner.meter.move_to(revision.tenant(), revision.id.evaluator);
         self.inner.revision.store(Some(revision));
         Some(current)
     }

@@ -89,7 +89,8 @@ pub(crate) struct Limits {
     pub(crate) park_after: u32,
 }
 
-/// What the registry keeps. None of its methods may block, and but for `weight` they are called without the registry's lock.
+/// What the registry keeps. None of its methods may block, and but for `weight` and `in_full` they are called without the
+/// registry's lock.
 pub(crate) trait Resident: Clone + Send + Sync + 'static {
     /// Its place, which it keeps for as long as it exists.
     fn place(&self) -> &Place<Self>;
@@ -334,6 +335,11 @@ impl<R: Resident> Registry<R> {
 
     pub(crate) fn snapshot(&self) -> Vec<Snapshot> {
         self.inner.lock().snapshot()
+    }
+
+    /// The runtimes that exist, and the bytes that each holds, as if it shared none.
+    pub(crate) fn held(&self) -> Vec<(RevisionId, u64)> {
+        self.inner.lock().held()
     }
 }
 

@@ -56,7 +56,7 @@ pub(crate) struct PoolInner {
 impl PoolInner {
     /// Takes its metric handles from the recorder that is installed now.
     pub(crate) fn new(settings: Settings, engine: Arc<dyn Engine>, park_after: u32, background: Background) -> Self {
-        let Settings { pool, limits, engine: settings, tenants, usage, .. } = settings;
+        let Settings { pool, limits, engine: settings, tenants, usage, metrics: shown, .. } = settings;
         let metrics = Metrics::new();
         let bounds = Limits {
             capacity: pool.capacity,
@@ -73,7 +73,7 @@ impl PoolInner {
         let this = Self {
             registry: Registry::new(bounds, memory.clone(), metrics.clone(), background.clone()),
             memory,
-            tenants: Tenants::new(TenantSettings::default(), usage.interval),
+            tenants: Tenants::new(usage.interval, &shown),
             compiler: Compiler::new(engine, pool.build_concurrency, metrics.clone(), background.clone()),
             background,
             metrics,

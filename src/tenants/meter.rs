@@ -5,7 +5,8 @@
 //! that its thread takes alone: that is two writes to a line of its own, however many figures there are.
 
 use std::{
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError},
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError},
     time::Duration,
 };
 
@@ -24,7 +25,13 @@ pub(super) struct Counters {
     first: Stripe,
     /// Once there are several threads, theirs.
     others: OnceLock<Box<[Stripe]>>,
+    /// Where to tell that something was added, as whom.
+    tells: Option<(Arc<Changed>, u64)>,
 }
+
+/// The meters that something was added to since somebody looked.
+#[derive(Debug, Default)]
+pub(super) struct Changed(Mutex<HashSet<u64>>);
 
 /// Alone on its cache lines, and on those that the processor fetches with them.
 #[derive(Debug, Default)]
@@ -47,6 +54,23 @@ struct Sums {
     /// Which thread added last, and how often it was another one. Only of the first set.
     last: usize,
     moves: u32,
+    /// It was told that something was added. So that is told once for each set, however much is added.
+    is_told: bool,
+}
+
+impl Changed {
+    fn lock(&self) -> MutexGuard<'_, HashSet<u64>> {
+        // Set operations.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn take(&self) -> HashSet<u64> {
+        std::mem::take(&mut *self.lock())
+    }
+
+    pub(super) fn forget(&self, meter: u64) {
+        self.lock().remove(&meter);
+    }
 }
 
 impl Stripe {
@@ -57,10 +81,15 @@ impl Stripe {
 }
 
 impl Counters {
+    /// Counters that tell when something was added to them that was not [looked](Self::look) at.
+    pub(super) fn new(tells: Option<(Arc<Changed>, u64)>) -> Self {
+        Self { tells, ..Self::default() }
+    }
+
     /// Adds an evaluation that has ended.
     pub(super) fn add(&self, outcome: Result<(), ErrorKind>, usage: &Usage) {
         if let Some(own) = self.others.get().and_then(|others| others.get(own_slot(others.len()))) {
-            return own.lock().add(outcome, usage);
+            return self.add_to(&mut own.lock(), outcome, usage);
         }
         let mut first = match self.first.0.try_lock() {
             Ok(first) => first,
@@ -70,13 +99,22 @@ impl Counters {
                 self.first.lock()
             }
         };
-        first.add(outcome, usage);
+        self.add_to(&mut first, outcome, usage);
         let own = own_number();
         if first.last != own {
             (first.last, first.moves) = (own, first.moves + 1);
             if first.moves > MOST_MOVES {
                 self.spread();
             }
+        }
+    }
+
+    fn add_to(&self, sums: &mut Sums, outcome: Result<(), ErrorKind>, usage: &Usage) {
+        sums.add(outcome, usage);
+        if !std::mem::replace(&mut sums.is_told, true)
+            && let Some((changed, meter)) = &self.tells
+        {
+            changed.lock().insert(*meter);
         }
     }
 
@@ -93,7 +131,15 @@ impl Counters {
         self.all().fold(UsageTotals::default(), |totals, sums| sums.plus(totals))
     }
 
-    /// The same, and begins anew. What is added meanwhile is in either, once.
+    /// The same. What is added from now on is told again.
+    pub(super) fn look(&self) -> UsageTotals {
+        self.all().fold(UsageTotals::default(), |totals, mut sums| {
+            sums.is_told = false;
+            sums.plus(totals)
+        })
+    }
+
+    /// The same as `totals`, and begins anew. What is added meanwhile is in either, once.
     pub(super) fn take(&self) -> UsageTotals {
         self.all().fold(UsageTotals::default(), |totals, mut sums| std::mem::take(&mut *sums).plus(totals))
     }

@@ -8,12 +8,14 @@
 //! Each evaluator has a [`Meter`], which adds up what its evaluations use. A tenant's totals are those of its evaluators'
 //! meters, and of those that are gone. So an evaluation is counted in one place, and every sum that is shown is exact.
 //! Locks: that of all tenants is taken when an evaluator comes, goes or changes its tenant, and by readers; never by an
-//! evaluation. Inside it, only the meters' own are taken.
+//! evaluation. Inside it, only the meters' own are taken, and that of the list of those that changed.
 
 mod cpu;
 mod meter;
 mod reports;
 mod seat;
+mod series;
+mod top;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,10 +26,11 @@ use std::{
 
 use serde::Serialize;
 
+pub use self::series::{UsageOf, UsageSeries};
 pub(crate) use self::{cpu::CpuTime, seat::Seat};
-use self::{meter::Counters, reports::Reports};
+use self::{meter::Counters, reports::Reports, series::Series, top::Recent};
 use crate::{
-    config::{TenantBounds, TenantSettings},
+    config::{MetricSettings, TenantBounds, TenantSettings},
     error::ErrorKind,
     usage::{Usage, UsageTotals},
 };
@@ -75,6 +78,8 @@ struct TenantsState {
     /// `None` if nothing is reported.
     reports: Option<Reports>,
     bounds: TenantSettings,
+    /// `None` if nobody has series of their own.
+    series: Option<Series>,
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +95,8 @@ struct Tenant {
     empty_as: Option<u64>,
     /// What its guests may use. Made when it is first asked for.
     cpu: Option<Arc<CpuTime>>,
+    /// What its evaluators used of late. Stays nothing without series, as that of a meter.
+    recent: Recent,
 }
 
 #[derive(Debug)]
@@ -104,6 +111,11 @@ struct Metered {
     before: UsageTotals,
     /// What of it was reported. Stays empty if nothing is.
     reported: UsageTotals,
+    /// Further ids under which its runtimes are registered. Empty without series, as what follows.
+    other_ids: Vec<u64>,
+    /// What of it is in series.
+    in_series: UsageTotals,
+    recent: Recent,
 }
 
 /// The meter of one evaluator. Dropped with it.
@@ -120,9 +132,10 @@ impl Tenants {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Those of a pool that reports what is used, or does not.
-    pub(crate) fn new(bounds: TenantSettings, interval: Option<Duration>) -> Arc<Self> {
-        let state = TenantsState { bounds, reports: interval.map(Reports::new), ..TenantsState::default() };
+    /// Those of a pool that reports what is used each `interval`, or does not, and shows it in these series.
+    pub(crate) fn new(interval: Option<Duration>, metrics: &MetricSettings) -> Arc<Self> {
+        let (reports, series) = (interval.map(Reports::new), Series::new(metrics));
+        let state = TenantsState { reports, series, ..TenantsState::default() };
         Arc::new(Self { state: Mutex::new(state) })
     }
 
@@ -153,8 +166,10 @@ impl Tenants {
 
     /// A meter for an evaluator of this tenant.
     pub(crate) fn meter(self: &Arc<Self>, tenant: &str, evaluator: &Arc<str>, id: u64) -> Meter {
-        let (mut state, counters) = (self.state(), Arc::<Counters>::default());
+        let mut state = self.state();
         let number = state.number();
+        let counters = state.series.as_mut().map(|series| series.begin(number, evaluator, id));
+        let counters = Arc::new(counters.unwrap_or_default());
         let metered = Metered {
             tenant: state.join(tenant, number),
             evaluator: evaluator.clone(),
@@ -162,6 +177,9 @@ impl Tenants {
             counters: counters.clone(),
             before: UsageTotals::default(),
             reported: UsageTotals::default(),
+            other_ids: Vec::new(),
+            in_series: UsageTotals::default(),
+            recent: Recent::default(),
         };
         state.meters.insert(number, metered);
         Meter { tenants: self.clone(), number, counters }
@@ -221,6 +239,9 @@ impl TenantsState {
             && let Some((_, forgotten)) = self.empty.pop_first()
         {
             self.tenants.remove(&forgotten);
+            if let Some(series) = &mut self.series {
+                series.forget(&forgotten);
+            }
         }
     }
 
@@ -240,6 +261,7 @@ impl TenantsState {
     fn end(&mut self, number: u64, metered: &mut Metered) {
         let used = metered.counters.take();
         self.keep(metered, &used);
+        self.add_last(metered, &used);
         if let Some(tenant) = self.tenants.get_mut(&metered.tenant) {
             tenant.ended.add(&used);
             tenant.meters.remove(&number);
@@ -269,15 +291,17 @@ impl Meter {
         (metered.tenant.clone(), totals)
     }
 
-    /// What is added from now on is used for this tenant.
-    pub(crate) fn move_to(&self, tenant: &str) {
+    /// What is added from now on is used for this tenant, and by runtimes that are registered under this id too.
+    pub(crate) fn move_to(&self, tenant: &str, runs_as: u64) {
         let mut state = self.tenants.state();
-        if state.meters.get(&self.number).is_none_or(|metered| *metered.tenant == *tenant) {
-            return;
-        }
         let Some(mut metered) = state.meters.remove(&self.number) else { return };
-        state.end(self.number, &mut metered);
-        metered.tenant = state.join(tenant, self.number);
+        if *metered.tenant != *tenant {
+            state.end(self.number, &mut metered);
+            metered.tenant = state.join(tenant, self.number);
+        }
+        if let Some(series) = &mut state.series {
+            series.runs_as(runs_as, self.number, &mut metered);
+        }
         state.meters.insert(self.number, metered);
     }
 }
@@ -287,6 +311,9 @@ impl Drop for Meter {
         let mut state = self.tenants.state();
         let Some(mut metered) = state.meters.remove(&self.number) else { return };
         state.end(self.number, &mut metered);
+        if let Some(series) = &mut state.series {
+            series.end(self.number, &metered);
+        }
         let keeps_many = state.reports.as_ref().is_some_and(Reports::keeps_many);
         drop(state);
         if keeps_many {

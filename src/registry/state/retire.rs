@@ -110,7 +110,7 @@ impl<R: Resident> RegistryState<R> {
             instances,
             reaping,
             frees: weight.total(),
-            frees_in_full: weight.instances + weight.code_in_full,
+            frees_in_full: weight.in_full(),
             coming: Coming::Later,
         };
         self.closing += usize::from(draining.ends_soon(now));

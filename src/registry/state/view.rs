@@ -7,6 +7,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     super::{Counts, Resident, RevisionId, RuntimeState, Snapshot},
     PlaceId, RegistryState,
+    entries::Phase,
 };
 use crate::memory::MemoryBudget;
 
@@ -79,5 +80,16 @@ impl<R: Resident> RegistryState<R> {
         let draining =
             self.draining.values().map(|draining| bare(draining.revision, RuntimeState::Draining, draining.leases));
         serving.chain(builds).chain(draining).collect()
+    }
+
+    /// One for each place that is taken.
+    pub(in crate::registry) fn held(&self) -> Vec<(RevisionId, u64)> {
+        let serving = self.live.iter().map(|(revision, live)| (*revision, live.resident.weight().in_full()));
+        let placed = self.builds.iter().filter(|(_, build)| matches!(build.phase, Phase::Placed { .. }));
+        let draining = self.draining.values().map(|draining| {
+            let bytes = draining.resident.as_ref().map_or(draining.frees, R::in_full);
+            (draining.revision, bytes)
+        });
+        serving.chain(placed.map(|(revision, _)| (*revision, 0))).chain(draining).collect()
     }
 }

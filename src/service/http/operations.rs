@@ -28,7 +28,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Pro
         process::publish();
         app.connections.publish();
         let _ = app.pool.slots();
-        Ok(app.exporter.render())
+        Ok(app.exporter.render() + &app.pool.usage_series().to_string())
     })
     .await?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())

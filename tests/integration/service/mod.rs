@@ -11,6 +11,7 @@ mod operate;
 mod patch;
 mod readme;
 mod request;
+mod series;
 mod server;
 mod shortage;
 mod tenants;

@@ -4,4 +4,5 @@
 mod engines;
 #[cfg(feature = "service")]
 mod reports;
+mod series;
 mod totals;
