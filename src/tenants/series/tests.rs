@@ -129,15 +129,18 @@ async fn whoever_comes_goes_or_moves_two_viewers_see_each_evaluation_once() {
 fn what_threads_use_while_somebody_looks_is_seen_once() {
     let (tenants, is_over) = (tenants(2, 2), AtomicBool::new(false));
     let (mut viewer, mut all) = (Viewer::default(), Figures::default());
+    // Each thread gets sums of its own for this one.
+    let shared = meter(&tenants, "a/3");
     thread::scope(|scope| {
         let threads: Vec<_> = (0..4)
             .map(|thread| {
-                let tenants = &tenants;
+                let (tenants, shared) = (&tenants, &shared);
                 scope.spawn(move || {
                     for round in 0..200 {
                         let meter = meter(tenants, ["a/1", "a/2", "b/1", "c/1"][(thread + round) % 4]);
                         for number in 0..20 {
                             meter.add(Ok(()), &used(number));
+                            shared.add(Ok(()), &used(number));
                             if number == 10 {
                                 meter.move_to("d", rand::random());
                             }
@@ -157,8 +160,8 @@ fn what_threads_use_while_somebody_looks_is_seen_once() {
             thread.join().unwrap();
         }
         is_over.store(true, Ordering::SeqCst);
-        let seconds = 4 * 200 * (0..20).sum::<u64>() * 1_000_000_000;
-        all = [4 * 200 * 20, 0, seconds, 2 * seconds];
+        let seconds = 2 * 4 * 200 * (0..20).sum::<u64>() * 1_000_000_000;
+        all = [2 * 4 * 200 * 20, 0, seconds, 2 * seconds];
         assert_eq!(watcher.join().unwrap(), [all, all]);
     });
 }
