@@ -87,7 +87,8 @@ impl<R: Resident> RegistryState<R> {
         let serving = self.live.iter().map(|(revision, live)| (*revision, live.resident.weight().in_full()));
         let placed = self.builds.iter().filter(|(_, build)| matches!(build.phase, Phase::Placed { .. }));
         let draining = self.draining.values().map(|draining| {
-            let bytes = draining.resident.as_ref().map_or(draining.frees, R::in_full);
+            let bytes =
+                draining.resident.as_ref().map_or(draining.frees_in_full, |resident| resident.weight().in_full());
             (draining.revision, bytes)
         });
         serving.chain(placed.map(|(revision, _)| (*revision, 0))).chain(draining).collect()
