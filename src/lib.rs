@@ -59,7 +59,7 @@
 //! | [`engine`] | the trait and the engines. The only place that names their types |
 //! | `source` | bytes, base64, file, closure, HTTP → plugin. The only place that fetches. No engine types |
 //! | `http_client` | (feature `direct`) which addresses HTTP clients may reach, and TLS. Sends no request |
-//! | `tenants` | whom evaluators belong to, and what is used for whom. Knows no plugins and no runtimes |
+//! | `tenants` | whom evaluators belong to, what is used for whom, and how much time. Knows no plugins and no runtimes |
 //! | `registry` | what lives: LRU order, hard bound, single-flight builds, negative cache. Knows no plugins |
 //! | [`config`] | every setting. The only reader of the settings file and of its variables |
 //! | [`metrics`] | the catalogue. Installs no exporter, knows no room |

@@ -22,6 +22,7 @@
 //! - Nobody waits for a permit while an idle instance could be reaped for it, and no caller of a runtime waits beside an
 //!   idle instance of it but behind a reservation.
 //! - Nothing is parked, and no spare is made, while anybody waits for a permit, a place that it could use, or room in bytes.
+//! - No tenant has more than it may, or waits at a bound for what its own idle instances and unused runtimes could give.
 //! - No build waits for room that idle instances and unleased runtimes could give.
 
 mod builds;
