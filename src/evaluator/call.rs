@@ -14,6 +14,7 @@ use crate::{
     engine::{CallContext, inside_host_function},
     error::{Error, panic_text},
     metrics::{Metrics, Told},
+    response::Timings,
     tenants::Meter,
     usage::Usage,
 };
@@ -45,16 +46,19 @@ pub(super) struct Counted<'a> {
     pub(super) began: Option<Instant>,
     /// What it has used so far. How long it took in all is there once its guest has returned.
     pub(super) usage: Usage,
+    pub(super) timings: Timings,
     pub(super) told: Told,
     is_known: bool,
 }
 
 impl<'a> Counted<'a> {
     pub(super) fn new(metrics: &'a Metrics, meter: &'a Meter) -> Self {
-        Self { metrics, meter, began: None, usage: Usage::default(), told: Told::default(), is_known: false }
+        let (usage, timings, told) = (Usage::default(), Timings::default(), Told::default());
+        Self { metrics, meter, began: None, usage, timings, told, is_known: false }
     }
 
-    pub(super) fn end(mut self, outcome: Result<(), &Error>) {
+    /// By reference: it is large to move.
+    pub(super) fn end(&mut self, outcome: Result<(), &Error>) {
         self.is_known = true;
         self.count(outcome);
     }

@@ -1,6 +1,6 @@
 //! The way of one evaluation: from its data to its response.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::{runtime::Handle, time::Instant};
@@ -10,18 +10,29 @@ use crate::{
     clock,
     data::InputSource,
     error::Error,
+    last_words::LastWords,
     registry::RevisionId,
-    response::{Response, Timings},
+    response::Response,
     revision::Revision,
     runtime::{Checkout, Ended},
+    source::Digest,
 };
+
+/// What a guest that has returned left, and which plugin it was.
+struct Answer {
+    digest: Digest,
+    output: Bytes,
+    written: LastWords,
+}
 
 impl Evaluator {
     pub(crate) async fn evaluate_from(&self, data: &dyn InputSource, call: Call<'_>) -> Result<Response, Error> {
         let mut counted = Counted::new(&self.inner.pool.metrics, &self.inner.meter);
         let result = self.evaluate_inner(data, call, &mut counted).await;
         counted.end(result.as_ref().map(drop));
-        result
+        let Answer { digest, output, written } = result?;
+        let Counted { timings, usage, .. } = &counted;
+        Ok(Response { evaluator: self.inner.id, digest, output, written, timings: *timings, usage: *usage })
     }
 
     async fn evaluate_inner(
@@ -29,7 +40,7 @@ impl Evaluator {
         data: &dyn InputSource,
         call: Call<'_>,
         counted: &mut Counted<'_>,
-    ) -> Result<Response, Error> {
+    ) -> Result<Answer, Error> {
         // An evaluation may end without having waited for anything. A caller in a loop must yield its thread now and then.
         tokio::task::consume_budget().await;
         let EvaluatorInner { pool, parked, .. } = &*self.inner;
@@ -42,9 +53,9 @@ impl Evaluator {
         let mut prepared = None;
         if parked.is_used() {
             let (id, input) = self.prepare(data, began)?;
-            if let Some(checkout) = Checkout::parked(parked, id, began) {
+            if let Some(mut checkout) = Checkout::parked(parked, id, began) {
                 counted.told.hit = true;
-                return self.run(checkout, call, input, Duration::ZERO, began, counted).await;
+                return self.run(&mut checkout, call, input, began, counted).await;
             }
             prepared = Some((id, input));
         }
@@ -74,9 +85,9 @@ impl Evaluator {
                 revision.may_run(Instant::now())?;
             }
             // A caller that joins a build late waits for the rest of it only.
-            let build = lease.build.min(began.elapsed());
-            let checkout = Checkout::new(lease, parked).await?;
-            return self.run(checkout, call, input, build, began, counted).await;
+            counted.timings.build = lease.build.min(began.elapsed());
+            let mut checkout = Checkout::new(lease, parked).await?;
+            return self.run(&mut checkout, call, input, began, counted).await;
         }
     }
 
@@ -99,31 +110,29 @@ impl Evaluator {
     /// Runs the guest on an instance that waits for it.
     async fn run(
         &self,
-        mut checkout: Checkout<'_>,
+        checkout: &mut Checkout<'_>,
         call: Call<'_>,
         input: Bytes,
-        build: Duration,
         began: Instant,
         counted: &mut Counted<'_>,
-    ) -> Result<Response, Error> {
-        let pool = &self.inner.pool;
+    ) -> Result<Answer, Error> {
+        let Counted { timings, usage, told, .. } = counted;
         let started = Instant::now();
-        let wait = (started - began).saturating_sub(build);
-        counted.told.wait = Some(wait);
-        let usage = &mut counted.usage;
-        let (digest, ended, end) = checkout.call(call.entry_point, input, call.context, started, usage).await;
-        let exec = end - started;
-        usage.total = end - began;
-        counted.told.exec = Some(exec);
-        drop(checkout);
+        let waited = started - began;
+        timings.wait = waited.saturating_sub(timings.build);
+        told.wait = Some(timings.wait);
+        let (digest, ended, exec) = checkout.call(call.entry_point, input, call.context, started, usage).await;
+        timings.exec = exec;
+        usage.total = waited + exec;
+        told.exec = Some(exec);
+        checkout.end();
         match ended {
             Ended::Output(output, written) => {
-                let timings = Timings { wait, build, exec };
                 usage.bytes_out = output.len() as u64;
-                Ok(Response { evaluator: self.inner.id, digest, output, written, timings, usage: *usage })
+                Ok(Answer { digest, output, written })
             }
             Ended::Failed(error) => Err(error),
-            Ended::Stopped if pool.registry.is_shut_down() => Err(Error::ShuttingDown),
+            Ended::Stopped if self.inner.pool.registry.is_shut_down() => Err(Error::ShuttingDown),
             Ended::Stopped => Err(self.closed(true)),
         }
     }

@@ -57,7 +57,7 @@ struct EvaluatorInner {
     /// another before they replaced one of its own.
     ids: Mutex<BTreeSet<u64>>,
     /// Instances that stay with the threads that use them.
-    parked: Arc<ThreadCache<Parked>>,
+    parked: Arc<ThreadCache<Box<Parked>>>,
     /// Without those on instances that were parked, which the cache counts.
     evaluations: AtomicU64,
     /// Of the last evaluation but for those: milliseconds since the Unix epoch; 0 for never.

@@ -77,8 +77,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Metrics {
     /// An evaluation has ended.
     pub(crate) fn evaluated(&self, outcome: Result<(), &Error>, told: Told) {
-        let untold = &self.untold.slots;
-        if let Some(Slot(own)) = untold.get(own_slot(untold.len())).filter(|_| told.hit) {
+        if let Some(Slot(own)) = self.untold.slots.get(own_slot()).filter(|_| told.hit) {
             let mut calls = lock(own);
             calls.get_or_insert_default().add(told, outcome.is_ok());
         } else {

@@ -43,8 +43,8 @@ mod primitives {
     }
 
     /// The scheduler's tasks share one thread: any slot will do.
-    pub(in crate::registry) fn own_slot(count: usize) -> usize {
-        thread_rng().gen_range(0..count)
+    pub(in crate::registry) fn own_slot() -> usize {
+        thread_rng().gen_range(0..slots())
     }
 }
 

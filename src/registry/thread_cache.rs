@@ -103,7 +103,7 @@ impl<T> ThreadCache<T> {
     /// Takes the item that this thread parked last and that is `wanted`.
     pub(crate) fn take(&self, wanted: impl Fn(&T) -> bool, now: Instant) -> Option<(T, Epoch)> {
         let slots = self.slots.get()?;
-        let mut own = slots.get(own_slot(slots.len()))?.lock();
+        let mut own = slots.get(own_slot())?.lock();
         let at = own.items.iter().rposition(|(item, _)| wanted(item))?;
         own.unused = own.unused.min(at);
         own.taken += 1;
@@ -118,7 +118,7 @@ impl<T> ThreadCache<T> {
     /// The item, if anything was reclaimed since `epoch`: end its lease.
     pub(crate) fn park(&self, item: T, epoch: Epoch) -> Result<(), T> {
         let slots = self.open();
-        let Some(own) = slots.get(own_slot(slots.len())) else { return Err(item) };
+        let Some(own) = slots.get(own_slot()) else { return Err(item) };
         let mut own = own.lock();
         // Under the lock: see the order above.
         if self.epoch() != epoch {

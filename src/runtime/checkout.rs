@@ -38,9 +38,8 @@ pub(crate) enum Ended {
     Stopped,
 }
 
-/// What a thread parks: an instance that can be used again, and the lease that it was used under. Alone on its cache lines,
-/// as each is written by one thread.
-#[repr(align(128))]
+/// What a thread parks: an instance that can be used again, and the lease that it was used under. In a box: it goes through
+/// many hands in a call.
 pub(crate) struct Parked {
     pub(super) lease: Lease<Runtime>,
     pub(super) instance: Instance,
@@ -51,10 +50,10 @@ pub(crate) struct Parked {
 /// Dropped during a call, it stops the guest and discards the instance. Dropped before one, it gives the instance
 /// back unused.
 pub(crate) struct Checkout<'a> {
-    /// `None` only inside `drop`.
-    held: Option<Parked>,
+    /// `None` once it has ended.
+    held: Option<Box<Parked>>,
     /// Where the instance may be parked when the call has ended.
-    cache: &'a Arc<ThreadCache<Parked>>,
+    cache: &'a Arc<ThreadCache<Box<Parked>>>,
     /// Set if it was parked before.
     epoch: Option<Epoch>,
     /// Why the instance cannot be used again; `None` while it can.
@@ -63,8 +62,8 @@ pub(crate) struct Checkout<'a> {
 
 impl<'a> Checkout<'a> {
     /// Takes an instance of this revision's runtime that this thread has parked, if there is one.
-    pub(crate) fn parked(cache: &'a Arc<ThreadCache<Parked>>, revision: RevisionId, now: Instant) -> Option<Self> {
-        let (mut held, epoch) = cache.take(|parked: &Parked| parked.lease.revision() == revision, now)?;
+    pub(crate) fn parked(cache: &'a Arc<ThreadCache<Box<Parked>>>, revision: RevisionId, now: Instant) -> Option<Self> {
+        let (mut held, epoch) = cache.take(|parked: &Box<Parked>| parked.lease.revision() == revision, now)?;
         held.lease.use_again(now);
         Some(Self { held: Some(held), cache, epoch: Some(epoch), discard: None })
     }
@@ -72,7 +71,10 @@ impl<'a> Checkout<'a> {
     /// Takes the instance that comes with a lease, or makes it.
     ///
     /// Cancel safe: the lease ends, and an instance that is being made gives its permit back when it is dropped.
-    pub(crate) async fn new(mut lease: Lease<Runtime>, cache: &'a Arc<ThreadCache<Parked>>) -> Result<Self, Error> {
+    pub(crate) async fn new(
+        mut lease: Lease<Runtime>,
+        cache: &'a Arc<ThreadCache<Box<Parked>>>,
+    ) -> Result<Self, Error> {
         let internal = |reason| Error::Internal { reason, cause: None };
         let claim = lease.claim().ok_or(internal("a lease was used twice"))?;
         let runtime = lease.resident().ok_or(internal("a lease without a runtime"))?;
@@ -82,11 +84,11 @@ impl<'a> Checkout<'a> {
             }
             Claim::Make(permit) => runtime.make_instance(permit).await?,
         };
-        Ok(Self { held: Some(Parked { lease, instance }), cache, epoch: None, discard: None })
+        Ok(Self { held: Some(Box::new(Parked { lease, instance })), cache, epoch: None, discard: None })
     }
 
     /// Runs the guest by this entry point, or the default one, from `now` on. Dropping the future stops it. Gives the digest
-    /// of the plugin that ran as well, and when the guest had ended. What it used is added to `usage`, whatever comes of it.
+    /// of the plugin that ran as well, and how long that took. What it used is added to `usage`, whatever comes of it.
     pub(crate) async fn call(
         &mut self,
         entry_point: Option<&str>,
@@ -94,14 +96,16 @@ impl<'a> Checkout<'a> {
         context: Option<CallContext>,
         now: Instant,
         usage: &mut Usage,
-    ) -> (Digest, Ended, Instant) {
-        let Some(Parked { lease, instance }) = &mut self.held else { unreachable!("held until it is dropped") };
+    ) -> (Digest, Ended, Duration) {
+        let Some(Parked { lease, instance }) = self.held.as_deref_mut() else {
+            unreachable!("held until it is dropped")
+        };
         let Some(runtime) = lease.resident() else { unreachable!("a lease has its runtime until it ends") };
         let inner: &RuntimeInner = runtime;
         let entry_point = match inner.program.entry_points.find(entry_point) {
             Ok(entry_point) => entry_point,
             // The instance was not used.
-            Err(error) => return (inner.program.digest, Ended::Failed(error), Instant::now()),
+            Err(error) => return (inner.program.digest, Ended::Failed(error), now.elapsed()),
         };
         instance.uses += 1;
         usage.bytes_in = input.len() as u64;
@@ -112,9 +116,9 @@ impl<'a> Checkout<'a> {
         let (guest, cpu) = (&mut *instance.guest, &*inner.policy.cpu);
         let mut metered = Metered { guest, usage, has_waited: false, cpu, charged: Duration::ZERO };
         let (ended, panicked) = metered.run(runtime, request, now).await;
-        let end = Instant::now();
+        let took = now.elapsed();
         if !metered.has_waited {
-            metered.usage.guest = end - now;
+            metered.usage.guest = took;
         }
         drop(metered);
         let (words, report) = (instance.guest.last_words(), &inner.program.report);
@@ -136,7 +140,7 @@ impl<'a> Checkout<'a> {
             _ if instance.uses >= inner.policy.max_uses => Some(Discard::MaxUses),
             _ => None,
         };
-        (inner.program.digest, ended, end)
+        (inner.program.digest, ended, took)
     }
 }
 
@@ -208,7 +212,7 @@ fn returned_as(returned: std::thread::Result<Result<Bytes, Error>>) -> (Ended, b
 }
 
 /// Parks an instance that can be used again on this thread, or ends its lease.
-fn give_back(held: Parked, cache: &Arc<ThreadCache<Parked>>, epoch: Option<Epoch>) {
+fn give_back(held: Box<Parked>, cache: &Arc<ThreadCache<Box<Parked>>>, epoch: Option<Epoch>) {
     // Read before asking: see the order that makes reclaim safe.
     let now = cache.epoch();
     let lease = &held.lease;
@@ -236,11 +240,12 @@ impl Parked {
     }
 }
 
-impl Drop for Checkout<'_> {
-    fn drop(&mut self) {
+impl Checkout<'_> {
+    /// What its drop does.
+    pub(crate) fn end(&mut self) {
         let Some(held) = self.held.take() else { return };
         let Some(reason) = self.discard else { return give_back(held, self.cache, self.epoch) };
-        let Parked { lease, instance } = held;
+        let Parked { lease, instance } = *held;
         let fresh = lease.resident().and_then(|runtime| {
             runtime.metrics.discarded(reason.as_str());
             (runtime.policy.isolation == Isolation::Fresh).then(|| runtime.clone())
@@ -251,5 +256,11 @@ impl Drop for Checkout<'_> {
         if let Some(runtime) = fresh {
             runtime.prepare_spare();
         }
+    }
+}
+
+impl Drop for Checkout<'_> {
+    fn drop(&mut self) {
+        self.end();
     }
 }

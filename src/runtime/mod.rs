@@ -155,7 +155,7 @@ pub(crate) struct RuntimeInner {
     deadline: watch::Sender<Option<Instant>>,
     drained: Notify,
     /// Where threads have parked instances of this runtime, once any has.
-    parking: OnceLock<Arc<ThreadCache<Parked>>>,
+    parking: OnceLock<Arc<ThreadCache<Box<Parked>>>>,
     /// A task waits for the runtime to come to rest, to make a spare.
     spare_awaited: AtomicBool,
     place: Place<Runtime>,
@@ -238,7 +238,7 @@ impl Runtime {
     }
 
     /// Whether threads may park its instances in this cache: in one only, so that a reclaim knows where to look.
-    fn parks_in(&self, cache: &Arc<ThreadCache<Parked>>) -> bool {
+    fn parks_in(&self, cache: &Arc<ThreadCache<Box<Parked>>>) -> bool {
         cache.open();
         Arc::ptr_eq(self.parking.get_or_init(|| cache.clone()), cache)
     }
@@ -350,9 +350,9 @@ impl Resident for Runtime {
 
     fn reclaim(&self, only_unused: bool) -> Vec<Lease<Self>> {
         let Some(cache) = self.parking.get() else { return Vec::new() };
-        let is_ours = |parked: &Parked| parked.lease.resident().is_some_and(|it| it.is(self));
+        let is_ours = |parked: &Box<Parked>| parked.lease.resident().is_some_and(|it| it.is(self));
         let parked = if only_unused { cache.reclaim_unused() } else { cache.reclaim(is_ours) };
-        parked.into_iter().map(Parked::unpark).collect()
+        parked.into_iter().map(|parked| parked.unpark()).collect()
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     error::ErrorKind,
-    stripes::{own_number, own_slot, slots},
+    stripes::{own_slot, slots},
     usage::{HttpUsage, Usage, UsageTotals},
 };
 
@@ -51,7 +51,7 @@ struct Sums {
     host_calls: u64,
     http: HttpUsage,
     fuel: u64,
-    /// Which thread added last, and how often it was another one. Only of the first set.
+    /// Which slot's thread added last, and how often it was another one. Only of the first set.
     last: usize,
     moves: u32,
     /// It was told that something was added. So that is told once for each set, however much is added.
@@ -88,8 +88,9 @@ impl Counters {
 
     /// Adds an evaluation that has ended.
     pub(super) fn add(&self, outcome: Result<(), ErrorKind>, usage: &Usage) {
-        if let Some(own) = self.others.get().and_then(|others| others.get(own_slot(others.len()))) {
-            return self.add_to(&mut own.lock(), outcome, usage);
+        let own = own_slot();
+        if let Some(stripe) = self.others.get().and_then(|others| others.get(own)) {
+            return self.add_to(&mut stripe.lock(), outcome, usage);
         }
         let mut first = match self.first.0.try_lock() {
             Ok(first) => first,
@@ -100,7 +101,6 @@ impl Counters {
             }
         };
         self.add_to(&mut first, outcome, usage);
-        let own = own_number();
         if first.last != own {
             (first.last, first.moves) = (own, first.moves + 1);
             if first.moves > MOST_MOVES {
