@@ -344,9 +344,10 @@ impl Drop for GuestScope {
     }
 }
 
-/// Runs a guest that is a future: marks the thread while it is polled.
-pub(super) async fn in_guest<T>(guest: impl Future<Output = T>) -> T {
-    let mut guest = pin!(guest);
+/// Runs a guest that is a future: marks the thread while it is polled. Has it made here: a future that is passed along is in
+/// two places, and is copied from one to the other.
+pub(super) async fn in_guest<F: Future>(guest: impl FnOnce() -> F) -> F::Output {
+    let mut guest = pin!(guest());
     std::future::poll_fn(|context| {
         let _scope = GuestScope::enter();
         guest.as_mut().poll(context)

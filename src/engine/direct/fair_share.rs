@@ -168,8 +168,8 @@ impl RunPermit {
 impl PermitSlot {
     /// Runs the guest. While it waits for anything but its tick (a host function, WASI's sleep), it gives its permit
     /// away.
-    pub(super) async fn run<F: Future>(&self, guest: F) -> F::Output {
-        let mut guest = pin!(guest);
+    pub(super) async fn run<F: Future>(&self, guest: impl FnOnce() -> F) -> F::Output {
+        let mut guest = pin!(guest());
         poll_fn(|context| {
             let polled = guest.as_mut().poll(context);
             if polled.is_pending() && !self.at_tick.load(Ordering::Relaxed) {
@@ -222,7 +222,7 @@ mod tests {
         };
         let began = tokio::time::Instant::now();
         let sleeper = runs_long().await;
-        assert!(sleeper.slot().run(tokio::time::sleep(Duration::from_mins(1))).now_or_never().is_none());
+        assert!(sleeper.slot().run(|| tokio::time::sleep(Duration::from_mins(1))).now_or_never().is_none());
         drop(runs_long().await);
         let _not_polled = runs_long().await;
         assert_eq!(began.elapsed(), Duration::ZERO, "nobody has waited");

@@ -82,8 +82,9 @@ impl DirectInstance {
         let limits = &context.limits;
         let mut this =
             Self { guest: None, streams: context.wasi.then(Arc::default), stack: Vec::new(), left: Left::default() };
-        let made = Guest::new(modules, context.clone(), this.streams.clone(), this.left.clone(), permit, deadline);
-        let made = in_guest(AssertUnwindSafe(made).catch_unwind());
+        let (streams, left) = (this.streams.clone(), this.left.clone());
+        let make = || Guest::new(modules, context.clone(), streams, left, permit, deadline);
+        let made = in_guest(|| AssertUnwindSafe(make()).catch_unwind());
         let error = match clock::timeout_at(deadline, made).await {
             Ok(Ok(Ok(guest))) => {
                 this.guest = Some(Box::new(guest));
@@ -102,7 +103,7 @@ impl DirectInstance {
 
 impl Instance for DirectInstance {
     fn call<'a>(&'a mut self, request: CallRequest<'a>) -> BoxFuture<'a, Result<Bytes, Error>> {
-        Box::pin(in_guest(async move {
+        Box::pin(in_guest(|| async move {
             // In this future, so that the guest is dropped with it, and when a host function panics.
             let Some(mut guest) = self.guest.take() else {
                 return Err(Error::Internal { reason: "an unsound instance was called", cause: None });
@@ -177,7 +178,7 @@ impl Guest {
             store.set_fuel(fuel)?;
         }
         let slot = store.data().run_permit.slot();
-        let (instance, kernel) = slot.run(modules.instantiate(&mut store)).await?;
+        let (instance, kernel) = slot.run(|| modules.instantiate(&mut store)).await?;
         store.data_mut().run_permit.rest();
         Ok(Self { store, instance, kernel, entry: None, context, left, _permit: permit })
     }
@@ -192,7 +193,7 @@ impl Guest {
     async fn call(&mut self, request: CallRequest<'_>, stack: &mut Vec<String>) -> (Result<Bytes, Error>, bool) {
         let entry_point = request.entry_point;
         let slot = self.store.data().run_permit.slot();
-        let returned = slot.run(self.run(request)).await;
+        let returned = slot.run(|| self.run(request)).await;
         let state = self.store.data_mut();
         state.run_permit.rest();
         // Here, on every way that leaves a guest. A guest that is dropped drops its own.
