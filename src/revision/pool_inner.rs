@@ -30,6 +30,9 @@ const FETCHING: u64 = 128 * 1024 * 1024;
 /// How often instances that their threads no longer use are taken back, and the recorder is told of calls.
 const RECLAIMING: Duration = Duration::from_millis(100);
 
+/// How often the gauge of the oldest wait is set if nobody asks: to find it takes the registry's lock.
+const SHOWING_WAITS: Duration = Duration::from_secs(1);
+
 /// What the revisions of a pool share.
 pub(crate) struct PoolInner {
     pub(crate) registry: Registry<Runtime>,
@@ -179,12 +182,15 @@ struct Sweep(Weak<PoolInner>);
 impl Sweep {
     async fn run(self, ttl: Duration) {
         let pause = (ttl / 8).clamp(Duration::from_millis(10), Duration::from_secs(30));
-        let mut swept = Instant::now();
+        let (mut swept, mut shown) = (Instant::now(), Instant::now());
         loop {
             tokio::time::sleep(pause.min(RECLAIMING)).await;
             let Some(inner) = self.0.upgrade() else { return };
             inner.registry.look_after();
-            inner.metrics.set_oldest_wait(inner.registry.oldest_wait());
+            if shown.elapsed() >= SHOWING_WAITS {
+                shown = Instant::now();
+                inner.metrics.set_oldest_wait(inner.registry.oldest_wait());
+            }
             inner.metrics.tell();
             inner.weigh();
             inner.tenants.report_due();

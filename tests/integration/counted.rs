@@ -153,6 +153,43 @@ async fn calls_of_an_instance_that_a_thread_keeps_are_shown_exactly() {
     assert_eq!(pool.sum("evalpool_evaluations_total", ""), 41);
 }
 
+/// Without being asked, within a second.
+#[tokio::test(start_paused = true)]
+async fn the_oldest_wait_is_shown_whatever_it_is_for() {
+    let spy = Spy::default();
+    let pool = Measured::new(&spy, |builder| builder.capacity(2).max_instances_per_evaluator(1));
+    let [one, two] = ["one", "two"].map(|name| pool.register(name, Spy::spec()).unwrap());
+    let shown = || -> f64 {
+        let rendered = pool.metrics.render();
+        rendered.lines().find_map(|line| line.strip_prefix("evalpool_oldest_wait_seconds ")).unwrap().parse().unwrap()
+    };
+    // An instance.
+    spy.on_call([Act::Slow(Duration::from_secs(4))]);
+    let holds = tokio::spawn({
+        let one = one.clone();
+        async move { one.evaluate("").await.map(drop) }
+    });
+    sleep(Duration::from_secs(1)).await;
+    let waits = tokio::spawn(async move { one.evaluate("").await.map(drop) });
+    sleep(Duration::from_millis(2500)).await;
+    assert!((1.4..=2.5).contains(&shown()), "{}", shown());
+    let _ = pool.slots();
+    assert_eq!((shown() * 100.0).round(), 250.0);
+    let ended = tokio::join!(holds, waits);
+    assert!(ended.0.unwrap().is_ok() && ended.1.unwrap().is_ok());
+    sleep(Duration::from_millis(1200)).await;
+    assert_eq!(shown(), 0.0);
+    // A build.
+    spy.on_compile([Act::Slow(Duration::from_secs(2))]);
+    let waits = tokio::spawn(async move { two.evaluate("").await.map(drop) });
+    sleep(Duration::from_secs(1)).await;
+    let _ = pool.slots();
+    assert_eq!((shown() * 100.0).round(), 100.0);
+    waits.await.unwrap().unwrap();
+    let _ = pool.slots();
+    assert_eq!(shown(), 0.0);
+}
+
 /// A plugin that fails is not built again for a while. Of those the pool remembers a bounded number.
 #[tokio::test(start_paused = true)]
 async fn the_thousand_failures_that_came_last_are_remembered() {

@@ -25,6 +25,8 @@ impl<R: Resident> RegistryState<R> {
         assert_eq!(self.idle, live().map(|live| live.idle).sum::<usize>(), "idle instances");
         assert_eq!(self.closing, draining().filter(|draining| draining.is_closing()).count(), "places on their way");
         assert_eq!(self.waiting_instance, live().map(|live| live.waiters.len()).sum::<usize>(), "callers that wait");
+        let for_builds = self.waiting_capacity + self.waiting_fetch + self.waiting_build;
+        assert_eq!(for_builds, self.builds.values().map(|build| build.waiters.len()).sum::<usize>(), "for builds");
         for (revision, live) in &self.live {
             assert!(live.idle + live.reaping <= live.instances, "an instance that is idle twice");
             let held_back = |age| live.holds_back(age, self.eldest_build(revision.tenant));

@@ -1,13 +1,13 @@
 //! What can be seen of the state.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
 use super::{
     super::{Counts, Resident, RevisionId, RuntimeState, Snapshot},
     PlaceId, RegistryState,
-    entries::Phase,
+    entries::{Phase, Waiter},
 };
 use crate::memory::MemoryBudget;
 
@@ -31,11 +31,13 @@ impl<R: Resident> RegistryState<R> {
         }
     }
 
-    /// How long the caller has waited that has waited longest, whatever for.
+    /// How long the caller has waited that has waited longest, whatever for. Looks no further than to the last who waits: where
+    /// nobody does, at nothing, and runtimes that many wait for are used much, and come first.
     pub(in crate::registry) fn oldest_wait(&self, now: Instant) -> Duration {
-        let building = self.builds.values().filter_map(|build| build.waiters.front());
-        let serving = self.live.iter().filter_map(|(_, live)| live.waiters.front());
-        let since = building.map(|waiter| waiter.since).chain(serving.map(|waiter| waiter.since)).min();
+        let building = self.builds.values().map(|build| &build.waiters);
+        let for_builds = oldest(building, self.waiting_capacity + self.waiting_fetch + self.waiting_build);
+        let serving = self.live.iter().map(|(_, live)| &live.waiters);
+        let since = [for_builds, oldest(serving, self.waiting_instance)].into_iter().flatten().min();
         since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
@@ -93,4 +95,20 @@ impl<R: Resident> RegistryState<R> {
         });
         serving.chain(placed.map(|(revision, _)| (*revision, 0))).chain(draining).collect()
     }
+}
+
+/// Since when the one waits, of `waiting` in all, that came first.
+fn oldest<'a, R: Resident>(
+    queues: impl Iterator<Item = &'a VecDeque<Waiter<R>>>,
+    mut waiting: usize,
+) -> Option<Instant> {
+    let mut first = None;
+    for queue in queues {
+        if waiting == 0 {
+            break;
+        }
+        waiting = waiting.saturating_sub(queue.len());
+        first = queue.front().map(|waiter| waiter.since).into_iter().chain(first).min();
+    }
+    first
 }
