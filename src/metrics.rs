@@ -4,22 +4,27 @@
 //! first. Calls that follow each other without a pause are told to it in sums, within a tenth of a second or when
 //! [`EvaluatorPool::slots`](crate::EvaluatorPool::slots) is called. Gauges are set from counts, never incremented. Two
 //! pools under one recorder share its series: counters add up, gauges show the pool that changed last. Give each pool a
-//! recorder with a label of its own.
+//! recorder with a label of its own. A recorder is called under no lock of the pool's: from its own methods it may call the
+//! pool.
 //!
 //! Series by evaluator and tenant are no part of it, since no recorder can be told that a series has ended:
 //! [`EvaluatorPool::usage_series`](crate::EvaluatorPool::usage_series) shows them.
 
 mod calls;
+mod telling;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use metrics::{Counter, Gauge, Histogram, Unit};
 
 pub(crate) use self::calls::Told;
-use self::calls::Untold;
+use self::{
+    calls::Untold,
+    telling::{Telling, lock},
+};
 use crate::{
     error::{Error, ErrorKind},
     memory::MemoryUse,
@@ -171,6 +176,24 @@ pub(crate) struct Metrics {
     evaluation_seconds: Series<Histogram>,
     discarded: Series<Counter>,
     untold: Arc<Untold>,
+    counts: Arc<Telling<Noted>>,
+}
+
+/// What gauges are to show that is counted under locks.
+#[derive(Debug, Default, Clone, Copy)]
+struct Noted {
+    registered: usize,
+    registry: RegistryCounts,
+    /// Of the registry's: what comes late is old.
+    version: u64,
+}
+
+/// Runtimes: building, live, draining. Instances: idle, busy. Callers: for a place, for an instance, for a build.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+pub(crate) struct RegistryCounts {
+    pub(crate) runtimes: [usize; 3],
+    pub(crate) instances: [usize; 2],
+    pub(crate) waiting: [usize; 3],
 }
 
 impl Metrics {
@@ -212,6 +235,7 @@ impl Metrics {
             evaluation_seconds: histograms(&EVALUATION_SECONDS),
             discarded: counters(&DISCARDED),
             untold: Arc::default(),
+            counts: Arc::default(),
         }
     }
 
@@ -219,15 +243,36 @@ impl Metrics {
         self.capacity.set(capacity as f64);
     }
 
-    pub(crate) fn set_registered(&self, registered: usize) {
-        self.registered.set(registered as f64);
+    /// Notes how many evaluators are registered. [`show`](Self::show) follows, under no lock.
+    pub(crate) fn note_registered(&self, registered: usize) {
+        self.counts.note(|noted| noted.registered = registered);
     }
 
-    /// Runtimes: building, live, draining. Instances: idle, busy. Callers: for a place, for an instance, for a build.
-    pub(crate) fn set_counts(&self, runtimes: [usize; 3], instances: [usize; 2], waiting: [usize; 3]) {
-        set(&self.runtimes, runtimes.map(|count| count as f64));
-        set(&self.instances, instances.map(|count| count as f64));
-        set(&self.waiting, waiting.map(|count| count as f64));
+    /// Shows what was noted. Returns once it is shown, unless the recorder itself has called this.
+    pub(crate) fn show(&self) {
+        self.show_also(|_| ());
+    }
+
+    /// The same with what the registry counts, unless something newer was noted.
+    pub(crate) fn set_counts(&self, version: u64, registry: RegistryCounts) {
+        self.show_also(|noted| {
+            if noted.version < version {
+                (noted.version, noted.registry) = (version, registry);
+            }
+        });
+    }
+
+    fn show_also(&self, note: impl FnOnce(&mut Noted)) {
+        self.counts.tell(note, |Noted { registered, registry, .. }, told| {
+            if told.is_none_or(|told| told.registered != registered) {
+                self.registered.set(registered as f64);
+            }
+            if told.is_none_or(|told| told.registry != registry) {
+                set(&self.runtimes, registry.runtimes.map(|count| count as f64));
+                set(&self.instances, registry.instances.map(|count| count as f64));
+                set(&self.waiting, registry.waiting.map(|count| count as f64));
+            }
+        });
     }
 
     pub(crate) fn set_oldest_wait(&self, wait: Duration) {
@@ -249,10 +294,12 @@ impl Metrics {
     /// Compile workers that wait and that work, and how many have ended in each way so far.
     pub(crate) fn set_compile_workers(&self, state: [usize; 2], ended: [u64; COMPILE_WORKERS_ENDINGS]) {
         set(&self.compile_workers, state.map(|count| count as f64));
-        let mut shown = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        for (((_, counter), now), before) in self.compile_workers_ended.iter().zip(ended).zip(shown.iter_mut()) {
-            counter.increment(now.saturating_sub(*before));
-            *before = now.max(*before);
+        let mut shown = lock(&self.ended);
+        let more: [_; COMPILE_WORKERS_ENDINGS] = std::array::from_fn(|how| ended[how].saturating_sub(shown[how]));
+        *shown = std::array::from_fn(|how| ended[how].max(shown[how]));
+        drop(shown);
+        for ((_, counter), more) in self.compile_workers_ended.iter().zip(more) {
+            counter.increment(more);
         }
     }
 

@@ -6,7 +6,8 @@
 //!
 //! The sums are told every 100 ms, when the pool is closed or dropped, and by
 //! [`EvaluatorPool::slots`](crate::EvaluatorPool::slots), which is called before metrics are shown. One teller at a time,
-//! and whoever comes meanwhile waits for it: so whoever shows metrics after a response shows its call.
+//! and whoever comes meanwhile waits for it: so whoever shows metrics after a response shows its call. See
+//! [`telling`](super::telling).
 //!
 //! Counters and sums of times are exact. A histogram gets each time as the mean of the times near it: of those in the same
 //! eighth of a bucket of [`BUCKETS`]. So one with these bounds is exact as well.
@@ -20,12 +21,12 @@
 //! whoever shows metrics would miss them); a buffer of single times (it needs a bound, and the caller that fills it up pays for
 //! all in it).
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Mutex, time::Duration};
 
-use super::{BUCKETS, Metrics, outcome_word};
+use super::{
+    BUCKETS, Metrics, outcome_word,
+    telling::{Telling, lock},
+};
 use crate::{
     error::Error,
     stripes::{own_slot, slots},
@@ -54,7 +55,7 @@ struct Calls {
 /// Calls that the recorder was not told of yet.
 #[derive(Debug)]
 pub(super) struct Untold {
-    telling: Mutex<()>,
+    telling: Telling<()>,
     slots: Box<[Slot]>,
 }
 
@@ -65,13 +66,8 @@ struct Slot(Mutex<Option<Box<Calls>>>);
 
 impl Default for Untold {
     fn default() -> Self {
-        Self { telling: Mutex::default(), slots: (0..slots()).map(|_| Slot::default()).collect() }
+        Self { telling: Telling::default(), slots: (0..slots()).map(|_| Slot::default()).collect() }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is under it stays whole, whatever the recorder does.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Metrics {
@@ -91,14 +87,18 @@ impl Metrics {
 
     /// Tells the recorder of all calls that it was not told of yet.
     pub(crate) fn tell(&self) {
-        let _alone = lock(&self.untold.telling);
-        for Slot(slot) in &self.untold.slots {
-            let Some(calls) = lock(slot).take() else { continue };
-            self.count_hits(calls.hits);
-            self.count_evaluations("ok", calls.ok);
-            calls.wait.each(|time, times| self.evaluation_phase("wait", time, times));
-            calls.exec.each(|time, times| self.evaluation_phase("exec", time, times));
-        }
+        self.untold.telling.tell(
+            |()| (),
+            |(), _| {
+                for Slot(slot) in &self.untold.slots {
+                    let Some(calls) = lock(slot).take() else { continue };
+                    self.count_hits(calls.hits);
+                    self.count_evaluations("ok", calls.ok);
+                    calls.wait.each(|time, times| self.evaluation_phase("wait", time, times));
+                    calls.exec.each(|time, times| self.evaluation_phase("exec", time, times));
+                }
+            },
+        );
     }
 }
 

@@ -181,7 +181,9 @@ impl EvaluatorPool {
     pub fn take(&self, name: &str) -> Option<Evaluator> {
         let mut names = self.names();
         let taken = names.remove(name);
-        self.inner.metrics.set_registered(names.len());
+        self.inner.metrics.note_registered(names.len());
+        drop(names);
+        self.inner.metrics.show();
         taken
     }
 

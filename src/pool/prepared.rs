@@ -65,11 +65,12 @@ impl Prepared {
                 };
                 let evaluator = Evaluator::new(inner.clone(), id, own);
                 let closed = names.insert(evaluator.name().to_owned(), evaluator.clone());
-                inner.metrics.set_registered(names.len());
+                inner.metrics.note_registered(names.len());
                 // What was closed and is still listed is dropped after the lock.
                 (evaluator, false, old, closed)
             }
         };
+        inner.metrics.show();
         if let Some(old) = old {
             old.retire(inner, CloseReason::Replaced, None);
         }

@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use crate::{metrics::Metrics, words::words};
+use crate::{
+    metrics::{Metrics, RegistryCounts},
+    words::words,
+};
 
 words! {
     /// Why a runtime was closed.
@@ -64,12 +67,13 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    pub(super) fn show(self, metrics: &Metrics) {
-        metrics.set_counts(
-            [self.building, self.live, self.draining],
-            [self.idle, self.busy],
-            [self.waiting_capacity, self.waiting_instance, self.waiting_build],
-        );
+    pub(super) fn show(self, version: u64, metrics: &Metrics) {
+        let counts = RegistryCounts {
+            runtimes: [self.building, self.live, self.draining],
+            instances: [self.idle, self.busy],
+            waiting: [self.waiting_capacity, self.waiting_instance, self.waiting_build],
+        };
+        metrics.set_counts(version, counts);
     }
 }
 

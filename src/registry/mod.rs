@@ -159,14 +159,12 @@ struct Shell<R: Resident> {
     background: Background,
     /// Notified whenever somebody leaves a build that has its place.
     left: Arc<Notify>,
-    /// The version of the state that the gauges show. Keeps two threads that publish from overtaking each other.
-    published: Mutex<u64>,
 }
 
 impl<R: Resident> Registry<R> {
     pub(crate) fn new(limits: Limits, memory: Arc<MemoryBudget>, metrics: Metrics, background: Background) -> Self {
         metrics.set_capacity(limits.capacity);
-        Counts::default().show(&metrics);
+        Counts::default().show(0, &metrics);
         Self {
             inner: Arc::new(Shell {
                 state: Mutex::new(RegistryState::new(limits, memory.clone())),
@@ -174,7 +172,6 @@ impl<R: Resident> Registry<R> {
                 memory,
                 background,
                 left: Arc::default(),
-                published: Mutex::new(0),
             }),
         }
     }
@@ -367,12 +364,8 @@ impl<R: Resident> Shell<R> {
     }
 
     fn publish(&self, version: u64, counts: Counts) {
-        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
-        if *published < version {
-            *published = version;
-            // Foreign code, which must not take the effects with it if it panics.
-            let _ = catch_unwind(AssertUnwindSafe(|| counts.show(&self.metrics)));
-        }
+        // Foreign code, which must not take the effects with it if it panics.
+        let _ = catch_unwind(AssertUnwindSafe(|| counts.show(version, &self.metrics)));
     }
 
     fn execute(self: &Arc<Self>, effect: Effect<R>) {

@@ -63,7 +63,7 @@ pub(crate) struct Checkout<'a> {
 impl<'a> Checkout<'a> {
     /// Takes an instance of this revision's runtime that this thread has parked, if there is one.
     pub(crate) fn parked(cache: &'a Arc<ThreadCache<Box<Parked>>>, revision: RevisionId, now: Instant) -> Option<Self> {
-        let (mut held, epoch) = cache.take(|parked: &Box<Parked>| parked.lease.revision() == revision, now)?;
+        let (mut held, epoch) = cache.take(|parked| parked.lease.revision() == revision, now)?;
         held.lease.use_again(now);
         Some(Self { held: Some(held), cache, epoch: Some(epoch), discard: None })
     }

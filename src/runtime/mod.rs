@@ -350,8 +350,8 @@ impl Resident for Runtime {
 
     fn reclaim(&self, only_unused: bool) -> Vec<Lease<Self>> {
         let Some(cache) = self.parking.get() else { return Vec::new() };
-        let is_ours = |parked: &Box<Parked>| parked.lease.resident().is_some_and(|it| it.is(self));
-        let parked = if only_unused { cache.reclaim_unused() } else { cache.reclaim(is_ours) };
+        let is_ours = |parked: &Parked| parked.lease.resident().is_some_and(|it| it.is(self));
+        let parked = if only_unused { cache.reclaim_unused() } else { cache.reclaim(|parked| is_ours(parked)) };
         parked.into_iter().map(|parked| parked.unpark()).collect()
     }
 }

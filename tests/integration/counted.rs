@@ -174,20 +174,20 @@ async fn the_oldest_wait_is_shown_whatever_it_is_for() {
     sleep(Duration::from_millis(2500)).await;
     assert!((1.4..=2.5).contains(&shown()), "{}", shown());
     let _ = pool.slots();
-    assert_eq!((shown() * 100.0).round(), 250.0);
+    assert_eq!(format!("{:.1}", shown()), "2.5");
     let ended = tokio::join!(holds, waits);
     assert!(ended.0.unwrap().is_ok() && ended.1.unwrap().is_ok());
     sleep(Duration::from_millis(1200)).await;
-    assert_eq!(shown(), 0.0);
+    assert_eq!(format!("{:.3}", shown()), "0.000");
     // A build.
     spy.on_compile([Act::Slow(Duration::from_secs(2))]);
     let waits = tokio::spawn(async move { two.evaluate("").await.map(drop) });
     sleep(Duration::from_secs(1)).await;
     let _ = pool.slots();
-    assert_eq!((shown() * 100.0).round(), 100.0);
+    assert_eq!(format!("{:.1}", shown()), "1.0");
     waits.await.unwrap().unwrap();
     let _ = pool.slots();
-    assert_eq!(shown(), 0.0);
+    assert_eq!(format!("{:.3}", shown()), "0.000");
 }
 
 /// A plugin that fails is not built again for a while. Of those the pool remembers a bounded number.

@@ -58,6 +58,7 @@ mod prepared;
 #[cfg(feature = "service")]
 mod program;
 mod quotas;
+mod recorder;
 mod registry;
 #[cfg(feature = "service")]
 mod release;

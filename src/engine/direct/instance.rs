@@ -83,8 +83,8 @@ impl DirectInstance {
         let mut this =
             Self { guest: None, streams: context.wasi.then(Arc::default), stack: Vec::new(), left: Left::default() };
         let (streams, left) = (this.streams.clone(), this.left.clone());
-        let make = || Guest::new(modules, context.clone(), streams, left, permit, deadline);
-        let made = in_guest(|| AssertUnwindSafe(make()).catch_unwind());
+        let guest = || Guest::new(modules, context.clone(), streams, left, permit, deadline);
+        let made = in_guest(|| AssertUnwindSafe(guest()).catch_unwind());
         let error = match clock::timeout_at(deadline, made).await {
             Ok(Ok(Ok(guest))) => {
                 this.guest = Some(Box::new(guest));

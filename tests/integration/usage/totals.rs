@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use evalpool::{Evaluator, EvaluatorPool, Isolation, Usage, UsageTotals};
+use evalpool::{Evaluator, EvaluatorPool, Isolation, Response, Usage, UsageTotals};
 use tokio::{runtime::Builder, time::timeout};
 
 use crate::support::spy::{Act, Spy};
@@ -130,6 +130,14 @@ fn many_evaluations_add_up(evaluations: u64) {
     globex.assert_is(&of_tenant(&pool, "globex"));
     Builder::new_current_thread().enable_all().build().unwrap().block_on(pool.close());
     spy.assert_nothing_left();
+}
+
+/// A caller moves it to where it awaits it.
+#[test]
+fn an_evaluation_is_small_to_move() {
+    let evaluator = Spy::default().pool(|builder| builder).evaluator("one", Spy::spec()).unwrap();
+    let (future, response) = (size_of_val(&evaluator.evaluate("")), size_of::<Response>());
+    assert!(future <= 2048 && response <= 256, "{future}, {response}");
 }
 
 #[test]
