@@ -27,14 +27,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::time::{ClockId, clock_gettime};
 use tokio::{
     runtime::{Builder, Runtime},
     task::JoinHandle,
 };
 
 use super::Exit;
-use crate::{Error, EvaluatorId, engine::BoxFuture};
+use crate::{Error, EvaluatorId, engine::BoxFuture, fair_share::processor_time};
 
 /// What an evaluation may use of a processor before it moves to the long threads. Two ticks.
 const SHORT: Duration = Duration::from_millis(2);
@@ -183,12 +182,6 @@ impl Drop for Threads {
             runtime.shutdown_background();
         }
     }
-}
-
-/// What this thread has used of a processor. Not the time that went by: a busy machine takes threads from theirs.
-fn processor_time() -> Duration {
-    let used = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(used.tv_sec.try_into().unwrap_or(0), used.tv_nsec.try_into().unwrap_or(0))
 }
 
 /// Lowers this thread's priority. Elsewhere it would be the process's.

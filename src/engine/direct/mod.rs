@@ -47,7 +47,7 @@
 //! | `in_memory` | the part of it that is kept in memory |
 //! | `sealed` | compiled code on its way to wasmtime, large code in a file that nobody can write to |
 //! | `classify` | why the host ended a guest; how a guest ended, as our errors |
-//! | `fair_share` | which of the guests that run long may run now |
+//! | `fair_share` | makes guests that run long give way to short ones |
 //! | `ticker` | the thread that makes running guests return to their executor |
 //! | `slots` | how much address space the slots of all instances take |
 //! | `tunables` | the settings of an engine that change its code |
@@ -90,7 +90,7 @@ use tokio::time::timeout;
 
 pub use self::workers::inside::init_compile_workers;
 use self::workers::{Stop, Why};
-use super::{BoxFuture, CompileRequest, CompileWorkerCounts, CompiledPlugin, Engine, Slots};
+use super::{BoxFuture, CompileRequest, CompileWorkerCounts, CompiledPlugin, Engine, FairShare, Slots};
 use crate::{
     config::{EngineSettings, LimitSettings, PoolSettings},
     error::{Error, panic_text},
@@ -179,6 +179,10 @@ impl Engine for DirectEngine {
 
     fn keeps_variables(&self) -> bool {
         true
+    }
+
+    fn fair_share(&self) -> Option<FairShare> {
+        Some(self.variants.share.clone())
     }
 
     fn slots(&self) -> Option<Slots> {

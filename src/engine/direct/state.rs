@@ -9,7 +9,7 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use super::{
     allocator::Allocator,
     classify::{HostTrap, by_system},
-    fair_share::{FairShare, RunPermit},
+    fair_share::RunPermit,
     http::{Http, Response},
     log::LogBudget,
     streams::Streams,
@@ -17,7 +17,8 @@ use super::{
 };
 use crate::{
     engine::{
-        CallContext, Changes, Charge, InstanceLimits, KeptVariables, MemoryAccount, Permit, TenantId, VariableSet,
+        CallContext, Changes, Charge, FairShare, InstanceLimits, KeptVariables, MemoryAccount, Permit, TenantId,
+        VariableSet,
     },
     source::Digest,
     usage::{HttpUsage, Usage},
@@ -39,7 +40,7 @@ pub(super) struct PluginContext {
     pub(super) ticker: Arc<Ticker>,
     /// Whose turn it is when it runs long.
     pub(super) tenant: TenantId,
-    pub(super) share: Arc<FairShare>,
+    pub(super) share: FairShare,
     /// The compiled plugin's: released once the plugin and its last instance are gone.
     pub(super) _permit: Permit,
 }
@@ -88,7 +89,7 @@ impl GuestState {
             wasi: None,
             streams,
             log: LogBudget::default(),
-            run_permit: context.share.begin(context.tenant),
+            run_permit: RunPermit::new(context.share.clone(), context.tenant),
             deadline,
             host_calls: 0,
             requests: HttpUsage::default(),

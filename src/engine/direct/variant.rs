@@ -9,7 +9,6 @@ use super::{
     cache::Cache,
     classify,
     code::{Code, InUse, Room},
-    fair_share::FairShare,
     kernel::KernelModule,
     sealed::MAPPED,
     slots::{self, SlotLayout},
@@ -21,7 +20,7 @@ use super::{
 };
 use crate::{
     config::{CodeCache, EngineSettings, LimitSettings, PoolSettings},
-    engine::InstanceLimits,
+    engine::{FairShare, InstanceLimits},
     error::Error,
     host_limits::sure_memory,
     source::Digest,
@@ -34,7 +33,7 @@ const MOST_CACHE: u64 = 4;
 pub(super) struct EngineVariants {
     pub(super) layout: SlotLayout,
     pub(super) code: Arc<Code>,
-    pub(super) share: Arc<FairShare>,
+    pub(super) share: FairShare,
     /// One that counts no fuel, then one for specs that limit it. Made when first needed.
     made: [OnceLock<Arc<EngineVariant>>; 2],
 }
@@ -45,7 +44,7 @@ pub(super) struct EngineVariant {
     pub(super) kernel: KernelModule,
     pub(super) abi: Linker<GuestState>,
     pub(super) ticker: Arc<Ticker>,
-    pub(super) share: Arc<FairShare>,
+    pub(super) share: FairShare,
     code: Arc<Code>,
     fueled: bool,
     /// Whether large code can be mapped.
@@ -110,7 +109,7 @@ impl EngineVariants {
 }
 
 impl EngineVariant {
-    fn new(layout: SlotLayout, fueled: bool, share: Arc<FairShare>, code: Arc<Code>) -> Result<Arc<Self>, Error> {
+    fn new(layout: SlotLayout, fueled: bool, share: FairShare, code: Arc<Code>) -> Result<Arc<Self>, Error> {
         let failed = |error: wasmtime::Error| {
             classify::shortage(&error)
                 .unwrap_or_else(|| Error::internal("the engine cannot be made", format!("{error:#}")))

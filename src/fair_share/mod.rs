@@ -1,0 +1,383 @@
+//! Who runs where there are too few processors for all: turns that go round by tenant, counted in time.
+//!
+//! There are as many permits as cores. Whoever holds one may run; dropping it hands it on to the first in the queue, and
+//! puts its tenant's next turn as far back as the time that it took. So of fifty tenants that want a processor each gets a
+//! fiftieth, whether it has one caller or a thousand, and whether these take a microsecond each or never end.
+//!
+//! | who | needs a permit |
+//! |---|---|
+//! | a guest that runs long | from its second tick on, always: `engine::direct` |
+//! | an evaluation, until its guest first waits or has returned | where processors are short |
+//! | a build, before it takes a place | where processors are short. It hands the permit on at once, and its time is counted |
+//!
+//! A caller that waits here is not in its executor's queue, where a thousand callers of one tenant would stand before the
+//! one of another. Waiting costs about a microsecond. So nobody waits until there is a reason: threads note who took how
+//! much of their time, and where a tenant took more than its share of it, processors are [short](FairShare::is_short) until
+//! that tenant asks for no more than the others for a second.
+//!
+//! Builds are counted apart from the calls of the same tenant: an upload does not put off its tenant's own calls.
+//!
+//! Considered and not taken: priorities in the executor (tokio has none), a second executor for long guests (it needs
+//! threads, and a guest that has begun cannot move), and limits on callers at once (they tell nothing of the time that
+//! callers take, and leave processors idle).
+
+mod builds;
+mod queue;
+mod seen;
+#[cfg(test)]
+mod tests;
+mod turn;
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    task::yield_now,
+    time::{Instant, sleep, timeout},
+};
+
+pub(crate) use self::{builds::Building, turn::Turn};
+use self::{builds::Builds, queue::Queue, seen::Seen};
+use crate::turns::{TenantId, Weights};
+
+/// The longest that no permit is handed on while somebody waits for one. A permit is held by a future, which its owner may
+/// never poll again, or which may block: that costs others this much time, and then there is another permit in its stead.
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_millis(50);
+
+/// How much more than others a tenant may have had to run before they have asked again. In microseconds.
+const BEHIND: u64 = 100;
+
+/// For how long those who have asked are expected to ask again.
+const AGAIN: Duration = Duration::from_millis(2);
+
+/// For how long processors are taken for short after a tenant was seen to ask for more than its share.
+const REMEMBERED: Duration = Duration::from_secs(1);
+
+/// Whose turn it is on the processors, for all who run on one engine. Cheap to clone.
+#[derive(Clone)]
+pub struct FairShare(Arc<Shared>);
+
+struct Shared {
+    short: AtomicBool,
+    seen: Seen,
+    builds: Builds,
+    state: Mutex<State>,
+}
+
+struct State {
+    at_once: usize,
+    free: usize,
+    /// Permits in whose stead others were made.
+    lost: usize,
+    waiting: Queue<oneshot::Sender<Permit>>,
+    weights: Weights,
+    /// When a permit was last handed on.
+    handed_on: Instant,
+    /// Until when processors are short.
+    until: Instant,
+    /// Who asked last, and when that was last another one than before.
+    last: TenantId,
+    others: Instant,
+    /// When a tenant last asked that has had no more than others.
+    modest: Option<Instant>,
+    /// When it was last seen to that somebody looks again whether who is held back may run.
+    asked_again: Option<Instant>,
+}
+
+impl State {
+    /// Whether a tenant must not run, though there is a permit: it has had more than others, who have just asked and will
+    /// again. In the moment in which none of them waits it would have a tick, in which they could have had fifty turns.
+    fn is_held_back(&self, tenant: TenantId, now: Instant) -> bool {
+        self.waiting.behind(tenant) > BEHIND && self.modest.is_some_and(|modest| now < modest + AGAIN)
+    }
+
+    /// The last turn of a tenant took so long: the heavier it is, the less that counts.
+    fn spend(&mut self, tenant: TenantId, took: u64) {
+        self.waiting.spend(tenant, took / u64::from(self.weights.of(tenant)));
+    }
+
+    /// Who runs next, if anybody may.
+    fn next(&mut self, now: Instant) -> Option<oneshot::Sender<Permit>> {
+        let first = self.waiting.first()?;
+        if self.is_held_back(first, now) { None } else { self.waiting.take() }
+    }
+}
+
+/// The right to run. Dropping it hands it on.
+pub(crate) struct Permit {
+    /// `None` once it is handed on.
+    share: Option<FairShare>,
+    tenant: TenantId,
+    given: Instant,
+    /// What its thread had used of a processor when its holder began. Who runs without a pause stays on one thread.
+    since: Option<Duration>,
+    /// Its tenant has more callers that wait than there are processors.
+    is_crowded: bool,
+}
+
+/// Leaves the queue when it is dropped.
+struct Waiting<'a> {
+    share: &'a FairShare,
+    tenant: TenantId,
+    age: u64,
+}
+
+impl FairShare {
+    pub(crate) fn new(at_once: usize) -> Self {
+        let now = Instant::now();
+        let state = State {
+            at_once,
+            free: at_once,
+            lost: 0,
+            waiting: Queue::default(),
+            weights: Weights::default(),
+            handed_on: now,
+            until: now,
+            last: TenantId::default(),
+            others: now,
+            modest: None,
+            asked_again: None,
+        };
+        let (short, seen, builds) = (AtomicBool::new(false), Seen::default(), Builds::new(at_once));
+        Self(Arc::new(Shared { short, seen, builds, state: Mutex::new(state) }))
+    }
+
+    /// How much of the time each tenant gets for one share of the others.
+    pub(crate) fn set_weights(&self, weights: Weights) {
+        self.state().weights = weights;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Queue operations only.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether evaluations and builds wait for their turns. Cheap: every evaluation asks.
+    pub(crate) fn is_short(&self) -> bool {
+        self.0.short.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a tenant has used this thread for so long.
+    pub(crate) fn note(&self, tenant: TenantId, used: Duration, now: Instant) {
+        if self.0.seen.add(tenant, used, now) {
+            self.begin_short(now);
+        }
+    }
+
+    fn begin_short(&self, now: Instant) {
+        let mut state = self.state();
+        (state.until, state.others) = (now + REMEMBERED, now);
+        self.0.short.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until a build of this tenant may begin. Cancel safe.
+    pub(crate) async fn begin_build(&self, tenant: TenantId) -> Building {
+        self.0.builds.begin(tenant, &self.0.seen).await
+    }
+
+    /// Whether processors are still short; if not, nobody asks again until they are.
+    fn ask_if_short(&self, now: Instant) -> bool {
+        let is_short = now < self.state().until;
+        if !is_short {
+            self.0.short.store(false, Ordering::Relaxed);
+        }
+        is_short
+    }
+
+    /// A build has ended, after so long.
+    pub(crate) fn built(&self, building: &Building, took: Duration) {
+        self.0.builds.built(building, took);
+    }
+
+    /// A permit, once it is this tenant's turn. Cancel safe.
+    async fn acquire(&self, tenant: TenantId) -> Permit {
+        let is_crowded;
+        let (_waiting, mut permit) = {
+            let (now, mut state) = (Instant::now(), self.state());
+            if state.last != tenant {
+                (state.last, state.others) = (tenant, now);
+            }
+            if state.waiting.behind(tenant) <= BEHIND {
+                state.modest = Some(now);
+            }
+            if state.free > 0 && !state.is_held_back(tenant, now) {
+                state.free -= 1;
+                state.waiting.pass(tenant);
+                return Permit::new(Some(self), tenant, now);
+            }
+            let (to, permit) = oneshot::channel();
+            let age = state.waiting.enter(tenant, to);
+            is_crowded = state.waiting.waiting_of(tenant) > state.at_once;
+            if is_crowded && now < state.others + REMEMBERED {
+                state.until = state.until.max(now + REMEMBERED);
+            }
+            if state.free > 0 {
+                self.look_again(&mut state, now);
+            }
+            (Waiting { share: self, tenant, age }, permit)
+        };
+        loop {
+            match timeout(LONGEST_WAIT, &mut permit).await {
+                Ok(Ok(mut permit)) => {
+                    (permit.tenant, permit.is_crowded) = (tenant, is_crowded);
+                    return permit;
+                }
+                // Not met: the sender is in the queue until it has sent.
+                Ok(Err(_)) => return Permit::new(None, tenant, Instant::now()),
+                Err(_) => self.replace_lost(),
+            }
+        }
+    }
+
+    /// A permit that nobody with an earlier turn wants. Others may be about to come: the executor looks for what has come,
+    /// and for tasks that have yielded, only when nothing else is ready. So whoever has more than its share lets them come
+    /// before it goes on; and so does a guest that runs `long`. Cancel safe.
+    pub(crate) async fn acquire_after_others(&self, tenant: TenantId, long: bool) -> Permit {
+        loop {
+            let mut permit = self.acquire(tenant).await;
+            if long || permit.is_crowded {
+                yield_now().await;
+                if !self.state().waiting.precedes(tenant) {
+                    // Handed on, and not counted.
+                    continue;
+                }
+            }
+            permit.since = Some(processor_time());
+            return permit;
+        }
+    }
+
+    /// Sees to it that somebody looks soon whether who is held back may run.
+    fn look_again(&self, state: &mut State, now: Instant) {
+        if state.asked_again.is_some_and(|asked| now < asked + LONGEST_WAIT) {
+            return;
+        }
+        let Ok(handle) = Handle::try_current() else { return };
+        state.asked_again = Some(now);
+        let share = self.clone();
+        handle.spawn(async move {
+            sleep(AGAIN / 2).await;
+            share.state().asked_again = None;
+            share.run_more();
+        });
+    }
+
+    /// Hands out permits that are free, to those who may run.
+    fn run_more(&self) {
+        loop {
+            let now = Instant::now();
+            let next = {
+                let mut state = self.state();
+                if state.free == 0 || state.waiting.is_empty() {
+                    return;
+                }
+                let Some(next) = state.next(now) else { return self.look_again(&mut state, now) };
+                state.free -= 1;
+                state.handed_on = now;
+                next
+            };
+            drop(next.send(Permit::new(Some(self), TenantId::default(), now)));
+        }
+    }
+
+    /// Makes another permit if none was handed on for long.
+    fn replace_lost(&self) {
+        let now = Instant::now();
+        {
+            let mut state = self.state();
+            if now < state.handed_on + LONGEST_WAIT || state.free > 0 {
+                drop(state);
+                return self.run_more();
+            }
+            state.lost += 1;
+        }
+        drop(Permit::new(Some(self), TenantId::default(), now));
+    }
+}
+
+/// What this thread has used of a processor. Not the time that went by: a busy machine takes threads from theirs.
+#[cfg(feature = "direct")]
+pub(crate) fn processor_time() -> Duration {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(used.tv_sec.try_into().unwrap_or(0), used.tv_nsec.try_into().unwrap_or(0))
+}
+
+/// There is nobody to ask.
+#[cfg(not(feature = "direct"))]
+fn processor_time() -> Duration {
+    Duration::ZERO
+}
+
+/// What turns are counted in.
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Permit {
+    fn new(share: Option<&FairShare>, tenant: TenantId, given: Instant) -> Self {
+        Self { share: share.cloned(), tenant, given, since: None, is_crowded: false }
+    }
+
+    /// Lets the next one run, after this one's tenant has `used` a processor for so long; `None` if it did not begin.
+    fn hand_on(&mut self, used: Option<Duration>) {
+        let (Some(share), now) = (self.share.take(), Instant::now()) else { return };
+        {
+            let mut state = share.state();
+            match used {
+                Some(used) => state.spend(self.tenant, micros(used.min(LONGEST_WAIT))),
+                None => state.waiting.give_back(self.tenant),
+            }
+            if state.lost > 0 && now >= self.given + LONGEST_WAIT {
+                state.lost -= 1;
+                return;
+            }
+        }
+        loop {
+            let next = {
+                let mut state = share.state();
+                let next = state.next(now);
+                state.handed_on = now;
+                if next.is_none() {
+                    state.free += 1;
+                    if !state.waiting.is_empty() {
+                        share.look_again(&mut state, now);
+                    }
+                }
+                next
+            };
+            let Some(next) = next else { return };
+            // Outside the lock: this wakes another, unless it is gone.
+            match next.send(Permit::new(Some(&share), TenantId::default(), now)) {
+                Ok(()) => return,
+                Err(mut back) => back.share = None,
+            }
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.share.state().waiting.leave(self.tenant, self.age);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let used = self.since.map(|since| processor_time().saturating_sub(since));
+        self.hand_on(used);
+    }
+}
+
+impl fmt::Debug for FairShare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FairShare").field("is_short", &self.is_short()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,165 @@
+//! Who takes how much of the threads' time, noted where nobody waits for another's writes.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::processor_time;
+use crate::{
+    stripes::{own_slot, slots},
+    turns::TenantId,
+};
+
+/// For how long a thread adds up before it judges.
+const PERIOD: Duration = Duration::from_millis(20);
+
+/// Tenants that a thread tells apart in a period.
+const MOST_TENANTS: usize = 64;
+
+/// A slot for each thread or few.
+pub(super) struct Seen(Box<[Slot]>);
+
+/// Alone on its cache lines, and on those that the processor fetches with them.
+#[derive(Default)]
+#[repr(align(128))]
+struct Slot(Mutex<Period>);
+
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, Period> {
+        // Nothing panics under it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Default)]
+struct Period {
+    busy: Option<Busy>,
+    began: Option<Instant>,
+    /// What the thread had used of a processor then.
+    processor: Duration,
+    total: Duration,
+    by: Vec<(TenantId, Duration)>,
+}
+
+/// What was last seen of a thread that was busy for a period.
+#[derive(Debug, Clone, Copy)]
+struct Busy {
+    at: Instant,
+    tenants: u32,
+    /// The one tenant that it worked for.
+    alone: Option<TenantId>,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self((0..slots()).map(|_| Slot::default()).collect())
+    }
+}
+
+impl Seen {
+    /// Adds to what this thread has done. True when a period is over in which one tenant took more than its share.
+    pub(super) fn add(&self, tenant: TenantId, used: Duration, now: Instant) -> bool {
+        self.0.get(own_slot()).is_some_and(|slot| slot.lock().add(tenant, used, now, processor_time))
+    }
+
+    /// How many threads were busy just now for others than this tenant, and for how many tenants.
+    pub(super) fn busy_for_others(&self, tenant: TenantId, now: Instant) -> (usize, u32) {
+        let busy = self.0.iter().filter_map(|slot| slot.lock().busy);
+        busy.filter(|busy| busy.alone != Some(tenant) && now < busy.at + PERIOD * 3)
+            .fold((0, 0), |(threads, tenants), busy| (threads + 1, busy.tenants.max(tenants)))
+    }
+}
+
+impl Period {
+    fn add(&mut self, tenant: TenantId, used: Duration, now: Instant, processor: impl Fn() -> Duration) -> bool {
+        let began = *self.began.get_or_insert_with(|| {
+            self.processor = processor();
+            now
+        });
+        self.total += used;
+        if let Some((_, sum)) = self.by.iter_mut().find(|(known, _)| *known == tenant) {
+            *sum += used;
+        } else if self.by.len() < MOST_TENANTS {
+            self.by.push((tenant, used));
+        }
+        if now - began < PERIOD {
+            return false;
+        }
+        let used = processor();
+        let is_unfair = self.judge(now, now - began, used.saturating_sub(self.processor));
+        (self.began, self.processor, self.total) = (Some(now), used, Duration::ZERO);
+        self.by.clear();
+        is_unfair
+    }
+
+    /// What is around guests takes time too, so half of the time is much. Where the thread was without a processor, that may
+    /// be in the figure of any one tenant, so it is taken off the largest.
+    fn judge(&mut self, now: Instant, length: Duration, processor: Duration) -> bool {
+        let tenants = u32::try_from(self.by.len()).unwrap_or(u32::MAX);
+        let most = self.by.iter().map(|(_, used)| *used).max().unwrap_or_default();
+        let alone = self.by.first().filter(|_| tenants == 1).map(|(tenant, _)| *tenant);
+        self.busy = (self.total * 2 >= length).then_some(Busy { at: now, tenants, alone });
+        let without = length.saturating_sub(processor);
+        let [most, total] = [most, self.total].map(|used| used.saturating_sub(without));
+        total * 4 >= processor && tenants > 1 && most * 5 > total && most * tenants * 2 > total * 3
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is judged of a period in which tenants took turns of so many hundredths of it, while the thread was without a
+    /// processor for some; and whether the thread was busy.
+    fn judged(turns: &[(u64, u32)], without: u32) -> (bool, Option<Busy>) {
+        let (mut period, began) = (Period::default(), Instant::now());
+        let first = TenantId(turns[0].0);
+        assert!(!period.add(first, Duration::ZERO, began, || PERIOD));
+        for (tenant, used) in turns {
+            assert!(!period.add(TenantId(*tenant), PERIOD * *used / 100, began, || PERIOD), "it is not over");
+        }
+        let is_unfair = period.add(first, Duration::ZERO, began + PERIOD, || PERIOD * (200 - without) / 100);
+        assert!(period.by.is_empty() && period.total.is_zero(), "the next begins with nothing");
+        (is_unfair, period.busy)
+    }
+
+    #[test]
+    fn one_tenant_beside_others_is_unfair_with_half_as_much_again_as_its_share_and_a_fifth_of_all() {
+        let is_unfair = |turns: &[(u64, u32)]| judged(turns, 0).0;
+        assert!(!is_unfair(&[(1, 100)]), "alone");
+        assert!(!is_unfair(&[(1, 70), (2, 30)]));
+        assert!(is_unfair(&[(1, 80), (2, 20)]));
+        assert!(!is_unfair(&[(1, 20), (2, 4)]), "there is time for both");
+        let many: Vec<(u64, u32)> = (2..42).map(|tenant| (tenant, 2)).collect();
+        assert!(!is_unfair(&[&many[..], &[(1, 19)]].concat()));
+        assert!(is_unfair(&[&many[..], &[(1, 21)]].concat()));
+    }
+
+    #[test]
+    fn it_is_not_a_tenants_fault_that_the_thread_was_without_a_processor() {
+        let ten: Vec<(u64, u32)> = (2..12).map(|tenant| (tenant, 4)).collect();
+        let long = [&ten[..], &[(1, 60)]].concat();
+        assert!(judged(&long, 0).0 && !judged(&long, 56).0);
+        assert!(judged(&[(1, 95), (2, 5)], 70).0, "it shows all the same");
+    }
+
+    #[test]
+    fn a_thread_is_busy_when_half_of_its_time_goes_to_guests_of_one_tenant_or_more() {
+        assert!(judged(&[(1, 49)], 0).1.is_none());
+        assert_eq!(judged(&[(1, 51)], 0).1.unwrap().alone, Some(TenantId(1)));
+        let busy = judged(&[(1, 30), (2, 30)], 0).1.unwrap();
+        assert_eq!((busy.tenants, busy.alone), (2, None));
+
+        let (seen, now) = (Seen::default(), Instant::now());
+        for at in [now, now + PERIOD] {
+            seen.add(TenantId(1), PERIOD, at);
+        }
+        let busy = |tenant, later| seen.busy_for_others(TenantId(tenant), now + PERIOD + later);
+        assert_eq!(busy(1, Duration::ZERO), (0, 0));
+        assert_eq!(busy(2, Duration::ZERO), (1, 1));
+        assert_eq!(busy(2, PERIOD * 3), (0, 0), "that was long ago");
+    }
+}
