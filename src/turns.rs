@@ -108,6 +108,14 @@ impl<A: Copy + Ord, W> Share<A, W> {
         self.waiting.len().min(self.room)
     }
 
+    fn set_room(&mut self, room: usize, now: u64) {
+        // Nobody of it could come: it comes anew, and has saved up no turns.
+        if self.len() == 0 {
+            self.due = self.due.max(now);
+        }
+        self.room = room;
+    }
+
     fn head(&self) -> Option<Turn<A>> {
         self.turns().next().map(|(turn, _)| turn)
     }
@@ -139,6 +147,17 @@ impl<A: Copy + Ord, W> Turns<A, W> {
         self.tenants.get(&tenant)?.waiting.first_key_value().map(|(age, _)| *age)
     }
 
+    /// How many of this tenant may come, if any waits.
+    #[cfg(test)]
+    pub(crate) fn room_of(&self, tenant: TenantId) -> Option<usize> {
+        self.tenants.get(&tenant).filter(|share| !share.waiting.is_empty()).map(|share| share.room)
+    }
+
+    /// How many wait, held up or not.
+    pub(crate) fn waiting_in_all(&self) -> usize {
+        self.waiting
+    }
+
     /// The tenants of which more wait than they have room for.
     pub(crate) fn held_up(&self) -> &BTreeSet<TenantId> {
         &self.held_up
@@ -154,8 +173,9 @@ impl<A: Copy + Ord, W> Turns<A, W> {
 
     /// So many of this tenant may come from now on.
     pub(crate) fn set_room(&mut self, tenant: TenantId, room: usize) {
+        let now = self.now;
         if self.tenants.get(&tenant).is_some_and(|share| share.room != room) {
-            self.change(tenant, |share| share.room = room);
+            self.change(tenant, |share| share.set_room(room, now));
         }
     }
 
@@ -215,10 +235,7 @@ impl<A: Copy + Ord, W> Turns<A, W> {
     pub(crate) fn enter(&mut self, tenant: TenantId, room: usize, age: A, waiting: W) {
         let now = self.now;
         self.change(tenant, |share| {
-            if share.waiting.is_empty() {
-                share.due = share.due.max(now);
-            }
-            share.room = room;
+            share.set_room(room, now);
             share.waiting.insert(age, waiting);
         });
     }
@@ -229,7 +246,7 @@ impl<A: Copy + Ord, W> Turns<A, W> {
         let left = self.change(tenant, |share| share.waiting.remove(&age));
         if self.waiting == 0 {
             *self = Self { weights: std::mem::take(&mut self.weights), ..Self::default() };
-        } else if self.tenants.len() > 4 * self.heads.len() + 64 {
+        } else if self.tenants.len() > 4 * (self.heads.len() + self.held_up.len()) + 64 {
             self.tenants.retain(|_, share| !share.waiting.is_empty() || share.due > self.now);
         }
         left
@@ -360,6 +377,18 @@ mod tests {
         turns.take();
         let first: Vec<_> = (0..15).filter_map(|_| turns.take()).collect();
         assert_eq!(first.iter().filter(|tenant| **tenant == 1).count(), 12, "{first:?}");
+    }
+
+    #[test]
+    fn who_was_held_up_has_saved_up_no_turns() {
+        let mut turns = turns([1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2]);
+        turns.set_room(TenantId(1), 0);
+        for _ in 0..3 {
+            assert_eq!(turns.take(), Some(2));
+        }
+        turns.set_room(TenantId(1), usize::MAX);
+        // It begins where the other is, as the older of the two.
+        assert_eq!(order(&mut turns), [1, 1, 2, 1, 2, 1, 2, 2]);
     }
 
     #[test]

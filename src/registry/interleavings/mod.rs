@@ -45,8 +45,8 @@ static RENOUNCED: AtomicUsize = AtomicUsize::new(0);
 
 struct World {
     limits: Limits,
-    /// What each tenant may have.
-    bounds: TenantBounds,
+    /// What each tenant may have, unless that changes.
+    bounds: Option<TenantBounds>,
     opens: AtomicUsize,
     closes: AtomicUsize,
     /// Runtimes, from admission until their last owner is gone.
@@ -190,34 +190,29 @@ fn limits() -> Limits {
     }
 }
 
-/// Half of the time, none.
+/// What each tenant may have.
 fn bounds() -> TenantBounds {
     let mut bounds = TenantBounds::default();
-    if once_in(2) {
-        let perhaps = |most| once_in(2).then(|| draw(1..most));
-        bounds.runtimes = perhaps(3);
-        bounds.instances = perhaps(4);
-        bounds.build_concurrency = perhaps(3);
-        bounds.max_waiting = perhaps(4);
-    }
+    bounds.runtimes = once_in(2).then(|| draw(1..3));
+    bounds.instances = once_in(2).then(|| draw(1..4));
+    bounds.build_concurrency = once_in(3).then(|| draw(1..3));
+    bounds.max_waiting = once_in(3).then(|| draw(0..3));
     bounds
 }
 
-/// Whether a tenant has no more than it may.
-fn assert_bounded(world: &World, registry: &Registry<Fake>, tenant: TenantId) {
-    let (holds, most) = (registry.held_by(tenant), |bound: Option<usize>| bound.unwrap_or(usize::MAX));
-    assert!(
-        holds.runtimes <= most(world.bounds.runtimes) && holds.instances <= most(world.bounds.instances),
-        "{holds:?}"
-    );
-    assert!(holds.waiting <= most(world.bounds.max_waiting).saturating_add(5), "{holds:?}");
+impl World {
+    fn assert_within(&self, registry: &Registry<Fake>, tenant: TenantId) {
+        let Some(bounds) = self.bounds else { return };
+        let holds = registry.held_by(tenant);
+        let within = |held, bound: Option<usize>| bound.is_none_or(|bound| held <= bound);
+        assert!(within(holds.runtimes, bounds.runtimes) && within(holds.instances, bounds.instances), "{holds:?}");
+    }
 }
 
 async fn build(world: Arc<World>, ticket: BuildTicket<Fake>) {
     let Some(admission) = ticket.admit(Duration::ZERO).await else { return ticket.abandon() };
     let Admission { place, permit, compiling } = admission;
     let exists = Counted::runtime(&world);
-    assert_bounded(&world, &Registry { inner: place.inner.registry.clone() }, ticket.revision.tenant);
     // Another build may want the slot of one that nobody waits for, now or a little later.
     for _ in 0..2 {
         yield_now().await;
@@ -306,6 +301,7 @@ async fn evaluate(world: Arc<World>, registry: Registry<Fake>, revision: Revisio
         let deadline = Instant::now() + patience();
         let leased = registry.lease(revision, &mut None, deadline, Duration::ZERO, true, start).await;
         let Ok(mut lease) = leased else { return };
+        world.assert_within(&registry, revision.tenant);
         let instance = match lease.claim().unwrap() {
             Claim::Idle => {
                 let idle = lease.resident().unwrap().0.idle.lock().unwrap().pop();
@@ -313,7 +309,6 @@ async fn evaluate(world: Arc<World>, registry: Registry<Fake>, revision: Revisio
             }
             Claim::Make(permit) => Counted::instance(&world, permit),
         };
-        assert_bounded(&world, &registry, revision.tenant);
         (lease, instance, None)
     };
     let in_use = InUse::new(lease.resident().unwrap().clone());
@@ -355,11 +350,11 @@ fn scenario() {
     let metrics = metrics::with_local_recorder(&recorder, Metrics::new);
     let limits = limits();
     let none = AtomicUsize::default;
-    let bounds = bounds();
-    let world = World { limits, bounds, opens: none(), closes: none(), exist: none(), instances: none() };
-    let world = Arc::new(world);
+    let (first, change) = (bounds(), once_in(2).then(bounds));
+    let bounds = change.is_none().then_some(first);
+    let world = Arc::new(World { limits, bounds, opens: none(), closes: none(), exist: none(), instances: none() });
     let registry: Registry<Fake> = Registry::new(limits, MemoryBudget::new(u64::MAX), metrics, Background::default());
-    registry.set_quotas(Quotas::new(bounds, []), Weights::default());
+    registry.set_quotas(Quotas::new(first, []), Weights::default());
     let tenants = draw(1..4) as u64;
     let revision = move |evaluator| RevisionId { evaluator, number: evaluator, tenant: TenantId(evaluator % tenants) };
     // The first two are revisions of one evaluator: they share its cache.
@@ -377,7 +372,7 @@ fn scenario() {
                 }
             }));
         }
-        let (closer, world_bounds) = (registry.clone(), world.bounds);
+        let closer = registry.clone();
         tasks.push(spawn(async move {
             yield_now().await;
             let mut gone = closer.unload(revision(0), Duration::ZERO);
@@ -387,11 +382,13 @@ fn scenario() {
             closer.sweep(|_| Duration::ZERO);
             closer.look_after();
             closer.settle();
-            closer.set_quotas(Quotas::new(world_bounds, []), Weights::default());
             // What is closing now takes too long.
             let later = Instant::now() + Duration::from_mins(1);
             closer.inner.apply(|state| state.give_up_overdue(later));
             yield_now().await;
+            if let Some(bounds) = change {
+                closer.set_quotas(Quotas::new(bounds, []), Weights::default());
+            }
             gone.wait().await;
         }));
         for task in tasks {

@@ -1,6 +1,6 @@
 //! Builds: from the fetched plugin to its place, and how they end.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
@@ -15,10 +15,26 @@ use crate::{clock, error::Error, turns::TenantId};
 const MAX_FAILURES: usize = 1024;
 
 impl<R: Resident> RegistryState<R> {
-    /// Whether all builds that have no place yet, and that of a newcomer, would get one without waiting for a lease to end.
-    pub(super) fn places_in_sight(&self, newcomer: Option<TenantId>, now: Instant) -> bool {
+    /// Whether all builds that have no place yet would get one without waiting for a lease to end. For a caller of a
+    /// revision: whether its build would, beside those that want a place of the pool.
+    pub(super) fn places_in_sight(&self, of: Option<RevisionId>, now: Instant) -> bool {
+        if of.is_some_and(|revision| !self.own_in_sight(revision)) {
+            return false;
+        }
         let unplaced = self.builds.iter().filter(|(_, build)| !matches!(build.phase, Phase::Placed { .. }));
-        let unplaced: Vec<TenantId> = unplaced.map(|(revision, _)| revision.tenant).chain(newcomer).collect();
+        let newcomer = of.filter(|revision| !self.builds.contains_key(revision));
+        let unplaced = unplaced.map(|(revision, _)| *revision).chain(newcomer);
+        let mut unplaced: Vec<TenantId> = unplaced.map(|revision| revision.tenant).collect();
+        if of.is_some() && self.quotas.any() {
+            let mut rooms = HashMap::new();
+            // The others wait for what their own tenant has.
+            unplaced.retain(|tenant| {
+                let room = rooms.entry(*tenant).or_insert_with(|| self.build_room(*tenant));
+                let is_within = *room > 0;
+                *room = room.saturating_sub(1);
+                is_within
+            });
+        }
         let coming = self.limits.capacity - self.places.len() + self.closing;
         if coming >= unplaced.len() {
             return true;

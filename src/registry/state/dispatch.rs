@@ -205,11 +205,11 @@ impl<R: Resident> RegistryState<R> {
     /// Serves callers behind a reservation that are older than every build that is left. True when one of them now waits
     /// for a permit.
     pub(super) fn release_elders(&mut self) -> bool {
-        let before = self.permit_waiters.len();
+        let before = self.permit_waiters.waiting_in_all();
         for at in 0..self.reserved.len() {
             self.serve(self.reserved[at].0, Duration::ZERO);
         }
-        self.permit_waiters.len() > before
+        self.permit_waiters.waiting_in_all() > before
     }
 
     /// Evicts unleased runtimes for builds that wait for a place. Where those are not enough, reserves leased ones. True

@@ -69,6 +69,10 @@ impl<R: Resident> RegistryState<R> {
         for (tenant, holds) in self.holdings.all() {
             assert_eq!(holds.waiting, waiting.get(&tenant).copied().unwrap_or(0), "a tenant's callers that wait");
             self.assert_within(tenant, self.reclaiming == 0);
+            let rooms = (self.build_queue.room_of(tenant), self.permit_waiters.room_of(tenant));
+            let (builds, permits) = (self.build_room(tenant), self.permit_room(tenant));
+            assert!(rooms.0.is_none_or(|room| room == builds), "builds that may come");
+            assert!(rooms.1.is_none_or(|room| room == permits), "callers that may come");
         }
     }
 }

@@ -36,7 +36,7 @@ impl<R: Resident> RegistryState<R> {
             self.reclaim(revision);
             return Requested::Again;
         }
-        let may_have = self.permit_room(tenant) > 0 && !self.is_held_up(tenant);
+        let may_have = self.permit_room(tenant) > 0 && !self.permit_waiters.held_up().contains(&tenant);
         let may_not_wait = self.may_not_wait(tenant);
         if let Some(live) = self.live.get_mut(&revision) {
             let hot = live.called(now, self.limits.park_after, self.uses.period());
@@ -47,7 +47,8 @@ impl<R: Resident> RegistryState<R> {
                     return Requested::Granted(Grant { hot, ..live.grant(revision, true, Duration::ZERO) });
                 }
                 // While a reclaim is under way, an instance may be about to come back.
-                let free = self.instances < self.limits.max_instances && (self.reclaiming == 0 || !may_wait || full);
+                let at_once = !may_wait || full || may_not_wait;
+                let free = self.instances < self.limits.max_instances && (self.reclaiming == 0 || at_once);
                 // Permits go by age: while anyone contends for one, this caller queues behind.
                 if free && self.permit_waiters.is_empty() && live.instances < live.most && may_have {
                     live.instances += 1;
@@ -92,7 +93,7 @@ impl<R: Resident> RegistryState<R> {
         full: bool,
     ) -> Requested<R> {
         let (tenant, refused) = (revision.tenant, |reason| Requested::Refused(Error::Saturated { reason }));
-        let in_sight = !full || self.places_in_sight((!self.builds.contains_key(&revision)).then_some(tenant), now);
+        let in_sight = !full || self.places_in_sight(Some(revision), now);
         if !in_sight && !self.parking.is_empty() && self.wants_place(revision, now) {
             // A runtime whose leases are all parked could be evicted.
             self.reclaim_all();
@@ -105,7 +106,7 @@ impl<R: Resident> RegistryState<R> {
                 return Requested::Again;
             }
             // One for whom a place is in sight does not count as waiting, here as in the pool.
-            if !self.own_in_sight(tenant, now) {
+            if !self.places_in_sight(Some(revision), now) {
                 return Requested::Refused(self.too_many_wait(tenant));
             }
         }
@@ -215,6 +216,9 @@ impl<R: Resident> RegistryState<R> {
                 self.idle += 1;
             }
             self.used(revision, last_used.unwrap_or(now));
+            if back && self.own_instances_over(revision.tenant) > 0 {
+                self.reap_one(revision);
+            }
         } else if let Some(draining) = self.draining.get_mut(&place) {
             draining.leases -= 1;
             // Nobody uses its instance any more, and others may wait for the permit.

@@ -1,12 +1,14 @@
 //! What a tenant at a bound lacks, it gets from its own: its idle instances are dropped for its callers, and its unused
 //! runtimes closed for its builds, whatever is free elsewhere.
 
+use std::collections::BTreeSet;
+
 use tokio::time::Instant;
 
 use super::{
     super::{CloseReason, Refused, Resident, RevisionId},
     Age, RegistryState,
-    entries::Live,
+    entries::{Build, Coming, Draining, Live, Phase},
 };
 use crate::turns::TenantId;
 
@@ -28,23 +30,47 @@ impl<R: Resident> RegistryState<R> {
         }
     }
 
-    /// Whether a newcomer of this tenant would get a place without waiting for a lease to end.
-    pub(super) fn own_in_sight(&self, tenant: TenantId, now: Instant) -> bool {
-        if self.build_room(tenant) > 0 {
-            return self.places_in_sight(Some(tenant), now);
+    /// Whether its tenant's bounds leave all its builds that have no place yet, that of a caller of this revision included,
+    /// what they need, without a lease that has to end.
+    pub(super) fn own_in_sight(&self, revision: RevisionId) -> bool {
+        if !self.quotas.any() {
+            return true;
         }
-        self.holdings.of(tenant).compiling < self.quotas.of(tenant).compiling && self.own_victim(tenant).is_some()
+        let tenant = revision.tenant;
+        let (quota, holds, eldest) = (self.quotas.of(tenant), self.holdings.of(tenant), self.eldest_build(tenant));
+        let unplaced = |(id, build): &(&RevisionId, &Build<R>)| {
+            id.tenant == tenant && !matches!(build.phase, Phase::Placed { .. })
+        };
+        let wanted = self.builds.iter().filter(unplaced).count() + usize::from(!self.builds.contains_key(&revision));
+        let own = || self.live.iter().filter(|(id, _)| id.tenant == tenant).map(|(_, live)| live);
+        let evictable = own().filter(|live| live.evictable(eldest)).count() + self.own_closing(tenant);
+        let places = quota.runtimes.saturating_sub(holds.runtimes).saturating_add(evictable);
+        let permits = self.permit_room(tenant).saturating_add(own().map(|live| live.idle).sum());
+        wanted <= places.min(permits).min(quota.compiling.saturating_sub(holds.compiling))
     }
 
     /// Drops idle instances of tenants that are held up for instances.
     pub(super) fn reap_own(&mut self) {
         for tenant in self.held_up() {
-            for _ in 0..self.own_permits_short(tenant) {
-                let own = self.least_recently_used(tenant);
-                let Some((own, _)) = own.into_iter().find(|(_, live)| live.idle > 0) else { break };
-                self.reap_one(own);
-            }
+            self.reap_of(tenant, self.own_permits_short(tenant));
         }
+    }
+
+    fn reap_of(&mut self, tenant: TenantId, instances: usize) {
+        for _ in 0..instances {
+            let own = self.live.iter().rev().find(|(id, live)| id.tenant == tenant && live.idle > 0);
+            let Some(own) = own.map(|(revision, _)| *revision) else { return };
+            self.reap_one(own);
+        }
+    }
+
+    /// How many instances it has above a bound that was lowered, but for those that are being dropped.
+    pub(super) fn own_instances_over(&self, tenant: TenantId) -> usize {
+        if !self.quotas.any() {
+            return 0;
+        }
+        let over = self.holdings.of(tenant).instances.saturating_sub(self.quotas.of(tenant).instances);
+        if over == 0 { 0 } else { over.saturating_sub(self.own_reaping(tenant)) }
     }
 
     /// How many permits its callers and builds want that its own bounds keep from them, and nothing on its way will give.
@@ -110,7 +136,15 @@ impl<R: Resident> RegistryState<R> {
         let permits = quota.instances.saturating_sub(holds.instances).saturating_add(own_idle().sum());
         let could = quota.compiling.saturating_sub(holds.compiling).min(slots).min(permits);
         let wanted = self.build_queue.waiting_of(tenant).min(could);
-        (self.places.held(tenant) + wanted).saturating_sub(quota.runtimes)
+        (holds.runtimes + wanted).saturating_sub(quota.runtimes.saturating_add(self.own_closing(tenant)))
+    }
+
+    /// Places of it that come free without anybody's doing.
+    fn own_closing(&self, tenant: TenantId) -> usize {
+        let own = self.draining.iter().filter(|(_, draining)| draining.revision.tenant == tenant);
+        // What was evicted while a spare of it was being made comes a little later.
+        let later = |place, draining: &Draining<R>| draining.coming == Coming::Later && self.places.is_given_up(place);
+        own.filter(|(place, draining)| draining.is_closing() || later(**place, draining)).count()
     }
 
     /// The runtime that goes for a newcomer of a tenant that has all its own.
@@ -150,11 +184,13 @@ impl<R: Resident> RegistryState<R> {
     /// Drops what this tenant does not use, and holds above its bounds with `bytes` more: idle instances first, then
     /// runtimes, and those for a build only if that is enough.
     pub(super) fn trim(&mut self, tenant: TenantId, bytes: u64, now: Instant) {
-        let quota = self.quotas.of(tenant);
-        for _ in 0..self.places.held(tenant).saturating_sub(quota.runtimes) {
+        let (quota, holds) = (self.quotas.of(tenant), self.holdings.of(tenant));
+        let runtimes = holds.runtimes.saturating_sub(quota.runtimes);
+        for _ in 0..runtimes.saturating_sub(self.own_closing(tenant)) {
             let Some(victim) = self.own_victim(tenant) else { break };
             self.retire_live(victim, CloseReason::Capacity, None, &Refused::Retry, now);
         }
+        self.reap_of(tenant, self.own_instances_over(tenant));
         let held = self.memory.held_by(tenant).saturating_sub(self.own_room_coming(tenant));
         let mut short = held.saturating_add(bytes).saturating_sub(quota.memory);
         if short == 0 {
@@ -196,10 +232,14 @@ impl<R: Resident> RegistryState<R> {
         if !self.quotas.any() {
             return;
         }
-        for tenant in self.places.tenants() {
+        // Of one that has no place any more, memory may have come back later than the place.
+        for tenant in self.places.tenants().into_iter().chain(self.held_up()).collect::<BTreeSet<_>>() {
             self.set_rooms(tenant);
-            if self.memory.held_by(tenant) > self.quotas.of(tenant).memory {
-                self.trim(tenant, 0, now);
+            let (quota, holds) = (self.quotas.of(tenant), self.holdings.of(tenant));
+            let more = holds.runtimes > quota.runtimes || holds.instances > quota.instances;
+            if more || self.is_over_memory(tenant, quota) {
+                // One that has just as much as it may gets nothing more either.
+                self.trim(tenant, self.is_held_up(tenant).into(), now);
             }
         }
     }
@@ -232,7 +272,7 @@ impl<R: Resident> RegistryState<R> {
         assert!(!self.parking.iter().any(|revision| revision.tenant == tenant), "parked while its tenant is held up");
         let idle: usize = own().map(|live| live.idle).sum();
         assert!(self.own_permits_short(tenant) == 0 || idle == 0, "a tenant waits for a permit that it has");
-        let short = self.own_places_short(tenant) > 0;
+        let short = self.build_queue.waiting_of(tenant) > 0 && self.own_places_short(tenant) > 0;
         assert!(!short || self.own_victim(tenant).is_none(), "a tenant waits for a place that it does not use");
     }
 }

@@ -16,7 +16,8 @@ impl<R: Resident> RegistryState<R> {
             && self.permit_waiters.is_empty()
             && self.placeable() == 0
             && !self.has_no_room()
-            && !self.is_held_up(revision.tenant);
+            && !self.is_held_up(revision.tenant)
+            && !self.has_too_much(revision.tenant);
         let live = self.live.peek(&revision).filter(|live| live.place == place);
         let may = nobody_waits && live.is_some_and(|live| !live.reserved && live.waiters.is_empty());
         if may && !self.parking.contains(&revision) {

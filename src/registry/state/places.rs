@@ -59,6 +59,10 @@ impl Places {
         }
     }
 
+    pub(super) fn is_given_up(&self, place: PlaceId) -> bool {
+        self.all.get(&place).is_some_and(Option::is_none)
+    }
+
     /// Those that have any.
     pub(super) fn tenants(&self) -> Vec<TenantId> {
         self.held.keys().copied().collect()

@@ -203,6 +203,13 @@ impl<R: Resident> RegistryState<R> {
         quota.memory < u64::MAX && self.memory.held_by(tenant) >= quota.memory
     }
 
+    /// Whether its bounds were lowered, or its guests have grown, below and beyond what it has.
+    pub(super) fn has_too_much(&self, tenant: TenantId) -> bool {
+        self.quotas.any()
+            && (self.holdings.of(tenant).instances > self.quotas.of(tenant).instances
+                || self.own_room(tenant).is_some_and(|room| room == 0))
+    }
+
     /// Whether so many callers of it wait as may.
     pub(super) fn may_not_wait(&self, tenant: TenantId) -> bool {
         self.quotas.any() && self.holdings.of(tenant).waiting >= self.quotas.of(tenant).waiting
@@ -265,6 +272,9 @@ impl<R: Resident> RegistryState<R> {
             let (builds, permits) = (self.build_room(tenant), self.permit_room(tenant));
             self.build_queue.set_room(tenant, builds);
             self.permit_waiters.set_room(tenant, permits);
+            if self.own_instances_over(tenant) > 0 {
+                self.reclaim_of(tenant);
+            }
             self.trim(tenant, 0, now);
         }
         self.weigh(now);

@@ -1,5 +1,6 @@
 //! `[tenants]`: what a tenant may have at most, and that no other notices when it has it all.
 
+mod neighbours;
 #[cfg(all(feature = "service", feature = "direct"))]
 mod real;
 
