@@ -56,13 +56,20 @@ fn spy(interrupts_compiles: bool) -> Spy {
     spy
 }
 
-fn pool(spy: &Spy, isolation: Isolation) -> Measured {
+/// Of two runtimes at most, either as the pool has no more, or as their tenant may have no more.
+fn pool(spy: &Spy, isolation: Isolation, bounded: bool) -> Measured {
     let mut settings = Settings::default();
     if spy.ends_compiles() {
         // The next caller needs the slot of what was dropped.
         settings.pool.build_concurrency = 1;
     }
     settings.pool.capacity = 2;
+    if bounded {
+        let bounds = &mut settings.tenants.default;
+        (bounds.runtimes, bounds.instances, bounds.max_waiting) = (Some(2), Some(2), Some(1));
+        bounds.build_concurrency = Some(if spy.ends_compiles() { 1 } else { 2 });
+        (settings.pool.capacity, settings.pool.build_concurrency) = (8, 8);
+    }
     settings.pool.negative_ttl = Duration::ZERO;
     settings.pool.grace = Duration::from_millis(20);
     settings.engine.isolation = isolation;
@@ -74,7 +81,7 @@ fn pool(spy: &Spy, isolation: Isolation) -> Measured {
 /// After the drop: what is held is released, and the pool must come to rest and be whole.
 async fn comes_to_rest(case: &str, spy: &Spy, pool: &Measured) {
     spy.release();
-    let next = pool.evaluator("next", Spy::spec()).unwrap();
+    let next = pool.evaluator("acme/next", Spy::spec()).unwrap();
     // The acts that were not used up belong to the case, so the next caller may meet one: it must be answered.
     for _ in 0..8 {
         if next.evaluate("").await.is_ok() {
@@ -99,6 +106,8 @@ async fn comes_to_rest(case: &str, spy: &Spy, pool: &Measured) {
     assert_eq!(spy.opens(), spy.closes(), "{case}");
     assert_eq!(spy.instances_live(), 0, "{case}");
     assert!(spy.runtimes_live_max() <= 2, "{case}");
+    let acme = pool.tenant("acme").unwrap();
+    assert_eq!((acme.runtimes, acme.instances, acme.waiting), (0, 0, 0), "{case}");
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -120,15 +129,16 @@ fn tell(spy: &Spy, step: Step, act: &Act) -> String {
 #[tokio::test(start_paused = true)]
 async fn an_evaluation_dropped_at_any_await_leaves_the_pool_whole() {
     let engines = [(Isolation::Fresh, false), (Isolation::Reuse, false), (Isolation::Fresh, true)];
-    for (isolation, interrupts) in engines {
+    for ((isolation, interrupts), bounded) in engines.into_iter().flat_map(|engine| [(engine, false), (engine, true)]) {
         for step in [Step::Compile, Step::Probe, Step::Call] {
             for act in &ACTS {
                 for polls in 0..=MOST_POLLS {
                     let spy = spy(interrupts);
                     let told = tell(&spy, step, act);
-                    let case = format!("{told}, evaluate dropped after {polls} polls, {isolation:?}, {interrupts}");
-                    let pool = pool(&spy, isolation);
-                    let evaluator = pool.evaluator("victim", Spy::spec()).unwrap();
+                    let case =
+                        format!("{told}, evaluate dropped after {polls} polls, {isolation:?}, {interrupts}, {bounded}");
+                    let pool = pool(&spy, isolation, bounded);
+                    let evaluator = pool.evaluator("acme/victim", Spy::spec()).unwrap();
                     let context = Arc::new(());
                     let ended = poll_and_drop(polls, evaluator.evaluate_with("", context.clone())).await;
                     assert_eq!(Arc::strong_count(&context), 1, "the context is kept: {case}");
@@ -147,13 +157,15 @@ async fn an_evaluation_dropped_at_any_await_leaves_the_pool_whole() {
 
 #[tokio::test(start_paused = true)]
 async fn a_preparation_dropped_at_any_await_leaves_the_pool_whole() {
-    for (step, interrupts) in [Step::Compile, Step::Probe].into_iter().flat_map(|step| [(step, false), (step, true)]) {
+    let steps = [Step::Compile, Step::Probe].into_iter().flat_map(|step| [(step, false), (step, true)]);
+    for ((step, interrupts), bounded) in steps.flat_map(|step| [(step, false), (step, true)]) {
         for act in &ACTS {
             for polls in 0..=MOST_POLLS {
                 let spy = spy(interrupts);
-                let case = format!("{}, prepare dropped after {polls} polls, {interrupts}", tell(&spy, step, act));
-                let pool = pool(&spy, Isolation::Fresh);
-                poll_and_drop(polls, async { pool.prepare("victim", Spy::spec()).await.map(drop) }).await;
+                let told = tell(&spy, step, act);
+                let case = format!("{told}, prepare dropped after {polls} polls, {interrupts}, {bounded}");
+                let pool = pool(&spy, Isolation::Fresh, bounded);
+                poll_and_drop(polls, async { pool.prepare("acme/victim", Spy::spec()).await.map(drop) }).await;
                 comes_to_rest(&case, &spy, &pool).await;
             }
         }
@@ -167,8 +179,8 @@ async fn a_close_dropped_at_any_await_closes_all_the_same() {
             for whole_pool in [false, true] {
                 let spy = Spy::default();
                 let case = format!("{}, close dropped after {polls} polls", tell(&spy, Step::Call, act));
-                let pool = pool(&spy, Isolation::Reuse);
-                let evaluator = pool.evaluator("victim", Spy::spec()).unwrap();
+                let pool = pool(&spy, Isolation::Reuse, false);
+                let evaluator = pool.evaluator("acme/victim", Spy::spec()).unwrap();
                 let mut call = pin!(evaluator.evaluate("").fuse());
                 poll_and_drop(MOST_POLLS, call.as_mut()).await;
                 if whole_pool {
