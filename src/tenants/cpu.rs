@@ -37,7 +37,17 @@ impl CpuTime {
     }
 
     pub(super) fn set(&self, rate: Option<Duration>) {
-        self.rate.store(rate.map_or(0, nanos), Ordering::Relaxed);
+        let new = rate.map_or(0, nanos);
+        let old = self.rate.swap(new, Ordering::Relaxed);
+        if old == new || old == 0 || new == 0 {
+            return;
+        }
+        // What was used stays used, and is paid for as fast as the tenant gets it now.
+        let oldest = self.at(Instant::now()) - BURST;
+        let _ = self.paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid| {
+            let used = u128::from(paid.saturating_sub(oldest)) * u128::from(old) / u128::from(new);
+            Some(oldest.saturating_add(u64::try_from(used).unwrap_or(u64::MAX)))
+        });
     }
 
     fn at(&self, now: Instant) -> u64 {
@@ -123,6 +133,19 @@ mod tests {
         advance(Duration::from_hours(1)).await;
         cpu.charge(Duration::from_millis(501));
         assert_eq!(refused_for(&cpu), Some(Duration::from_millis(10)), "no more is saved than a burst");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tenant_that_gets_more_from_now_on_pays_what_it_has_used_sooner() {
+        let cpu = CpuTime::new(Some(Duration::from_millis(1)));
+        cpu.charge(Duration::from_secs(5));
+        assert_eq!(refused_for(&cpu), Some(Duration::from_secs(4995)));
+        cpu.set(Some(Duration::from_millis(500)));
+        assert_eq!(refused_for(&cpu), Some(Duration::from_secs(5)));
+        cpu.set(Some(Duration::from_secs(1)));
+        assert_eq!(refused_for(&cpu), None, "a burst");
+        cpu.charge(Duration::from_nanos(1));
+        assert!(refused_for(&cpu).is_some(), "which is used up");
     }
 
     #[tokio::test(start_paused = true)]
