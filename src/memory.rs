@@ -222,6 +222,8 @@ impl MemoryAccount {
             let (code, unloaded) = (charge(MemoryKind::Code, code), charge(MemoryKind::Cache, unloaded));
             return Ok((code, unloaded, charge(MemoryKind::Instances, instance)));
         };
+        // What was reserved before is not used: a kept file could not be read, or a worker has died.
+        self.code().reserved.clear();
         let given = of.clone().make_room(*tenant, bytes).await;
         let Granted { room: mut code, mut own } = given.map_err(|none| match none {
             NoRoom::Pool => self.is_full(bytes),
@@ -388,6 +390,8 @@ impl Drop for Charge {
 
 #[cfg(test)]
 mod tests {
+    use std::{future::Future, pin::Pin};
+
     use super::*;
 
     #[test]
@@ -408,5 +412,26 @@ mod tests {
         assert_eq!(b.weight(), Weight { code: 30, code_in_full: 30, instance: 7, ..Weight::default() });
         drop((b, code));
         assert_eq!(budget.used(), 0);
+    }
+
+    struct Gives(Arc<MemoryBudget>);
+
+    impl MakeRoom for Gives {
+        fn make_room(self: Arc<Self>, tenant: TenantId, bytes: u64) -> Pin<Box<dyn Future<Output = Given> + Send>> {
+            Box::pin(async move { Ok(self.0.give_room(tenant, bytes)) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tenant_is_charged_once_for_code_that_a_build_reserves_again_and_for_what_it_runs() {
+        let (budget, tenant) = (MemoryBudget::new(100), TenantId(1));
+        let account = MemoryAccount::new(budget.clone(), tenant, Arc::new(Gives(budget.clone())));
+        drop(account.reserve(30, 10, 5).await.unwrap());
+        let (code, _unloaded, _instance) = account.reserve(20, 10, 5).await.unwrap();
+        assert_eq!(budget.held_by(tenant), 30);
+        account.runs(Arc::new(code));
+        assert_eq!(budget.held_by(tenant), 20);
+        drop(account);
+        assert_eq!(budget.held_by(tenant), 0);
     }
 }
