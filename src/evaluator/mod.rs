@@ -274,7 +274,7 @@ impl Evaluator {
     }
 
     pub(crate) fn belongs_to(&self, tenant: &str) -> bool {
-        self.inner.revision.load().as_ref().is_some_and(|revision| revision.tenant() == tenant)
+        self.inner.meter.belongs_to(tenant)
     }
 
     pub(crate) fn revision_id(&self) -> Option<RevisionId> {

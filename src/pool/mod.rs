@@ -146,9 +146,10 @@ impl EvaluatorPool {
 
     fn prepared(&self, name: &str, spec: Spec, bounded: bool) -> Result<(Prepared, Arc<Revision>), Error> {
         // A revision belongs to the evaluator that will have it, so that closing that one waits for this as well.
-        let open = self.get(name).filter(|evaluator| !evaluator.is_closed());
-        let tenant = tenant_of(name, &spec);
-        let is_one_more = !open.as_ref().is_some_and(|evaluator| evaluator.belongs_to(tenant));
+        let (listed, tenant) = (self.get(name), tenant_of(name, &spec));
+        // One that is closed and still listed counts until it is replaced.
+        let is_one_more = !listed.as_ref().is_some_and(|evaluator| evaluator.belongs_to(tenant));
+        let open = listed.filter(|evaluator| !evaluator.is_closed());
         let seat = (bounded && is_one_more).then(|| self.inner.tenants.seat(tenant)).transpose()?;
         let (id, is_new) = open.map_or_else(|| (self.inner.unique(), true), |evaluator| (evaluator.id().0, false));
         let revision = Revision::new(&self.inner, id, name, spec);

@@ -72,8 +72,9 @@ pub(crate) struct Tenants {
 struct TenantsState {
     tenants: BTreeMap<Arc<str>, Tenant>,
     meters: BTreeMap<u64, Metered>,
-    /// Tenants without a meter, in the order in which they lost their last.
-    empty: BTreeMap<u64, Arc<str>>,
+    /// Tenants without a meter, in the order in which they lost their last; before them, those that never had one: they
+    /// take nobody's place.
+    empty: [BTreeMap<u64, Arc<str>>; 2],
     next: u64,
     /// `None` if nothing is reported.
     reports: Option<Reports>,
@@ -226,7 +227,7 @@ impl TenantsState {
     fn tenant(&mut self, name: &str) -> &mut Tenant {
         if !self.tenants.contains_key(name) {
             let (number, name) = (self.number(), Arc::<str>::from(name));
-            self.empty.insert(number, name.clone());
+            self.empty[0].insert(number, name.clone());
             self.tenants.insert(name, Tenant { empty_as: Some(number), ..Tenant::default() });
         }
         // It is there.
@@ -235,12 +236,14 @@ impl TenantsState {
 
     /// Forgets tenants without an evaluator beyond those that are remembered: their names are their clients' to choose.
     fn forget_some(&mut self) {
-        if self.empty.len() > MOST_EMPTY
-            && let Some((_, forgotten)) = self.empty.pop_first()
-        {
-            self.tenants.remove(&forgotten);
-            if let Some(series) = &mut self.series {
-                series.forget(&forgotten);
+        for empty in &mut self.empty {
+            if empty.len() > MOST_EMPTY
+                && let Some((_, forgotten)) = empty.pop_first()
+            {
+                self.tenants.remove(&forgotten);
+                if let Some(series) = &mut self.series {
+                    series.forget(&forgotten);
+                }
             }
         }
     }
@@ -252,7 +255,7 @@ impl TenantsState {
         tenant.is_known = true;
         tenant.meters.insert(meter);
         if let Some(number) = tenant.empty_as.take() {
-            self.empty.remove(&number);
+            self.empty.iter_mut().for_each(|empty| drop(empty.remove(&number)));
         }
         name
     }
@@ -268,7 +271,7 @@ impl TenantsState {
             if tenant.meters.is_empty() {
                 self.next += 1;
                 tenant.empty_as = Some(self.next);
-                self.empty.insert(self.next, metered.tenant.clone());
+                self.empty[1].insert(self.next, metered.tenant.clone());
             }
         }
         self.forget_some();
@@ -289,6 +292,10 @@ impl Meter {
         let mut totals = metered.before.clone();
         totals.add(&metered.counters.totals());
         (metered.tenant.clone(), totals)
+    }
+
+    pub(crate) fn belongs_to(&self, tenant: &str) -> bool {
+        self.tenants.state().meters.get(&self.number).is_some_and(|metered| *metered.tenant == *tenant)
     }
 
     /// What is added from now on is used for this tenant, and by runtimes that are registered under this id too.
@@ -383,7 +390,18 @@ mod tests {
         let kept = tenants.info("kept").unwrap();
         assert_eq!((kept.evaluators, kept.usage.evaluations), (1, 1));
         let state = tenants.state();
-        assert_eq!((state.empty.len(), state.meters.len()), (MOST_EMPTY, 1));
+        assert_eq!((state.empty[1].len(), state.meters.len()), (MOST_EMPTY, 1));
+    }
+
+    #[test]
+    fn names_that_never_had_an_evaluator_push_no_tenant_out_and_are_bounded() {
+        let tenants = Arc::new(Tenants::default());
+        drop(meter(&tenants, "acme"));
+        for number in 0..2 * MOST_EMPTY {
+            drop(tenants.seat(&number.to_string()).unwrap());
+        }
+        assert!(tenants.info("acme").is_some());
+        assert_eq!(tenants.state().tenants.len(), MOST_EMPTY + 1);
     }
 
     #[test]
@@ -393,9 +411,9 @@ mod tests {
             meter(&tenants, "acme").add(Err(ErrorKind::GuestTrap), &Usage::default());
             assert_eq!(tenants.info("acme").unwrap().usage.evaluations, evaluations);
         }
-        assert_eq!((names(&tenants), tenants.state().empty.len()), (vec!["acme".to_owned()], 1));
+        assert_eq!((names(&tenants), tenants.state().empty[1].len()), (vec!["acme".to_owned()], 1));
         let again = meter(&tenants, "acme");
-        assert!(tenants.state().empty.is_empty());
+        assert!(tenants.state().empty[1].is_empty());
         drop(again);
     }
 }
