@@ -11,7 +11,10 @@ pub(crate) fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<
 
 /// The same, where it may be left out.
 pub(super) fn size_if_any<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    size(deserializer).map(Some)
+    #[derive(Deserialize)]
+    struct Bytes(#[serde(deserialize_with = "size")] u64);
+
+    Option::<Bytes>::deserialize(deserializer).map(|size| size.map(|Bytes(bytes)| bytes))
 }
 
 /// A number, or the word `off`.

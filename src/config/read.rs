@@ -295,6 +295,13 @@ mod tests {
     }
 
     #[test]
+    fn settings_can_be_written_and_read_again() {
+        let written = serde_json::to_value(Settings::default()).unwrap();
+        let read: Settings = serde_json::from_value(written).unwrap();
+        assert_eq!(read.tenants, Settings::default().tenants);
+    }
+
+    #[test]
     fn a_tenant_has_bounds_of_its_own_and_the_default_ones_for_the_rest() {
         let text = "[tenants.default]\nruntimes = 2\nmemory = '1MiB'\n[tenants.named.\"Acme.eu\"]\nruntimes = 3\ncpu_per_second = '500ms'\n";
         let variable = ("EVALPOOL_TENANTS_DEFAULT_MAX_WAITING".to_owned(), "7".to_owned());

@@ -146,7 +146,8 @@ impl Evaluator {
     ///
     /// Before the guest runs: [`Closed`](Error::Closed), [`ShuttingDown`](Error::ShuttingDown),
     /// [`Saturated`](Error::Saturated), [`WaitTimeout`](Error::WaitTimeout), [`PayloadTooLarge`](Error::PayloadTooLarge),
-    /// [`InvalidRequest`](Error::InvalidRequest), and all that a build fails with. From the guest:
+    /// [`InvalidRequest`](Error::InvalidRequest), [`QuotaExceeded`](Error::QuotaExceeded), and all that a build fails with.
+    /// From the guest:
     /// [`GuestTrap`](Error::GuestTrap), [`GuestError`](Error::GuestError), [`GuestExit`](Error::GuestExit),
     /// [`OutOfMemory`](Error::OutOfMemory), [`OutOfFuel`](Error::OutOfFuel), [`OutputTooLarge`](Error::OutputTooLarge),
     /// [`ExecTimeout`](Error::ExecTimeout). [`Internal`](Error::Internal) for a panic in a host function.

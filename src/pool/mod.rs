@@ -87,7 +87,8 @@ impl EvaluatorPool {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidName`], or [`Error::InvalidRequest`] for a spec that no build could use.
+    /// [`Error::InvalidName`]; [`Error::InvalidRequest`] for a spec that no build could use; [`Error::QuotaExceeded`] when its
+    /// tenant has as many evaluators as it may.
     pub fn evaluator(&self, name: &str, spec: Spec) -> Result<Evaluator, Error> {
         check_name(name)?;
         spec.check()?;
@@ -103,7 +104,8 @@ impl EvaluatorPool {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidName`], or [`Error::InvalidRequest`] for a spec that no build could use.
+    /// [`Error::InvalidName`]; [`Error::InvalidRequest`] for a spec that no build could use; [`Error::QuotaExceeded`] when its
+    /// tenant has as many evaluators as it may.
     pub fn register(&self, name: &str, spec: Spec) -> Result<Evaluator, Error> {
         check_name(name)?;
         spec.check()?;

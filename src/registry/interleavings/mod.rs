@@ -192,12 +192,13 @@ fn limits() -> Limits {
 
 /// What each tenant may have.
 fn bounds() -> TenantBounds {
-    let mut bounds = TenantBounds::default();
-    bounds.runtimes = once_in(2).then(|| draw(1..3));
-    bounds.instances = once_in(2).then(|| draw(1..4));
-    bounds.build_concurrency = once_in(3).then(|| draw(1..3));
-    bounds.max_waiting = once_in(3).then(|| draw(0..3));
-    bounds
+    TenantBounds {
+        runtimes: once_in(2).then(|| draw(1..3)),
+        instances: once_in(2).then(|| draw(1..4)),
+        build_concurrency: once_in(3).then(|| draw(1..3)),
+        max_waiting: once_in(3).then(|| draw(0..3)),
+        ..TenantBounds::default()
+    }
 }
 
 impl World {

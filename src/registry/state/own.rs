@@ -1,7 +1,7 @@
 //! What a tenant at a bound lacks, it gets from its own: its idle instances are dropped for its callers, and its unused
 //! runtimes closed for its builds, whatever is free elsewhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use tokio::time::Instant;
 
@@ -51,16 +51,29 @@ impl<R: Resident> RegistryState<R> {
 
     /// Drops idle instances of tenants that are held up for instances.
     pub(super) fn reap_own(&mut self) {
-        for tenant in self.held_up() {
-            self.reap_of(tenant, self.own_permits_short(tenant));
+        if self.idle == 0 {
+            return;
         }
+        let held_up = self.held_up().into_iter();
+        let short = held_up.map(|tenant| (tenant, self.own_permits_short(tenant))).filter(|(_, short)| *short > 0);
+        self.reap_of(short.collect());
     }
 
-    fn reap_of(&mut self, tenant: TenantId, instances: usize) {
-        for _ in 0..instances {
-            let own = self.live.iter().rev().find(|(id, live)| id.tenant == tenant && live.idle > 0);
-            let Some(own) = own.map(|(revision, _)| *revision) else { return };
-            self.reap_one(own);
+    /// Drops so many idle instances of each of these tenants, in one look at all runtimes.
+    fn reap_of(&mut self, mut short: HashMap<TenantId, usize>) {
+        if short.is_empty() {
+            return;
+        }
+        let mut idle = Vec::new();
+        for (revision, live) in self.live.iter().rev().filter(|(_, live)| live.idle > 0) {
+            if let Some(short) = short.get_mut(&revision.tenant) {
+                let reaped = live.idle.min(*short);
+                *short -= reaped;
+                idle.resize(idle.len() + reaped, *revision);
+            }
+        }
+        for revision in idle {
+            self.reap_one(revision);
         }
     }
 
@@ -78,15 +91,19 @@ impl<R: Resident> RegistryState<R> {
         let (quota, holds) = (self.quotas.of(tenant), self.holdings.of(tenant));
         let builds = self.build_queue.waiting_of(tenant).min(self.build_room_but_for_permits(tenant));
         let wanted = self.permit_waiters.waiting_of(tenant) + builds;
-        let coming = self.own_reaping(tenant);
-        if self.is_over_memory(tenant, quota) {
+        let wanted = if self.is_over_memory(tenant, quota) {
             // How many bytes come back is seen when they are.
-            return wanted.min(1).saturating_sub(coming);
-        }
-        wanted.saturating_sub(quota.instances.saturating_sub(holds.instances) + coming)
+            wanted.min(1)
+        } else {
+            wanted.saturating_sub(quota.instances.saturating_sub(holds.instances))
+        };
+        if wanted == 0 { 0 } else { wanted.saturating_sub(self.own_reaping(tenant)) }
     }
 
     fn own_reaping(&self, tenant: TenantId) -> usize {
+        if self.reaping == 0 {
+            return 0;
+        }
         let live = self.own(tenant).map(|(_, live)| live.reaping);
         let draining = self.draining.values().filter(|draining| draining.revision.tenant == tenant);
         live.chain(draining.map(|draining| draining.reaping)).sum()
@@ -132,10 +149,16 @@ impl<R: Resident> RegistryState<R> {
             return 0;
         }
         let slots = self.limits.compiling.saturating_sub(self.compiling);
-        let own_idle = || self.own(tenant).map(|(_, live)| live.idle + live.reaping);
-        let permits = quota.instances.saturating_sub(holds.instances).saturating_add(own_idle().sum());
-        let could = quota.compiling.saturating_sub(holds.compiling).min(slots).min(permits);
-        let wanted = self.build_queue.waiting_of(tenant).min(could);
+        let could = quota.compiling.saturating_sub(holds.compiling).min(slots);
+        let could = could.min(self.build_queue.waiting_of(tenant));
+        if holds.runtimes + could <= quota.runtimes {
+            return 0;
+        }
+        let permits = || {
+            let idle = self.own(tenant).map(|(_, live)| live.idle + live.reaping).sum();
+            quota.instances.saturating_sub(holds.instances).saturating_add(idle)
+        };
+        let wanted = could.min(permits());
         (holds.runtimes + wanted).saturating_sub(quota.runtimes.saturating_add(self.own_closing(tenant)))
     }
 
@@ -190,7 +213,8 @@ impl<R: Resident> RegistryState<R> {
             let Some(victim) = self.own_victim(tenant) else { break };
             self.retire_live(victim, CloseReason::Capacity, None, &Refused::Retry, now);
         }
-        self.reap_of(tenant, self.own_instances_over(tenant));
+        let instances = self.own_instances_over(tenant);
+        self.reap_of((instances > 0).then_some((tenant, instances)).into_iter().collect());
         let held = self.memory.held_by(tenant).saturating_sub(self.own_room_coming(tenant));
         let mut short = held.saturating_add(bytes).saturating_sub(quota.memory);
         if short == 0 {

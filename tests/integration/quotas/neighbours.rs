@@ -137,3 +137,27 @@ async fn an_evaluator_that_is_closed_and_still_listed_can_be_registered_anew() {
     at_once(&evaluator(&pool, "acme/a")).await;
     assert_eq!(pool.tenant("acme").unwrap().evaluators, 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_that_holds_just_as_much_as_it_may_gives_up_its_own_for_more() {
+    let spy = Spy::default();
+    let pool = pool(&spy, |acme| acme.memory = Some(100));
+    spy.weighs(30, 20);
+    let [a, b, c] = ["acme/a", "acme/b", "acme/c"].map(|name| evaluator(&pool, name));
+    let holds = || pool.tenant("acme").unwrap().memory_bytes;
+    at_once(&a).await;
+    at_once(&b).await;
+    assert_eq!(holds(), 100);
+    spy.on_call([LONG, LONG, LONG]);
+    // First the idle instance of `b` goes, then `b`.
+    let _running = [start(&spy, &a).await, start(&spy, &a).await];
+    assert_eq!((holds(), state(&pool, "acme/b")), (100, RuntimeState::Live));
+    let third = call(&a);
+    sleep(SOON).await;
+    assert_eq!((spy.calls_started(), holds()), (5, 90));
+    assert_eq!(state(&pool, "acme/b"), RuntimeState::Cold);
+    // There is no room for another, whoever waits; and none is held up by that who needs none.
+    assert_exceeded(c.evaluate("").await, Bound::Memory, 100);
+    at_once(&evaluator(&pool, "other/a")).await;
+    third.abort();
+}

@@ -87,6 +87,8 @@ struct Shared {
     interrupts_initialisers: AtomicBool,
     interrupts_compiles: AtomicBool,
     shares_code: AtomicBool,
+    /// Bytes of each plugin's code, and of each instance.
+    weighs: Mutex<(u64, u64)>,
 }
 
 /// The spy. Clones watch the same engine.
@@ -164,6 +166,11 @@ impl Spy {
     /// From now on, plugins with the same bytes share their code.
     pub(crate) fn shares_code(&self) {
         self.shared.shares_code.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on, the code of each plugin takes so many bytes, and each instance.
+    pub(crate) fn weighs(&self, code: u64, instance: u64) {
+        *self.shared.weighs.lock().unwrap() = (code, instance);
     }
 
     /// From now on, the engine refuses plugins that are not trusted.
@@ -378,8 +385,14 @@ impl Engine for Spy {
                 shared.act(act).await?;
             }
             drop(working);
+            let (memory, (code, instance)) = (request.memory, *shared.weighs.lock().unwrap());
+            if code > 0 {
+                // The charge of the first instance is its own.
+                let (code, ..) = memory.reserve(code, 0, instance).await?;
+                memory.runs(Arc::new(code));
+            }
             shared.counts.opens.fetch_add(1, Ordering::SeqCst);
-            Ok(Box::new(SpyPlugin { spy, held }) as Box<dyn CompiledPlugin>)
+            Ok(Box::new(SpyPlugin { spy, memory, held }) as Box<dyn CompiledPlugin>)
         })
     }
 

@@ -5,13 +5,14 @@ use std::{any::Any, sync::atomic::Ordering};
 use bytes::Bytes;
 use evalpool::{
     Error, LastWords,
-    engine::{BoxFuture, CallRequest, CompiledPlugin, Instance, Permit},
+    engine::{BoxFuture, CallRequest, Charge, CompiledPlugin, Instance, MemoryAccount, Permit},
 };
 
 use super::{Act, Live, Spy};
 
 pub(super) struct SpyPlugin {
     pub(super) spy: Spy,
+    pub(super) memory: MemoryAccount,
     pub(super) held: (Live, Permit),
 }
 
@@ -38,10 +39,11 @@ impl CompiledPlugin for SpyPlugin {
     fn instantiate(&self, permit: Permit) -> BoxFuture<'_, Result<Box<dyn Instance>, Error>> {
         let act = self.spy.next(|script| &mut script.instantiate);
         let spy = self.spy.clone();
+        let charge = self.memory.instance(spy.shared.weighs.lock().unwrap().1);
         let live = Live::new(&spy.shared, |counts| &counts.instances_live);
         spy.counts().instances_live_max.fetch_max(spy.instances_live(), Ordering::SeqCst);
         Box::pin(async move {
-            let held = (live, permit);
+            let held = (live, charge, permit);
             let working =
                 (!spy.shared.interrupts_initialisers.load(Ordering::SeqCst)).then(|| Live::working(&spy.shared));
             spy.shared.act(act).await?;
@@ -60,7 +62,7 @@ struct SpyInstance {
     spy: Spy,
     uses: usize,
     sound: bool,
-    _held: (Live, Permit),
+    _held: (Live, Charge, Permit),
 }
 
 impl Drop for SpyInstance {
