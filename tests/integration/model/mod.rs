@@ -75,14 +75,14 @@ struct Real {
 impl Real {
     /// With a tenant for each of these bounds. One has the whole pool: among several that are not bounded, it does not go by
     /// age alone.
-    fn new(bounds: &[usize]) -> Self {
+    fn new(bounds: &[usize], max_waiting: Option<usize>) -> Self {
         let mut settings = Settings::default();
         let capacity = bounds.iter().sum();
         settings.pool.capacity = capacity;
         if bounds.len() > 1 {
             for (tenant, most) in bounds.iter().enumerate() {
                 let mut bounds = TenantBounds::default();
-                bounds.runtimes = Some(*most);
+                (bounds.runtimes, bounds.max_waiting) = (Some(*most), max_waiting);
                 settings.tenants.named.insert(format!("tenant-{tenant}"), bounds);
             }
         }
@@ -138,9 +138,10 @@ impl Real {
     }
 }
 
-async fn run(bounds: &[usize], steps: Vec<Step>) {
-    let mut models: Vec<_> = bounds.iter().map(|capacity| Model { capacity: *capacity, ..Model::default() }).collect();
-    let mut real = Real::new(bounds);
+async fn run(bounds: &[usize], max_waiting: Option<usize>, steps: Vec<Step>) {
+    let model = |capacity: &usize| Model { capacity: *capacity, max_waiting, ..Model::default() };
+    let mut models: Vec<_> = bounds.iter().map(model).collect();
+    let mut real = Real::new(bounds, max_waiting);
     let mut outcomes = BTreeMap::new();
     let mut all_open: Vec<Vec<usize>> = vec![vec![]; bounds.len()];
     for (number, (tenant, op)) in steps.into_iter().enumerate() {
@@ -248,21 +249,21 @@ impl Model {
     }
 }
 
-fn agree(bounds: impl Strategy<Value = Vec<usize>>) {
+fn agree(bounds: impl Strategy<Value = Vec<usize>>, max_waiting: impl Strategy<Value = Option<usize>>) {
     let cases = std::env::var("EVALPOOL_MODEL_CASES").map_or(256, |cases| cases.parse().unwrap());
     let config = Config { cases, failure_persistence: None, ..Config::default() };
-    proptest!(config, |(bounds in bounds, steps in vec((0..2_usize, op()), 1..40))| {
+    proptest!(config, |(bounds in bounds, max_waiting in max_waiting, steps in vec((0..2_usize, op()), 1..40))| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        runtime.block_on(run(&bounds, steps));
+        runtime.block_on(run(&bounds, max_waiting, steps));
     });
 }
 
 #[test]
 fn the_registry_does_what_a_naive_model_of_it_does() {
-    agree(vec(1..4_usize, 1));
+    agree(vec(1..4_usize, 1), Just(None));
 }
 
 #[test]
 fn each_tenant_that_is_bounded_has_a_registry_of_its_own() {
-    agree(vec(1..4_usize, 2));
+    agree(vec(1..4_usize, 2), proptest::option::of(0..4_usize));
 }

@@ -36,6 +36,8 @@ pub(super) struct Runtime {
 #[derive(Debug, Default, Clone)]
 pub(super) struct Model {
     pub(super) capacity: usize,
+    /// Callers that may wait; `None`: any number.
+    pub(super) max_waiting: Option<usize>,
     /// Least recently used first.
     pub(super) live: Vec<Runtime>,
     /// Taken out with calls still running: each has its place until they end.
@@ -67,16 +69,22 @@ impl Model {
             return;
         }
         self.touch(call.evaluator);
-        let eldest = self.eldest();
+        let (eldest, full) = (self.eldest(), self.max_waiting.is_some_and(|most| self.waiting() >= most));
+        let refused = (call.number, "quota_exceeded");
+        let sees_place = self.queue.len() < self.capacity - self.live.len() - self.draining.len() + self.unused();
         if let Some(runtime) = self.find(call.evaluator) {
             let passes = runtime.last_round.is_some_and(|last| call.number <= last);
             let held_back = runtime.claimed && !passes && eldest.is_some_and(|eldest| eldest < call.number);
-            if held_back || !runtime.waiting.is_empty() {
+            if (held_back || !runtime.waiting.is_empty()) && full {
+                self.outcomes.extend([refused]);
+            } else if held_back || !runtime.waiting.is_empty() {
                 runtime.waiting.push(call);
                 runtime.waiting.sort_by_key(|call| call.number);
             } else {
                 runtime.running.push(call);
             }
+        } else if full && !sees_place {
+            self.outcomes.extend([refused]);
         } else if let Some((_, waiting)) = self.queue.iter_mut().find(|(evaluator, _)| *evaluator == call.evaluator) {
             waiting.push(call);
             waiting.sort_by_key(|call| call.number);
@@ -85,6 +93,18 @@ impl Model {
             self.queue.sort_by_key(|(_, waiting)| waiting[0].number);
         }
         self.settle(build);
+    }
+
+    /// Callers that wait.
+    fn waiting(&self) -> usize {
+        let held_back = self.live.iter().map(|runtime| runtime.waiting.len());
+        held_back.chain(self.queue.iter().map(|(_, waiting)| waiting.len())).sum()
+    }
+
+    /// Runtimes that could be taken out now.
+    fn unused(&self) -> usize {
+        let unused = |runtime: &&Runtime| runtime.running.is_empty() && (runtime.waiting.is_empty() || runtime.claimed);
+        self.live.iter().filter(unused).count()
     }
 
     /// The age of the eldest build that waits.
