@@ -13,7 +13,7 @@
 mod once;
 mod slots;
 
-use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     task::spawn_blocking,
@@ -202,10 +202,10 @@ impl Compiler {
         let Admission { place, permit, compiling } = admission;
         // The build holds its place while it waits for its turn, so it does not wait for ever.
         let turn = tokio::select! {
-            turn = timeout(wait, self.turn(&blueprint.request, interest, compiling)) => turn,
+            turn = timeout(wait, self.turn(&blueprint.request, interest.clone(), compiling)) => turn,
             () = &mut unwanted => return Err(Error::Cancelled),
         };
-        let turn = turn.map_err(|_| Error::WaitTimeout { after: wait })?;
+        let (turn, renounce) = turn.map_err(|_| Error::WaitTimeout { after: wait })?;
         let after = blueprint.request.limits.build_timeout;
         let (engine, metrics, background) = (self.engine.clone(), self.metrics.clone(), self.background.clone());
         let attempt = async move { attempt(&*engine, blueprint, (place, permit), metrics, background, turn).await };
@@ -224,11 +224,18 @@ impl Compiler {
                 drop((&mut work.0).await);
                 Err(Error::Cancelled)
             }
+            // Which it hears of above.
+            never = give_way_to_own(&interest, renounce) => match never {},
         }
     }
 
     /// Waits until nobody else compiles the same, then for a slot.
-    async fn turn(&self, request: &CompileRequest, interest: Interest<Runtime>, compiling: Compiling<Runtime>) -> Turn {
+    async fn turn(
+        &self,
+        request: &CompileRequest,
+        interest: Interest<Runtime>,
+        compiling: Compiling<Runtime>,
+    ) -> (Turn, Option<Arc<Renounce>>) {
         let left = interest.left();
         let renounce: Arc<Renounce> = {
             let interest = interest.clone();
@@ -249,8 +256,25 @@ impl Compiler {
             let followers = once.followers();
             Arc::new(move || followers.renounce() && interest.renounce()) as Arc<Renounce>
         });
-        let slot = self.slots.acquire(renounce, &left).await;
-        Turn { once, slot: (slot, compiling) }
+        let slot = self.slots.acquire(renounce.clone(), &left).await;
+        (Turn { once, slot: (slot, compiling) }, renounce)
+    }
+}
+
+/// Gives the build up once nobody waits for it and its tenant, which is at its bound, wants to build something else.
+async fn give_way_to_own(interest: &Interest<Runtime>, renounce: Option<Arc<Renounce>>) -> Infallible {
+    let left = interest.left();
+    loop {
+        let mut changed = pin!(left.notified());
+        // Before looking, or a change in between would be missed.
+        changed.as_mut().enable();
+        if interest.holds_up_own()
+            && let Some(renounce) = &renounce
+            && renounce()
+        {
+            return std::future::pending().await;
+        }
+        changed.await;
     }
 }
 

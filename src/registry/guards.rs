@@ -321,7 +321,12 @@ impl<R: Resident> Interest<R> {
         self.registry.apply(|state| state.renounce(self.revision, self.id, Instant::now()))
     }
 
-    /// Notified whenever somebody leaves any build.
+    /// Whether other builds of its tenant wait for what this one has.
+    pub(crate) fn holds_up_own(&self) -> bool {
+        self.registry.lock().holds_up_builds(self.revision.tenant)
+    }
+
+    /// Notified whenever somebody leaves any build, or one has to wait for its own tenant.
     pub(crate) fn left(&self) -> Arc<Notify> {
         self.registry.left.clone()
     }

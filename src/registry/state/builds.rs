@@ -104,6 +104,10 @@ impl<R: Resident> RegistryState<R> {
         self.waiting_capacity += build.waiters.len();
         self.build_queue.enter(revision.tenant, self.build_room(revision.tenant), eldest, revision);
         self.dispatch(now);
+        if self.holds_up_builds(revision.tenant) {
+            // One that nobody waits for may give way.
+            self.effects.push(Effect::Left);
+        }
         true
     }
 

@@ -225,6 +225,11 @@ impl<R: Resident> RegistryState<R> {
         self.permit_waiters.held_up().contains(&tenant) || self.build_queue.held_up().contains(&tenant)
     }
 
+    /// Whether builds of it wait that only what it has itself can help.
+    pub(in crate::registry) fn holds_up_builds(&self, tenant: TenantId) -> bool {
+        self.build_queue.held_up().contains(&tenant)
+    }
+
     /// Tenants of which that is true.
     pub(super) fn held_up(&self) -> Vec<TenantId> {
         let (permits, builds) = (self.permit_waiters.held_up(), self.build_queue.held_up());

@@ -161,3 +161,14 @@ async fn one_that_holds_just_as_much_as_it_may_gives_up_its_own_for_more() {
     at_once(&evaluator(&pool, "other/a")).await;
     third.abort();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_compile_that_nobody_waits_for_ends_when_its_tenant_wants_to_compile() {
+    let spy = Spy::default();
+    spy.interrupts_compiles();
+    let pool = pool(&spy, |acme| acme.build_concurrency = Some(1));
+    let (a, b) = (evaluator(&pool, "acme/a"), evaluator(&pool, "acme/b"));
+    spy.on_compile([Act::Never]);
+    wait_behind(&a).await.abort();
+    at_once(&b).await;
+}
