@@ -1,6 +1,6 @@
 //! The way of one evaluation: from its data to its response.
 
-use std::sync::atomic::Ordering;
+use std::{pin::pin, sync::atomic::Ordering};
 
 use bytes::Bytes;
 use tokio::{runtime::Handle, time::Instant};
@@ -80,7 +80,8 @@ impl Evaluator {
                     (self.input(&revision, data)?, self.turn(revision.id, &call, from).await?)
                 }
             };
-            let lease = match turn.hold(revision.lease_as(pool, &mut age, deadline, call.inside)).await {
+            let leasing = pin!(revision.lease_as(pool, &mut age, deadline, call.inside));
+            let lease = match turn.hold(leasing).await {
                 Ok(lease) => lease,
                 // Replaced while it waited: the new plugin answers. Or closed: then there is no revision to go on with.
                 Err(Error::Closed { .. }) => continue,
@@ -92,8 +93,9 @@ impl Evaluator {
             }
             // A caller that joins a build late waits for the rest of it only.
             counted.timings.build = lease.build.min(began.elapsed());
-            let mut checkout = turn.hold(Checkout::new(lease, parked)).await?;
-            if !turn.has_begun() && !call.inside && !turn.begin(deadline).await {
+            let mut checkout = turn.hold(pin!(Checkout::new(lease, parked))).await?;
+            // Boxed, as it seldom is: it would make every evaluation larger.
+            if !turn.has_begun() && !call.inside && !Box::pin(turn.begin(deadline)).await {
                 return Err(Error::WaitTimeout { after: began.elapsed() });
             }
             return self.run(&mut checkout, turn, call, input, began, counted).await;
@@ -105,7 +107,7 @@ impl Evaluator {
         let pool = &self.inner.pool;
         let share = pool.share.as_ref().filter(|_| !call.inside);
         let mut turn = Turn::new(share, revision.tenant, began);
-        if !turn.has_begun() && !turn.begin(clock::later(began, pool.limits.wait_timeout)).await {
+        if !turn.has_begun() && !Box::pin(turn.begin(clock::later(began, pool.limits.wait_timeout))).await {
             return Err(Error::WaitTimeout { after: began.elapsed() });
         }
         Ok(turn)

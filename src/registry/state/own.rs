@@ -42,7 +42,7 @@ impl<R: Resident> RegistryState<R> {
             id.tenant == tenant && !matches!(build.phase, Phase::Placed { .. })
         };
         let wanted = self.builds.iter().filter(unplaced).count() + usize::from(!self.builds.contains_key(&revision));
-        let own = || self.live.iter().filter(|(id, _)| id.tenant == tenant).map(|(_, live)| live);
+        let own = || self.own(tenant).map(|(_, live)| live);
         let evictable = own().filter(|live| live.evictable(eldest)).count() + self.own_closing(tenant);
         let places = quota.runtimes.saturating_sub(holds.runtimes).saturating_add(evictable);
         let permits = self.permit_room(tenant).saturating_add(own().map(|live| live.idle).sum());
