@@ -54,10 +54,10 @@ impl Evaluator {
         let mut prepared = None;
         if parked.is_used() {
             let (id, input) = self.prepare(data, began)?;
-            let turn = self.turn(id, &call, began).await?;
+            let mut turn = self.turn(id, &call, began).await?;
             if let Some(mut checkout) = Checkout::parked(parked, id, began) {
                 counted.told.hit = true;
-                return self.run(&mut checkout, turn, call, input, began, counted).await;
+                return self.run(&mut checkout, &mut turn, call, input, began, counted).await;
             }
             prepared = Some((id, input, turn));
         }
@@ -80,8 +80,11 @@ impl Evaluator {
                     (self.input(&revision, data)?, self.turn(revision.id, &call, from).await?)
                 }
             };
-            let leasing = pin!(revision.lease_as(pool, &mut age, deadline, call.inside));
-            let lease = match turn.hold(leasing).await {
+            let leased = {
+                let leasing = pin!(revision.lease_as(pool, &mut age, deadline, call.inside));
+                turn.hold(leasing).await
+            };
+            let lease = match leased {
                 Ok(lease) => lease,
                 // Replaced while it waited: the new plugin answers. Or closed: then there is no revision to go on with.
                 Err(Error::Closed { .. }) => continue,
@@ -93,12 +96,16 @@ impl Evaluator {
             }
             // A caller that joins a build late waits for the rest of it only.
             counted.timings.build = lease.build.min(began.elapsed());
-            let mut checkout = turn.hold(pin!(Checkout::new(lease, parked))).await?;
+            let made = {
+                let making = pin!(Checkout::new(lease, parked));
+                turn.hold(making).await
+            };
+            let mut checkout = made?;
             // Boxed, as it seldom is: it would make every evaluation larger.
             if !turn.has_begun() && !call.inside && !Box::pin(turn.begin(deadline)).await {
                 return Err(Error::WaitTimeout { after: began.elapsed() });
             }
-            return self.run(&mut checkout, turn, call, input, began, counted).await;
+            return self.run(&mut checkout, &mut turn, call, input, began, counted).await;
         }
     }
 
@@ -133,7 +140,7 @@ impl Evaluator {
     async fn run(
         &self,
         checkout: &mut Checkout<'_>,
-        mut turn: Turn<'_>,
+        turn: &mut Turn<'_>,
         call: Call<'_>,
         input: Bytes,
         began: Instant,
@@ -144,7 +151,7 @@ impl Evaluator {
         let waited = started - began;
         timings.wait = waited.saturating_sub(timings.build);
         told.wait = Some(timings.wait);
-        let called = checkout.call(call.entry_point, input, call.context, started, usage, &mut turn);
+        let called = checkout.call(call.entry_point, input, call.context, started, usage, turn);
         let (digest, ended, exec) = called.await;
         timings.exec = exec;
         usage.total = waited + exec;

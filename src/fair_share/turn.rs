@@ -21,7 +21,8 @@ pub(crate) struct Turn<'a> {
     tenant: TenantId,
     /// `None` before it begins and after it has ended.
     since: Option<Instant>,
-    permit: Option<Permit>,
+    /// Boxed: most have none, and every evaluation would be larger.
+    permit: Option<Box<Permit>>,
 }
 
 impl<'a> Turn<'a> {
@@ -45,7 +46,7 @@ impl<'a> Turn<'a> {
         {
             let permit = timeout_at(deadline, share.acquire_after_others(self.tenant, false)).await;
             let Ok(permit) = permit else { return false };
-            self.permit = Some(permit);
+            self.permit = Some(Box::new(permit));
         }
         self.since = Some(Instant::now());
         true
