@@ -22,21 +22,21 @@
 //! | hot calls | 1,000 callers of one warm evaluator |
 //! | endless guests | 200 callers of 15 evaluators, whose guests spin until their second is over |
 //!
-//! Both are measured in one run, for a second and a half each, in turns, and each flood is held against what came just before and after
+//! Both are measured in one run, for a second and a half each, in turns, and each flood is held against what came just before and
+//! after
 //! it. Figures are medians, so that what else the machine does meets both. All have the same executor, with a thread for each
 //! core; builds compile in workers, as in the server.
 //!
 //! # What came of it
 //!
-//! On two cores that other work kept busy as well (a load of about 10), before and after evaluations and builds took turns by
-//! tenant in processor time; of their share, and p99:
+//! On two quiet cores, one run; of their share, and p99. Before: without turns, on a machine that was busy as well.
 //!
-//! | flood | before | after |
+//! | flood | before | now |
 //! |---|---|---|
-//! | uploads | 0.69, 2.7 x | 0.75 to 0.81, 1.5 to 2 x |
-//! | cold calls | 0.66, 2.0 x | 0.7 to 1.0, 1.1 to 1.6 x |
-//! | hot calls | 0.07, 15 x | 0.72 to 0.9, 1.2 to 2.3 x |
-//! | endless guests | 0.15, 8.4 x | 0.74, 1.6 x |
+//! | uploads | 0.69, 2.7 x | 0.65, 3.2 x |
+//! | cold calls | 0.66, 2.0 x | 0.61, 2.8 x |
+//! | hot calls | 0.07, 15 x | 0.77, 1.0 x |
+//! | endless guests (before: of 50 evaluators) | 0.15, 8.4 x | 0.83, 1.2 x |
 //!
 //! What stands in the way of the rest: a compile that has begun runs on threads of its own, and only the system shares
 //! processors between it and the callers; where evaluations take turns, each costs some microseconds more, which is much of
