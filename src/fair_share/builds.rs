@@ -136,7 +136,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_tenants_next_build_begins_when_the_others_had_as_much_of_the_processors() {
-        let (builds, seen, took) = (Builds::new(1), Seen::default(), Duration::from_millis(100));
+        let (builds, seen, took) = (Builds::new(1), Seen::of_busy_threads(), Duration::from_millis(100));
         let busy = || busy(&seen, 1..10);
         busy();
         let building = builds.begin(TenantId(50), &seen).await;
@@ -159,7 +159,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nobody_pauses_where_processors_are_not_busy_or_busy_for_itself() {
-        let (builds, seen) = (Builds::new(1), Seen::default());
+        let (builds, seen) = (Builds::new(1), Seen::of_busy_threads());
         for tenants in [1..1, 1..2] {
             for _ in 0..3 {
                 busy(&seen, tenants.clone());
