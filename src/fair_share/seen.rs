@@ -24,8 +24,8 @@ const MOST_TENANTS: usize = 64;
 /// A slot for each thread or few.
 pub(super) struct Seen {
     slots: Box<[Slot]>,
-    /// What this thread has used of a processor.
-    processor: fn() -> Duration,
+    /// What this thread has used of a processor, and for how long it has waited for one.
+    clocks: fn() -> (Duration, Duration),
 }
 
 /// Alone on its cache lines, and on those that the processor fetches with them.
@@ -44,8 +44,8 @@ impl Slot {
 struct Period {
     busy: Option<Busy>,
     began: Option<Instant>,
-    /// What the thread had used of a processor then.
-    processor: Duration,
+    /// What the clocks of the thread were then.
+    clocks: (Duration, Duration),
     total: Duration,
     by: Vec<(TenantId, Duration)>,
 }
@@ -61,7 +61,7 @@ struct Busy {
 
 impl Default for Seen {
     fn default() -> Self {
-        Self { slots: (0..slots()).map(|_| Slot::default()).collect(), processor: processor_time }
+        Self { slots: (0..slots()).map(|_| Slot::default()).collect(), clocks: thread_clocks }
     }
 }
 
@@ -69,20 +69,28 @@ impl Default for Seen {
 impl Seen {
     /// Of threads that always have a processor, whatever the clock of the test is.
     pub(super) fn of_busy_threads() -> Self {
-        fn processor() -> Duration {
+        fn clocks() -> (Duration, Duration) {
             thread_local! {
                 static CALLS: Cell<u32> = const { Cell::new(0) };
             }
-            PERIOD * CALLS.with(|calls| calls.replace(calls.get() + 1))
+            (PERIOD * CALLS.with(|calls| calls.replace(calls.get() + 1)), Duration::ZERO)
         }
-        Self { processor, ..Self::default() }
+        Self { clocks, ..Self::default() }
     }
+}
+
+/// What this thread has used of a processor, and for how long it has waited for one. Where the system does not tell that, it
+/// is as if it slept.
+fn thread_clocks() -> (Duration, Duration) {
+    let told = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let waited = told.split_whitespace().nth(1).and_then(|nanos| nanos.parse().ok());
+    (processor_time(), Duration::from_nanos(waited.unwrap_or(0)))
 }
 
 impl Seen {
     /// Adds to what this thread has done. True when a period is over in which one tenant took more than its share.
     pub(super) fn add(&self, tenant: TenantId, used: Duration, now: Instant) -> bool {
-        self.slots.get(own_slot()).is_some_and(|slot| slot.lock().add(tenant, used, now, self.processor))
+        self.slots.get(own_slot()).is_some_and(|slot| slot.lock().add(tenant, used, now, self.clocks))
     }
 
     /// How many threads were busy just now for others than this tenant, and for how many tenants.
@@ -94,9 +102,15 @@ impl Seen {
 }
 
 impl Period {
-    fn add(&mut self, tenant: TenantId, used: Duration, now: Instant, processor: impl Fn() -> Duration) -> bool {
+    fn add(
+        &mut self,
+        tenant: TenantId,
+        used: Duration,
+        now: Instant,
+        clocks: impl Fn() -> (Duration, Duration),
+    ) -> bool {
         let began = *self.began.get_or_insert_with(|| {
-            self.processor = processor();
+            self.clocks = clocks();
             now
         });
         self.total += used;
@@ -108,21 +122,22 @@ impl Period {
         if now - began < PERIOD {
             return false;
         }
-        let used = processor();
-        let is_unfair = self.judge(now, now - began, used.saturating_sub(self.processor));
-        (self.began, self.processor, self.total) = (Some(now), used, Duration::ZERO);
+        let (clocks, before) = (clocks(), self.clocks);
+        let (processor, waited) = (clocks.0.saturating_sub(before.0), clocks.1.saturating_sub(before.1));
+        let is_unfair = self.judge(now, now - began, processor, waited);
+        (self.began, self.clocks, self.total) = (Some(now), clocks, Duration::ZERO);
         self.by.clear();
         is_unfair
     }
 
-    /// What is around guests takes time too, so a quarter of the processor's is much. A thread that has a processor half of
-    /// the time wants it all the time, and shares it: with compiles, above all. Where it was without one, that may be in the
-    /// figure of any one tenant, so it is taken off the largest.
-    fn judge(&mut self, now: Instant, length: Duration, processor: Duration) -> bool {
+    /// What is around guests takes time too, so a quarter of the processor's is much. A thread is busy that does not sleep: it
+    /// may share its processor with others, with builds above all. Where it was without one, that may be in the figure of any
+    /// one tenant, so it is taken off the largest.
+    fn judge(&mut self, now: Instant, length: Duration, processor: Duration, waited: Duration) -> bool {
         let tenants = u32::try_from(self.by.len()).unwrap_or(u32::MAX);
         let most = self.by.iter().map(|(_, used)| *used).max().unwrap_or_default();
         let alone = self.by.first().filter(|_| tenants == 1).map(|(tenant, _)| *tenant);
-        let is_busy = processor * 2 >= length && self.total * 4 >= processor;
+        let is_busy = (processor + waited) * 4 >= length * 3 && self.total * 4 >= processor;
         self.busy = is_busy.then_some(Busy { at: now, tenants, alone });
         let without = length.saturating_sub(processor);
         let [most, total] = [most, self.total].map(|used| used.saturating_sub(without));
@@ -137,13 +152,19 @@ mod tests {
     /// What is judged of a period in which tenants took turns of so many hundredths of it, while the thread was without a
     /// processor for some; and whether the thread was busy.
     fn judged(turns: &[(u64, u32)], without: u32) -> (bool, Option<Busy>) {
+        judged_of(turns, without, 0)
+    }
+
+    /// The same where it waited for one in so much of that.
+    fn judged_of(turns: &[(u64, u32)], without: u32, waited: u32) -> (bool, Option<Busy>) {
         let (mut period, began) = (Period::default(), Instant::now());
         let first = TenantId(turns[0].0);
-        assert!(!period.add(first, Duration::ZERO, began, || PERIOD));
+        assert!(!period.add(first, Duration::ZERO, began, || (PERIOD, PERIOD)));
         for (tenant, used) in turns {
-            assert!(!period.add(TenantId(*tenant), PERIOD * *used / 100, began, || PERIOD), "it is not over");
+            assert!(!period.add(TenantId(*tenant), PERIOD * *used / 100, began, || (PERIOD, PERIOD)), "it is not over");
         }
-        let is_unfair = period.add(first, Duration::ZERO, began + PERIOD, || PERIOD * (200 - without) / 100);
+        let ended = (PERIOD * (200 - without) / 100, PERIOD * (100 + waited) / 100);
+        let is_unfair = period.add(first, Duration::ZERO, began + PERIOD, || ended);
         assert!(period.by.is_empty() && period.total.is_zero(), "the next begins with nothing");
         (is_unfair, period.busy)
     }
@@ -169,10 +190,10 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_is_busy_that_has_a_processor_half_of_the_time_and_uses_it_for_guests() {
+    fn a_thread_is_busy_that_does_not_sleep_and_works_for_guests() {
         assert!(judged(&[(1, 24)], 0).1.is_none());
-        assert!(judged(&[(1, 40)], 60).1.is_none(), "it sleeps");
-        assert_eq!(judged(&[(1, 26)], 40).1.unwrap().alone, Some(TenantId(1)));
+        assert!(judged(&[(1, 40)], 40).1.is_none(), "it sleeps");
+        assert_eq!(judged_of(&[(1, 40)], 60, 50).1.unwrap().alone, Some(TenantId(1)), "it shares its processor");
         let busy = judged(&[(1, 20), (2, 20)], 0).1.unwrap();
         assert_eq!((busy.tenants, busy.alone), (2, None));
 
