@@ -162,6 +162,10 @@ impl<R: Resident> RegistryState<R> {
     pub(super) fn hold(&mut self, tenant: TenantId, change: impl FnOnce(&mut TenantHolds)) {
         self.holdings.change(tenant, change);
         self.set_rooms(tenant);
+        // What it has just got may be what its builds will want: then what is parked of it may be idle.
+        if !self.parking.is_empty() && self.is_held_up(tenant) {
+            self.reclaim_of(tenant);
+        }
     }
 
     /// Callers of it ceased to wait, and others began to.
