@@ -52,7 +52,9 @@ impl<R: Resident> RegistryState<R> {
             && self.permit_waiters.is_empty()
             && self.placeable() == 0
             && !self.room_is_short(self.live.peek(&revision).map_or(0, |live| live.resident.weight().instance));
-        let free = free && self.permit_room(revision.tenant) > 0 && !self.is_held_up(revision.tenant);
+        // Nor from a build of its own tenant, which may have so many.
+        let (tenant, builds) = (revision.tenant, self.build_queue.waiting_of(revision.tenant));
+        let free = free && self.permit_room(tenant) > builds && !self.is_held_up(tenant);
         let live = self.live.peek_mut(&revision).filter(|live| live.place == place);
         match live {
             Some(live) if free && !live.reserved && !live.sparing && live.idle == 0 && live.instances < live.most => {

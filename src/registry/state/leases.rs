@@ -55,6 +55,10 @@ impl<R: Resident> RegistryState<R> {
                     self.instances += 1;
                     let grant = Grant { hot, ..live.grant(revision, false, Duration::ZERO) };
                     self.hold(tenant, |holds| holds.instances += 1);
+                    // What its builds will want may be idle elsewhere.
+                    if self.is_held_up(tenant) {
+                        self.dispatch(now);
+                    }
                     return Requested::Granted(grant);
                 }
             }
