@@ -31,7 +31,7 @@ use tokio::time::Instant;
 pub use self::{builder::PoolBuilder, prepared::Prepared};
 use crate::{
     close::{Close, CloseReport},
-    config::{Settings, SettingsError, TenantBounds, TenantSettings},
+    config::{Settings, SettingsError, TenantSettings},
     engine::{BoxFuture, CompileWorkerCounts, Slots},
     error::Error,
     evaluator::Evaluator,
@@ -256,7 +256,7 @@ impl EvaluatorPool {
 
     /// What this tenant may have.
     #[cfg(feature = "service")]
-    pub(crate) fn bounds_of(&self, tenant: &str) -> TenantBounds {
+    pub(crate) fn bounds_of(&self, tenant: &str) -> crate::config::TenantBounds {
         self.inner.tenants.bounds(tenant)
     }
 

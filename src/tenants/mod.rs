@@ -152,6 +152,7 @@ impl Tenants {
     }
 
     /// What this tenant may have.
+    #[cfg(feature = "service")]
     pub(crate) fn bounds(&self, tenant: &str) -> TenantBounds {
         self.state().bounds.of(tenant)
     }
