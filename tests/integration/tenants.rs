@@ -1,15 +1,6 @@
 //! Tenants: whom an evaluator belongs to.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread::available_parallelism,
-};
-
-use evalpool::{ErrorKind, EvaluatorPool, Source, Spec};
-use tokio::task::{JoinSet, yield_now};
+use evalpool::{ErrorKind, EvaluatorPool};
 
 use crate::support::spy::Spy;
 
@@ -55,40 +46,4 @@ async fn a_name_that_no_tenant_can_have_is_refused() {
         assert_eq!(error.kind(), ErrorKind::InvalidRequest);
         assert!(error.to_string().starts_with("the spec's tenant, ") && error.to_string().contains(part), "{error}");
     }
-}
-
-/// On one thread, where each call of the one waits behind one of each caller of the other until the pool sees to it.
-#[tokio::test]
-async fn many_callers_of_one_tenant_put_off_the_one_of_another_by_a_few_calls() {
-    const CALLS: usize = 200;
-    let flooding = 50 * (1 + available_parallelism().unwrap().get());
-    let pool = EvaluatorPool::builder().capacity(4).build().unwrap();
-    let some_time = r#"(module (func (export "run") (result i32) (local $i i32)
-        (loop $again (br_if $again (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 200000))))
-        i32.const 0))"#;
-    let [flood, neighbour] = ["flood/price", "neighbour/price"]
-        .map(|name| pool.evaluator(name, Spec::new(Source::bytes(wat::parse_str(some_time).unwrap()))).unwrap());
-    let (calls, mut callers) = (Arc::new(AtomicUsize::new(0)), JoinSet::new());
-    for _ in 0..flooding {
-        let (flood, calls) = (flood.clone(), calls.clone());
-        callers.spawn(async move {
-            loop {
-                yield_now().await;
-                flood.evaluate("").await.unwrap();
-                calls.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-    }
-    let mut noticed = 0;
-    for call in 0..2 * CALLS {
-        if call == CALLS {
-            noticed = calls.load(Ordering::Relaxed);
-        }
-        yield_now().await;
-        neighbour.evaluate("").await.unwrap();
-    }
-    let between = calls.load(Ordering::Relaxed) - noticed;
-    assert!(between < CALLS * flooding / 4, "{between} calls of {flooding} callers beside {CALLS} of the other");
-    callers.shutdown().await;
-    pool.close().await;
 }

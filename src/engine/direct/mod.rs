@@ -90,7 +90,7 @@ use tokio::time::timeout;
 
 pub use self::workers::inside::init_compile_workers;
 use self::workers::{Stop, Why};
-use super::{BoxFuture, CompileRequest, CompileWorkerCounts, CompiledPlugin, Engine, FairShare, Slots};
+use super::{BoxFuture, CompileRequest, CompileWorkerCounts, CompiledPlugin, Engine, Slots};
 use crate::{
     config::{EngineSettings, LimitSettings, PoolSettings},
     error::{Error, panic_text},
@@ -179,10 +179,6 @@ impl Engine for DirectEngine {
 
     fn keeps_variables(&self) -> bool {
         true
-    }
-
-    fn fair_share(&self) -> Option<FairShare> {
-        Some(self.variants.share.clone())
     }
 
     fn slots(&self) -> Option<Slots> {
