@@ -29,14 +29,15 @@
 //!
 //! # What came of it
 //!
-//! On two quiet cores, three runs; of their share, and p99. Before: without turns, on a machine that was busy as well.
+//! On two cores, of their share, and p99: as it is, on a machine that was busy as well, and with turns (`Engine::fair_share`,
+//! which no engine gives yet: neighbours of guests inside one long instruction waited for them), in three quiet runs.
 //!
-//! | flood | before | now |
+//! | flood | as it is | with turns |
 //! |---|---|---|
 //! | uploads | 0.69, 2.7 x | 0.65 to 0.71, 2.6 to 3.2 x |
 //! | cold calls | 0.66, 2.0 x | 0.60 to 0.69, 2.3 to 2.8 x |
 //! | hot calls | 0.07, 15 x | 0.66 to 0.77, 1.0 to 1.1 x |
-//! | endless guests (before: of 50 evaluators) | 0.15, 8.4 x | 0.73 to 0.83, 1.2 to 1.3 x |
+//! | endless guests (as it is: of 50 evaluators) | 0.15, 8.4 x | 0.73 to 0.83, 1.2 to 1.3 x |
 //!
 //! What stands in the way of the rest: a compile that has begun runs on threads of its own, and only the system shares
 //! processors between it and the callers; where evaluations take turns, each costs some microseconds more, which is much of
