@@ -1,6 +1,6 @@
 //! The way of one evaluation: from its data to its response.
 
-use std::{pin::pin, sync::atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::{runtime::Handle, time::Instant};
@@ -10,7 +10,6 @@ use crate::{
     clock,
     data::InputSource,
     error::Error,
-    fair_share::Turn,
     last_words::LastWords,
     registry::RevisionId,
     response::Response,
@@ -54,12 +53,11 @@ impl Evaluator {
         let mut prepared = None;
         if parked.is_used() {
             let (id, input) = self.prepare(data, began)?;
-            let mut turn = self.turn(id, &call, began).await?;
             if let Some(mut checkout) = Checkout::parked(parked, id, began) {
                 counted.told.hit = true;
-                return self.run(&mut checkout, &mut turn, call, input, began, counted).await;
+                return self.run(&mut checkout, call, input, began, counted).await;
             }
-            prepared = Some((id, input, turn));
+            prepared = Some((id, input));
         }
         // Checked late: `try_current` counts a reference to the runtime, in a word that all its threads share.
         if Handle::try_current().is_err() {
@@ -72,19 +70,11 @@ impl Evaluator {
         loop {
             let revision = self.revision()?;
             revision.may_run(began)?;
-            let (input, mut turn) = match prepared.take() {
-                Some((id, input, turn)) if id == revision.id => (input, turn),
-                _ => {
-                    // Whoever has waited begins anew.
-                    let from = if age.is_none() { began } else { Instant::now() };
-                    (self.input(&revision, data)?, self.turn(revision.id, &call, from).await?)
-                }
+            let input = match prepared.take() {
+                Some((id, input)) if id == revision.id => input,
+                _ => self.input(&revision, data)?,
             };
-            let leased = {
-                let leasing = pin!(revision.lease_as(pool, &mut age, deadline, call.inside));
-                turn.hold(leasing).await
-            };
-            let lease = match leased {
+            let lease = match revision.lease_as(pool, &mut age, deadline, call.inside).await {
                 Ok(lease) => lease,
                 // Replaced while it waited: the new plugin answers. Or closed: then there is no revision to go on with.
                 Err(Error::Closed { .. }) => continue,
@@ -96,28 +86,9 @@ impl Evaluator {
             }
             // A caller that joins a build late waits for the rest of it only.
             counted.timings.build = lease.build.min(began.elapsed());
-            let made = {
-                let making = pin!(Checkout::new(lease, parked));
-                turn.hold(making).await
-            };
-            let mut checkout = made?;
-            // Boxed, as it seldom is: it would make every evaluation larger.
-            if !turn.has_begun() && !call.inside && !Box::pin(turn.begin(deadline)).await {
-                return Err(Error::WaitTimeout { after: began.elapsed() });
-            }
-            return self.run(&mut checkout, &mut turn, call, input, began, counted).await;
+            let mut checkout = Checkout::new(lease, parked).await?;
+            return self.run(&mut checkout, call, input, began, counted).await;
         }
-    }
-
-    /// The turn of an evaluation, once it has begun. One from inside a host function waits for nobody.
-    async fn turn(&self, revision: RevisionId, call: &Call<'_>, began: Instant) -> Result<Turn<'_>, Error> {
-        let pool = &self.inner.pool;
-        let share = pool.share.as_ref().filter(|_| !call.inside);
-        let mut turn = Turn::new(share, revision.tenant, began);
-        if !turn.has_begun() && !Box::pin(turn.begin(clock::later(began, pool.limits.wait_timeout))).await {
-            return Err(Error::WaitTimeout { after: began.elapsed() });
-        }
-        Ok(turn)
     }
 
     /// The current revision's input, and which revision that is.
@@ -140,7 +111,6 @@ impl Evaluator {
     async fn run(
         &self,
         checkout: &mut Checkout<'_>,
-        turn: &mut Turn<'_>,
         call: Call<'_>,
         input: Bytes,
         began: Instant,
@@ -151,8 +121,7 @@ impl Evaluator {
         let waited = started - began;
         timings.wait = waited.saturating_sub(timings.build);
         told.wait = Some(timings.wait);
-        let called = checkout.call(call.entry_point, input, call.context, started, usage, turn);
-        let (digest, ended, exec) = called.await;
+        let (digest, ended, exec) = checkout.call(call.entry_point, input, call.context, started, usage).await;
         timings.exec = exec;
         usage.total = waited + exec;
         told.exec = Some(exec);

@@ -1,40 +1,20 @@
-//! Who runs where there are too few processors for all: turns that go round by tenant, counted in time.
+//! Which of the guests that run long may run now: turns that go round by tenant, counted in time.
 //!
 //! There are as many permits as cores. Whoever holds one may run; dropping it hands it on to the first in the queue, and
-//! puts its tenant's next turn as far back as the time that it took. So of fifty tenants that want a processor each gets a
-//! fiftieth, whether it has one caller or a thousand, and whether these take a microsecond each or never end.
-//!
-//! | who | needs a permit |
-//! |---|---|
-//! | a guest that runs long | from its second tick on, always: `engine::direct` |
-//! | an evaluation, until its guest first waits or has returned | where processors are short |
-//! | a build, before it takes a place | where processors are short. It hands the permit on at once, and its time is counted |
-//!
-//! A caller that waits here is not in its executor's queue, where a thousand callers of one tenant would stand before the
-//! one of another. Waiting costs about a microsecond. So nobody waits until there is a reason: threads note who took how
-//! much of their time, and where a tenant took more than its share of it, processors are [short](FairShare::is_short) until
-//! that tenant asks for no more than the others for a second. That is a third of all time at least: taking turns costs a third
-//! of the throughput of short fresh calls where 64 callers ask, and the largest of many customers has a quarter by itself.
-//!
-//! Builds are counted apart from the calls of the same tenant: an upload does not put off its tenant's own calls.
+//! puts its tenant's next turn as far back as the time that it took. So of fifty tenants whose guests want a processor each
+//! gets a fiftieth, whether it has one guest or a thousand.
 //!
 //! Considered and not taken: priorities in the executor (tokio has none), a second executor for long guests (it needs
-//! threads, and a guest that has begun cannot move), and limits on callers at once (they tell nothing of the time that
-//! callers take, and leave processors idle).
+//! threads, and a guest that has begun cannot move), and permits for all evaluations where processors are short, so that a
+//! thousand callers of one tenant do not stand before the one of another in the executor's queue (a guest inside one long
+//! instruction gives no permit back, and its neighbours waited for it).
 
-mod builds;
 mod queue;
-mod seen;
 #[cfg(test)]
 mod tests;
-mod turn;
 
 use std::{
-    fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -45,8 +25,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-pub(crate) use self::{builds::Building, turn::Turn};
-use self::{builds::Builds, queue::Queue, seen::Seen};
+use self::queue::Queue;
 use crate::turns::{TenantId, Weights};
 
 /// The longest that no permit is handed on while somebody waits for one. A permit is held by a future, which its owner may
@@ -59,22 +38,11 @@ const BEHIND: u64 = 100;
 /// For how long those who have asked are expected to ask again.
 const AGAIN: Duration = Duration::from_millis(2);
 
-/// For how long processors are taken for short after a tenant was seen to ask for more than its share.
-const REMEMBERED: Duration = Duration::from_secs(1);
-
-/// Whose turn it is on the processors, for all who run on one engine. Cheap to clone.
+/// Whose turn it is on the processors, for all guests of one engine. Cheap to clone.
 #[derive(Clone)]
-pub struct FairShare(Arc<Shared>);
-
-struct Shared {
-    short: AtomicBool,
-    seen: Seen,
-    builds: Builds,
-    state: Mutex<State>,
-}
+pub(crate) struct FairShare(Arc<Mutex<State>>);
 
 struct State {
-    at_once: usize,
     free: usize,
     /// Permits in whose stead others were made.
     lost: usize,
@@ -82,11 +50,6 @@ struct State {
     weights: Weights,
     /// When a permit was last handed on.
     handed_on: Instant,
-    /// Until when processors are short.
-    until: Instant,
-    /// Who asked last, and when that was last another one than before.
-    last: TenantId,
-    others: Instant,
     /// When a tenant last asked that has had no more than others.
     modest: Option<Instant>,
     /// When it was last seen to that somebody looks again whether who is held back may run.
@@ -120,8 +83,6 @@ pub(crate) struct Permit {
     given: Instant,
     /// What its thread had used of a processor when its holder began. Who runs without a pause stays on one thread.
     since: Option<Duration>,
-    /// Its tenant has more callers that wait than there are processors.
-    is_crowded: bool,
 }
 
 /// Leaves the queue when it is dropped.
@@ -135,20 +96,15 @@ impl FairShare {
     pub(crate) fn new(at_once: usize) -> Self {
         let now = Instant::now();
         let state = State {
-            at_once,
             free: at_once,
             lost: 0,
             waiting: Queue::default(),
             weights: Weights::default(),
             handed_on: now,
-            until: now,
-            last: TenantId::default(),
-            others: now,
             modest: None,
             asked_again: None,
         };
-        let (short, seen, builds) = (AtomicBool::new(false), Seen::default(), Builds::new(at_once));
-        Self(Arc::new(Shared { short, seen, builds, state: Mutex::new(state) }))
+        Self(Arc::new(Mutex::new(state)))
     }
 
     /// How much of the time each tenant gets for one share of the others.
@@ -158,54 +114,13 @@ impl FairShare {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Queue operations only.
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether evaluations and builds wait for their turns. Cheap: every evaluation asks.
-    pub(crate) fn is_short(&self) -> bool {
-        self.0.short.load(Ordering::Relaxed)
-    }
-
-    /// Notes that a tenant has used this thread for so long.
-    pub(crate) fn note(&self, tenant: TenantId, used: Duration, now: Instant) {
-        if self.0.seen.add(tenant, used, now) {
-            self.begin_short(now);
-        }
-    }
-
-    fn begin_short(&self, now: Instant) {
-        let mut state = self.state();
-        (state.until, state.others) = (now + REMEMBERED, now);
-        self.0.short.store(true, Ordering::Relaxed);
-    }
-
-    /// Waits until a build of this tenant may begin. Cancel safe.
-    pub(crate) async fn begin_build(&self, tenant: TenantId) -> Building {
-        self.0.builds.begin(tenant, &self.0.seen).await
-    }
-
-    /// Whether processors are still short; if not, nobody asks again until they are.
-    fn ask_if_short(&self, now: Instant) -> bool {
-        let is_short = now < self.state().until;
-        if !is_short {
-            self.0.short.store(false, Ordering::Relaxed);
-        }
-        is_short
-    }
-
-    /// A build has ended, after so long.
-    pub(crate) fn built(&self, building: &Building, took: Duration) {
-        self.0.builds.built(building, took);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A permit, once it is this tenant's turn. Cancel safe.
     async fn acquire(&self, tenant: TenantId) -> Permit {
-        let is_crowded;
         let (_waiting, mut permit) = {
             let (now, mut state) = (Instant::now(), self.state());
-            if state.last != tenant {
-                (state.last, state.others) = (tenant, now);
-            }
             if state.waiting.behind(tenant) <= BEHIND {
                 state.modest = Some(now);
             }
@@ -216,10 +131,6 @@ impl FairShare {
             }
             let (to, permit) = oneshot::channel();
             let age = state.waiting.enter(tenant, to);
-            is_crowded = state.waiting.waiting_of(tenant) > state.at_once;
-            if is_crowded && now < state.others + REMEMBERED {
-                state.until = state.until.max(now + REMEMBERED);
-            }
             if state.free > 0 {
                 self.look_again(&mut state, now);
             }
@@ -228,7 +139,7 @@ impl FairShare {
         loop {
             match timeout(LONGEST_WAIT, &mut permit).await {
                 Ok(Ok(mut permit)) => {
-                    (permit.tenant, permit.is_crowded) = (tenant, is_crowded);
+                    permit.tenant = tenant;
                     return permit;
                 }
                 // Not met: the sender is in the queue until it has sent.
@@ -239,20 +150,17 @@ impl FairShare {
     }
 
     /// A permit that nobody with an earlier turn wants. Others may be about to come: the executor looks for what has come,
-    /// and for tasks that have yielded, only when nothing else is ready. So whoever has more than its share lets them come
-    /// before it goes on; and so does a guest that runs `long`. Cancel safe.
-    pub(crate) async fn acquire_after_others(&self, tenant: TenantId, long: bool) -> Permit {
+    /// and for tasks that have yielded, only when nothing else is ready. So a guest lets them come before it goes on. Cancel
+    /// safe.
+    pub(crate) async fn acquire_after_others(&self, tenant: TenantId) -> Permit {
         loop {
             let mut permit = self.acquire(tenant).await;
-            if long || permit.is_crowded {
-                yield_now().await;
-                if !self.state().waiting.precedes(tenant) {
-                    // Handed on, and not counted.
-                    continue;
-                }
+            yield_now().await;
+            if self.state().waiting.precedes(tenant) {
+                permit.since = Some(processor_time());
+                return permit;
             }
-            permit.since = Some(processor_time());
-            return permit;
+            // Handed on, and not counted.
         }
     }
 
@@ -305,16 +213,9 @@ impl FairShare {
 }
 
 /// What this thread has used of a processor. Not the time that went by: a busy machine takes threads from theirs.
-#[cfg(feature = "direct")]
 pub(crate) fn processor_time() -> Duration {
     let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(used.tv_sec.try_into().unwrap_or(0), used.tv_nsec.try_into().unwrap_or(0))
-}
-
-/// There is nobody to ask.
-#[cfg(not(feature = "direct"))]
-fn processor_time() -> Duration {
-    Duration::ZERO
 }
 
 /// What turns are counted in.
@@ -324,7 +225,7 @@ fn micros(time: Duration) -> u64 {
 
 impl Permit {
     fn new(share: Option<&FairShare>, tenant: TenantId, given: Instant) -> Self {
-        Self { share: share.cloned(), tenant, given, since: None, is_crowded: false }
+        Self { share: share.cloned(), tenant, given, since: None }
     }
 
     /// Lets the next one run, after this one's tenant has `used` a processor for so long; `None` if it did not begin.
@@ -374,11 +275,5 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let used = self.since.map(|since| processor_time().saturating_sub(since));
         self.hand_on(used);
-    }
-}
-
-impl fmt::Debug for FairShare {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FairShare").field("is_short", &self.is_short()).finish_non_exhaustive()
     }
 }

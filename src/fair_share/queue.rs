@@ -42,6 +42,7 @@ impl<W> Queue<W> {
         self.heads.first().map(|(_, _, tenant)| *tenant)
     }
 
+    #[cfg(test)]
     pub(super) fn waiting_of(&self, tenant: TenantId) -> usize {
         self.tenants.get(&tenant).map_or(0, |share| share.waiting.len())
     }

@@ -87,15 +87,6 @@ async fn no_permit_is_replaced_while_permits_are_handed_on_however_long_one_wait
     assert_eq!(free_and_lost(&share), (1, 0));
 }
 
-#[test]
-fn processors_are_short_for_a_second_after_a_tenant_has_asked_for_more_than_its_share() {
-    let (share, now) = (FairShare::new(1), Instant::now());
-    assert!(!share.is_short());
-    share.begin_short(now);
-    assert!(share.is_short() && share.ask_if_short(now + REMEMBERED / 2));
-    assert!(!share.ask_if_short(now + REMEMBERED) && !share.is_short());
-}
-
 #[tokio::test(start_paused = true)]
 async fn who_asks_for_much_goes_on_only_once_all_with_earlier_turns_have_had_them() {
     let share = FairShare::new(1);
@@ -106,7 +97,7 @@ async fn who_asks_for_much_goes_on_only_once_all_with_earlier_turns_have_had_the
         let (share, order) = (share.clone(), order.clone());
         callers.spawn(async move {
             for _ in 0..3 {
-                let mut permit = share.acquire_after_others(TenantId(tenant), false).await;
+                let mut permit = share.acquire_after_others(TenantId(tenant)).await;
                 permit.hand_on(Some(Duration::from_micros(100)));
                 order.lock().unwrap().push(tenant);
                 yield_now().await;

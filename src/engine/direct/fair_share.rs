@@ -1,9 +1,8 @@
 //! Makes guests that run long give way to short ones.
 //!
 //! A guest returns to the executor at each tick. That alone would put sixty endless guests in front of a short one, a
-//! tick each. So from its second tick on a guest needs a [permit](crate::fair_share), from its first where processors are
-//! short, and while it waits for one it is not in the executor's queue. A guest with a permit lets all other ready tasks run
-//! before it goes on. So a new guest waits for about one tick, however many run long.
+//! tick each. So from its second tick on a guest needs a [permit](crate::fair_share), and while it waits
+//! for one it is not in the executor's queue. A guest with a permit lets all other ready tasks run before it goes on. So a new guest waits for about one tick, however many run long.
 
 use std::{
     future::{Future, poll_fn},
@@ -14,9 +13,6 @@ use std::{
     },
 };
 
-use tokio::time::Instant;
-
-use super::ticker::TICK;
 use crate::{
     fair_share::{FairShare, Permit},
     turns::TenantId,
@@ -54,11 +50,8 @@ impl RunPermit {
         async move {
             slot.at_tick.store(true, Ordering::Relaxed);
             if runs_long {
-                share.note(tenant, TICK, Instant::now());
-            }
-            if runs_long || share.is_short() {
                 slot.put(None);
-                let permit = share.acquire_after_others(tenant, true).await;
+                let permit = share.acquire_after_others(tenant).await;
                 slot.put(Some(permit));
             } else {
                 tokio::task::yield_now().await;

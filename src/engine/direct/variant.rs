@@ -20,8 +20,9 @@ use super::{
 };
 use crate::{
     config::{CodeCache, EngineSettings, LimitSettings, PoolSettings},
-    engine::{FairShare, InstanceLimits},
+    engine::InstanceLimits,
     error::Error,
+    fair_share::FairShare,
     host_limits::sure_memory,
     source::Digest,
 };
