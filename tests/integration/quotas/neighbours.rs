@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use evalpool::{
-    Bound, PoolBuilder, RuntimeState,
+    Bound, Evaluator, EvaluatorPool, PoolBuilder, RuntimeState,
     config::{TenantBounds, TenantSettings},
 };
 use tokio::time::{sleep, timeout};
@@ -65,13 +65,19 @@ async fn builds_that_wait_to_compile_keep_no_caller_from_an_instance_that_is_fre
     at_once(&hot).await;
 }
 
+/// A tenant that has the two runtimes that it may have, the second used last, and a third evaluator.
+async fn two_of_two(spy: &Spy) -> (EvaluatorPool, [Evaluator; 3]) {
+    let pool = pool(spy, |acme| acme.runtimes = Some(2));
+    let evaluators = ["acme/a", "acme/b", "acme/c"].map(|name| evaluator(&pool, name));
+    at_once(&evaluators[0]).await;
+    at_once(&evaluators[1]).await;
+    (pool, evaluators)
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_closes_anyway_is_waited_for_before_another_runtime_goes() {
     let spy = Spy::default();
-    let pool = pool(&spy, |acme| acme.runtimes = Some(2));
-    let [a, b, c] = ["acme/a", "acme/b", "acme/c"].map(|name| evaluator(&pool, name));
-    at_once(&a).await;
-    at_once(&b).await;
+    let (pool, [a, _, c]) = two_of_two(&spy).await;
     spy.keeps_permits(1);
     let closing = tokio::spawn(async move { a.unload().await });
     sleep(Duration::from_millis(1)).await;
@@ -85,10 +91,7 @@ async fn what_closes_anyway_is_waited_for_before_another_runtime_goes() {
 #[tokio::test(start_paused = true)]
 async fn what_does_not_end_its_close_is_not_waited_for() {
     let spy = Spy::default();
-    let pool = pool(&spy, |acme| acme.runtimes = Some(2));
-    let [a, b, c] = ["acme/a", "acme/b", "acme/c"].map(|name| evaluator(&pool, name));
-    at_once(&a).await;
-    at_once(&b).await;
+    let (pool, [_, _, c]) = two_of_two(&spy).await;
     spy.keeps_permits(1);
     timeout(SOON * 10, c.evaluate("")).await.expect("b's place is as good").unwrap();
     assert_eq!(state(&pool, "acme/b"), RuntimeState::Cold);
