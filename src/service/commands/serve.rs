@@ -64,12 +64,12 @@ pub(in crate::service) async fn serve(
     settings.service.max_connections = fit.connections;
     let service = &settings.service;
     let mut signals = Signals::new()?;
-    let mut hangup = (tokens.is_some() || config.is_some()).then(hangup).transpose()?;
+    let hangup = (tokens.is_some() || config.is_some()).then(hangup).transpose()?;
     // Bind first: a server that cannot listen must not touch the folder.
     let (listener, address) = listen_on(service.listen)?;
     let admin = service.admin_listen.map(listen_on).transpose()?;
     let pool = EvaluatorPool::from_settings(&settings)?;
-    if let Some(hangup) = hangup.take() {
+    if let Some(hangup) = hangup {
         tokio::spawn(read_again(tokens.clone(), config, pool.clone(), hangup));
     }
     let ceilings = Ceilings::new(&settings);
