@@ -66,8 +66,19 @@ impl<R: Resident> RegistryState<R> {
 
     /// Of the build that is next to get what this tenant's runtimes have: who is younger does not keep it from its place.
     pub(super) fn eldest_build(&self, tenant: TenantId) -> Option<Age> {
+        self.eldest_builds()(tenant)
+    }
+
+    /// The same for many tenants: whose build is next of all is looked up once.
+    fn eldest_builds(&self) -> impl Fn(TenantId) -> Option<Age> {
         let first = self.build_queue.first().map(|(turn, _)| turn.age);
-        first.into_iter().chain(self.eldest_own_build(tenant)).min()
+        move |tenant| first.into_iter().chain(self.eldest_own_build(tenant)).min()
+    }
+
+    /// Which runtimes could be closed for a build.
+    pub(super) fn evictable(&self) -> impl Fn(&RevisionId, &Live<R>) -> bool {
+        let eldest = self.eldest_builds();
+        move |revision, live| live.evictable(eldest(revision.tenant))
     }
 
     pub(super) fn remembered(&mut self, revision: RevisionId, now: Instant) -> Option<Error> {

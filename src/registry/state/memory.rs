@@ -190,8 +190,9 @@ impl<R: Resident> RegistryState<R> {
 
     /// What could be given back by dropping all that nobody uses.
     fn can_free(&self) -> u64 {
+        let can_go = self.evictable();
         let frees = |id: &RevisionId, live: &Live<R>| match live.resident.weight() {
-            Weight { code, shared, .. } if live.evictable(self.eldest_build(id.tenant)) => {
+            Weight { code, shared, .. } if can_go(id, live) => {
                 live.each() * (live.instances - live.reaping) as u64 + code + shared
             }
             _ => live.each() * live.idle as u64,
@@ -219,11 +220,13 @@ impl<R: Resident> RegistryState<R> {
     /// Evicts runtimes that nobody uses: first those with code of their own.
     fn evict_for_room(&mut self, mut short: u64, now: Instant) {
         for shares in [false, true] {
-            let can_go = |id: &RevisionId, live: &Live<R>| live.evictable(self.eldest_build(id.tenant));
+            let can_go = self.evictable();
             let unused = self.live.iter().rev().filter(|(id, live)| can_go(id, live));
             let weighed = unused.map(|(revision, live)| (*revision, live.resident.weight()));
             let weighed = weighed.filter(|(_, weight)| (weight.shared > 0) == shares && weight.total() > 0);
-            for (revision, weight) in weighed.collect::<Vec<(RevisionId, Weight)>>() {
+            let weighed: Vec<(RevisionId, Weight)> = weighed.collect();
+            drop(can_go);
+            for (revision, weight) in weighed {
                 if short == 0 {
                     return;
                 }

@@ -149,8 +149,7 @@ impl<R: Resident> RegistryState<R> {
 
     /// The unleased runtime that goes for a newcomer of this tenant. Without the time, nothing is stale.
     pub(super) fn victim(&self, newcomer: TenantId, coming: &[TenantId], now: Option<Instant>) -> Option<RevisionId> {
-        let can_go = |id: &RevisionId, live: &Live<R>| live.evictable(self.eldest_build(id.tenant));
-        self.first_of(newcomer, coming, can_go, |live| live.is_stale(now))
+        self.first_of(newcomer, coming, self.evictable(), |live| live.is_stale(now))
     }
 
     /// The leased runtime that is reserved for one.
@@ -163,7 +162,7 @@ impl<R: Resident> RegistryState<R> {
         let weights = &self.weights;
         let without = weigh(weights, self.build_queue.waiting().filter(|tenant| self.places.held(*tenant) == 0));
         let mut going = Going { without, ..Going::default() };
-        let can_go = |id: &RevisionId, live: &Live<R>| live.evictable(self.eldest_build(id.tenant));
+        let can_go = self.evictable();
         for (revision, live) in self.live.iter().filter(|(id, live)| can_go(id, live)) {
             going.all += 1;
             going.stale += usize::from(live.is_stale(now));
