@@ -11,7 +11,7 @@ use wasmtime::{
 
 use crate::{measure::Caller, plugins::Sample};
 
-const KERNEL: &[u8] = include_bytes!("../../src/engine/direct/kernel/kernel.wasm");
+const KERNEL: &[u8] = include_bytes!("../../src/engine/direct/prepare/kernel.wasm");
 
 /// Where the kernel's memory says what the input and the output are: see its text.
 const INPUT: [usize; 2] = [8, 16];

@@ -155,7 +155,8 @@ impl Code {
             let compiled = workers.compile(wasm, terms, room.stop, |wanted| room.take(wanted));
             compiled.map_err(|failed| self.why(failed, terms))?
         } else {
-            let code = in_process::compile(engine, wasm, limits)?;
+            let code = in_process::compile(engine, wasm, terms.digest, terms.links);
+            let code = code.map_err(|error| classify::invalid(&error, limits))?;
             let to = Destination::new(code.len() as u64, terms.maps);
             let charges = room.take(Wanted::to_load(Sealed::DIGEST + code.len() as u64, to.is_mapped()))?;
             let sealed = Sealed::new(&code, to);
@@ -267,7 +268,7 @@ impl GiveWay for Code {
     }
 }
 
-/// What the code of a module is kept under.
+/// What the code of a module is kept under: with the kernel in it, it is another.
 fn key(terms: Terms) -> Key {
-    Key { plugin: terms.digest, engine: terms.engine }
+    Key { plugin: terms.digest, engine: terms.engine ^ u64::from(terms.links) }
 }

@@ -1,16 +1,26 @@
-//! Compiles in this process, where there are no [workers](super::workers). Nothing bounds what that takes, and nothing
-//! ends it: for plugins whose authors you trust not to keep a compiler busy.
+//! Compiles in this process: what a [worker](super::workers) does in its own, and the engine itself where there are none.
+//! Nothing then bounds what that takes, and nothing ends it: for plugins whose authors you trust not to keep a compiler busy.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use wasmtime::Engine;
 
-use super::{classify, prepare::prepare};
-use crate::{engine::InstanceLimits, error::Error, last_words::LastWords};
+use super::{classify::by_system, prepare::prepare};
+use crate::{error::Error, last_words::LastWords, source::Digest};
 
-/// The code of a module. Blocks until it is compiled, however long that takes.
-pub(super) fn compile(engine: &Engine, wasm: &[u8], limits: &InstanceLimits) -> Result<Vec<u8>, Error> {
-    engine.precompile_module(&prepare(wasm)).map_err(|error| classify::invalid(&error, limits))
+/// The code of a module, prepared, with the kernel in it if it `links`. Blocks until it is compiled, however long that takes.
+pub(super) fn compile(engine: &Engine, wasm: &[u8], digest: Digest, links: bool) -> wasmtime::Result<Vec<u8>> {
+    match prepare(wasm, digest, links) {
+        Cow::Borrowed(wasm) => engine.precompile_module(wasm),
+        Cow::Owned(prepared) => engine.precompile_module(&prepared).or_else(|error| {
+            if by_system(&error).next().is_some() {
+                return Err(error);
+            }
+            drop(prepared);
+            // What is not valid is said of the plugin's own bytes.
+            engine.precompile_module(wasm)
+        }),
+    }
 }
 
 /// The compiler met something that it cannot compile, and would again.

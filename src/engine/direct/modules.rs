@@ -2,13 +2,14 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use wasmtime::{ExternType, Instance, Linker, Module, ModuleExport, Store, ValType};
+use wasmtime::{ExternType, Instance, InstancePre, Linker, Module, ModuleExport, Store, ValType};
 
 use super::{
-    abi,
+    abi, classify,
     code::{InUse, Room},
     functions,
     kernel::Kernel,
+    prepare,
     state::GuestState,
     variant::EngineVariant,
     wasi,
@@ -25,6 +26,8 @@ pub(super) struct Modules {
     linked: Vec<Linked>,
     /// Host functions, Extism's and the embedder's.
     linker: Linker<GuestState>,
+    /// The plugin's own module with the kernel in it, ready to be instantiated. Without: the kernel is beside it.
+    whole: Option<Whole>,
     pub(super) variant: Arc<EngineVariant>,
     /// The charge of the first instance, until that is made and has its own.
     first: Mutex<Option<Charge>>,
@@ -33,6 +36,12 @@ pub(super) struct Modules {
 struct Linked {
     module: InUse,
     imports: Vec<Import>,
+    initialisers: Initialisers,
+}
+
+struct Whole {
+    ready: InstancePre<GuestState>,
+    memory: ModuleExport,
 }
 
 /// Where an import comes from.
@@ -60,22 +69,43 @@ impl Modules {
         for function in request.host_functions.iter() {
             functions::link(&mut linker, function)?;
         }
-        let mut this =
-            Self { linked: Vec::with_capacity(request.linked.len() + 1), linker, variant, first: Mutex::default() };
+        let mut this = Self {
+            linked: Vec::with_capacity(request.linked.len() + 1),
+            linker,
+            whole: None,
+            variant,
+            first: Mutex::default(),
+        };
         let names: Vec<&str> = request.linked.iter().map(|linked| linked.name.as_str()).collect();
         let mut room = Room { account: &request.memory, stop, image: 0, instance: 0, first: None };
         let all = request.linked.iter().map(|linked| (linked.digest, &linked.wasm));
+        // Linked modules would have to import the kernel from the plugin, which imports from them.
+        let links = request.linked.is_empty() && !this.replaces_accessors(&request.host_functions);
         for (digest, wasm) in all.chain([(request.digest, &request.wasm)]) {
-            if this.linked.len() == request.linked.len() {
-                // The plugin itself: with its code there is room for an instance.
+            let is_main = this.linked.len() == request.linked.len();
+            if is_main {
+                // With its code there is room for an instance.
                 room.instance = request.initial_memory.saturating_add(Kernel::INITIAL);
             }
-            let module = this.variant.module(digest, wasm, &request.limits, &mut room)?;
+            let module = this.variant.module(digest, wasm, links, &request.limits, &mut room)?;
+            if let Some(memory) = prepare::kernel_memory(&module, digest).filter(|_| links) {
+                let ready = this.linker.instantiate_pre(&module);
+                let ready = ready.map_err(|error| classify::invalid(&error, &request.limits))?;
+                this.whole = Some(Whole { ready, memory });
+            }
             let imports = this.imports(&module, &names, &request.host_functions)?;
-            this.linked.push(Linked { module, imports });
+            let initialisers = Initialisers::of(&module, is_main);
+            this.linked.push(Linked { module, imports, initialisers });
         }
         this.first = Mutex::new(room.first);
         Ok(this)
+    }
+
+    /// Whether the embedder has functions in place of the kernel's own.
+    fn replaces_accessors(&self, functions: &[HostFunction]) -> bool {
+        functions
+            .iter()
+            .any(|function| function.module == abi::MODULE && self.variant.kernel.accessor(&function.name).is_some())
     }
 
     /// Resolves names once for all instances. The embedder's host functions come before Extism's, and those before
@@ -110,6 +140,12 @@ impl Modules {
     pub(super) async fn instantiate(&self, store: &mut Store<GuestState>) -> wasmtime::Result<(Instance, Kernel)> {
         // The limiter charges the same in a moment.
         drop(self.first.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let (Some(whole), Some(main)) = (&self.whole, self.linked.last()) {
+            let instance = whole.ready.instantiate_async(&mut *store).await?;
+            Kernel::is_in(store, instance, &whole.memory);
+            main.initialisers.run(instance, store).await?;
+            return Ok((instance, Kernel::of(&*store)?));
+        }
         let kernel = self.variant.kernel.instantiate(store).await?;
         let mut instances: Vec<Instance> = Vec::with_capacity(self.linked.len());
         for linked in &self.linked {
@@ -126,40 +162,61 @@ impl Modules {
             }
             let instance = Instance::new_async(&mut *store, &linked.module, &externs).await?;
             instances.push(instance);
-            initialise(&linked.module, instance, store, instances.len() == self.linked.len()).await?;
+            linked.initialisers.run(instance, store).await?;
         }
         let main = instances.pop().ok_or_else(|| wasmtime::Error::msg("a plugin without a module"))?;
         Ok((main, Kernel::of(&*store)?))
     }
 }
 
-/// Runs what toolchains export to initialise their language, as Extism does: Haskell's, else C++'s constructors, else a
-/// WASI reactor's.
-async fn initialise(
-    module: &Module,
-    instance: Instance,
-    store: &mut Store<GuestState>,
-    main: bool,
-) -> wasmtime::Result<()> {
-    let has = |name: &str| matches!(module.get_export(name), Some(ExternType::Func(_)));
-    let plain = |name: &str| {
-        let ty = module.get_export(name).and_then(|export| export.func().cloned());
-        ty.is_some_and(|ty| ty.params().len() == 0 && ty.results().len() == 0)
-    };
-    if has("_initialize") && !plain("_initialize") && !has("_start") {
-        return Err(wasmtime::Error::msg("its _initialize takes parameters or gives results"));
+/// What toolchains export to initialise their language.
+#[derive(Default)]
+struct Initialisers {
+    /// C++'s constructors, or a WASI reactor's.
+    first: Option<ModuleExport>,
+    /// Haskell's, which may take arguments.
+    haskell: Option<ModuleExport>,
+    /// It is none: the plugin is not valid.
+    wrong: bool,
+}
+
+impl Initialisers {
+    /// Those that Extism runs: Haskell's, else C++'s constructors, else a WASI reactor's.
+    fn of(module: &Module, is_main: bool) -> Self {
+        let has = |name: &str| matches!(module.get_export(name), Some(ExternType::Func(_)));
+        let plain = |name: &str| {
+            let ty = module.get_export(name).and_then(|export| export.func().cloned());
+            ty.is_some_and(|ty| ty.params().len() == 0 && ty.results().len() == 0)
+        };
+        let constructors = is_main && has("__wasm_call_ctors") && !has("hs_init");
+        let first = if constructors { "__wasm_call_ctors" } else { "_initialize" };
+        let export = |name: &str| module.get_export_index(name);
+        Self {
+            first: export(first).filter(|_| plain(first)),
+            haskell: export("hs_init").filter(|_| is_main && has("hs_init")),
+            wrong: has("_initialize") && !plain("_initialize") && !has("_start"),
+        }
     }
-    let constructors = main && has("__wasm_call_ctors") && !has("hs_init");
-    let first = if constructors { "__wasm_call_ctors" } else { "_initialize" };
-    if plain(first) {
-        instance.get_typed_func::<(), ()>(&mut *store, first)?.call_async(&mut *store, ()).await?;
+
+    async fn run(&self, instance: Instance, store: &mut Store<GuestState>) -> wasmtime::Result<()> {
+        if self.wrong {
+            return Err(wasmtime::Error::msg("its _initialize takes parameters or gives results"));
+        }
+        let mut find = |export: &Option<ModuleExport>| {
+            let found = instance.get_module_export(&mut *store, export.as_ref()?);
+            found.and_then(wasmtime::Extern::into_func)
+        };
+        let (first, haskell) = (find(&self.first), find(&self.haskell));
+        if let Some(first) = first {
+            first.typed::<(), ()>(&mut *store)?.call_async(&mut *store, ()).await?;
+        }
+        if let Some(init) = haskell {
+            let ty = init.ty(&*store);
+            let zero = |ty: ValType| wasmtime::Val::default_for_ty(&ty).unwrap_or(wasmtime::Val::I32(0));
+            let args: Vec<_> = ty.params().map(zero).collect();
+            let mut results: Vec<_> = ty.results().map(zero).collect();
+            init.call_async(&mut *store, &args, &mut results).await?;
+        }
+        Ok(())
     }
-    if main && let Some(init) = instance.get_func(&mut *store, "hs_init") {
-        let ty = init.ty(&*store);
-        let zero = |ty: ValType| wasmtime::Val::default_for_ty(&ty).unwrap_or(wasmtime::Val::I32(0));
-        let args: Vec<_> = ty.params().map(zero).collect();
-        let mut results: Vec<_> = ty.results().map(zero).collect();
-        init.call_async(&mut *store, &args, &mut results).await?;
-    }
-    Ok(())
 }

@@ -101,7 +101,7 @@ impl SlotLayout {
             .total_gc_heaps(count(1))
             .total_tables(count(MODULES * TABLES))
             .total_stacks(count(1))
-            .max_memories_per_module(1)
+            .max_memories_per_module(2)
             .max_tables_per_module(4)
             .max_memory_size(usize::try_from(self.memory).unwrap_or(usize::MAX))
             .table_elements(usize::try_from(self.table_elements).unwrap_or(usize::MAX))

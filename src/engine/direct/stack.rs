@@ -8,6 +8,8 @@ use std::{
 use wasmtime::{FrameInfo, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
+use super::prepare::Map;
+
 /// How many functions are kept, the innermost.
 pub(super) const FRAMES: NonZeroUsize = NonZeroUsize::new(32).unwrap();
 
@@ -21,19 +23,25 @@ pub(super) fn of(error: &wasmtime::Error) -> Vec<String> {
         return Vec::new();
     }
     let frames = error.downcast_ref::<WasmBacktrace>().map_or(&[][..], WasmBacktrace::frames);
-    frames.iter().take(FRAMES.get()).map(line).collect()
+    frames.iter().filter_map(line).take(FRAMES.get()).collect()
 }
 
-/// The offset in the plugin's binary, for its author's tools, and the name.
-fn line(frame: &FrameInfo) -> String {
+/// The offset in the plugin's binary, for its author's tools, and the name. Nothing for what is not the plugin's own: where
+/// an instruction was [cut](super::prepare), the function that has it comes next.
+fn line(frame: &FrameInfo) -> Option<String> {
     let mut line = String::new();
+    let map = Map::of(frame.module());
+    if map.as_ref().is_some_and(|map| !map.is_own(frame.func_index())) {
+        return None;
+    }
+    let before = |offset| map.as_ref().map_or(Some(offset), |map| map.before(offset));
     // A `String` takes everything.
-    let _ = frame.module_offset().map_or(Ok(()), |offset| write!(line, "{offset:#x} - "));
+    let _ = frame.module_offset().and_then(before).map_or(Ok(()), |offset| write!(line, "{offset:#x} - "));
     match frame.func_name() {
         Some(mangled) => name(&mut line, mangled),
         None => drop(write!(line, "function {}", frame.func_index())),
     }
-    line
+    Some(line)
 }
 
 /// Rust's names are mangled; those of the other toolchains are not, or no longer.

@@ -26,7 +26,8 @@ pub(super) fn config(fueled: bool, memory: MemoryLayout) -> Config {
         .wasm_function_references(false)
         .wasm_gc(false)
         .wasm_memory64(false)
-        .wasm_multi_memory(false)
+        // The kernel's, beside that of the plugin.
+        .wasm_multi_memory(true)
         .wasm_relaxed_simd(false)
         .wasm_tail_call(true)
         .wasm_extended_const(true);

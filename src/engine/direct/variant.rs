@@ -128,16 +128,17 @@ impl EngineVariant {
         Ok(Arc::new(Self { kernel, abi, ticker: Arc::new(ticker), share, code, fueled, maps, version, engine }))
     }
 
-    /// The code of a module, charged to `room`, whose `stop` ends it. Blocks.
+    /// The code of a module, with the kernel in it if it `links`, charged to `room`, whose `stop` ends it. Blocks.
     pub(super) fn module(
         &self,
         digest: Digest,
         wasm: &[u8],
+        links: bool,
         limits: &InstanceLimits,
         room: &mut Room<'_>,
     ) -> Result<InUse, Error> {
         let Self { fueled, maps, version: engine, .. } = *self;
-        let terms = Terms { digest, fueled, engine, maps, within: limits.build_timeout };
+        let terms = Terms { digest, fueled, links, engine, maps, within: limits.build_timeout };
         self.code.module(&self.engine, terms, wasm, limits, room)
     }
 }

@@ -1,28 +1,47 @@
-//! What is done to a module before it is compiled, so that its instances cost less. Bytes in, bytes out; whatever they
-//! are, the new module does what the old one did.
+//! What is done to a module before it is compiled, so that its instances cost less, and give way. Bytes in, bytes out;
+//! whatever they are, the new module does what the old one did.
 //!
 //! **Data segments are joined.** wasmtime makes one image of a module's active segments that instances map, if all of them
 //! have constant offsets and together are not too sparse. Otherwise each instance copies each of them: 30,000 took 8 ms.
 //! Each passive segment costs each instance a pointer and a length, also if nothing reads it: 30,000 took 70 µs. Such are
 //! what snapshots leave behind. See [`segments`].
 //!
+//! **The kernel is linked in.** Functions that a plugin imports of Extism's kernel, and calls for each byte of its input,
+//! become functions of its own module, over a memory that only they see. So an evaluation makes one instance and not two,
+//! resolves nothing, and calls within one module. See [`rewrite`].
+//!
+//! **Bulk instructions are cut.** `memory.fill` and its kin are done in pieces, so that a guest gives way in the middle of
+//! one. See [`pieces`].
+//!
 //! It runs where the compile runs: in the worker, within its memory and its time, since these are a stranger's bytes. So
 //! the owner neither waits for it nor pays for it, and code that is kept was prepared already: the key of kept code, and
 //! what an owner and its worker compare, contain [`VERSION`].
 //!
-//! Nothing is needed to find the way back. All that comes before the data stays where it was: a trap's offset is one in
-//! the plugin's own binary, and names, custom sections and indices of functions are those of its author.
+//! The way back is short. Functions keep their indices, and their code stays byte for byte what it was, but for numbers that
+//! are overwritten in place. All of it moves by the same number of bytes, which the name of an export says: see [`map`]. So a
+//! trap's offset is one in the plugin's own binary, and names are those of its author.
 //!
-//! It takes about 20 µs where there is nothing to gain, and 6 ms for 26,900 segments of a Go plugin, which takes seconds to
-//! compile. Considered and not taken: `wasm-encoder`'s `reencode`, which writes each instruction anew, and so moves the code.
+//! Considered and not taken: `wasm-encoder`'s `reencode`, which writes each instruction anew (every offset would need a note
+//! of where it was, to be kept with the code), and a map beside the code (in the cache, in its files, and on the way from the
+//! worker, for what is one number).
 //!
 //! | file | what it holds |
 //! |---|---|
+//! | `rewrite` | the kernel linked in, bulk instructions cut, in one pass |
+//! | `pieces` | functions that do in pieces what one instruction does at once |
+//! | `kernel` | the kernel's functions, to be copied into a module |
+//! | `map` | what is where in a prepared module |
 //! | `segments` | which data segments a module has, which are needed, the module with fewer |
 //! | `runs` | segments that lie close together, as one |
+//! | `binary` | the sections of a module, read and written |
 //! | `leb` | numbers as WebAssembly writes them |
 
+mod binary;
+mod kernel;
 mod leb;
+mod map;
+mod pieces;
+mod rewrite;
 mod runs;
 mod segments;
 #[cfg(test)]
@@ -30,13 +49,24 @@ mod tests;
 
 use std::borrow::Cow;
 
+pub(super) use self::{
+    kernel::BYTES as KERNEL,
+    map::{Map, kernel_memory},
+};
+use crate::source::Digest;
+
 /// Grows with each change of what comes of a module: code that was kept before is not used any more.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// A module that loses fewer segments stays as it is. Sixteen passive ones cost an instance some 40 nanoseconds.
 const WORTHWHILE: usize = 16;
 
-/// The module to compile for this one: these bytes if there is nothing to gain, or if they are none.
-pub(super) fn prepare(wasm: &[u8]) -> Cow<'_, [u8]> {
-    segments::join(wasm, WORTHWHILE).map_or(Cow::Borrowed(wasm), Cow::Owned)
+/// The module to compile for this one, with the kernel in it if it `links`: these bytes if there is nothing to do, or if
+/// they are none.
+pub(super) fn prepare(wasm: &[u8], digest: Digest, links: bool) -> Cow<'_, [u8]> {
+    let joined = segments::join(wasm, WORTHWHILE).map_or(Cow::Borrowed(wasm), Cow::Owned);
+    match rewrite::rewrite(&joined, digest, links) {
+        Some(new) => Cow::Owned(new),
+        None => joined,
+    }
 }

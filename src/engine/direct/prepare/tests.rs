@@ -8,7 +8,7 @@ use wasmtime::{Config, Engine, ExternType, Instance, Linker, Memory, Module, Sto
 use super::*;
 
 /// With more than plugins may use.
-static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
+pub(super) static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
     let mut config = Config::new();
     config.wasm_multi_memory(true).wasm_memory64(true).wasm_gc(true).wasm_function_references(true);
     // A thousand of them fit into the address space.
@@ -81,6 +81,11 @@ fn segments_of(wasm: &[u8]) -> usize {
     data.unwrap_or(0)
 }
 
+/// As [`prepare`] joins them.
+fn joined(wasm: &[u8]) -> Cow<'_, [u8]> {
+    segments::join(wasm, WORTHWHILE).map_or(Cow::Borrowed(wasm), Cow::Owned)
+}
+
 /// Prepares it, however little that gains, and compares. Gives how many segments are left.
 fn prepared(text: &str, calls: &[&str]) -> usize {
     let wasm = wat::parse_str(text).unwrap();
@@ -104,10 +109,10 @@ fn a_module_with_nothing_to_gain_is_the_same_bytes() {
         (format!("(module (memory 1) {})", "(data (i32.const 9) \"x\")".repeat(WORTHWHILE + 1)), true),
     ] {
         let wasm = wat::parse_str(&text).unwrap();
-        assert_eq!(matches!(prepare(&wasm), Cow::Owned(_)), gains, "{text}");
+        assert_eq!(matches!(joined(&wasm), Cow::Owned(_)), gains, "{text}");
     }
     for bytes in [&b""[..], b"\0asm\x01\0\0", b"\0asm\x01\0\0\0\x0b\xff", &[0; 100]] {
-        assert!(matches!(prepare(bytes), Cow::Borrowed(_)));
+        assert!(matches!(joined(bytes), Cow::Borrowed(_)));
     }
 }
 
@@ -219,7 +224,7 @@ fn code_and_what_comes_before_it_stay_where_they_are() {
     );
     assert_eq!(prepared(&text, &["run"]), 1);
     let wasm = wat::parse_str(&text).unwrap();
-    let new = prepare(&wasm);
+    let new = joined(&wasm);
     let sections = |wasm: &[u8]| {
         let all = wasmparser::Parser::new(0).parse_all(wasm).map(Result::unwrap);
         let sections: Vec<_> = all.filter_map(|payload| payload.as_section()).collect();
@@ -242,14 +247,14 @@ fn code_and_what_comes_before_it_stay_where_they_are() {
 fn a_module_grows_by_a_bounded_number_of_zeros() {
     let data = (0..9000).fold(String::new(), |all, at| format!("{all}(data (i32.const {}) \"x\")", at * 4000));
     let wasm = wat::parse_str(format!(r#"(module (memory (export "memory") 600) {data})"#)).unwrap();
-    let new = prepare(&wasm);
+    let new = joined(&wasm);
     assert!(new.len() < wasm.len() + (16 << 20), "{}", new.len());
     assert!(segments_of(&new) < 5000, "{}", segments_of(&new));
     assert_eq!(run(&wasm, &[]).memories, run(&new, &[]).memories);
 }
 
-#[test]
-fn fixtures_come_to_the_same() {
+/// Each plugin of the tests.
+pub(super) fn each_fixture(mut with: impl FnMut(&Path, &[u8])) {
     let (mut folders, mut seen) = (vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plugins")], 0);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
@@ -257,19 +262,24 @@ fn fixtures_come_to_the_same() {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "wasm") {
-                let wasm = fs::read(&path).unwrap();
-                let new = segments::join(&wasm, 0).unwrap_or_else(|| wasm.clone());
-                let module = Module::new(&ENGINE, &wasm).unwrap();
-                let calls =
-                    module.exports().filter(|export| export.ty().func().is_some_and(|ty| ty.params().len() == 0));
-                let calls: Vec<_> = calls.map(|export| export.name().to_owned()).collect();
-                let calls: Vec<_> = calls.iter().map(String::as_str).collect();
-                assert!(run(&wasm, &calls) == run(&new, &calls), "{}", path.display());
+                with(&path, &fs::read(&path).unwrap());
                 seen += 1;
             }
         }
     }
     assert!(seen >= 8, "{seen}");
+}
+
+#[test]
+fn fixtures_come_to_the_same() {
+    each_fixture(|path, wasm| {
+        let new = segments::join(wasm, 0).unwrap_or_else(|| wasm.to_vec());
+        let module = Module::new(&ENGINE, wasm).unwrap();
+        let calls = module.exports().filter(|export| export.ty().func().is_some_and(|ty| ty.params().len() == 0));
+        let calls: Vec<_> = calls.map(|export| export.name().to_owned()).collect();
+        let calls: Vec<_> = calls.iter().map(String::as_str).collect();
+        assert!(run(wasm, &calls) == run(&new, &calls), "{}", path.display());
+    });
 }
 
 /// A segment of a made-up module, in WAT.

@@ -23,7 +23,7 @@ use rustix::{
 use wasmtime::Engine;
 
 use super::{
-    MemoryLayout, Sealed, by_system, prepare,
+    MemoryLayout, Sealed, by_system, compile,
     protocol::{ARGUMENT, NO_MEMORY, Order, Reply, Setup, UNABLE, hear, say},
     tunables,
 };
@@ -103,7 +103,8 @@ fn work(memory: u64) -> io::Result<()> {
         say(&mut stdout, &Reply::Begun)?;
         allow_time(order.cpu)?;
         let engine = if order.fueled { fueled } else { plain };
-        let compiled = catch_unwind(AssertUnwindSafe(|| engine.precompile_module(&prepare(&wasm))));
+        let Ok(digest) = order.digest.parse() else { return Ok(()) };
+        let compiled = catch_unwind(AssertUnwindSafe(|| compile(engine, &wasm, digest, order.links)));
         drop(wasm);
         match compiled {
             Ok(Ok(code)) => {

@@ -46,7 +46,7 @@ pub(super) use self::{
 use super::{
     cache::Wanted,
     classify::by_system,
-    prepare::prepare,
+    in_process::compile,
     sealed::{Destination, Sealed},
     tunables::{self, MemoryLayout},
 };
@@ -69,6 +69,8 @@ pub(super) struct Terms {
     pub(super) digest: Digest,
     /// Whether the code counts fuel.
     pub(super) fueled: bool,
+    /// Whether the kernel becomes a part of the module.
+    pub(super) links: bool,
     /// wasmtime's version and settings.
     pub(super) engine: u64,
     /// Whether large code can be mapped.
@@ -110,7 +112,7 @@ impl Workers {
         stop: &Stop,
         mut room: impl FnMut(Wanted) -> Result<T, Error>,
     ) -> Result<(Sealed, T), Failed> {
-        let order = Order::new(terms.fueled, terms.within, wasm.len());
+        let order = Order::new(terms, wasm.len());
         let mut crashed = false;
         loop {
             let mut worker = self.take()?;

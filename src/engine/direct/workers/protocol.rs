@@ -1,13 +1,10 @@
 //! What an owner and its worker say to each other: a line of JSON, then as many bytes as it announces.
 
-use std::{
-    io::{self, BufRead, Read, Write},
-    time::Duration,
-};
+use std::io::{self, BufRead, Read, Write};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::MemoryLayout;
+use super::{MemoryLayout, Terms};
 
 /// The first argument of a process that is to be a worker.
 pub(super) const ARGUMENT: &str = "evalpool-compile-worker";
@@ -33,7 +30,7 @@ pub(super) struct Setup {
 impl Setup {
     pub(super) fn new(memory: MemoryLayout) -> Self {
         // The number grows with each change of what is said here.
-        let release = concat!(env!("CARGO_PKG_VERSION"), " 1").to_owned();
+        let release = concat!(env!("CARGO_PKG_VERSION"), " 2").to_owned();
         Self { release, reservation: memory.reservation, guard: memory.guard }
     }
 }
@@ -42,6 +39,8 @@ impl Setup {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Order {
     pub(super) fueled: bool,
+    pub(super) links: bool,
+    pub(super) digest: String,
     /// Seconds of processor time.
     pub(super) cpu: u64,
     pub(super) size: u64,
@@ -49,10 +48,11 @@ pub(super) struct Order {
 
 impl Order {
     /// What all cores can do within this time, and a second more: whoever waits ends it before, but may not be there.
-    pub(super) fn new(fueled: bool, within: Duration, size: usize) -> Self {
+    pub(super) fn new(terms: Terms, size: usize) -> Self {
+        let Terms { digest, fueled, links, within, .. } = terms;
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
         let cpu = within.as_secs().saturating_add(1).saturating_mul(cores).saturating_add(1);
-        Self { fueled, cpu, size: size as u64 }
+        Self { fueled, links, digest: digest.to_string(), cpu, size: size as u64 }
     }
 }
 

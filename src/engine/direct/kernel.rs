@@ -1,12 +1,15 @@
 //! Extism's kernel: the memory through which guest and host exchange input, output, errors and all else.
 //!
 //! A plugin calls its accessors for each byte, or each eight, of input and output. So they are WebAssembly
-//! (`kernel.wat`), instantiated in the plugin's own store. Which blocks are allocated is host data (`allocator`).
+//! (`prepare/kernel.wat`), and a part of the plugin's own module, with a memory that only they see: see
+//! [`prepare`](super::prepare). A plugin with linked modules, which would have to import them from it, has an instance of
+//! them beside it. Which blocks are allocated is host data (`allocator`).
 //!
 //! Considered and not taken: a kernel of host code only (a host call for each eight bytes takes about three times as
-//! long as a call between modules, which a few kilobytes of input already outweigh), and one of WebAssembly only, as
-//! Extism's is (guests can reach its block headers, and a host function that returns a block would have to call into
-//! the store).
+//! long as a call between modules, which a few kilobytes of input already outweigh), and an allocator in WebAssembly as
+//! well, with its books in a third memory (a slot more for each instance, and host functions that return a block would
+//! have to call into the store, where a call of the host from the guest takes some ten nanoseconds). Extism's own has its
+//! books in the kernel's memory, where guests can reach them.
 //!
 //! Every range that this file gives out lies within the memory. Where Extism's kernel takes a range that does not, by a
 //! length that wraps around, the call ends as `guest_error`.
@@ -16,13 +19,10 @@ use wasmtime::{AsContext, AsContextMut, Engine, Instance, Memory, Module, Module
 
 use super::{
     classify::{HostTrap, by_system},
-    sealed,
+    prepare, sealed,
     state::GuestState,
 };
 use crate::{engine::text::MAX_MESSAGE, error::Error};
-
-/// `kernel.wat`, assembled. A test compares the two.
-const BYTES: &[u8] = include_bytes!("kernel.wasm");
 
 const PAGE: u64 = 65_536;
 
@@ -36,7 +36,7 @@ mod root {
     pub(super) const ALL: std::ops::Range<usize> = INPUT..ERROR + 8;
 }
 
-/// The compiled kernel.
+/// The compiled kernel, for plugins that do not have it in them.
 pub(super) struct KernelModule {
     module: Module,
     memory: ModuleExport,
@@ -50,7 +50,7 @@ pub(super) struct Kernel {
 
 impl KernelModule {
     pub(super) fn compile(engine: &Engine) -> wasmtime::Result<Self> {
-        let module = Module::new(engine, BYTES)?;
+        let module = Module::new(engine, prepare::KERNEL)?;
         let missing = |name: &str| wasmtime::Error::msg(format!("the kernel has no {name}"));
         let find = |name: &str| module.get_export_index(name).ok_or_else(|| missing(name));
         Ok(Self { memory: find("memory")?, module })
@@ -70,8 +70,7 @@ impl KernelModule {
     /// Instantiates it for the guest of this store.
     pub(super) async fn instantiate(&self, store: &mut Store<GuestState>) -> wasmtime::Result<Instance> {
         let instance = Instance::new_async(&mut *store, &self.module, &[]).await?;
-        let memory = instance.get_module_export(&mut *store, &self.memory).and_then(wasmtime::Extern::into_memory);
-        store.data_mut().kernel_memory = memory;
+        Kernel::is_in(store, instance, &self.memory);
         Ok(instance)
     }
 }
@@ -79,6 +78,12 @@ impl KernelModule {
 impl Kernel {
     /// Bytes with which its memory begins.
     pub(super) const INITIAL: u64 = PAGE;
+
+    /// The kernel of this store's guest has its memory there.
+    pub(super) fn is_in(store: &mut Store<GuestState>, instance: Instance, memory: &ModuleExport) {
+        let memory = instance.get_module_export(&mut *store, memory).and_then(wasmtime::Extern::into_memory);
+        store.data_mut().kernel_memory = memory;
+    }
 
     /// The kernel of a store's guest.
     pub(super) fn of(store: &impl AsContext<Data = GuestState>) -> wasmtime::Result<Self> {
@@ -237,18 +242,4 @@ fn fill(memory: &mut [u8], offset: u64, bytes: &[u8]) -> wasmtime::Result<u64> {
         target.ok_or(HostTrap::OutOfMemory)?.copy_from_slice(bytes);
     }
     Ok(offset)
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_bytes_are_those_of_the_text() {
-        let assembled = wat::parse_str(include_str!("kernel.wat")).unwrap();
-        if std::env::var_os("WRITE_KERNEL").is_some() {
-            let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/engine/direct/kernel/kernel.wasm");
-            return std::fs::write(path, assembled).unwrap();
-        }
-        let anew = "WRITE_KERNEL=1 cargo test --release --lib the_bytes_are_those_of_the_text";
-        assert!(assembled == super::BYTES, "kernel.wasm is not what kernel.wat says; write it anew: {anew}");
-    }
 }
