@@ -29,9 +29,8 @@
 //!
 //! # What came of it
 //!
-//! On two cores, of their share, and p99: as it is, on a machine that was busy as well, and with turns
-//! for all evaluations and builds, which are not there any more (neighbours of guests inside one long instruction waited for
-//! them), in three quiet runs.
+//! On two cores, of their share, and p99: as it is, on a machine that was busy as well, and with turns (`Engine::fair_share`,
+//! which no engine gives yet: neighbours of guests inside one long instruction waited for them), in three quiet runs.
 //!
 //! | flood | as it is | with turns |
 //! |---|---|---|

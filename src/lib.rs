@@ -66,7 +66,7 @@
 //! | `memory` | what runtimes hold, in bytes: the account and its charges. Evicts nothing |
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
 //! | `usage` | what evaluations use. Plain data |
-//! | `fair_share` | (feature `direct`) which guests run where long ones want more processors than there are. Runs nothing |
+//! | `fair_share` | who runs where there are too few processors for all tenants. Runs nothing |
 //! | `turns` | whose turn it is where there is too little for all tenants. Knows them by number |
 //! | `stripes` | slots for threads, so that none waits for another's writes |
 //! | `pages` | large buffers, which go back to the system |
@@ -87,7 +87,6 @@ mod error;
 mod evaluator;
 mod executable;
 #[cfg_attr(not(feature = "direct"), allow(dead_code, reason = "it is for guests of `direct`"))]
-#[cfg(feature = "direct")]
 mod fair_share;
 mod host_limits;
 #[cfg_attr(not(feature = "direct"), allow(dead_code, reason = "it is for what `direct` says of the host"))]

@@ -48,6 +48,7 @@ pub use self::{
 };
 use crate::{error::Error, last_words::LastWords, source::Digest, usage::Usage, words::words};
 pub use crate::{
+    fair_share::FairShare,
     memory::{Charge, MemoryAccount},
     turns::{TenantId, Weights},
 };
@@ -260,6 +261,12 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     /// Whether variables can outlive their instance: see [`CompileRequest::variables`].
     fn keeps_variables(&self) -> bool {
         false
+    }
+
+    /// Whose turn it is on the processors, if its guests take turns: the pool has evaluations and builds take turns with
+    /// them. Cheap to clone.
+    fn fair_share(&self) -> Option<FairShare> {
+        None
     }
 
     /// The engine's slots, if it has any. Quick, and never blocks.

@@ -10,6 +10,7 @@ use crate::{
     clock,
     data::InputSource,
     error::Error,
+    fair_share::Turn,
     last_words::LastWords,
     registry::RevisionId,
     response::Response,
@@ -53,11 +54,12 @@ impl Evaluator {
         let mut prepared = None;
         if parked.is_used() {
             let (id, input) = self.prepare(data, began)?;
+            let mut turn = self.turn(id, &call, began).await?;
             if let Some(mut checkout) = Checkout::parked(parked, id, began) {
                 counted.told.hit = true;
-                return self.run(&mut checkout, call, input, began, counted).await;
+                return self.run(&mut checkout, &mut turn, call, input, began, counted).await;
             }
-            prepared = Some((id, input));
+            prepared = Some((id, input, turn));
         }
         // Checked late: `try_current` counts a reference to the runtime, in a word that all its threads share.
         if Handle::try_current().is_err() {
@@ -70,9 +72,13 @@ impl Evaluator {
         loop {
             let revision = self.revision()?;
             revision.may_run(began)?;
-            let input = match prepared.take() {
-                Some((id, input)) if id == revision.id => input,
-                _ => self.input(&revision, data)?,
+            let (input, mut turn) = match prepared.take() {
+                Some((id, input, turn)) if id == revision.id => (input, turn),
+                _ => {
+                    // Whoever has waited begins anew.
+                    let from = if age.is_none() { began } else { Instant::now() };
+                    (self.input(&revision, data)?, self.turn(revision.id, &call, from).await?)
+                }
             };
             let lease = match revision.lease_as(pool, &mut age, deadline, call.inside).await {
                 Ok(lease) => lease,
@@ -87,8 +93,20 @@ impl Evaluator {
             // A caller that joins a build late waits for the rest of it only.
             counted.timings.build = lease.build.min(began.elapsed());
             let mut checkout = Checkout::new(lease, parked).await?;
-            return self.run(&mut checkout, call, input, began, counted).await;
+            return self.run(&mut checkout, &mut turn, call, input, began, counted).await;
         }
+    }
+
+    /// The turn of an evaluation, once it has begun. One from inside a host function waits for nobody.
+    async fn turn(&self, revision: RevisionId, call: &Call<'_>, began: Instant) -> Result<Turn<'_>, Error> {
+        let pool = &self.inner.pool;
+        let share = pool.share.as_ref().filter(|_| !call.inside);
+        let mut turn = Turn::new(share, revision.tenant, began);
+        // Boxed, as it seldom is: it would make every evaluation larger.
+        if turn.waits() && !Box::pin(turn.begin(clock::later(began, pool.limits.wait_timeout))).await {
+            return Err(Error::WaitTimeout { after: began.elapsed() });
+        }
+        Ok(turn)
     }
 
     /// The current revision's input, and which revision that is.
@@ -111,6 +129,7 @@ impl Evaluator {
     async fn run(
         &self,
         checkout: &mut Checkout<'_>,
+        turn: &mut Turn<'_>,
         call: Call<'_>,
         input: Bytes,
         began: Instant,
@@ -118,10 +137,12 @@ impl Evaluator {
     ) -> Result<Answer, Error> {
         let Counted { timings, usage, told, .. } = counted;
         let started = Instant::now();
+        turn.goes_on(started);
         let waited = started - began;
         timings.wait = waited.saturating_sub(timings.build);
         told.wait = Some(timings.wait);
-        let (digest, ended, exec) = checkout.call(call.entry_point, input, call.context, started, usage).await;
+        let called = checkout.call(call.entry_point, input, call.context, started, usage, turn);
+        let (digest, ended, exec) = called.await;
         timings.exec = exec;
         usage.total = waited + exec;
         told.exec = Some(exec);

@@ -1,19 +1,31 @@
-//! Which of the guests that run long may run now: turns that go round by tenant, counted in time.
+//! Who runs where there are too few processors for all: they are shared by tenant, and counted in time.
 //!
-//! There are as many permits as cores. Whoever holds one may run; dropping it hands it on to the first in the queue, and
-//! puts its tenant's next turn as far back as the time that it took. So of fifty tenants whose guests want a processor each
-//! gets a fiftieth, whether it has one guest or a thousand.
+//! | who | what for |
+//! |---|---|
+//! | guests that run long | wait for a permit from their second tick on: `engine::direct`. There are as many as cores, and they go round by tenant |
+//! | a tenant that takes more than its share | [waits](pace) with its next evaluation until the others had as much |
+//! | a build, where processors are busy with others' calls | [waits](builds) until the others had as much as its tenant's last build took |
 //!
-//! Considered and not taken: priorities in the executor (tokio has none), a second executor for long guests (it needs
-//! threads, and a guest that has begun cannot move), and permits for all evaluations where processors are short, so that a
-//! thousand callers of one tenant do not stand before the one of another in the executor's queue (a guest inside one long
-//! instruction gives no permit back, and its neighbours waited for it).
+//! A caller that waits here is not in its executor's queue, where a thousand callers of one tenant would stand before the
+//! one of another. Nobody asks until there is a reason: threads [note](seen) who took how much of their time.
+//!
+//! Whoever holds a permit may run; dropping it hands it on to the first in the queue, and puts its tenant's next turn as far
+//! back as the time that it took. So of fifty tenants whose guests want a processor each gets a fiftieth, whether it has one
+//! guest or a thousand.
+//!
+//! Considered and not taken: priorities in the executor (tokio has none), and a second executor for long guests (it needs
+//! threads, and a guest that has begun cannot move).
 
+mod builds;
+mod pace;
 mod queue;
+mod seen;
 #[cfg(test)]
 mod tests;
+mod turn;
 
 use std::{
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -25,7 +37,8 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use self::queue::Queue;
+pub(crate) use self::{builds::Building, turn::Turn};
+use self::{builds::Builds, pace::Pace, queue::Queue, seen::Seen};
 use crate::turns::{TenantId, Weights};
 
 /// The longest that no permit is handed on while somebody waits for one. A permit is held by a future, which its owner may
@@ -38,9 +51,17 @@ const BEHIND: u64 = 100;
 /// For how long those who have asked are expected to ask again.
 const AGAIN: Duration = Duration::from_millis(2);
 
-/// Whose turn it is on the processors, for all guests of one engine. Cheap to clone.
+/// Who runs on the processors, of all that one engine serves. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct FairShare(Arc<Mutex<State>>);
+pub struct FairShare(Arc<Shared>);
+
+struct Shared {
+    seen: Seen,
+    pace: Pace,
+    builds: Builds,
+    /// Of permits.
+    state: Mutex<State>,
+}
 
 struct State {
     free: usize,
@@ -75,6 +96,15 @@ impl State {
     }
 }
 
+/// Looks who may go on, until it is dropped.
+struct Looks(Arc<Shared>);
+
+impl Drop for Looks {
+    fn drop(&mut self) {
+        self.0.pace.give_up();
+    }
+}
+
 /// The right to run. Dropping it hands it on.
 pub(crate) struct Permit {
     /// `None` once it is handed on.
@@ -104,17 +134,62 @@ impl FairShare {
             modest: None,
             asked_again: None,
         };
-        Self(Arc::new(Mutex::new(state)))
+        let (seen, pace, builds) = (Seen::default(), Pace::new(at_once), Builds::new(at_once));
+        Self(Arc::new(Shared { seen, pace, builds, state: Mutex::new(state) }))
     }
 
     /// How much of the time each tenant gets for one share of the others.
     pub(crate) fn set_weights(&self, weights: Weights) {
+        self.0.pace.set_weights(weights.clone());
         self.state().weights = weights;
+    }
+
+    /// Notes that a tenant has used this thread for so long.
+    pub(crate) fn note(&self, tenant: TenantId, used: Duration, now: Instant) {
+        let Shared { seen, pace, .. } = &*self.0;
+        pace.has_used(tenant, used);
+        if let Some(tenant) = seen.add(tenant, used, now) {
+            pace.begin(tenant, seen, now);
+        }
+    }
+
+    /// Whether evaluations of this tenant [wait](Self::wait_for_others). Cheap where nobody does: every evaluation asks.
+    pub(crate) fn paces(&self, tenant: TenantId) -> bool {
+        self.0.pace.paces(tenant)
+    }
+
+    /// Waits until the others have had as much as this tenant. Cancel safe.
+    pub(crate) async fn wait_for_others(&self, tenant: TenantId) {
+        let Shared { seen, pace, .. } = &*self.0;
+        let Some((go_on, must_look)) = pace.enter(tenant, seen, Instant::now()) else { return };
+        if must_look {
+            let looks = Looks(self.0.clone());
+            tokio::spawn(async move {
+                loop {
+                    sleep(pace::LOOK).await;
+                    if !looks.0.pace.look(&looks.0.seen, Instant::now()) {
+                        return;
+                    }
+                }
+            });
+        }
+        // An error: nobody looks any more.
+        let _ = go_on.await;
+    }
+
+    /// Waits until a build of this tenant may begin. Cancel safe.
+    pub(crate) async fn begin_build(&self, tenant: TenantId) -> Building {
+        self.0.builds.begin(tenant, &self.0.seen).await
+    }
+
+    /// A build has ended, after so long.
+    pub(crate) fn built(&self, building: &Building, took: Duration) {
+        self.0.builds.built(building, took);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Queue operations only.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A permit, once it is this tenant's turn. Cancel safe.
@@ -213,9 +288,16 @@ impl FairShare {
 }
 
 /// What this thread has used of a processor. Not the time that went by: a busy machine takes threads from theirs.
+#[cfg(feature = "direct")]
 pub(crate) fn processor_time() -> Duration {
     let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(used.tv_sec.try_into().unwrap_or(0), used.tv_nsec.try_into().unwrap_or(0))
+}
+
+/// There is nobody to ask.
+#[cfg(not(feature = "direct"))]
+fn processor_time() -> Duration {
+    Duration::ZERO
 }
 
 /// What turns are counted in.
@@ -275,5 +357,11 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let used = self.since.map(|since| processor_time().saturating_sub(since));
         self.hand_on(used);
+    }
+}
+
+impl fmt::Debug for FairShare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FairShare").finish_non_exhaustive()
     }
 }

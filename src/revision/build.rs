@@ -89,11 +89,26 @@ async fn attempt(
         () = ticket.unwanted() => return Ok(None),
         () = followed => {}
     }
+    let wait = inner.limits.wait_timeout;
+    let building = match &inner.share {
+        Some(share) => tokio::select! {
+            biased;
+            () = ticket.unwanted() => return Ok(None),
+            begun = timeout(wait, share.begin_build(revision.id.tenant)) => {
+                Some(begun.map_err(|_| Error::WaitTimeout { after: wait })?)
+            }
+        },
+        None => None,
+    };
     let Some(admission) = ticket.admit(fetching).await else { return Ok(None) };
+    let began = Instant::now();
     let plugin = matches!(spec.source, Source::Bytes(_)).then(|| blueprint.plugin.clone());
     let (interest, unwanted) = (ticket.interest(), ticket.unwanted());
-    let wait = inner.limits.wait_timeout;
-    let runtime = inner.compiler.build(blueprint, admission, interest, unwanted, wait).await?;
+    let built = inner.compiler.build(blueprint, admission, interest, unwanted, wait).await;
+    if let Some((share, building)) = inner.share.as_ref().zip(building) {
+        share.built(&building, began.elapsed().min(within));
+    }
+    let runtime = built?;
     if let Some(plugin) = plugin {
         revision.set_plugin(plugin);
     }

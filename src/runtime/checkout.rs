@@ -22,6 +22,7 @@ use crate::{
     config::Isolation,
     engine::{self, CallContext, CallRequest},
     error::{Error, panic_text},
+    fair_share::Turn,
     last_words::LastWords,
     registry::{Claim, Epoch, Lease, RevisionId, ThreadCache},
     source::Digest,
@@ -88,7 +89,8 @@ impl<'a> Checkout<'a> {
     }
 
     /// Runs the guest by this entry point, or the default one, from `now` on. Dropping the future stops it. Gives the digest
-    /// of the plugin that ran as well, and how long that took. What it used is added to `usage`, whatever comes of it.
+    /// of the plugin that ran as well, and how long that took. What it used is added to `usage`, whatever comes of it. Its
+    /// `turn` ends when the guest first waits, or has returned.
     pub(crate) async fn call(
         &mut self,
         entry_point: Option<&str>,
@@ -96,6 +98,7 @@ impl<'a> Checkout<'a> {
         context: Option<CallContext>,
         now: Instant,
         usage: &mut Usage,
+        turn: &mut Turn<'_>,
     ) -> (Digest, Ended, Duration) {
         let Some(Parked { lease, instance }) = self.held.as_deref_mut() else {
             unreachable!("held until it is dropped")
@@ -115,8 +118,10 @@ impl<'a> Checkout<'a> {
         let request = CallRequest { entry_point, input, context, deadline };
         let (guest, cpu) = (&mut *instance.guest, &*inner.policy.cpu);
         let mut metered = Metered { guest, usage, has_waited: false, cpu, charged: Duration::ZERO };
-        let (ended, panicked) = metered.run(runtime, request, now).await;
-        let took = now.elapsed();
+        let (ended, panicked) = metered.run(runtime, request, now, turn).await;
+        let end = Instant::now();
+        turn.end(end);
+        let took = end - now;
         if !metered.has_waited {
             metered.usage.guest = took;
         }
@@ -165,7 +170,13 @@ impl Drop for Metered<'_> {
 impl Metered<'_> {
     /// Runs the guest until it returns, until its deadline, or until the runtime's close interrupts it. Says as well whether
     /// it panicked. Adds up how long its polls took since `now`, unless it returned at the first.
-    async fn run(&mut self, runtime: &Runtime, request: CallRequest<'_>, now: Instant) -> (Ended, bool) {
+    async fn run(
+        &mut self,
+        runtime: &Runtime,
+        request: CallRequest<'_>,
+        now: Instant,
+        turn: &mut Turn<'_>,
+    ) -> (Ended, bool) {
         let inner: &RuntimeInner = runtime;
         let (deadline, ran) = (request.deadline, &mut self.usage.guest);
         let call = self.guest.call(request);
@@ -176,6 +187,7 @@ impl Metered<'_> {
             Poll::Pending => *ran = now.elapsed(),
         }
         self.has_waited = true;
+        turn.end(now + *ran);
         if Handle::try_current().is_err() {
             return (Ended::Failed(Error::no_tokio()), false);
         }

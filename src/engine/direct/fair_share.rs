@@ -1,8 +1,9 @@
 //! Makes guests that run long give way to short ones.
 //!
 //! A guest returns to the executor at each tick. That alone would put sixty endless guests in front of a short one, a
-//! tick each. So from its second tick on a guest needs a [permit](crate::fair_share), and while it waits
-//! for one it is not in the executor's queue. A guest with a permit lets all other ready tasks run before it goes on. So a new guest waits for about one tick, however many run long.
+//! tick each. So from its second tick on a guest needs a [permit](crate::fair_share), and while it waits for one it is not in
+//! the executor's queue. A guest with a permit lets all other ready tasks run before it goes on. So a new guest waits for
+//! about one tick, however many run long.
 
 use std::{
     future::{Future, poll_fn},
@@ -13,6 +14,9 @@ use std::{
     },
 };
 
+use tokio::time::Instant;
+
+use super::ticker::TICK;
 use crate::{
     fair_share::{FairShare, Permit},
     turns::TenantId,
@@ -51,6 +55,10 @@ impl RunPermit {
             slot.at_tick.store(true, Ordering::Relaxed);
             if runs_long {
                 slot.put(None);
+                share.note(tenant, TICK, Instant::now());
+                if share.paces(tenant) {
+                    share.wait_for_others(tenant).await;
+                }
                 let permit = share.acquire_after_others(tenant).await;
                 slot.put(Some(permit));
             } else {

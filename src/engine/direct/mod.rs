@@ -94,6 +94,7 @@ use super::{BoxFuture, CompileRequest, CompileWorkerCounts, CompiledPlugin, Engi
 use crate::{
     config::{EngineSettings, LimitSettings, PoolSettings},
     error::{Error, panic_text},
+    fair_share::FairShare,
     turns::Weights,
 };
 
@@ -163,6 +164,10 @@ impl Engine for DirectEngine {
 
     fn set_weights(&self, weights: &Weights) {
         self.variants.share.set_weights(weights.clone());
+    }
+
+    fn fair_share(&self) -> Option<FairShare> {
+        Some(self.variants.share.clone())
     }
 
     fn compile_workers(&self) -> Option<CompileWorkerCounts> {

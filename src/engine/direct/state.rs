@@ -17,9 +17,9 @@ use super::{
 };
 use crate::{
     engine::{
-        CallContext, Changes, Charge, InstanceLimits, KeptVariables, MemoryAccount, Permit, TenantId, VariableSet,
+        CallContext, Changes, Charge, FairShare, InstanceLimits, KeptVariables, MemoryAccount, Permit, TenantId,
+        VariableSet,
     },
-    fair_share::FairShare,
     source::Digest,
     usage::{HttpUsage, Usage},
 };

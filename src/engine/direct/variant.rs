@@ -20,9 +20,8 @@ use super::{
 };
 use crate::{
     config::{CodeCache, EngineSettings, LimitSettings, PoolSettings},
-    engine::InstanceLimits,
+    engine::{FairShare, InstanceLimits},
     error::Error,
-    fair_share::FairShare,
     host_limits::sure_memory,
     source::Digest,
 };
