@@ -42,6 +42,7 @@ pub(crate) fn direct_without_pool(runtime: &Runtime, wasm: Vec<u8>) -> Arc<dyn C
         host_functions: Arc::new([]),
         limits: limits(),
         initial_memory: 0,
+        wide: false,
         memory: MemoryAccount::unbounded(),
         permit: Permit::new(()),
     };

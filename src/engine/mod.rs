@@ -124,6 +124,10 @@ pub struct CompileRequest {
     pub limits: InstanceLimits,
     /// Bytes of linear memory with which the modules begin.
     pub initial_memory: u64,
+    /// Whether its instances may need more memories than one for each module: see [`Interface::is_wide`].
+    ///
+    /// [`Interface::is_wide`]: crate::Interface::is_wide
+    pub wide: bool,
     /// What the engine charges code and instances to.
     pub memory: MemoryAccount,
     /// Held until the compiled plugin is gone.

@@ -83,6 +83,7 @@ pub(super) fn blueprint(
         host_functions: spec.host_functions.clone(),
         limits,
         initial_memory: to_start,
+        wide: all().any(|plugin| plugin.interface().is_wide()),
         memory: MemoryAccount::unbounded(),
         permit: Permit::new(()),
     };

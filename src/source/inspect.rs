@@ -1,17 +1,30 @@
 //! Reads a binary's exports and imports before any engine sees it, and refuses what no plugin needs.
 //!
 //! Everything but function bodies is validated here, with the features below and no others. (extism would switch on
-//! more than its caller asks for.) The engine validates bodies before it compiles them.
+//! more than its caller asks for.) The engine validates bodies before it compiles them: what they can do beyond these
+//! features, such as relaxed SIMD, takes no more of it than other code.
 
 use wasmparser::{ExternalKind, FuncType, Parser, Payload, TypeRef, ValType, ValidPayload, Validator, WasmFeatures};
 
 use super::weight::Weight;
 use crate::error::Error;
 
-/// WebAssembly 2.0, and two features that compilers emit today: tail calls and constant expressions with arithmetic.
-/// Not threads (shared memory), memory64, several memories, exceptions, garbage collection or components.
+/// What plugins may use: WebAssembly 3.0 and wide arithmetic. Not threads (shared memory), memories with other pages,
+/// stack switching, exceptions as they were before 3.0, or components.
 pub(super) const FEATURES: WasmFeatures =
-    WasmFeatures::WASM2.union(WasmFeatures::TAIL_CALL).union(WasmFeatures::EXTENDED_CONST);
+    WasmFeatures::WASM3.difference(WasmFeatures::THREADS).union(WasmFeatures::WIDE_ARITHMETIC);
+
+/// What needs no more of an instance than one memory for each of its modules. Not references that are collected
+/// (`externref` among them), exceptions, which are collected too, or several memories.
+const PLAIN: WasmFeatures = FEATURES
+    .difference(WasmFeatures::GC_TYPES)
+    .difference(WasmFeatures::GC)
+    .difference(WasmFeatures::EXCEPTIONS)
+    .difference(WasmFeatures::MULTI_MEMORY);
+
+/// WebAssembly 2.0, and two features that most compilers emit: tail calls and constant expressions with arithmetic.
+#[cfg(feature = "extism")]
+const WASM2: WasmFeatures = WasmFeatures::WASM2.union(WasmFeatures::TAIL_CALL).union(WasmFeatures::EXTENDED_CONST);
 
 /// Exports that toolchains make for initialisation. They have an entry point's type, and are none.
 const INITIALISERS: [&str; 3] = ["_initialize", "__wasm_call_ctors", "hs_init"];
@@ -28,6 +41,7 @@ pub struct Interface {
     exports: Vec<String>,
     entry_points: Vec<String>,
     memory: u64,
+    wide: bool,
 }
 
 /// Something that a plugin needs from its host.
@@ -59,6 +73,13 @@ impl Interface {
     #[must_use]
     pub fn memory(&self) -> u64 {
         self.memory
+    }
+
+    /// Whether its instances may need more than one memory: a heap for references that are collected, as those of garbage
+    /// collection, of exceptions and `externref`, or several memories of its own.
+    #[must_use]
+    pub fn is_wide(&self) -> bool {
+        self.wide
     }
 
     /// Exported functions that can be called: those without parameters and with no result or one `i32`. Initialisers
@@ -114,9 +135,20 @@ pub(super) fn inspect(bytes: &[u8]) -> Result<Interface, Error> {
         };
         return Err(Error::invalid_plugin(what));
     }
-    let (interface, weight) = read(bytes).map_err(|error| Error::invalid_plugin(error.to_string()))?;
+    let plain = read(bytes, PLAIN);
+    let wide = plain.is_err();
+    let read = plain.or_else(|_| read(bytes, FEATURES));
+    let (mut interface, weight) = read.map_err(|error| Error::invalid_plugin(error.to_string()))?;
     weight.check().map_err(Error::invalid_plugin)?;
+    interface.wide = wide;
     Ok(interface)
+}
+
+/// Refuses an inspected module that uses more than WebAssembly 2.0, for an engine that bounds no more.
+#[cfg(feature = "extism")]
+pub(crate) fn check_wasm2(wasm: &[u8], engine: &str) -> Result<(), Error> {
+    let beyond = |error| Error::invalid_plugin(format!("the {engine} engine runs WebAssembly 2.0 alone: {error}"));
+    read(wasm, WASM2).map(drop).map_err(beyond)
 }
 
 /// Bytes from the first to the last that the memories of an inspected module begin with.
@@ -129,10 +161,12 @@ pub(crate) fn data_size(wasm: &[u8]) -> u64 {
     });
     let (mut first, mut end) = (u64::MAX, 0);
     for data in data.flatten().map_while(Result::ok) {
-        if let wasmparser::DataKind::Active { offset_expr, .. } = data.kind
-            && let Ok(wasmparser::Operator::I32Const { value }) = offset_expr.get_operators_reader().read()
-        {
-            let offset = u64::from(value.cast_unsigned());
+        if let wasmparser::DataKind::Active { offset_expr, .. } = data.kind {
+            let offset = match offset_expr.get_operators_reader().read() {
+                Ok(wasmparser::Operator::I32Const { value }) => u64::from(value.cast_unsigned()),
+                Ok(wasmparser::Operator::I64Const { value }) => value.cast_unsigned(),
+                _ => continue,
+            };
             first = first.min(offset);
             end = end.max(offset.saturating_add(data.data.len() as u64));
         }
@@ -140,11 +174,11 @@ pub(crate) fn data_size(wasm: &[u8]) -> u64 {
     end.saturating_sub(first)
 }
 
-fn read(bytes: &[u8]) -> Result<(Interface, Weight), wasmparser::BinaryReaderError> {
+fn read(bytes: &[u8], features: WasmFeatures) -> Result<(Interface, Weight), wasmparser::BinaryReaderError> {
     let mut interface = Interface::default();
     let mut weight = Weight::default();
     let mut exported = Vec::new();
-    let mut validator = Validator::new_with_features(FEATURES);
+    let mut validator = Validator::new_with_features(features);
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload?;
         // First: the validator bounds what is collected below.
@@ -259,19 +293,12 @@ mod tests {
     #[test]
     fn features_that_no_plugin_needs_are_refused() {
         for (text, proposal) in [
-            ("(module (memory i64 1))", "memory64"),
             ("(module (memory 1 2 shared))", "threads"),
-            ("(module (memory 1) (memory 1))", "multiple memories"),
-            ("(module (tag))", "exceptions"),
-            ("(module (table 1 exnref))", "exception"),
-            ("(module (type (struct)))", "gc"),
-            ("(module (type (array i8)))", "gc"),
-            ("(module (rec (type (func))))", "gc"),
-            ("(module (table 1 anyref))", "gc"),
-            ("(module (global i31ref (ref.null i31)))", "gc"),
-            ("(module (func (param eqref)))", "gc"),
-            ("(module (func (result nullexternref) unreachable))", "gc"),
-            ("(module (func (param (ref extern))))", "function references"),
+            ("(module (memory i64 1 2 shared))", "threads"),
+            ("(module (memory 1 (pagesize 1)))", "custom page sizes"),
+            ("(module (type $f (func)) (type (cont $f)))", "stack switching"),
+            ("(module (type (shared (struct))))", "shared-everything-threads"),
+            (&format!("(module {})", "(memory 0)".repeat(5)), "multi-memory: it has 5 memories; at most 4 are allowed"),
         ] {
             let error = inspect(&wat::parse_str(text).unwrap()).unwrap_err();
             assert_eq!(error.kind(), "invalid_plugin", "{text}");

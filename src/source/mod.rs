@@ -27,8 +27,8 @@ use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
 pub(crate) use self::entry_points::EntryPoints;
-#[cfg(feature = "direct")]
-pub(crate) use self::inspect::data_size;
+#[cfg(feature = "extism")]
+pub(crate) use self::inspect::check_wasm2;
 pub use self::{
     digest::{Digest, ParseDigestError},
     inspect::{Import, Interface},
@@ -36,6 +36,8 @@ pub use self::{
 };
 #[cfg(feature = "direct")]
 pub use self::{http::HttpSource, secret::Secret};
+#[cfg(feature = "direct")]
+pub(crate) use self::{inspect::data_size, weight::MOST_MEMORIES};
 use crate::{error::Error, pages};
 
 /// Where a plugin's bytes come from.

@@ -15,7 +15,8 @@ const MOST_WORK: u64 = 5_000;
 /// Elements of tables that are laid out in advance: a tenth of a second's work. Plugins have a few thousand.
 const MOST_PLAIN: u64 = 1_000_000;
 
-/// Globals. Compiling a function that sets many takes time that grows with both. Plugins have a few dozen.
+/// Globals. Compiling a function that sets many takes time that grows with both. Plugins have a few dozen, and fewer tags,
+/// of which as many are allowed.
 const MOST_GLOBALS: u64 = 10_000;
 
 /// Imports. Each is looked up for each instance, between two ticks. Plugins have a few dozen.
@@ -29,14 +30,25 @@ const MOST_PASSED: u64 = 50_000;
 /// work. Plugins have a few hundred.
 const MOST_IMPORTED: u64 = 10_000;
 
+/// Memories of its own. Each takes a slot, and the heap of what is collected one more.
+pub(crate) const MOST_MEMORIES: u64 = 4;
+
+/// Types, and fields of structures: a tenth of a second's work to read. Plugins with a runtime that is collected have
+/// thousands.
+const MOST_TYPES: u64 = 100_000;
+
 /// What a module has of each.
 #[derive(Debug, Default)]
 pub(super) struct Weight {
     /// The initial sizes of tables, in elements, and of memories, in bytes. Imported ones count as 0.
     tables: Vec<u64>,
     memories: Vec<u64>,
+    /// How many of those it makes.
+    own_memories: u64,
+    types: u64,
     imports: u64,
     globals: u64,
+    tags: u64,
     passed: u64,
     /// The same for each type.
     passed_by: Vec<u64>,
@@ -74,8 +86,13 @@ impl Weight {
                     for ty in group?.types() {
                         let passed = match &ty.composite_type.inner {
                             CompositeInnerType::Func(function) => function.params().len() + function.results().len(),
+                            CompositeInnerType::Struct(structure) => {
+                                self.types += structure.fields.len() as u64;
+                                0
+                            }
                             _ => 0,
                         };
+                        self.types += 1;
                         self.passed += passed as u64;
                         self.passed_by.push(passed as u64);
                     }
@@ -99,6 +116,7 @@ impl Weight {
             }
             Payload::MemorySection(section) => {
                 for memory in section.clone() {
+                    self.own_memories += 1;
                     self.memories.push(memory?.initial.saturating_mul(65_536));
                 }
             }
@@ -108,6 +126,7 @@ impl Weight {
                     self.work_out(&global?.init_expr)?;
                 }
             }
+            Payload::TagSection(section) => self.tags = section.count().into(),
             Payload::ElementSection(section) => {
                 for element in section.clone() {
                     let element = element?;
@@ -146,16 +165,14 @@ impl Weight {
     }
 
     /// The number, if an expression is just a number; otherwise counts its instructions.
-    fn work_out(&mut self, expression: &ConstExpr<'_>) -> Result<Option<u32>, BinaryReaderError> {
+    fn work_out(&mut self, expression: &ConstExpr<'_>) -> Result<Option<u64>, BinaryReaderError> {
         let (mut instructions, mut number, mut plain) = (0, None, true);
         for operator in expression.get_operators_reader() {
             match operator? {
                 Operator::End => continue,
-                Operator::I32Const { value } => number = Some(value.cast_unsigned()),
-                Operator::I64Const { .. }
-                | Operator::F32Const { .. }
-                | Operator::F64Const { .. }
-                | Operator::V128Const { .. } => {}
+                Operator::I32Const { value } => number = Some(value.cast_unsigned().into()),
+                Operator::I64Const { value } => number = Some(value.cast_unsigned()),
+                Operator::F32Const { .. } | Operator::F64Const { .. } | Operator::V128Const { .. } => {}
                 _ => plain = false,
             }
             instructions += 1;
@@ -183,9 +200,15 @@ impl Weight {
             ("elements of tables", self.elements.items, MOST_PLAIN),
             ("imports", self.imports, MOST_IMPORTS),
             ("globals", self.globals, MOST_GLOBALS),
+            ("tags", self.tags, MOST_GLOBALS),
+            ("types and fields of types", self.types, MOST_TYPES),
             ("parameters and results of types", self.passed, MOST_PASSED),
             ("parameters and results of imports", self.imported, MOST_IMPORTED),
         ];
+        if self.own_memories > MOST_MEMORIES {
+            let count = self.own_memories;
+            return Err(format!("multi-memory: it has {count} memories; at most {MOST_MEMORIES} are allowed"));
+        }
         match bounds.into_iter().find(|(_, count, most)| count > most) {
             Some((what, count, most)) => Err(format!("it has {count} {what}; at most {most} are allowed")),
             None => Ok(()),
@@ -197,8 +220,8 @@ fn size_of(sizes: &[u64], index: u32) -> u64 {
     usize::try_from(index).ok().and_then(|index| sizes.get(index)).copied().unwrap_or(0)
 }
 
-fn is_within(offset: Option<u32>, items: u64, size: u64) -> bool {
-    offset.is_some_and(|offset| u64::from(offset) + items <= size)
+fn is_within(offset: Option<u64>, items: u64, size: u64) -> bool {
+    offset.is_some_and(|offset| offset.saturating_add(items) <= size)
 }
 
 #[cfg(test)]
@@ -235,6 +258,10 @@ mod tests {
         let types = |count: usize| format!("(type (func (param {}) (result i32)))", "i64 ".repeat(999)).repeat(count);
         assert_eq!(weight(&types(50)).check(), Ok(()));
         assert!(weight(&types(51)).check().unwrap_err().contains("51000 parameters"));
+        let structures = |count: usize| "(type (struct (field i32)))".repeat(count);
+        assert_eq!(weight(&structures(50_000)).check(), Ok(()));
+        assert!(weight(&structures(50_001)).check().unwrap_err().contains("100002 types and fields of types"));
+        assert!(weight(&"(tag)".repeat(10_001)).check().unwrap_err().contains("10001 tags"));
         let import = "(import \"a\" \"b\" (func (type 0)))";
         let imports = |count: usize| format!("{} {}", types(1), import.repeat(count));
         assert_eq!(weight(&imports(10)).check(), Ok(()));
@@ -252,6 +279,8 @@ mod tests {
             ("(func $f) (table 2 funcref) (elem (i32.const 0) $f) (elem (i32.const 2) $f)", 4),
             ("(func $f) (table 2 funcref) (elem (i32.const 0) funcref (ref.func $f))", 2),
             (r#"(memory 1) (data (i32.const 0) "x") (data (i32.const 65535) "xy")"#, 2),
+            (r#"(memory i64 1) (data (i64.const 65535) "x")"#, 0),
+            (r#"(memory i64 1) (data (i64.const -1) "x")"#, 1),
             (r#"(memory 1) (data (i32.add (i32.const 0) (i32.const 0)) "x")"#, 4),
             (r#"(import "a" "b" (memory 1)) (data (i32.const 0) "x")"#, 1),
         ] {

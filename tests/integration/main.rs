@@ -57,6 +57,8 @@ mod pool;
 mod prepared;
 #[cfg(feature = "service")]
 mod program;
+#[cfg(feature = "service")]
+mod proposals;
 mod quotas;
 mod recorder;
 mod registry;

@@ -91,6 +91,7 @@ async fn compile(engine: &dyn Engine, text: &str, seen: &Seen) -> Result<Box<dyn
             fuel: None,
         },
         initial_memory: 0,
+        wide: false,
         memory: MemoryAccount::unbounded(),
         permit: seen.permit(move || weak.upgrade().is_none()),
     };

@@ -8,20 +8,28 @@ use tokio::sync::Barrier;
 
 use crate::support::{builder, wasm};
 
-/// Three memories and a heap for references beside the kernel's memory: the most that an instance can have.
+/// Three memories and a heap for references beside the kernel's memory, and the most that an instance has whose slots are
+/// plain: two memories, and a heap of which only a body tells.
 #[tokio::test]
 async fn every_instance_that_the_pool_permits_has_its_slots() {
+    let four = "(table 1 externref)".repeat(4);
+    let references = format!("{four} (global (mut externref) (ref.null extern))");
+    all_at_once(&["one", "two"], &four, &references).await;
+    let body = "(func (drop (array.len (ref.null array))))";
+    all_at_once(&["one"], body, body).await;
+}
+
+async fn all_at_once(linked: &[&str], of_linked: &str, own: &str) {
     const INSTANCES: usize = 3;
     let pool =
         builder(EngineKind::Direct).capacity(1).max_instances(INSTANCES).max_instances_per_evaluator(INSTANCES).build();
     let pool = pool.unwrap();
-    let module =
-        |tables: &str| Source::bytes(wasm(&format!("(module (memory 1) {tables} (func (export \"nothing\")))")));
-    let four = "(table 1 externref)".repeat(4);
+    let module = Source::bytes(wasm(&format!("(module (memory 1) {of_linked} (func (export \"nothing\")))")));
+    let imports: Vec<_> = linked.iter().map(|name| format!(r#"(import "{name}" "nothing" (func))"#)).collect();
+    let imports = imports.concat();
     let text = format!(
         r#"(module (import "extism:host/user" "meet" (func $meet (param i64) (result i64)))
-            (import "one" "nothing" (func)) (import "two" "nothing" (func))
-            (memory 1) {four} (global (mut externref) (ref.null extern))
+            {imports} (memory 1) {own}
             (func (export "run") (drop (call $meet (i64.const 0)))))"#
     );
     // Nobody returns before all have met.
@@ -33,8 +41,8 @@ async fn every_instance_that_the_pool_permits_has_its_slots() {
             Ok(vec![])
         }
     });
-    let spec =
-        Spec::new(Source::bytes(wasm(&text))).link("one", module(&four)).link("two", module(&four)).host_function(meet);
+    let spec = Spec::new(Source::bytes(wasm(&text))).host_function(meet);
+    let spec = linked.iter().fold(spec, |spec, name| spec.link(*name, module.clone()));
     let evaluator = pool.evaluator("large", spec).unwrap();
     for _ in 0..2 {
         for response in join_all((0..INSTANCES).map(|_| evaluator.evaluate(""))).await {

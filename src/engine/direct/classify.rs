@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use rustix::io::Errno;
-use wasmtime::Trap;
+use wasmtime::{GcHeapOutOfMemory, ThrownException, Trap};
 use wasmtime_wasi::I32Exit;
 
 use crate::{
@@ -39,6 +39,8 @@ pub(super) enum HostTrap {
     Broken(String),
 }
 
+const UNCAUGHT: &str = "an exception that nothing caught";
+
 /// What the system has said, among the causes of an error.
 pub(super) fn by_system(error: &wasmtime::Error) -> impl Iterator<Item = Errno> {
     error.chain().filter_map(|cause| {
@@ -61,6 +63,11 @@ pub(super) fn shortage(error: &wasmtime::Error) -> Option<Error> {
     ))
 }
 
+/// Whether an object did not fit into the collected heap, or would fit into none.
+fn is_heap_full(error: &wasmtime::Error) -> bool {
+    error.is::<GcHeapOutOfMemory<()>>() || matches!(error.downcast_ref(), Some(Trap::AllocationTooLarge))
+}
+
 /// A failure to compile, link or initialise, in words for the plugin's author.
 pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error {
     if let Some(shortage) = shortage(error) {
@@ -68,8 +75,9 @@ pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error
     }
     let root = error.root_cause().to_string();
     let reason = match (error.downcast_ref::<HostTrap>(), error.downcast_ref::<Trap>()) {
-        (Some(HostTrap::Deadline), _) => return Error::build_timeout(limits.build_timeout),
+        _ if is_heap_full(error) => return Error::out_of_memory(limits.memory),
         (Some(HostTrap::OutOfMemory), _) => return Error::out_of_memory(limits.memory),
+        (Some(HostTrap::Deadline), _) => return Error::build_timeout(limits.build_timeout),
         (Some(HostTrap::Broken(text)), _) => return Error::internal("initialising failed", text.clone()),
         (Some(HostTrap::Saturated(reason)), _) => return Error::Saturated { reason },
         (Some(HostTrap::Lacks(errno)), _) => {
@@ -81,6 +89,7 @@ pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error
         (None, None) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
             return Error::Saturated { reason: "every slot for instances is in use" };
         }
+        (None, None) if error.is::<ThrownException>() => format!("its initialisation threw {UNCAUGHT}"),
         (None, None) => root,
     };
     refused(&reason, &format!("{error:#}"))
@@ -149,9 +158,11 @@ fn why(error: &wasmtime::Error, limits: &InstanceLimits) -> (Error, bool) {
         }
         (_, Some(Trap::OutOfFuel), _) => (out_of_fuel(limits, false), true),
         (Some(HostTrap::OutOfMemory), ..) => (Error::out_of_memory(limits.memory), false),
+        _ if is_heap_full(error) => (Error::out_of_memory(limits.memory), false),
         (Some(HostTrap::Failed(text)), ..) => (said(text), false),
         (Some(HostTrap::Request(text)), ..) => (Error::guest_trap(shorten(text)), false),
         (_, Some(trap), _) => (Error::guest_trap(trap.to_string()), false),
+        _ if error.is::<ThrownException>() => (Error::guest_trap(format!("it threw {UNCAUGHT}")), false),
         (.., Some(exit)) => (Error::guest_exit(exit.0), false),
         // WASI ends a guest that calls it with what no guest may.
         _ => (Error::guest_trap(shorten(&error.root_cause().to_string())), false),

@@ -268,7 +268,8 @@ impl GiveWay for Code {
     }
 }
 
-/// What the code of a module is kept under: with the kernel in it, it is another.
+/// What the code of a module is kept under: with the kernel in it, it is another. Code that is loaded belongs to one engine.
 fn key(terms: Terms) -> Key {
-    Key { plugin: terms.digest, engine: terms.engine ^ u64::from(terms.links) }
+    let other = u64::from(terms.kind.wide) + 2 * u64::from(terms.links);
+    Key { plugin: terms.digest, engine: terms.engine.wrapping_add(other) }
 }

@@ -47,6 +47,7 @@ impl Compiled {
             evaluator: request.evaluator,
             labels: request.labels,
             digest: request.digest,
+            wide: request.wide,
             wasi: request.wasi,
             ticker: modules.variant.ticker.clone(),
             tenant: request.tenant,

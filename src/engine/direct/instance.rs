@@ -178,7 +178,8 @@ impl Guest {
             store.set_fuel(fuel)?;
         }
         let slot = store.data().run_permit.slot();
-        let (instance, kernel) = slot.run(|| modules.instantiate(&mut store)).await?;
+        let made = slot.run(|| modules.instantiate(&mut store)).await;
+        let (instance, kernel) = made.map_err(|error| store.data().budget.why(error))?;
         store.data_mut().run_permit.rest();
         Ok(Self { store, instance, kernel, entry: None, context, left, _permit: permit })
     }
@@ -195,6 +196,7 @@ impl Guest {
         let slot = self.store.data().run_permit.slot();
         let returned = slot.run(|| self.run(request)).await;
         let state = self.store.data_mut();
+        let returned = returned.map_err(|error| state.budget.why(error));
         state.run_permit.rest();
         // Here, on every way that leaves a guest. A guest that is dropped drops its own.
         state.call_context = None;

@@ -1,6 +1,6 @@
 //! Runs Extism's plugins on wasmtime itself.
 //!
-//! All runtimes share one wasmtime engine. Its pooling allocator reserves a slot for every instance that the pool
+//! All runtimes of a kind share one wasmtime engine. Its pooling allocator reserves a slot for every instance that the pool
 //! permits: memories, tables and stacks have a hard bound for the whole process, and a new instance maps nothing. We
 //! implement what Extism's PDKs import: the kernel and the rest of `extism:host/env`.
 //!
@@ -14,7 +14,8 @@
 //!
 //! Considered and not taken: a wasmtime engine for each plugin (31 of them exhaust the address space, and they share no
 //! slots), and interrupting guests by fuel (it costs them up to a third; epochs cost about a thousandth). Fuel is
-//! counted only for specs that limit it, by a second engine that is made when first needed.
+//! counted only for specs that limit it, by a second engine that is made when first needed, as is one whose instances have
+//! a collected heap or several memories: see `variant`.
 //!
 //! Where it differs from Extism on purpose is listed at the end of this page, under
 //! [what differs from Extism](#what-differs-from-extism).
@@ -29,7 +30,7 @@
 //! | `compiled` | a compiled plugin: its modules and what its instances share |
 //! | `instance` | one guest: its store, its calls |
 //! | `modules` | a plugin's modules: where each import comes from, instantiation, initialisers |
-//! | `variant` | the wasmtime engines, with and without fuel, and what all guests on one of them share |
+//! | `variant` | the wasmtime engines, by fuel and by slots, and what all guests on one of them share |
 //! | `code` | a module's code: in use already, kept, or compiled now |
 //! | `workers` | processes that compile |
 //! | `in_process` | compiles in this process, where there are none |
@@ -85,7 +86,7 @@ mod workers;
 use std::{fmt, sync::Arc};
 
 pub use self::compiled::Compiled;
-use self::{http::Clients, variant::EngineVariants};
+use self::{http::Clients, tunables::Kind, variant::EngineVariants};
 use tokio::time::timeout;
 
 pub use self::workers::inside::init_compile_workers;
@@ -132,8 +133,10 @@ impl Engine for DirectEngine {
             let within = request.limits.build_timeout;
             let stop = StopOnDrop(Arc::default());
             let stopped = stop.0.clone();
-            let compile =
-                move || Compiled::new(variants.get(request.limits.fuel.is_some())?, &clients, request, &stopped);
+            // Plain slots have memories for one linked module.
+            let wide = request.wide || request.linked.len() > 1;
+            let kind = Kind { fueled: request.limits.fuel.is_some(), wide };
+            let compile = move || Compiled::new(variants.get(kind)?, &clients, request, &stopped);
             let work = tokio::task::spawn_blocking(compile);
             let compiled = if self.interrupts_compiles() {
                 let Ok(compiled) = timeout(within, work).await else {

@@ -11,6 +11,7 @@ use super::{
     kernel::Kernel,
     prepare,
     state::GuestState,
+    tunables::FIRST_HEAP,
     variant::EngineVariant,
     wasi,
     workers::Stop,
@@ -18,6 +19,7 @@ use super::{
 use crate::{
     engine::{Charge, CompileRequest, HostFunction, MAX_LINKED},
     error::Error,
+    source::MOST_MEMORIES,
 };
 
 /// The modules of one plugin, linked.
@@ -85,7 +87,8 @@ impl Modules {
             let is_main = this.linked.len() == request.linked.len();
             if is_main {
                 // With its code there is room for an instance.
-                room.instance = request.initial_memory.saturating_add(Kernel::INITIAL);
+                let heap = if request.wide { FIRST_HEAP } else { 0 };
+                room.instance = request.initial_memory.saturating_add(Kernel::INITIAL + heap);
             }
             let module = this.variant.module(digest, wasm, links, &request.limits, &mut room)?;
             if let Some(memory) = prepare::kernel_memory(&module, digest).filter(|_| links) {
@@ -96,6 +99,16 @@ impl Modules {
             let imports = this.imports(&module, &names, &request.host_functions)?;
             let initialisers = Initialisers::of(&module, is_main);
             this.linked.push(Linked { module, imports, initialisers });
+        }
+        // Each needs a slot. A module that is not wide has at most one.
+        let memories: u64 =
+            this.linked.iter().map(|linked| u64::from(linked.module.resources_required().num_memories)).sum();
+        let memories = memories - u64::from(this.whole.is_some());
+        if request.wide && memories > MOST_MEMORIES {
+            return Err(Error::invalid_plugin(format!(
+                "multi-memory: it has {memories} memories, with those of the modules that it is linked with; at most \
+                 {MOST_MEMORIES} are allowed"
+            )));
         }
         this.first = Mutex::new(room.first);
         Ok(this)

@@ -10,15 +10,23 @@ use super::tunables::MemoryLayout;
 use crate::{
     config::{LimitSettings, PoolSettings},
     host_limits::{kernel, soft_limit},
+    source::MOST_MEMORIES,
     units::Size,
 };
 
 /// Modules of one instance: the kernel, the plugin, and those that it is linked with.
 const MODULES: u64 = 4;
 
-/// Memories of one instance: one of each module, and one for wasmtime's own heap, which it makes where a table or a global
-/// has the type `externref`. Nothing is ever in it, because hosts pass no such references.
-const MEMORIES: u64 = MODULES + 1;
+/// Memories of one instance: the kernel's, the plugin's, that of a linked module, and a [heap](HEAPS).
+const MEMORIES: u64 = 3 + HEAPS;
+
+/// Memories of one instance whose slots are wide: the kernel's, as many as a plugin may have together with the modules
+/// that it is linked with, and a heap.
+const WIDE_MEMORIES: u64 = 1 + MOST_MEMORIES + HEAPS;
+
+/// Heaps of one instance, for what is collected: its modules share one. Where slots are not wide there is one as well:
+/// a body alone may want it, such as for the length of an array that is null, and nothing can ever be in it.
+const HEAPS: u64 = 1;
 
 /// Tables of one module. Toolchains make one.
 const TABLES: u64 = 4;
@@ -33,6 +41,7 @@ const KEEP_RESIDENT: usize = 64 << 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SlotLayout {
     instances: u64,
+    wide: bool,
     memory: u64,
     guard: u64,
     table_elements: u64,
@@ -48,21 +57,46 @@ impl SlotLayout {
         const PAGE: u64 = 65_536;
         let table_elements = limits.table_elements.clamp(1, 10_000_000);
         let memory = limits.memory.div_ceil(PAGE) * PAGE;
-        let layout = |guard| Self { instances: pool.max_instances as u64, memory, guard, table_elements };
-        // Guards only save bounds checks on constant offsets, so they shrink first.
-        let mut layouts = [32 << 20, 1 << 20, PAGE].into_iter().map(layout);
-        layouts.find(|layout| layout.bytes() <= u128::from(available)).ok_or_else(|| format!(
-            "pool.max_instances = {} with limits.memory = {} bytes needs {} MiB of address space, and there are {} for it \
-             (a quarter of ulimit -v, or of the processor's); lower either",
-            pool.max_instances,
-            limits.memory,
-            layout(PAGE).bytes() >> 20,
-            available >> 20
+        let layout = |guard| Self { instances: pool.max_instances as u64, wide: false, memory, guard, table_elements };
+        // Guards only save bounds checks on constant offsets, so they shrink first. All slots have the same, as all code has:
+        // if they can be such that wide slots fit too, they are.
+        let layouts = || [32 << 20, 1 << 20, PAGE].into_iter().map(layout);
+        let fits = |layout: &Self| layout.check(available).is_ok();
+        let both = layouts().find(|layout| fits(layout) && layout.widened(available).is_ok());
+        both.or_else(|| layouts().find(fits)).map_or_else(|| layout(PAGE).check(available), Ok)
+    }
+
+    /// The same with wide slots. They get half the address space of the others, which exist in any case.
+    ///
+    /// # Errors
+    ///
+    /// Text that names the settings and what they would need.
+    pub(super) fn widened(self, available: u64) -> Result<Self, String> {
+        Self { wide: true, ..self }.check(available / 2)
+    }
+
+    fn check(self, available: u64) -> Result<Self, String> {
+        if self.bytes() <= u128::from(available) {
+            return Ok(self);
+        }
+        Err(format!(
+            "pool.max_instances = {} with limits.memory = {} bytes needs {} MiB of address space{}, and there are {} for it \
+             ({} of ulimit -v, or of the processor's); lower either",
+            self.instances,
+            self.memory,
+            self.bytes() >> 20,
+            if self.wide { " for plugins with a collected heap or several memories" } else { "" },
+            available >> 20,
+            if self.wide { "an eighth" } else { "a quarter" },
         ))
     }
 
+    fn memories(self) -> u64 {
+        if self.wide { WIDE_MEMORIES } else { MEMORIES }
+    }
+
     fn bytes(self) -> u128 {
-        let memory = u128::from(MEMORIES) * u128::from(self.memory + self.guard);
+        let memory = u128::from(self.memories()) * u128::from(self.memory + self.guard);
         let tables = u128::from(MODULES * TABLES) * u128::from(self.table_elements * 8);
         u128::from(self.instances) * (memory + tables + u128::from(STACK))
     }
@@ -95,13 +129,14 @@ impl SlotLayout {
 
     pub(super) fn apply(self, config: &mut Config) {
         let count = |each: u64| u32::try_from(self.instances.saturating_mul(each)).unwrap_or(u32::MAX);
+        let memories = if self.wide { MOST_MEMORIES } else { 1 };
         let mut pool = PoolingAllocationConfig::new();
         pool.total_core_instances(count(MODULES))
-            .total_memories(count(MEMORIES))
-            .total_gc_heaps(count(1))
+            .total_memories(count(self.memories()))
+            .total_gc_heaps(count(HEAPS))
             .total_tables(count(MODULES * TABLES))
             .total_stacks(count(1))
-            .max_memories_per_module(2)
+            .max_memories_per_module(u32::try_from(1 + memories).unwrap_or(u32::MAX))
             .max_tables_per_module(4)
             .max_memory_size(usize::try_from(self.memory).unwrap_or(usize::MAX))
             .table_elements(usize::try_from(self.table_elements).unwrap_or(usize::MAX))
@@ -156,7 +191,8 @@ pub(super) fn most_mappings() -> u64 {
 
 /// Address space that one engine may reserve: a quarter of what the processor has, or of this process's limit.
 pub(super) fn available() -> u64 {
-    // Half of 47 bits for two engines, with and without fuel; the other half for everything else.
+    // Of 47 bits half for two engines, with and without fuel, a quarter for two with wide slots, and the rest for
+    // everything else.
     let most = 1 << 45;
     most.min(soft_limit(Resource::As) / 4)
 }
@@ -172,7 +208,7 @@ mod tests {
 
     #[test]
     fn the_defaults_fit_with_room_to_spare() {
-        assert_eq!(layout(1024, 64 << 20, 1 << 40).unwrap().guard, 32 << 20);
+        assert_eq!(layout(1024, 64 << 20, 2 << 40).unwrap().guard, 32 << 20);
     }
 
     #[test]
@@ -205,8 +241,20 @@ mod tests {
     }
 
     #[test]
+    fn wide_slots_fit_where_they_can_and_are_refused_by_name_where_they_cannot() {
+        let defaults = layout(1024, 64 << 20, 1 << 45).unwrap();
+        assert!(defaults.widened(1 << 45).unwrap().bytes() < 2 * defaults.bytes());
+        let refused = defaults.widened(1 << 39).unwrap_err();
+        assert!(refused.contains("several memories") && refused.contains("pool.max_instances = 1024"), "{refused}");
+        // With smaller guards both fit.
+        assert_eq!(layout(1024, 64 << 20, 1 << 40).unwrap().guard, 1 << 20);
+        // The others do not suffer for them where nothing helps.
+        assert_eq!(layout(1024, 64 << 20, 410 << 30).unwrap().guard, 32 << 20);
+    }
+
+    #[test]
     fn guards_shrink_before_the_layout_is_refused() {
-        assert_eq!(layout(1024, 64 << 20, 400 << 30).unwrap().guard, 1 << 20);
+        assert_eq!(layout(1024, 64 << 20, 300 << 30).unwrap().guard, 1 << 20);
         let error = layout(1_000_000, 4 << 30, 1 << 45).unwrap_err();
         assert!(error.contains("pool.max_instances = 1000000") && error.contains("limits.memory"), "{error}");
     }

@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use rustix::io::Errno;
 use tokio::time::Instant;
-use wasmtime::{Memory, ResourceLimiter};
+use wasmtime::{GcHeapOutOfMemory, Memory, ResourceLimiter};
 use wasmtime_wasi::p1::WasiP1Ctx;
 
 use super::{
@@ -35,6 +36,8 @@ pub(super) struct PluginContext {
     pub(super) evaluator: Arc<str>,
     pub(super) labels: Option<Arc<str>>,
     pub(super) digest: Digest,
+    /// Whether its instances may have a collected heap.
+    pub(super) wide: bool,
     /// Whether the plugin imports WASI.
     pub(super) wasi: bool,
     pub(super) ticker: Arc<Ticker>,
@@ -80,6 +83,8 @@ impl GuestState {
             budget: Budget {
                 memory_left: memory,
                 table_elements,
+                lacks: None,
+                element: if context.wide { ELEMENT + ROOT } else { ELEMENT },
                 used: 0,
                 peak: 0,
                 charge: context.memory.instance(0),
@@ -110,11 +115,16 @@ impl GuestState {
     }
 }
 
-/// What a guest may still take: bytes of linear memory, the kernel's and its allocator's included, and table elements.
+/// What a guest may still take: bytes of linear memory, the kernel's, its allocator's and the collected heap included, and
+/// table elements.
 #[derive(Debug)]
 pub(super) struct Budget {
     memory_left: u64,
     table_elements: u64,
+    /// Bytes of an element.
+    element: u64,
+    /// What the system said when a memory could not grow. Of a collected heap the engine tells nobody.
+    lacks: Option<Errno>,
     /// Bytes of memories and tables, and of blocks that the allocator keeps books of.
     used: u64,
     /// The most of those since the call began.
@@ -125,6 +135,9 @@ pub(super) struct Budget {
 
 /// Bytes of a table's element.
 const ELEMENT: u64 = 8;
+
+/// Bytes that a collector takes for an element that it begins at.
+const ROOT: u64 = 16;
 
 /// The least by which a guest's charge grows.
 const STEP: u64 = 64 << 10;
@@ -150,6 +163,13 @@ impl Budget {
     }
 }
 
+impl Budget {
+    /// The error with which a guest ended, or why the system gave its heap no memory.
+    pub(super) fn why(&self, error: wasmtime::Error) -> wasmtime::Error {
+        self.lacks.filter(|_| error.is::<GcHeapOutOfMemory<()>>()).map_or(error, Into::into)
+    }
+}
+
 impl ResourceLimiter for Budget {
     fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         // Beyond the module's own maximum, `memory.grow` gives -1; beyond the limit, the call ends.
@@ -162,13 +182,14 @@ impl ResourceLimiter for Budget {
 
     fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
         // It is no answer for a guest that the host has no memory for it: the call ends.
-        if by_system(&error).next().is_some() { Err(error) } else { Ok(()) }
+        self.lacks = by_system(&error).next();
+        if self.lacks.is_some() { Err(error) } else { Ok(()) }
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         let may = maximum.is_none_or(|maximum| desired <= maximum) && desired as u64 <= self.table_elements;
         if may {
-            self.uses(desired.saturating_sub(current) as u64 * ELEMENT);
+            self.uses(desired.saturating_sub(current) as u64 * self.element);
         }
         Ok(may)
     }

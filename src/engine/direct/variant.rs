@@ -1,6 +1,21 @@
-//! The wasmtime engines, with and without fuel, and what all guests on one of them share.
+//! The wasmtime engines, with and without fuel, with plain and with wide slots, and what all guests on one of them share.
+//!
+//! A plugin that uses references that are collected, exceptions or several memories needs more slots of each instance: one
+//! for the heap, one for each memory. Such plugins run on an engine of their own, whose slots are wide, and which is made
+//! when the first of them is built. It compiles to the same code; no other plugin pays address space for it, and at
+//! `pool.max_instances` instances none is refused a slot on either.
+//!
+//! Considered and not taken:
+//!
+//! - One engine whose slots are wide for all: simpler, but a pool of 1,024 instances with 64 MiB each reserves 576 GiB
+//!   for memories instead of 384, used or not, and where address space is short (`ulimit -v`) that is refused at start.
+//! - One engine with a reserve of heaps for a part of the instances: whoever finds the reserve empty would be refused
+//!   though `pool.max_instances` has room for it.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    io::ErrorKind,
+    sync::{Arc, OnceLock},
+};
 
 use wasmtime::{Engine, Linker};
 
@@ -15,7 +30,7 @@ use super::{
     stack,
     state::GuestState,
     ticker::Ticker,
-    tunables,
+    tunables::{self, Kind},
     workers::{Terms, Workers},
 };
 use crate::{
@@ -29,13 +44,13 @@ use crate::{
 /// Code that is kept in memory takes at most this part of `pool.memory`: what runs is worth more.
 const MOST_CACHE: u64 = 4;
 
-/// The engine that counts no fuel, and the one that does.
+/// The engines that there may be.
 pub(super) struct EngineVariants {
     pub(super) layout: SlotLayout,
     pub(super) code: Arc<Code>,
     pub(super) share: FairShare,
-    /// One that counts no fuel, then one for specs that limit it. Made when first needed.
-    made: [OnceLock<Arc<EngineVariant>>; 2],
+    /// One that counts no fuel, then one for specs that limit it; the same with wide slots. Made when first needed.
+    made: [OnceLock<Arc<EngineVariant>>; 4],
 }
 
 /// One wasmtime engine and what all guests on it share.
@@ -46,7 +61,7 @@ pub(super) struct EngineVariant {
     pub(super) ticker: Arc<Ticker>,
     pub(super) share: FairShare,
     code: Arc<Code>,
-    fueled: bool,
+    kind: Kind,
     /// Whether large code can be mapped.
     maps: bool,
     version: u64,
@@ -86,7 +101,7 @@ impl EngineVariants {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (code, share) = (Arc::new(code), FairShare::new(cores));
         let this = Self { layout, code, share, made: Default::default() };
-        this.get(false)?;
+        this.get(Kind { fueled: false, wide: false })?;
         Ok(this)
     }
 
@@ -95,26 +110,28 @@ impl EngineVariants {
         self.made.iter().filter_map(|made| made.get().map(|made| &**made))
     }
 
-    /// The engine that counts fuel, or the one that does not. Blocks while it makes it. A failure is not remembered: the
-    /// system may have what it takes later.
-    pub(super) fn get(&self, fueled: bool) -> Result<Arc<EngineVariant>, Error> {
-        let made = &self.made[usize::from(fueled)];
+    /// The engine of this kind. Blocks while it makes it. A failure is not remembered: the system may have what it takes
+    /// later.
+    pub(super) fn get(&self, kind: Kind) -> Result<Arc<EngineVariant>, Error> {
+        let made = &self.made[usize::from(kind.fueled) + 2 * usize::from(kind.wide)];
         if let Some(made) = made.get() {
             return Ok(made.clone());
         }
+        let lacks = |why| Error::overloaded("no address space for wide slots", why, &ErrorKind::OutOfMemory.into());
+        let layout = if kind.wide { self.layout.widened(slots::available()).map_err(lacks)? } else { self.layout };
         // Two that want it at once may both make one, of which one stays.
-        let new = EngineVariant::new(self.layout, fueled, self.share.clone(), self.code.clone())?;
+        let new = EngineVariant::new(layout, kind, self.share.clone(), self.code.clone())?;
         Ok(made.get_or_init(|| new).clone())
     }
 }
 
 impl EngineVariant {
-    fn new(layout: SlotLayout, fueled: bool, share: FairShare, code: Arc<Code>) -> Result<Arc<Self>, Error> {
+    fn new(layout: SlotLayout, kind: Kind, share: FairShare, code: Arc<Code>) -> Result<Arc<Self>, Error> {
         let failed = |error: wasmtime::Error| {
             classify::shortage(&error)
                 .unwrap_or_else(|| Error::internal("the engine cannot be made", format!("{error:#}")))
         };
-        let mut config = tunables::config(fueled, layout.memory());
+        let mut config = tunables::config(kind.fueled, layout.memory());
         config.wasm_backtrace_max_frames(Some(stack::FRAMES)).max_wasm_stack(512 << 10);
         layout.apply(&mut config);
         let engine = Engine::new(&config).map_err(failed)?;
@@ -124,7 +141,7 @@ impl EngineVariant {
         let ticker = Ticker::start(engine.weak())
             .map_err(|error| Error::overloaded("no thread for the ticker", &error, &error))?;
         let (version, maps) = (tunables::version(&engine), kernel.can_be_mapped(&engine));
-        Ok(Arc::new(Self { kernel, abi, ticker: Arc::new(ticker), share, code, fueled, maps, version, engine }))
+        Ok(Arc::new(Self { kernel, abi, ticker: Arc::new(ticker), share, code, kind, maps, version, engine }))
     }
 
     /// The code of a module, with the kernel in it if it `links`, charged to `room`, whose `stop` ends it. Blocks.
@@ -136,8 +153,8 @@ impl EngineVariant {
         limits: &InstanceLimits,
         room: &mut Room<'_>,
     ) -> Result<InUse, Error> {
-        let Self { fueled, maps, version: engine, .. } = *self;
-        let terms = Terms { digest, fueled, links, engine, maps, within: limits.build_timeout };
+        let Self { kind, maps, version: engine, .. } = *self;
+        let terms = Terms { digest, kind, links, engine, maps, within: limits.build_timeout };
         self.code.module(&self.engine, terms, wasm, limits, room)
     }
 }

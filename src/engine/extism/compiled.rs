@@ -20,6 +20,7 @@ use crate::{
     background::Background,
     engine::{BoxFuture, CompileRequest, CompiledPlugin, HostFunction, Instance, InstanceLimits, Permit},
     error::Error,
+    source::check_wasm2,
 };
 
 /// Fuel that extism's kernel uses for a plugin that does nothing. `limits.fuel` is the guest's own.
@@ -31,8 +32,11 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    /// Compiles the first. Blocks.
+    /// Compiles the first, if it is WebAssembly that extism bounds. Blocks.
     pub(super) fn new(request: CompileRequest) -> Result<Self, Error> {
+        for wasm in request.linked.iter().map(|linked| &linked.wasm).chain([&request.wasm]) {
+            check_wasm2(wasm, "extism")?;
+        }
         let limits = request.limits;
         let linked = request.linked.iter().map(|linked| Wasm::data(linked.wasm.clone()).with_name(&linked.name));
         // extism takes the last one for the plugin.

@@ -158,3 +158,33 @@ fn a_process_that_may_write_no_large_file_maps_no_code() {
     assert_eq!(server.put("a", &letter('x')).status, 201);
     assert_eq!(server.post("a", b"").text(), "x");
 }
+
+/// The engine itself tells nobody why a collected heap did not grow.
+#[test]
+fn a_heap_for_which_the_host_has_no_memory_is_the_hosts_affair() {
+    const LIST: &str = r#"(module (type $node (struct (field (ref null $node))))
+        (func (export "run") (local $list (ref null $node)) (local $n i32)
+            (loop $each
+                (local.set $list (struct.new $node (local.get $list)))
+                (br_if $each (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const 3000000))))))"#;
+    let server = Server::start(&[
+        ("LIMITS_MEMORY", "512MiB"),
+        ("POOL_MAX_INSTANCES", "4"),
+        ("POOL_CAPACITY", "4"),
+        ("LIMITS_EXEC_TIMEOUT", "1m"),
+    ]);
+    assert_eq!(server.put("list", &wasm(LIST)).status, 201);
+    let pid = server.id();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let data = status.lines().find_map(|line| line.strip_prefix("VmData:")).unwrap();
+    let data: u64 = data.trim().trim_end_matches(" kB").parse().unwrap();
+    let allow = |data: Option<u64>| {
+        let limit = Rlimit { current: data, maximum: None };
+        prlimit(Pid::from_raw(pid.try_into().unwrap()), Resource::Data, limit).unwrap();
+    };
+    // Some for the server, and too little for the list.
+    allow(Some((data << 10) + (80 << 20)));
+    assert!(!came_through(&server.post("list", b"")));
+    allow(None);
+    assert!(came_through(&server.post("list", b"")));
+}

@@ -48,7 +48,7 @@ use super::{
     classify::by_system,
     in_process::compile,
     sealed::{Destination, Sealed},
-    tunables::{self, MemoryLayout},
+    tunables::{self, Kind, MemoryLayout},
 };
 use crate::{
     config::CompileWorkers,
@@ -67,8 +67,8 @@ const MOST_RESIDENT: u64 = 128 << 20;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Terms {
     pub(super) digest: Digest,
-    /// Whether the code counts fuel.
-    pub(super) fueled: bool,
+    /// The engine that it is for.
+    pub(super) kind: Kind,
     /// Whether the kernel becomes a part of the module.
     pub(super) links: bool,
     /// wasmtime's version and settings.

@@ -49,10 +49,10 @@ pub(super) struct Order {
 impl Order {
     /// What all cores can do within this time, and a second more: whoever waits ends it before, but may not be there.
     pub(super) fn new(terms: Terms, size: usize) -> Self {
-        let Terms { digest, fueled, links, within, .. } = terms;
+        let Terms { digest, kind, links, within, .. } = terms;
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
         let cpu = within.as_secs().saturating_add(1).saturating_mul(cores).saturating_add(1);
-        Self { fueled, links, digest: digest.to_string(), cpu, size: size as u64 }
+        Self { fueled: kind.fueled, links, digest: digest.to_string(), cpu, size: size as u64 }
     }
 }
 

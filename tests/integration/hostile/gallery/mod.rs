@@ -5,6 +5,7 @@ mod binaries;
 mod blocks;
 mod guests;
 mod initialisers;
+mod proposals;
 mod tricks;
 mod uploads;
 
@@ -39,10 +40,18 @@ impl Hostile {
 
 /// Each of them.
 pub(super) fn all() -> Vec<Hostile> {
-    [uploads::all(), binaries::all(), initialisers::all(), guests::all(), tricks::all(), blocks::all()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        uploads::all(),
+        binaries::all(),
+        initialisers::all(),
+        guests::all(),
+        tricks::all(),
+        blocks::all(),
+        proposals::all(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn wasm(text: &str) -> Vec<u8> {

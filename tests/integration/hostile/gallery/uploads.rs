@@ -48,11 +48,7 @@ fn sections() -> Vec<Hostile> {
     let deep = format!("(module (func (export \"run\") {} {}))", repeat("(block ", 5_000), repeat(")", 5_000));
     let table = format!("(module (func (export \"run\") (block (br_table {} (i32.const 7)))))", repeat("0 ", 10_000));
     vec![
-        module("64-bit memory", &with("(memory i64 1)"), bad),
         module("shared memory", &with("(memory 1 1 shared)"), bad),
-        module("two memories", &with("(memory 1) (memory 1)"), bad),
-        module("garbage-collected types", &with("(type (struct (field i32)))"), bad),
-        module("exceptions", &with("(tag (param i32))"), bad),
         module("a first memory of 4 GiB", &with("(memory 65536)"), Refused("out_of_memory")),
         module("a first memory just over the limit", &with("(memory 129)"), Refused("out_of_memory")),
         module("a table of ten million", &with("(table 10000000 funcref)"), bad),
