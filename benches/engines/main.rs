@@ -14,6 +14,7 @@
 //! | `workers` | warm calls on one and on two workers |
 //! | `recorder` | the same with a Prometheus recorder and without |
 //! | `endless`, `gallery` | a short evaluation beside hostile guests |
+//! | `collected` | how late a guest ends that does nothing but collect, and a short evaluation beside many |
 //! | `segments` | fresh evaluations of a plugin with many data segments |
 //! | `back` | the return of an evicted plugin |
 //! | `builds` | cold builds, compiled in workers and in this process |
@@ -24,6 +25,7 @@
 mod back;
 mod bare;
 mod builds;
+mod collected;
 mod measure;
 mod neighbours;
 mod plugins;
@@ -55,12 +57,13 @@ const TASKS: usize = 64;
 
 type Part = fn(&mut Report, Duration);
 
-const PARTS: [(&str, Part); 11] = [
+const PARTS: [(&str, Part); 12] = [
     ("runners", runners::compare),
     ("workers", workers::one_and_two),
     ("recorder", recorder::with_and_without),
     ("endless", neighbours::beside_endless),
     ("gallery", neighbours::beside_gallery),
+    ("collected", collected::full_heaps),
     ("segments", segments::many_and_one),
     ("back", back::from_eviction),
     ("builds", builds::in_workers_and_in_process),

@@ -103,7 +103,7 @@ pub(crate) fn beside_gallery(report: &mut Report, length: Duration) {
 }
 
 /// How long calls take that are made every millisecond, sorted.
-fn every_millisecond(runtime: &Runtime, evaluator: &Evaluator, length: Duration) -> Vec<Duration> {
+pub(crate) fn every_millisecond(runtime: &Runtime, evaluator: &Evaluator, length: Duration) -> Vec<Duration> {
     let evaluator = evaluator.clone();
     on_worker(runtime, async move {
         let (mut took, started) = (Vec::new(), Instant::now());
