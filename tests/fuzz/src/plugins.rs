@@ -145,13 +145,15 @@ fn plugin(choices: &mut Unstructured) -> arbitrary::Result<Config> {
         max_instructions: choices.int_in_range(1..=400)?,
         max_funcs: 40,
         max_tables: 4,
+        max_memories: 4,
         max_memory32_bytes: 8 << 20,
+        max_memory64_bytes: 8 << 20,
         max_table_elements: 2000,
-        memory64_enabled: false,
+        memory64_enabled: choices.ratio(1, 4)?,
         threads_enabled: false,
-        gc_enabled: false,
-        exceptions_enabled: false,
-        relaxed_simd_enabled: false,
+        gc_enabled: choices.arbitrary()?,
+        exceptions_enabled: choices.arbitrary()?,
+        wide_arithmetic_enabled: choices.arbitrary()?,
         ..Config::default()
     })
 }
