@@ -4,6 +4,9 @@
 //! tick each. So from its second tick on a guest needs a [permit](crate::fair_share), and while it waits for one it is not in
 //! the executor's queue. A guest with a permit lets all other ready tasks run before it goes on. So a new guest waits for
 //! about one tick, however many run long.
+//!
+//! A collector returns to the executor as well, at each piece of its work, and asks at once to go on. No tick tells of that:
+//! it shows by the guest's waker, which is used while the guest is polled. It counts as a tick.
 
 use std::{
     future::{Future, poll_fn},
@@ -12,30 +15,33 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Wake, Waker, ready},
 };
 
 use tokio::time::Instant;
 
 use super::ticker::TICK;
 use crate::{
+    engine::BoxFuture,
     fair_share::{FairShare, Permit},
     turns::TenantId,
 };
 
 /// One guest's claim to a permit. It holds one only while it runs long.
 pub(super) struct RunPermit {
-    share: FairShare,
-    tenant: TenantId,
     slot: Arc<PermitSlot>,
     ticks: u32,
 }
 
 /// Alone on its cache lines: each call counts a reference to it, and slots of guests that were made one after the other
 /// would lie side by side.
-#[derive(Default)]
 #[repr(align(128))]
 pub(super) struct PermitSlot {
+    share: FairShare,
+    tenant: TenantId,
     permit: Mutex<Option<Permit>>,
+    /// The guest has had its first tick, and needs a permit.
+    runs_long: AtomicBool,
     /// The guest waits at a tick: for a permit, or for others to go first.
     at_tick: AtomicBool,
 }
@@ -43,24 +49,27 @@ pub(super) struct PermitSlot {
 impl RunPermit {
     /// For a guest of this tenant that has not run yet.
     pub(super) fn new(share: FairShare, tenant: TenantId) -> Self {
-        Self { share, tenant, slot: Arc::default(), ticks: 0 }
+        let slot = PermitSlot {
+            share,
+            tenant,
+            permit: Mutex::default(),
+            runs_long: AtomicBool::new(false),
+            at_tick: AtomicBool::new(false),
+        };
+        Self { slot: Arc::new(slot), ticks: 0 }
     }
 
     /// Resolves when the guest, whose tick is over, may go on.
     pub(super) fn tick(&mut self) -> impl Future<Output = ()> + Send + 'static {
         self.ticks = self.ticks.saturating_add(1);
-        let (share, slot, tenant) = (self.share.clone(), self.slot.clone(), self.tenant);
+        let slot = self.slot.clone();
         let runs_long = self.ticks > 1;
         async move {
             slot.at_tick.store(true, Ordering::Relaxed);
             if runs_long {
-                slot.put(None);
-                share.note(tenant, TICK, Instant::now());
-                if share.paces(tenant) {
-                    share.wait_for_others(tenant).await;
-                }
-                let permit = share.acquire_after_others(tenant).await;
-                slot.put(Some(permit));
+                slot.share.note(slot.tenant, TICK, Instant::now());
+                slot.runs_long.store(true, Ordering::Relaxed);
+                slot.acquire().await;
             } else {
                 tokio::task::yield_now().await;
             }
@@ -76,6 +85,7 @@ impl RunPermit {
     /// The guest has returned, and its next call begins at the first tick.
     pub(super) fn rest(&mut self) {
         if self.ticks > 0 {
+            self.slot.runs_long.store(false, Ordering::Relaxed);
             self.slot.put(None);
         }
         self.ticks = 0;
@@ -84,17 +94,39 @@ impl RunPermit {
 
 impl PermitSlot {
     /// Runs the guest. While it waits for anything but its tick (a host function, WASI's sleep), it gives its permit
-    /// away.
+    /// away; and if it only lets others go first, it takes one again.
     pub(super) async fn run<F: Future>(&self, guest: impl FnOnce() -> F) -> F::Output {
         let mut guest = pin!(guest());
+        let mut again: Option<BoxFuture<'_, ()>> = None;
         poll_fn(|context| {
-            let polled = guest.as_mut().poll(context);
+            if let Some(acquired) = &mut again {
+                ready!(acquired.as_mut().poll(context));
+                again = None;
+            }
+            let (polled, yielded) = if self.runs_long.load(Ordering::Relaxed) {
+                let seen = Arc::new(Seen { waker: context.waker().clone(), woken: AtomicBool::new(false) });
+                let polled = guest.as_mut().poll(&mut Context::from_waker(&seen.clone().into()));
+                (polled, seen.woken.load(Ordering::Relaxed))
+            } else {
+                (guest.as_mut().poll(context), false)
+            };
             if polled.is_pending() && !self.at_tick.load(Ordering::Relaxed) {
                 self.put(None);
+                // It has asked to be polled again, and then waits there.
+                again = yielded.then(|| Box::pin(self.acquire()) as _);
             }
             polled
         })
         .await
+    }
+
+    async fn acquire(&self) {
+        self.put(None);
+        if self.share.paces(self.tenant) {
+            self.share.wait_for_others(self.tenant).await;
+        }
+        let permit = self.share.acquire_after_others(self.tenant).await;
+        self.put(Some(permit));
     }
 
     fn put(&self, permit: Option<Permit>) {
@@ -104,9 +136,26 @@ impl PermitSlot {
     }
 }
 
+/// The waker of one poll, which tells whether it was used within it.
+struct Seen {
+    waker: Waker,
+    woken: AtomicBool,
+}
+
+impl Wake for Seen {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(true, Ordering::Relaxed);
+        self.waker.wake_by_ref();
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{task::Poll, time::Duration};
 
     use futures_util::{FutureExt, future::join_all};
 
@@ -130,6 +179,38 @@ mod tests {
         join_all([Box::pin(again) as std::pin::Pin<Box<dyn Future<Output = ()>>>, waiting]).now_or_never();
         first.rest();
         second.tick().await;
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_collects_waits_for_a_permit_at_each_piece_of_its_work() {
+        let share = FairShare::new(1);
+        let runs_long = async || {
+            let mut guest = RunPermit::new(share.clone(), TenantId(1));
+            guest.tick().await;
+            guest.tick().await;
+            guest
+        };
+        let collects = || {
+            let mut pieces = 3;
+            poll_fn(move |context| {
+                pieces -= 1;
+                context.waker().wake_by_ref();
+                if pieces == 0 { Poll::Ready(()) } else { Poll::Pending }
+            })
+        };
+        let mut first = runs_long().await;
+        let slot = first.slot();
+        let mut first_runs = Box::pin(slot.run(collects));
+        assert!((&mut first_runs).now_or_never().is_none(), "it lets others go first");
+        let mut other = runs_long().await;
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+            assert!((&mut first_runs).now_or_never().is_none(), "another holds the only permit");
+        }
+        other.rest();
+        first_runs.await;
+        first.rest();
+        runs_long().await;
     }
 
     #[tokio::test(start_paused = true)]
