@@ -21,15 +21,15 @@ use std::{
 use bytes::Bytes;
 use criterion::{Criterion, criterion_group};
 use evalpool::{
-    Close, Error, Evaluator, EvaluatorPool, Isolation, Source, Spec,
+    Close, Evaluator, EvaluatorPool, Isolation, Source, Spec,
     config::LimitSettings,
-    engine::{BoxFuture, CallRequest, CompileRequest, CompiledPlugin, Engine, Instance, Permit},
+    engine::{CallRequest, CompiledPlugin, Permit},
 };
 use extism::{Manifest, Plugin, PluginBuilder, Wasm};
 use lru::LruCache;
 use tokio::{runtime::Runtime, task::spawn_blocking};
 
-use self::support::{direct_without_pool, limits};
+use self::support::{direct_without_pool, limits, nothing::Nothing};
 
 /// A real plugin and a call of it.
 struct Sample {
@@ -225,47 +225,6 @@ fn fresh(c: &mut Criterion) {
         runtime.block_on(pool.close());
     }
     group.finish();
-}
-
-/// An engine that does nothing: an evaluation on it is what the pool itself costs.
-#[derive(Debug)]
-struct Nothing;
-
-/// Plugin and instance of [`Nothing`]. Holds its permit like any engine's.
-struct Held {
-    _permit: Permit,
-}
-
-impl Engine for Nothing {
-    fn compile(&self, request: CompileRequest) -> BoxFuture<'_, Result<Box<dyn CompiledPlugin>, Error>> {
-        let compiled: Box<dyn CompiledPlugin> = Box::new(Held { _permit: request.permit });
-        Box::pin(ready(Ok(compiled)))
-    }
-}
-
-impl CompiledPlugin for Held {
-    fn has_entry_point(&self, _name: &str) -> bool {
-        true
-    }
-
-    fn instantiate(&self, permit: Permit) -> BoxFuture<'_, Result<Box<dyn Instance>, Error>> {
-        let instance: Box<dyn Instance> = Box::new(Held { _permit: permit });
-        Box::pin(ready(Ok(instance)))
-    }
-
-    fn as_any(&self) -> &dyn std::any::Any {
-        self
-    }
-}
-
-impl Instance for Held {
-    fn call<'a>(&'a mut self, request: CallRequest<'a>) -> BoxFuture<'a, Result<Bytes, Error>> {
-        Box::pin(ready(Ok(request.input)))
-    }
-
-    fn is_sound(&self) -> bool {
-        true
-    }
 }
 
 /// Runtimes that are live while one of them is asked for.

@@ -13,6 +13,7 @@
 //! | `runners` | bare wasmtime, `direct`, the `extism` crate, its pool, the `extism` engine; fresh and warm |
 //! | `workers` | warm calls on one and on two workers |
 //! | `recorder` | the same with a Prometheus recorder and without |
+//! | `hits` | a hit on an engine that does nothing, beside a mutex with an LRU; of 10 to 100,000 evaluators |
 //! | `endless`, `gallery` | a short evaluation beside hostile guests |
 //! | `collected` | how late a guest ends that does nothing but collect, and a short evaluation beside many |
 //! | `segments` | fresh evaluations of a plugin with many data segments |
@@ -26,6 +27,7 @@ mod back;
 mod bare;
 mod builds;
 mod collected;
+mod hits;
 mod measure;
 mod neighbours;
 mod plugins;
@@ -57,10 +59,11 @@ const TASKS: usize = 64;
 
 type Part = fn(&mut Report, Duration);
 
-const PARTS: [(&str, Part); 12] = [
+const PARTS: [(&str, Part); 13] = [
     ("runners", runners::compare),
     ("workers", workers::one_and_two),
     ("recorder", recorder::with_and_without),
+    ("hits", hits::of_few_and_of_many),
     ("endless", neighbours::beside_endless),
     ("gallery", neighbours::beside_gallery),
     ("collected", collected::full_heaps),

@@ -1,5 +1,7 @@
 //! What several benches need.
 
+pub(crate) mod nothing;
+
 use std::sync::Arc;
 
 use evalpool::{
