@@ -7,6 +7,7 @@ use std::{
     thread,
 };
 
+use bytes::Bytes;
 use tokio::{runtime::Handle, time::Instant};
 
 use crate::{
@@ -15,15 +16,15 @@ use crate::{
     error::{Error, panic_text},
     metrics::{Metrics, Told},
     response::Timings,
+    runtime::Invocation,
     tenants::Meter,
+    turns::TenantId,
     usage::Usage,
 };
 
 /// How an evaluation calls its plugin.
 pub(crate) struct Call<'a> {
-    /// `None` for the default one.
-    pub(super) entry_point: Option<&'a str>,
-    pub(super) context: Option<CallContext>,
+    pub(super) invocation: Invocation<'a>,
     /// Whether a host function makes it, which must not wait for what may be waiting for it.
     pub(super) inside: bool,
 }
@@ -31,11 +32,13 @@ pub(crate) struct Call<'a> {
 impl<'a> Call<'a> {
     /// From this thread, without a context.
     pub(crate) fn by(entry_point: Option<&'a str>) -> Self {
-        Self { entry_point, context: None, inside: inside_host_function() }
+        let invocation = Invocation { entry_point, input: Bytes::new(), context: None };
+        Self { invocation, inside: inside_host_function() }
     }
 
     pub(super) fn with(self, context: impl Send + Sync + 'static) -> Self {
-        Self { context: Some(Arc::new(context)), ..self }
+        let context: Option<CallContext> = Some(Arc::new(context));
+        Self { invocation: Invocation { context, ..self.invocation }, ..self }
     }
 }
 
@@ -48,13 +51,15 @@ pub(super) struct Counted<'a> {
     pub(super) usage: Usage,
     pub(super) timings: Timings,
     pub(super) told: Told,
+    /// Whose processor time it is, once that is known.
+    pub(super) tenant: Option<TenantId>,
     is_known: bool,
 }
 
 impl<'a> Counted<'a> {
     pub(super) fn new(metrics: &'a Metrics, meter: &'a Meter) -> Self {
         let (usage, timings, told) = (Usage::default(), Timings::default(), Told::default());
-        Self { metrics, meter, began: None, usage, timings, told, is_known: false }
+        Self { metrics, meter, began: None, usage, timings, told, tenant: None, is_known: false }
     }
 
     /// By reference: it is large to move.

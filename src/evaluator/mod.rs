@@ -17,11 +17,13 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use tokio::time::Instant;
 
 pub(crate) use self::call::Call;
 use self::call::block;
 pub use self::entry_point::EntryPoint;
 use crate::{
+    clock,
     close::{Close, CloseReport},
     config::Input,
     data::Data,
@@ -60,7 +62,8 @@ struct EvaluatorInner {
     parked: Arc<ThreadCache<Box<Parked>>>,
     /// Without those on instances that were parked, which the cache counts.
     evaluations: AtomicU64,
-    /// Of the last evaluation but for those: milliseconds since the Unix epoch; 0 for never.
+    made: Instant,
+    /// When the last evaluation but for those began: milliseconds since `made`, and one; 0 for never.
     last_used: AtomicU64,
 }
 
@@ -76,6 +79,7 @@ impl Evaluator {
                 revision: ArcSwapOption::new(Some(revision)),
                 parked: Arc::default(),
                 evaluations: AtomicU64::new(0),
+                made: Instant::now(),
                 last_used: AtomicU64::new(0),
             }),
         }
@@ -263,7 +267,7 @@ impl Evaluator {
     ///
     /// All that a build fails with, and the waits before it: see [`evaluate`](Self::evaluate).
     pub async fn warm(&self) -> Result<(), Error> {
-        self.executable().await.map(drop)
+        self.revision()?.lease(&self.inner.pool).await.map(drop)
     }
 
     fn revision(&self) -> Result<Arc<Revision>, Error> {
@@ -301,8 +305,8 @@ impl Evaluator {
     pub(crate) fn info(&self, state: RuntimeState, instances: usize) -> EvaluatorInfo {
         let inner = &*self.inner;
         let (parked, last_parked) = inner.parked.history();
-        let last_parked = last_parked.map_or(0, |at| unix_millis().saturating_sub(millis(at.elapsed())));
-        let last_used = inner.last_used.load(Ordering::Relaxed).max(last_parked);
+        let last_used = inner.last_used.load(Ordering::Relaxed).checked_sub(1);
+        let last_used = last_used.map(|passed| clock::later(inner.made, Duration::from_millis(passed)));
         let (tenant, usage) = inner.meter.read();
         let mut info = match inner.revision.load_full() {
             Some(revision) => revision.describe(inner.id, state, instances),
@@ -310,7 +314,7 @@ impl Evaluator {
         };
         info.usage = usage;
         info.evaluations = inner.evaluations.load(Ordering::Relaxed) + parked;
-        info.last_used = (last_used > 0).then_some(last_used);
+        info.last_used = last_used.max(last_parked).map(|at| unix_millis().saturating_sub(millis(at.elapsed())));
         info
     }
 }

@@ -22,7 +22,6 @@ mod queue;
 mod seen;
 #[cfg(test)]
 mod tests;
-mod turn;
 
 use std::{
     fmt,
@@ -37,7 +36,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-pub(crate) use self::{builds::Building, turn::Turn};
+pub(crate) use self::builds::Building;
 use self::{builds::Builds, pace::Pace, queue::Queue, seen::Seen};
 use crate::turns::{TenantId, Weights};
 

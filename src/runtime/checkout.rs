@@ -2,8 +2,8 @@
 
 use std::{
     future::{Future, poll_fn},
+    mem::{replace, take},
     panic::AssertUnwindSafe,
-    pin::pin,
     sync::Arc,
     task::Poll,
     time::Duration,
@@ -22,13 +22,20 @@ use crate::{
     config::Isolation,
     engine::{self, CallContext, CallRequest},
     error::{Error, panic_text},
-    fair_share::Turn,
     last_words::LastWords,
     registry::{Claim, Epoch, Lease, RevisionId, ThreadCache},
     source::Digest,
     tenants::CpuTime,
     usage::Usage,
 };
+
+/// How a guest is called, and with what. Input and context are taken out.
+pub(crate) struct Invocation<'a> {
+    /// `None` for the default one.
+    pub(crate) entry_point: Option<&'a str>,
+    pub(crate) input: Bytes,
+    pub(crate) context: Option<CallContext>,
+}
 
 /// How a guest's call ended.
 pub(crate) enum Ended {
@@ -88,53 +95,68 @@ impl<'a> Checkout<'a> {
         Ok(Self { held: Some(Box::new(Parked { lease, instance })), cache, epoch: None, discard: None })
     }
 
-    /// Runs the guest by this entry point, or the default one, from `now` on. Dropping the future stops it. Gives the digest
-    /// of the plugin that ran as well, and how long that took. What it used is added to `usage`, whatever comes of it. Its
-    /// `turn` ends when the guest first waits, or has returned.
+    /// Runs the guest, from `now` on. Dropping the future stops it. Gives the digest of the plugin that ran as well, and how
+    /// long that took. What it used is added to `usage`, whatever comes of it.
     pub(crate) async fn call(
         &mut self,
-        entry_point: Option<&str>,
-        input: Bytes,
-        context: Option<CallContext>,
+        invocation: &mut Invocation<'_>,
         now: Instant,
         usage: &mut Usage,
-        turn: &mut Turn<'_>,
     ) -> (Digest, Ended, Duration) {
         let Some(Parked { lease, instance }) = self.held.as_deref_mut() else {
-            unreachable!("held until it is dropped")
+            unreachable!("held until it has ended")
         };
         let Some(runtime) = lease.resident() else { unreachable!("a lease has its runtime until it ends") };
         let inner: &RuntimeInner = runtime;
-        let entry_point = match inner.program.entry_points.find(entry_point) {
+        let entry_point = match inner.program.entry_points.find(invocation.entry_point) {
             Ok(entry_point) => entry_point,
             // The instance was not used.
             Err(error) => return (inner.program.digest, Ended::Failed(error), now.elapsed()),
         };
         instance.uses += 1;
-        usage.bytes_in = input.len() as u64;
+        usage.bytes_in = invocation.input.len() as u64;
         // Until the guest has returned, the instance is one that was interrupted.
         self.discard = Some(Discard::Cancelled);
         let deadline = clock::later(now, inner.policy.exec_timeout);
-        let request = CallRequest { entry_point, input, context, deadline };
         let (guest, cpu) = (&mut *instance.guest, &*inner.policy.cpu);
-        let mut metered = Metered { guest, usage, has_waited: false, cpu, charged: Duration::ZERO };
-        let (ended, panicked) = metered.run(runtime, request, now, turn).await;
-        let end = Instant::now();
-        turn.end(end);
-        let took = end - now;
-        if !metered.has_waited {
-            metered.usage.guest = took;
-        }
+        let mut metered = Metered { guest, usage, cpu, charged: Duration::ZERO };
+        let call = metered.guest.call(CallRequest {
+            entry_point,
+            input: take(&mut invocation.input),
+            context: take(&mut invocation.context),
+            deadline,
+        });
+        let mut call = AssertUnwindSafe(call).catch_unwind();
+        let took;
+        // Most guests return at once, and then neither a timer nor a subscription is needed, which all threads share.
+        let (mut ended, panicked) = match poll_fn(|context| Poll::Ready(call.poll_unpin(context))).await {
+            Poll::Ready(returned) => {
+                took = now.elapsed();
+                metered.usage.guest = took;
+                returned_as(returned)
+            }
+            Poll::Pending => {
+                let (ran, charged) = (&mut metered.usage.guest, &mut metered.charged);
+                *ran = now.elapsed();
+                let ended = wait(inner, &mut call, deadline, ran, charged).await;
+                took = now.elapsed();
+                ended
+            }
+        };
+        drop(call);
         drop(metered);
         let (words, report) = (instance.guest.last_words(), &inner.program.report);
-        let ended = match ended {
-            Ended::Output(output, _) => {
+        match &mut ended {
+            Ended::Output(_, written) => {
                 report.written(&words);
-                Ended::Output(output, words)
+                *written = words;
             }
-            Ended::Failed(error) => Ended::Failed(report.failure(error.change_last_words(|last| *last = words))),
-            Ended::Stopped => Ended::Stopped,
-        };
+            Ended::Failed(error) => {
+                let failed = replace(error, Error::Cancelled).change_last_words(|last| *last = words);
+                *error = report.failure(failed);
+            }
+            Ended::Stopped => {}
+        }
         self.discard = match &ended {
             Ended::Stopped => Some(Discard::Closed),
             Ended::Failed(Error::ExecTimeout { .. }) => Some(Discard::Timeout),
@@ -153,8 +175,6 @@ impl<'a> Checkout<'a> {
 struct Metered<'a> {
     guest: &'a mut dyn engine::Instance,
     usage: &'a mut Usage,
-    /// Whether it was polled more than once.
-    has_waited: bool,
     /// What its tenant's guests may use, and how much of its time was charged.
     cpu: &'a CpuTime,
     charged: Duration,
@@ -167,50 +187,36 @@ impl Drop for Metered<'_> {
     }
 }
 
-impl Metered<'_> {
-    /// Runs the guest until it returns, until its deadline, or until the runtime's close interrupts it. Says as well whether
-    /// it panicked. Adds up how long its polls took since `now`, unless it returned at the first.
-    async fn run(
-        &mut self,
-        runtime: &Runtime,
-        request: CallRequest<'_>,
-        now: Instant,
-        turn: &mut Turn<'_>,
-    ) -> (Ended, bool) {
-        let inner: &RuntimeInner = runtime;
-        let (deadline, ran) = (request.deadline, &mut self.usage.guest);
-        let call = self.guest.call(request);
-        let mut call = pin!(AssertUnwindSafe(call).catch_unwind());
-        // Most guests return at once, and then neither a timer nor a subscription is needed, which all threads share.
-        match poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await {
-            Poll::Ready(returned) => return returned_as(returned),
-            Poll::Pending => *ran = now.elapsed(),
-        }
-        self.has_waited = true;
-        turn.end(now + *ran);
-        if Handle::try_current().is_err() {
-            return (Ended::Failed(Error::no_tokio()), false);
-        }
-        let (cpu, charged) = (self.cpu, &mut self.charged);
-        // While it runs, so that no call is taken that is to be refused.
-        let call = poll_fn(|context| {
-            let began = Instant::now();
-            let polled = call.as_mut().poll(context);
-            *ran += began.elapsed();
-            cpu.charge(ran.saturating_sub(*charged));
-            *charged = *ran;
-            polled
-        });
-        let mut stop = inner.stop.subscribe();
-        tokio::select! {
-            // A guest that has just returned is not interrupted.
-            biased;
-            returned = timeout_at(deadline, call) => match returned {
-                Ok(returned) => returned_as(returned),
-                Err(_) => (Ended::Failed(Error::exec_timeout(inner.policy.exec_timeout)), false),
-            },
-            _ = stop.wait_for(|stop| *stop) => (Ended::Stopped, false),
-        }
+/// Waits for a guest that did not return at once: until it does, until its deadline, or until the runtime's close interrupts
+/// it. Says as well whether it panicked. Adds up how long its polls take, and charges that.
+async fn wait(
+    inner: &RuntimeInner,
+    call: &mut (impl Future<Output = std::thread::Result<Result<Bytes, Error>>> + Unpin),
+    deadline: Instant,
+    ran: &mut Duration,
+    charged: &mut Duration,
+) -> (Ended, bool) {
+    if Handle::try_current().is_err() {
+        return (Ended::Failed(Error::no_tokio()), false);
+    }
+    // While it runs, so that no call is taken that is to be refused.
+    let call = poll_fn(|context| {
+        let began = Instant::now();
+        let polled = call.poll_unpin(context);
+        *ran += began.elapsed();
+        inner.policy.cpu.charge(ran.saturating_sub(*charged));
+        *charged = *ran;
+        polled
+    });
+    let mut stop = inner.stop.subscribe();
+    tokio::select! {
+        // A guest that has just returned is not interrupted.
+        biased;
+        returned = timeout_at(deadline, call) => match returned {
+            Ok(returned) => returned_as(returned),
+            Err(_) => (Ended::Failed(Error::exec_timeout(inner.policy.exec_timeout)), false),
+        },
+        _ = stop.wait_for(|stop| *stop) => (Ended::Stopped, false),
     }
 }
 

@@ -41,7 +41,7 @@ use tokio::{
 };
 
 pub(crate) use self::{
-    checkout::{Checkout, Ended, Parked},
+    checkout::{Checkout, Ended, Invocation, Parked},
     report::Report,
 };
 use crate::{
