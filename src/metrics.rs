@@ -267,9 +267,14 @@ impl Metrics {
             if told.is_none_or(|told| told.registered != registered) {
                 self.registered.set(registered as f64);
             }
-            if told.is_none_or(|told| told.registry != registry) {
+            let told = told.map(|told| told.registry);
+            if told.is_none_or(|told| told.runtimes != registry.runtimes) {
                 set(&self.runtimes, registry.runtimes.map(|count| count as f64));
+            }
+            if told.is_none_or(|told| told.instances != registry.instances) {
                 set(&self.instances, registry.instances.map(|count| count as f64));
+            }
+            if told.is_none_or(|told| told.waiting != registry.waiting) {
                 set(&self.waiting, registry.waiting.map(|count| count as f64));
             }
         });

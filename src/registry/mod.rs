@@ -197,15 +197,19 @@ impl<R: Resident> Registry<R> {
         start: impl Fn(BuildTicket<R>),
     ) -> Result<Lease<R>, Error> {
         let began = Instant::now();
+        let mut now = began;
         loop {
             let (requested, age) = self.inner.apply(|state| {
                 let age = *age.get_or_insert_with(|| state.age());
-                (state.request(revision, age, began, Instant::now(), may_wait), age)
+                (state.request(revision, age, began, now, may_wait), age)
             });
             let count = |result: Lookup| self.inner.metrics.lookup(result.as_str());
             let (lookup, answer, build) = match requested {
                 // What threads had parked is back: decide again.
-                Requested::Again => continue,
+                Requested::Again => {
+                    now = Instant::now();
+                    continue;
+                }
                 Requested::Granted(grant) => {
                     count(Lookup::Hit);
                     return Ok(Lease::new(self.inner.clone(), grant));
@@ -227,6 +231,7 @@ impl<R: Resident> Registry<R> {
             if let Some(lease) = self.wait(waiter, began, deadline, build_timeout).await? {
                 return Ok(lease);
             }
+            now = Instant::now();
         }
     }
 

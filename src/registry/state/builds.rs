@@ -66,7 +66,7 @@ impl<R: Resident> RegistryState<R> {
 
     /// Of the build that is next to get what this tenant's runtimes have: who is younger does not keep it from its place.
     pub(super) fn eldest_build(&self, tenant: TenantId) -> Option<Age> {
-        self.eldest_builds()(tenant)
+        if self.build_queue.waiting_in_all() == 0 { None } else { self.eldest_builds()(tenant) }
     }
 
     /// The same for many tenants: whose build is next of all is looked up once.

@@ -71,8 +71,17 @@ impl<R: Resident> RegistryState<R> {
         }
     }
 
+    /// Whether nobody waits for a permit, a place or room, nor is anything reserved.
+    pub(super) fn is_quiet(&self) -> bool {
+        let queued = self.permit_waiters.waiting_in_all() + self.build_queue.waiting_in_all();
+        queued + self.reserved.len() + self.room_queue.len() == 0
+    }
+
     /// Hands out what is free, whose turn comes first, then makes room for those that are left.
     pub(super) fn dispatch(&mut self, now: Instant) {
+        if self.is_quiet() {
+            return;
+        }
         loop {
             // The end of the reclaim leads here again, and knows what came back.
             if self.reclaiming > 0 {

@@ -24,6 +24,8 @@ impl<R: Resident> RegistryState<R> {
         if self.shut_down {
             return Requested::Refused(Error::ShuttingDown);
         }
+        // The list is in the order of last use, and callers look at the clock before they have the lock.
+        let now = self.live.peek_mru().map_or(now, |(_, live)| live.last_used.max(now));
         // Whoever waits for a fetch waits for a place next, unless one is in sight.
         let waiting = self.waiting_capacity + self.waiting_instance + self.waiting_fetch;
         let most = self.limits.max_waiting;
@@ -197,6 +199,9 @@ impl<R: Resident> RegistryState<R> {
     pub(in crate::registry) fn leases_returned(&mut self, leases: &[Returned], now: Instant) {
         for lease in leases {
             self.lease_returned(lease, now);
+        }
+        if self.waiting_instance == 0 && self.is_quiet() {
+            return;
         }
         // First all of them: whoever gets an instance of its own runtime wants none that another runtime has.
         for lease in leases {

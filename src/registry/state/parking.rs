@@ -73,6 +73,13 @@ impl<R: Resident> RegistryState<R> {
     /// A runtime was last used `at` some time. Keeps the list in the order of last use, also when a parked lease tells of a
     /// use that is older than others that the list knows of.
     pub(super) fn used(&mut self, revision: RevisionId, at: Instant) {
+        // Mostly nothing was used later.
+        if self.live.peek_mru().is_none_or(|(_, live)| live.last_used <= at) {
+            if let Some(live) = self.live.get_mut(&revision) {
+                live.last_used = at;
+            }
+            return;
+        }
         let Some(live) = self.live.peek_mut(&revision) else { return };
         live.last_used = live.last_used.max(at);
         let at = live.last_used;

@@ -33,6 +33,8 @@ pub(crate) struct Quota {
 pub(crate) struct Quotas {
     default: Quota,
     named: HashMap<TenantId, Quota>,
+    /// Whether anything is bounded: asked at each call.
+    any: bool,
 }
 
 /// What one tenant has.
@@ -98,17 +100,17 @@ impl From<TenantBounds> for Quota {
 
 impl Quotas {
     pub(crate) fn new(default: TenantBounds, named: impl IntoIterator<Item = (TenantId, TenantBounds)>) -> Self {
-        let named = named.into_iter().map(|(tenant, bounds)| (tenant, bounds.into())).collect();
-        Self { default: default.into(), named }
+        let named: HashMap<_, _> = named.into_iter().map(|(tenant, bounds)| (tenant, bounds.into())).collect();
+        let default = Quota::from(default);
+        Self { any: default != Quota::default() || !named.is_empty(), default, named }
     }
 
     pub(super) fn of(&self, tenant: TenantId) -> Quota {
         if self.named.is_empty() { self.default } else { *self.named.get(&tenant).unwrap_or(&self.default) }
     }
 
-    /// Whether anything is bounded.
     pub(super) fn any(&self) -> bool {
-        self.default != Quota::default() || !self.named.is_empty()
+        self.any
     }
 }
 
