@@ -42,7 +42,7 @@ mod uses;
 mod view;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     convert::Infallible,
     sync::Arc,
     time::Duration,
@@ -204,7 +204,7 @@ pub(super) struct RegistryState<R: Resident> {
     /// The sum of `reaping` over live and draining runtimes.
     reaping: usize,
     /// Live runtimes with leases that threads may have parked. Empty while anybody waits for a permit or a place.
-    parking: Vec<RevisionId>,
+    parking: BTreeSet<RevisionId>,
     /// Reclaims that are under way: what they bring back is not known yet.
     reclaiming: usize,
     /// Builds that were admitted and whose compile has not ended.
@@ -248,7 +248,7 @@ impl<R: Resident> RegistryState<R> {
             instances: 0,
             idle: 0,
             reaping: 0,
-            parking: Vec::new(),
+            parking: BTreeSet::new(),
             reclaiming: 0,
             compiling: 0,
             build_queue: Turns::default(),

@@ -20,17 +20,16 @@ impl<R: Resident> RegistryState<R> {
             && !self.has_too_much(revision.tenant);
         let live = self.live.peek(&revision).filter(|live| live.place == place);
         let may = nobody_waits && live.is_some_and(|live| !live.reserved && live.waiters.is_empty());
-        if may && !self.parking.contains(&revision) {
-            self.parking.push(revision);
+        if may {
+            self.parking.insert(revision);
         }
         may
     }
 
     /// Reclaims what is parked of one runtime.
     pub(super) fn reclaim(&mut self, revision: RevisionId) {
-        if let Some(at) = self.parking.iter().position(|parking| *parking == revision) {
-            let parking = self.parking.swap_remove(at);
-            self.reclaim_these(vec![parking]);
+        if self.parking.remove(&revision) {
+            self.reclaim_these([revision]);
         }
     }
 
@@ -43,8 +42,8 @@ impl<R: Resident> RegistryState<R> {
         }
     }
 
-    fn reclaim_these(&mut self, revisions: Vec<RevisionId>) {
-        let mut residents = Vec::with_capacity(revisions.len());
+    fn reclaim_these(&mut self, revisions: impl IntoIterator<Item = RevisionId>) {
+        let mut residents = Vec::new();
         for revision in revisions {
             if let Some(live) = self.live.peek_mut(&revision) {
                 live.streak = 0;

@@ -26,12 +26,23 @@ impl<R: Resident> RegistryState<R> {
         now: Instant,
     ) {
         self.shorten_grace(|draining| draining == revision, grace);
+        self.retire_all_of(revision, reason, grace, refused, now);
+        self.dispatch(now);
+    }
+
+    fn retire_all_of(
+        &mut self,
+        revision: RevisionId,
+        reason: CloseReason,
+        grace: Option<Duration>,
+        refused: &Refused,
+        now: Instant,
+    ) {
         self.retire_live(revision, reason, grace, refused, now);
         if let Some(build) = self.builds.remove(&revision) {
             self.drop_build(revision, build, refused);
         }
         self.failures.pop(&revision);
-        self.dispatch(now);
     }
 
     /// What drains already under such a revision drains with this grace, if that ends sooner.
@@ -165,8 +176,9 @@ impl<R: Resident> RegistryState<R> {
         let all: Vec<RevisionId> = live.chain(self.builds.keys().copied()).collect();
         for revision in all {
             let refused = Refused::Error(Error::ShuttingDown);
-            self.retire(revision, CloseReason::Shutdown, grace, &refused, now);
+            self.retire_all_of(revision, CloseReason::Shutdown, grace, &refused, now);
         }
         self.failures.clear();
+        self.dispatch(now);
     }
 }
