@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use crate::{registry::RuntimeState, response::EvaluatorId, source::Digest, usage::UsageTotals};
+use crate::{
+    memory::MemoryUse, metrics::PoolTotals, registry::RuntimeState, response::EvaluatorId, source::Digest,
+    usage::UsageTotals,
+};
 
 /// An evaluator at one moment, as the pool lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -57,12 +60,87 @@ impl EvaluatorInfo {
     }
 }
 
-/// A runtime at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What the pool has and does, at one moment: what a status page shows. In JSON, times are in seconds.
+///
+/// Runtimes, instances and callers are of one moment; the rest was read a moment before or after. While calls are in flight,
+/// their parts need not add up.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PoolSnapshot {
+    /// The most runtimes that may exist: [`pool.capacity`](crate::config::PoolSettings::capacity).
+    pub capacity: usize,
+    /// How many runtimes have a place now, or wait for one.
+    pub counts: RuntimeCounts,
+    /// How many instances exist.
+    pub instances: InstanceCounts,
+    /// Who waits.
+    pub waiting: WaitingCounts,
+    /// What runtimes hold, and its bound.
+    pub memory: MemoryUse,
+    /// How many evaluators are registered by name, live or cold.
+    pub registered: usize,
+    /// What was counted since the pool was made.
+    pub totals: PoolTotals,
+    /// Every runtime. Beside those of `counts`, builds that have no place yet.
+    pub runtimes: Vec<RuntimeInfo>,
+}
+
+/// How many runtimes have a place, by what they do. Together they are never more than the capacity.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RuntimeCounts {
+    /// Being built.
+    pub building: usize,
+    /// Live, and no evaluation uses them.
+    pub idle: usize,
+    /// Live and in use.
+    pub busy: usize,
+    /// Closing, or waiting for their last calls.
+    pub draining: usize,
+}
+
+/// How many instances there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct InstanceCounts {
+    /// They wait for an evaluation.
+    pub idle: usize,
+    /// They serve one, or are being made or given back.
+    pub busy: usize,
+    /// The most that may exist: [`pool.max_instances`](crate::config::PoolSettings::max_instances).
+    pub most: usize,
+}
+
+/// How many callers wait, and what for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct WaitingCounts {
+    /// For a runtime's place.
+    pub capacity: usize,
+    /// For an instance of a live runtime.
+    pub instance: usize,
+    /// For a build in progress.
+    pub build: usize,
+    /// How long the caller has waited that has waited longest; zero if nobody waits.
+    #[serde(rename = "oldest_seconds", serialize_with = "seconds")]
+    pub oldest: Duration,
+}
+
+/// A runtime at one moment. In JSON, times are in seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RuntimeInfo {
     /// The evaluator that it belongs to.
     pub evaluator: EvaluatorId,
+    /// Its name.
+    pub name: String,
+    /// The [tenant](crate::Spec::tenant) that it belongs to.
+    pub tenant: String,
+    /// Which of the evaluator's revisions it runs: no two revisions of a pool have the same number, and a later one has a
+    /// greater.
+    pub revision: u64,
+    /// The digest of its plugin; `None` unless it is live or still in use.
+    pub digest: Option<Digest>,
     /// Building, live or draining; never cold.
     pub state: RuntimeState,
     /// How many instances it has.
@@ -71,8 +149,22 @@ pub struct RuntimeInfo {
     pub busy: usize,
     /// How many leases it has granted.
     pub uses: u64,
+    /// What it holds, in bytes: its instances, and all its code, also if others run the same. While it closes, what it
+    /// held when that began.
+    pub memory_bytes: u64,
     /// How long it has been live; `None` if it is not live.
+    #[serde(rename = "age_seconds", serialize_with = "maybe_seconds")]
     pub age: Option<Duration>,
     /// Time since a lease on it last began or ended; `None` if it is not live.
+    #[serde(rename = "unused_seconds", serialize_with = "maybe_seconds")]
     pub unused: Option<Duration>,
+}
+
+fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
+}
+
+#[expect(clippy::ref_option, reason = "serde passes it so")]
+fn maybe_seconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| time.as_secs_f64()).serialize(serializer)
 }

@@ -132,7 +132,7 @@ pub use crate::{
     error::{Bound, Cause, Error, ErrorKind, Fault},
     evaluator::{EntryPoint, Evaluator},
     executable::Executable,
-    info::{EvaluatorInfo, RuntimeInfo},
+    info::{EvaluatorInfo, InstanceCounts, PoolSnapshot, RuntimeCounts, RuntimeInfo, WaitingCounts},
     last_words::LastWords,
     memory::MemoryUse,
     pool::{EvaluatorPool, PoolBuilder, Prepared},

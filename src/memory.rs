@@ -19,6 +19,8 @@ use std::{
     },
 };
 
+use serde::Serialize;
+
 pub(crate) use self::tenants::{Given, Granted, MakeRoom, NoRoom};
 use self::tenants::{OwnCharge, Tenants};
 use crate::{
@@ -44,7 +46,7 @@ pub(crate) enum MemoryKind {
 const KINDS: usize = 4;
 
 /// How much memory a pool holds, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct MemoryUse {
     /// Compiled code that is loaded, once however many evaluators share it, and plugins that are being built.

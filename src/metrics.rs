@@ -12,6 +12,7 @@
 
 mod calls;
 mod telling;
+mod totals;
 
 use std::{
     sync::{Arc, Mutex},
@@ -21,9 +22,11 @@ use std::{
 use metrics::{Counter, Gauge, Histogram, Unit};
 
 pub(crate) use self::calls::Told;
+pub use self::totals::PoolTotals;
 use self::{
     calls::Untold,
     telling::{Telling, lock},
+    totals::Total,
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -158,23 +161,23 @@ pub(crate) struct Metrics {
     registered: Gauge,
     waiting: Series<Gauge>,
     oldest_wait: Gauge,
-    lookups: Series<Counter>,
-    builds: Series<Counter>,
+    lookups: Series<Total>,
+    builds: Series<Total>,
     build_seconds: Series<Histogram>,
     compile_workers: Series<Gauge>,
-    compile_workers_ended: Series<Counter>,
+    compile_workers_ended: Series<Total>,
     /// How many ended workers the counters show.
     ended: Arc<Mutex<[u64; COMPILE_WORKERS_ENDINGS]>>,
     memory: Series<Gauge>,
     memory_limit: Gauge,
-    evictions: Series<Counter>,
+    evictions: Series<Total>,
     eviction_age: Histogram,
-    closes_drained: Series<Counter>,
-    closes_forced: Series<Counter>,
+    closes_drained: Series<Total>,
+    closes_forced: Series<Total>,
     close_seconds: Histogram,
-    evaluations: Series<Counter>,
+    evaluations: Series<Total>,
     evaluation_seconds: Series<Histogram>,
-    discarded: Series<Counter>,
+    discarded: Series<Total>,
     untold: Arc<Untold>,
     counts: Arc<Telling<Noted>>,
 }
@@ -365,7 +368,7 @@ fn gauges(metric: &'static Metric) -> Series<Gauge> {
     series(metric, |label, value| metrics::gauge!(metric.name, label => value))
 }
 
-fn counters(metric: &'static Metric) -> Series<Counter> {
+fn counters(metric: &'static Metric) -> Series<Total> {
     series(metric, |label, value| started(metrics::counter!(metric.name, label => value)))
 }
 
@@ -374,9 +377,9 @@ fn histograms(metric: &'static Metric) -> Series<Histogram> {
 }
 
 /// A counter that is set to 0 exists before its first event.
-fn started(counter: Counter) -> Counter {
+fn started(counter: Counter) -> Total {
     counter.absolute(0);
-    counter
+    Total::of(counter)
 }
 
 fn set<const N: usize>(series: &Series<Gauge>, values: [f64; N]) {
@@ -392,7 +395,7 @@ fn of<'a, T>(series: &'a Series<T>, word: &str) -> Option<&'a T> {
     found.map(|(_, handle)| handle)
 }
 
-fn count(series: &Series<Counter>, word: &'static str) {
+fn count(series: &Series<Total>, word: &'static str) {
     if let Some(counter) = of(series, word) {
         counter.increment(1);
     }

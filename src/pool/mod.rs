@@ -16,6 +16,7 @@
 
 mod builder;
 mod prepared;
+mod snapshot;
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +27,6 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use tokio::time::Instant;
 
 pub use self::{builder::PoolBuilder, prepared::Prepared};
 use crate::{
@@ -35,10 +35,9 @@ use crate::{
     engine::{BoxFuture, CompileWorkerCounts, Slots},
     error::Error,
     evaluator::Evaluator,
-    info::{EvaluatorInfo, RuntimeInfo},
+    info::EvaluatorInfo,
     memory::MemoryUse,
-    registry::{RuntimeState, Snapshot},
-    response::EvaluatorId,
+    registry::RuntimeState,
     revision::{PoolInner, Revision, tenant_of},
     runtime::BuildTimes,
     source::Plugin,
@@ -212,7 +211,7 @@ impl EvaluatorPool {
     }
 
     fn infos(&self, evaluators: &[Evaluator]) -> Vec<EvaluatorInfo> {
-        let mut all = self.inner.registry.snapshot();
+        let mut all = self.inner.registry.view().runtimes;
         // An evaluator that was unloaded and built anew has two: the later in this order is shown.
         all.sort_by_key(|runtime| match runtime.state {
             RuntimeState::Draining => 0,
@@ -292,23 +291,6 @@ impl EvaluatorPool {
     pub fn runtimes(&self) -> usize {
         let counts = self.inner.registry.counts();
         counts.building + counts.live + counts.draining
-    }
-
-    /// Every runtime at this moment. Copies a few words for each under the registry's lock, at most `capacity` times.
-    #[must_use]
-    pub fn snapshot(&self) -> Vec<RuntimeInfo> {
-        self.inner.registry.settle();
-        let now = Instant::now();
-        let info = |runtime: Snapshot| RuntimeInfo {
-            evaluator: EvaluatorId(runtime.revision.evaluator),
-            state: runtime.state,
-            instances: runtime.instances,
-            busy: runtime.leases,
-            uses: runtime.uses,
-            age: runtime.opened.map(|opened| now - opened),
-            unused: runtime.last_used.map(|last_used| now - last_used),
-        };
-        self.inner.registry.snapshot().into_iter().map(info).collect()
     }
 
     /// Brings the metrics up to date: the gauges of the engine's slots, those of instances that are idle but still kept by

@@ -134,7 +134,7 @@ pub(crate) enum Refused {
 
 /// One runtime at one moment.
 #[derive(Debug, Clone)]
-pub(crate) struct Snapshot {
+pub(crate) struct Snapshot<R> {
     pub(crate) revision: RevisionId,
     pub(crate) state: RuntimeState,
     pub(crate) instances: usize,
@@ -142,6 +142,18 @@ pub(crate) struct Snapshot {
     pub(crate) uses: u64,
     pub(crate) opened: Option<Instant>,
     pub(crate) last_used: Option<Instant>,
+    /// `None` while it is built, and while it drains without a lease.
+    pub(crate) resident: Option<R>,
+    /// What it held when it began to drain, in bytes, if there is no resident to ask.
+    pub(crate) held: u64,
+}
+
+/// All that the registry has at one moment.
+pub(crate) struct View<R> {
+    pub(crate) counts: Counts,
+    /// How long the caller has waited that has waited longest.
+    pub(crate) oldest_wait: Duration,
+    pub(crate) runtimes: Vec<Snapshot<R>>,
 }
 
 /// The registry. Cheap to clone.
@@ -335,8 +347,11 @@ impl<R: Resident> Registry<R> {
         self.inner.lock().counts()
     }
 
-    pub(crate) fn snapshot(&self) -> Vec<Snapshot> {
-        self.inner.lock().snapshot()
+    /// Copies some words for each runtime under the lock.
+    pub(crate) fn view(&self) -> View<R> {
+        let state = self.inner.lock();
+        let (counts, oldest_wait) = (state.counts(), state.oldest_wait(Instant::now()));
+        View { counts, oldest_wait, runtimes: state.snapshot() }
     }
 
     /// The runtimes that exist, and the bytes that each holds, as if it shared none.

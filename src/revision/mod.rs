@@ -30,7 +30,7 @@ use crate::{
     info::EvaluatorInfo,
     registry::{Age, BuildTicket, CloseReason, Lease, Refused, RevisionId, RuntimeState},
     response::EvaluatorId,
-    runtime::Runtime,
+    runtime::{Identity, Runtime},
     source::{Digest, Plugin, Source},
     spec::Spec,
     tenants::{self, CpuTime},
@@ -39,6 +39,7 @@ use crate::{
 /// One version of an evaluator: a spec with the plugin that it names. Immutable, and replaced as a whole.
 pub(crate) struct Revision {
     pub(crate) id: RevisionId,
+    pub(crate) identity: Arc<Identity>,
     /// The evaluator's, for errors.
     pub(crate) name: Arc<str>,
     pub(crate) spec: Spec,
@@ -90,9 +91,11 @@ impl Revision {
 
     fn with(inner: &PoolInner, evaluator: u64, name: Arc<str>, spec: Spec, info: OnceLock<PluginInfo>) -> Self {
         let tenant = tenant_of(&name, &spec);
+        let id = RevisionId { evaluator, number: inner.unique(), tenant: inner.tenant(tenant) };
         Self {
             cpu: inner.tenants.cpu(tenant),
-            id: RevisionId { evaluator, number: inner.unique(), tenant: inner.tenant(tenant) },
+            id,
+            identity: inner.identities.list(id, name.clone(), tenant),
             name,
             variables: (spec.vars.unwrap_or(inner.engine.vars) == Vars::Kept)
                 .then(|| Arc::new(KeptVariables::new(inner.variables.clone()))),

@@ -19,7 +19,7 @@ use crate::{
     memory::MemoryBudget,
     metrics::Metrics,
     registry::{Limits, Quotas, Registry, RevisionId, TenantHolds},
-    runtime::Runtime,
+    runtime::{Directory, Runtime},
     tenants::{TenantInfo, Tenants},
     turns::{TenantId, Weights},
 };
@@ -42,6 +42,8 @@ pub(crate) struct PoolInner {
     pub(crate) tenants: Arc<Tenants>,
     /// Whose turn it is, if the engine's guests take turns.
     pub(crate) share: Option<FairShare>,
+    /// What revisions are called.
+    pub(crate) identities: Arc<Directory>,
     pub(crate) pool: PoolSettings,
     pub(crate) limits: LimitSettings,
     pub(crate) engine: EngineSettings,
@@ -78,6 +80,7 @@ impl PoolInner {
         let this = Self {
             registry: Registry::new(bounds, memory.clone(), metrics.clone(), background.clone()),
             memory,
+            identities: Arc::default(),
             tenants: Tenants::new(usage.interval, &shown),
             share: engine.fair_share(),
             compiler: Compiler::new(engine, pool.build_concurrency, metrics.clone(), background.clone()),

@@ -60,7 +60,7 @@ pub(super) fn blueprint(
     };
     let hosts = spec.allowed_hosts.clone();
     let labels = labels(spec);
-    let report = Report::new(name.clone(), labels.clone(), spec.debug);
+    let report = Report::new(revision.identity.clone(), labels.clone(), spec.debug);
     let request = CompileRequest {
         evaluator: name.clone(),
         tenant: revision.id.tenant,

@@ -23,6 +23,7 @@
 //! which would drop them under the pool's own lock.
 
 mod checkout;
+mod identity;
 mod report;
 
 use std::{
@@ -42,6 +43,7 @@ use tokio::{
 
 pub(crate) use self::{
     checkout::{Checkout, Ended, Invocation, Parked},
+    identity::{Directory, Identity},
     report::Report,
 };
 use crate::{

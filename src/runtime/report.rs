@@ -11,6 +11,7 @@ use std::{
 
 use tracing::Level;
 
+use super::Identity;
 use crate::{error::Error, last_words::LastWords};
 
 /// The target of what guests leave behind. Below that of what they log, so that one filter is for both.
@@ -27,7 +28,7 @@ const PAUSE_OF_ALL: u64 = 1_000;
 /// Whose guests they are, and who else may see what they leave behind.
 #[derive(Debug, Clone)]
 pub(crate) struct Report {
-    pub(crate) evaluator: Arc<str>,
+    pub(crate) of: Arc<Identity>,
     /// What its owner wants to find its log lines by.
     pub(crate) labels: Option<Arc<str>>,
     /// The evaluator's clients.
@@ -37,8 +38,8 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(evaluator: Arc<str>, labels: Option<Arc<str>>, to_clients: bool) -> Self {
-        Self { evaluator, labels, to_clients, warned: Arc::default() }
+    pub(crate) fn new(of: Arc<Identity>, labels: Option<Arc<str>>, to_clients: bool) -> Self {
+        Self { of, labels, to_clients, warned: Arc::default() }
     }
 
     /// Logs what a guest left behind that failed, and says in the error who may see it.
@@ -49,7 +50,7 @@ impl Report {
             macro_rules! line {
                 ($level:ident) => {{
                     let [stack, stderr, stdout] = fields(words);
-                    let (evaluator, kind, labels) = (&*self.evaluator, error.kind().as_str(), self.labels.as_deref());
+                    let (evaluator, kind, labels) = (&*self.of.evaluator, error.kind().as_str(), self.labels.as_deref());
                     tracing::$level!(target: target!(), evaluator, labels, kind, stack, stderr, stdout, "{error}");
                 }};
             }
@@ -66,7 +67,7 @@ impl Report {
     pub(crate) fn written(&self, words: &LastWords) {
         if !words.is_empty() && tracing::enabled!(target: target!(), Level::DEBUG) {
             let [_, stderr, stdout] = fields(words);
-            let (evaluator, labels) = (&*self.evaluator, self.labels.as_deref());
+            let (evaluator, labels) = (&*self.of.evaluator, self.labels.as_deref());
             tracing::debug!(target: target!(), evaluator, labels, stderr, stdout, "the plugin has written");
         }
     }

@@ -107,7 +107,7 @@ async fn an_instance_that_a_thread_keeps_counts_as_busy() {
         evaluator.evaluate("").await.unwrap();
     }
     assert_eq!(shown(), [1, 0]);
-    assert_eq!(pool.snapshot()[0].busy, 0);
+    assert_eq!(pool.snapshot().runtimes[0].busy, 0);
     assert_eq!(shown(), [0, 1]);
     assert_eq!(spy.instances_live(), 1);
 }

@@ -402,7 +402,7 @@ async fn dropping_an_evaluation_stops_its_guest_and_hurts_no_sibling(engine: Eng
         async move { evaluator.evaluate("x").await }
     });
     // On a machine that was stopped for a while, the sibling has ended meanwhile.
-    let busy = || pool.snapshot().iter().map(|runtime| runtime.busy).sum::<usize>();
+    let busy = || pool.snapshot().runtimes.iter().map(|runtime| runtime.busy).sum::<usize>();
     eventually("both run", || busy() == 2 || sibling.is_finished()).await;
     endless.abort();
     sibling.await.unwrap().expect("the sibling is not interrupted");

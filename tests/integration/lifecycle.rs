@@ -345,7 +345,7 @@ async fn warming_builds_ahead_and_says_what_could_not_be_built() {
     assert_eq!(words[0], ("a", None));
     assert_eq!(words[1], ("b", None));
     assert_eq!(words[2].1.unwrap(), "not_found");
-    let snapshot = pool.snapshot();
+    let snapshot = pool.snapshot().runtimes;
     assert_eq!(snapshot.len(), 2);
     assert!(snapshot.iter().all(|runtime| runtime.state == RuntimeState::Live && runtime.busy == 0));
     assert_eq!(spy.compiles(), 2);

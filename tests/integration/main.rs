@@ -68,6 +68,7 @@ mod release;
 mod service;
 #[cfg(feature = "service")]
 mod slots;
+mod snapshot;
 #[cfg(feature = "service")]
 mod soak;
 mod sources;

@@ -7,7 +7,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     super::{Counts, Resident, RevisionId, RuntimeState, Snapshot},
     PlaceId, RegistryState,
-    entries::{Phase, Waiter},
+    entries::{Draining, Phase, Waiter},
 };
 use crate::memory::MemoryBudget;
 
@@ -59,7 +59,7 @@ impl<R: Resident> RegistryState<R> {
         self.gone.values().filter(|(held, _)| which(*held)).map(|(_, gone)| gone.clone()).collect()
     }
 
-    pub(in crate::registry) fn snapshot(&self) -> Vec<Snapshot> {
+    pub(in crate::registry) fn snapshot(&self) -> Vec<Snapshot<R>> {
         let serving = self.live.iter().map(|(revision, live)| Snapshot {
             revision: *revision,
             state: RuntimeState::Live,
@@ -68,8 +68,10 @@ impl<R: Resident> RegistryState<R> {
             uses: live.uses,
             opened: Some(live.opened),
             last_used: Some(live.last_used),
+            resident: Some(live.resident.clone()),
+            held: 0,
         });
-        let bare = |revision, state, leases| Snapshot {
+        let bare = |revision, state, leases, resident: Option<&R>, held| Snapshot {
             revision,
             state,
             instances: leases,
@@ -77,11 +79,17 @@ impl<R: Resident> RegistryState<R> {
             uses: 0,
             opened: None,
             last_used: None,
+            resident: resident.cloned(),
+            held,
         };
-        let builds = self.builds.keys().map(|revision| bare(*revision, RuntimeState::Building, 0));
-        let draining =
-            self.draining.values().map(|draining| bare(draining.revision, RuntimeState::Draining, draining.leases));
-        serving.chain(builds).chain(draining).collect()
+        let builds = self.builds.keys().map(|revision| bare(*revision, RuntimeState::Building, 0, None, 0));
+        let draining = self.draining.values().map(|draining| {
+            let Draining { revision, leases, resident, frees_in_full, .. } = draining;
+            bare(*revision, RuntimeState::Draining, *leases, resident.as_ref(), *frees_in_full)
+        });
+        let mut runtimes = Vec::with_capacity(self.live.len() + self.builds.len() + self.draining.len());
+        runtimes.extend(serving.chain(builds).chain(draining));
+        runtimes
     }
 
     /// One for each place that is taken.

@@ -31,7 +31,7 @@ fn register(pool: &EvaluatorPool, name: &str) -> Evaluator {
 
 /// The evaluators whose runtimes are live, the most recently used first.
 fn live(pool: &EvaluatorPool, all: &[&Evaluator]) -> Vec<String> {
-    let live = pool.snapshot().into_iter().filter(|runtime| runtime.state == RuntimeState::Live);
+    let live = pool.snapshot().runtimes.into_iter().filter(|runtime| runtime.state == RuntimeState::Live);
     live.filter_map(|runtime| all.iter().find(|evaluator| evaluator.id() == runtime.evaluator))
         .map(|evaluator| evaluator.name().to_owned())
         .collect()

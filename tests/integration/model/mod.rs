@@ -133,7 +133,7 @@ impl Real {
     /// A tenant's live runtimes, most recently used first, with their leases.
     fn shown(&self, tenant: usize) -> Vec<(usize, usize)> {
         let index = |id| self.evaluators[tenant].iter().position(|evaluator| evaluator.id() == id);
-        let live = self.pool.snapshot().into_iter().filter(|runtime| runtime.state == RuntimeState::Live);
+        let live = self.pool.snapshot().runtimes.into_iter().filter(|runtime| runtime.state == RuntimeState::Live);
         live.filter_map(|runtime| Some((index(runtime.evaluator)?, runtime.busy))).collect()
     }
 }
@@ -226,7 +226,7 @@ async fn run(bounds: &[usize], max_waiting: Option<usize>, steps: Vec<Step>) {
         assert_eq!(real.pool.runtimes(), sum(|model| model.live.len() + model.draining.len()), "places after {op:?}");
         assert_eq!(real.spy.runtimes_live(), real.pool.runtimes(), "what exists is what is counted");
         assert!(real.spy.runtimes_live_max() <= bounds.iter().sum(), "the bound");
-        let permits: usize = real.pool.snapshot().iter().map(|runtime| runtime.instances).sum();
+        let permits: usize = real.pool.snapshot().runtimes.iter().map(|runtime| runtime.instances).sum();
         assert_eq!(real.spy.instances_live(), permits, "each instance has its permit");
     }
     // Whatever is still there is interrupted, and nothing is left.

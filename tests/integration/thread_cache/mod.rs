@@ -79,7 +79,7 @@ async fn every_use_is_counted_and_shown() {
     let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let since = unix.as_millis() - u128::from(info.last_used.unwrap());
     assert!(since < 60_000, "{since} ms");
-    let runtime = &pool.snapshot()[0];
+    let runtime = &pool.snapshot().runtimes[0];
     assert_eq!((runtime.uses, runtime.busy, runtime.instances), (100, 0, 1));
 }
 
@@ -209,7 +209,7 @@ fn two_revisions_that_are_called_at_once_keep_their_instances_apart() {
             caller.await.unwrap();
         }
         eventually("the old ones are gone", || pool.runtimes() == 1).await;
-        assert_eq!(pool.snapshot()[0].busy, 0);
+        assert_eq!(pool.snapshot().runtimes[0].busy, 0);
         assert_eq!(pool.close().await, CloseReport::Drained);
     });
     spy.assert_nothing_left();

@@ -26,7 +26,7 @@ async fn a_guest_that_is_gone_before_its_lease_ends_is_counted_once() {
     for _ in 0..3 {
         call(&evaluator, 3).await;
         assert_eq!(evaluator.evaluate("trap").await.unwrap_err().kind(), "guest_trap");
-        let runtime = &pool.snapshot()[0];
+        let runtime = &pool.snapshot().runtimes[0];
         assert_eq!((runtime.instances, runtime.busy), (0, 0));
     }
     assert_eq!(pool.close().await, CloseReport::Drained);
@@ -111,7 +111,7 @@ fn an_instance_in_use_is_seen_by_the_gauges_and_no_longer_once_it_is_idle() {
         let task = within.begin().await;
         let busy = r#"evalpool_instances_live{state="busy"}"#;
         eventually("it is sampled", || within.gauge(busy) == 1).await;
-        assert_eq!(within.pool.snapshot()[0].busy, 1);
+        assert_eq!(within.pool.snapshot().runtimes[0].busy, 1);
         within.go_on.send(()).unwrap();
         task.await.unwrap().unwrap();
         assert_eq!(within.gauge(busy), 0, "at rest, at once");
@@ -128,7 +128,7 @@ fn a_runtime_is_not_closed_under_a_parked_lease() {
         let task = within.begin().await;
         let closing = tokio::spawn(within.evaluator.close_with(Duration::from_mins(1)));
         eventually("it drains", || {
-            within.pool.snapshot().iter().any(|runtime| runtime.state == RuntimeState::Draining)
+            within.pool.snapshot().runtimes.iter().any(|runtime| runtime.state == RuntimeState::Draining)
         })
         .await;
         assert_eq!(within.evaluator.evaluate("").await.unwrap_err().kind(), "closed");

@@ -198,7 +198,7 @@ async fn a_build_that_nobody_waits_for_ends_well_if_nobody_wants_its_slot() {
     caller.abort();
     let _ = caller.await;
     let live = |runtimes: &[evalpool::RuntimeInfo]| runtimes.iter().any(|runtime| runtime.state == RuntimeState::Live);
-    eventually("it is live", || live(&pool.snapshot())).await;
+    eventually("it is live", || live(&pool.snapshot().runtimes)).await;
     let counted = counts(&pool);
     assert_eq!((counted.idle, counted.busy, counted.ended), (1, 0, [0; Ended::ALL.len()]));
 }
