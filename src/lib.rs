@@ -62,6 +62,7 @@
 //! | `tenants` | whom evaluators belong to, what is used for whom, and how much time. Knows no plugins and no runtimes |
 //! | `registry` | what lives: LRU order, hard bound, single-flight builds, negative cache. Knows no plugins |
 //! | [`config`] | every setting. The only reader of the settings file and of its variables |
+//! | `spans` | the names and fields of spans. Installs no subscriber |
 //! | [`metrics`] | the catalogue. Installs no exporter, knows no room |
 //! | `memory` | what runtimes hold, in bytes: the account and its charges. Evicts nothing |
 //! | [`Error`] | one typed error, each with a stable [kind](ErrorKind). No HTTP codes |
@@ -109,6 +110,7 @@ mod runtime;
 #[doc(hidden)]
 pub mod service;
 mod source;
+mod spans;
 mod spec;
 mod stripes;
 mod tenants;
@@ -140,6 +142,7 @@ pub use crate::{
     response::{EvaluatorId, Response, Timings},
     runtime::BuildTimes,
     source::{Digest, Import, Interface, Loader, ParseDigestError, Plugin, Source},
+    spans::{ParseTraceParentError, TraceParent, set_trace_source},
     spec::Spec,
     tenants::{TenantInfo, UsageOf, UsageSeries},
     usage::{HttpUsage, Usage, UsageTotals},

@@ -10,7 +10,9 @@ use evalpool::service::{Exit, Program, exporter, log};
 fn main() -> ExitCode {
     evalpool::init_compile_workers();
     let outcome = Program::parse(std::env::args_os()).and_then(|program| {
-        log::install(program.log());
+        // Dropped last: what the end of the command has to tell is sent as well.
+        let telemetry = program.telemetry()?;
+        log::install(program.log(), telemetry.as_ref());
         program.run(exporter::install()?)
     });
     outcome.map_or_else(Exit::report, |()| ExitCode::SUCCESS)

@@ -19,6 +19,7 @@ use tokio::{
     task::spawn_blocking,
     time::{Instant, timeout},
 };
+use tracing::{Instrument, Span};
 
 use self::{
     once::{Contents, Once},
@@ -36,6 +37,7 @@ use crate::{
     registry::{Admission, Compiling, InstancePermit, Interest, Place},
     runtime::{BuildTimes, Policy, Program, Report, Runtime},
     source::{EntryPoints, Interface, Plugin},
+    spans::phase,
     turns::Weights,
 };
 
@@ -209,6 +211,7 @@ impl Compiler {
         let after = blueprint.request.limits.build_timeout;
         let (engine, metrics, background) = (self.engine.clone(), self.metrics.clone(), self.background.clone());
         let attempt = async move { attempt(&*engine, blueprint, (place, permit), metrics, background, turn).await };
+        let attempt = attempt.instrument(Span::current());
         if !self.engine.interrupts_compiles() {
             return match timeout(after, tokio::spawn(attempt)).await {
                 Ok(built) => built.map_err(internal)?,
@@ -307,7 +310,7 @@ async fn attempt(
     let memory = place.memory();
     let request = CompileRequest { permit: engine::Permit::new(place.clone()), memory: memory.clone(), ..request };
     let started = Instant::now();
-    let compiled = Contained::from(engine.compile(request).await?);
+    let compiled = Contained::from(engine.compile(request).instrument(phase!("compile")).await?);
     let compile = started.elapsed();
     metrics.build_phase("compile", compile);
     // Those with the same bytes find the code.
@@ -318,6 +321,7 @@ async fn attempt(
 
     let started = Instant::now();
     let probe = policy.cpu.charged(guard.compiled().instantiate(engine::Permit::new(permit)));
+    let probe = probe.instrument(phase!("probe"));
     let probe = if engine.interrupts_compiles() {
         // What the compile has left of the time is for the initialisers.
         timeout(within.saturating_sub(compile), probe).await.unwrap_or_else(|_| Err(Error::build_timeout(within)))

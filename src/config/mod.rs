@@ -10,6 +10,7 @@ mod headers;
 mod hosts;
 mod kubernetes;
 mod read;
+mod telemetry;
 mod tenants;
 mod usage;
 mod word_or_path;
@@ -26,6 +27,7 @@ pub(crate) use self::hosts::{HostPattern, default_hosts};
 pub use self::{
     choices::{EngineKind, Eviction, Input, Isolation, Vars, Wasi},
     read::SettingsError,
+    telemetry::TelemetrySettings,
     tenants::{TenantBounds, TenantSettings},
     usage::UsageSettings,
     word_or_path::{CodeCache, CompileWorkers},
@@ -56,6 +58,8 @@ pub struct Settings {
     pub usage: UsageSettings,
     /// The pool's metrics.
     pub metrics: MetricSettings,
+    /// Where the server's spans go. Has no effect on a pool.
+    pub telemetry: TelemetrySettings,
     /// The program's log.
     pub log: LogSettings,
 }
@@ -256,7 +260,7 @@ pub struct MetricSettings {
 }
 
 /// The program's log.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {
     /// The least urgent level to write. Default `info`.
@@ -265,6 +269,9 @@ pub struct LogSettings {
     /// How to write a line. Default `text`.
     #[serde(deserialize_with = "word")]
     pub format: LogFormat,
+    /// How many requests the server logs in a second, at the level `info`, each in a line. Of those beyond, the next line
+    /// tells the number. Default 10.
+    pub requests_per_second: u32,
 }
 
 /// How urgent a log line is.
@@ -295,6 +302,12 @@ pub enum LogFormat {
 
 /// Less than this holds no pool, in bytes.
 const LEAST_MEMORY: u64 = 16 << 20;
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { level: LogLevel::default(), format: LogFormat::default(), requests_per_second: 10 }
+    }
+}
 
 impl Default for PoolSettings {
     fn default() -> Self {

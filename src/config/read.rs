@@ -137,6 +137,7 @@ impl Settings {
         headers::check(&self.service).map_err(SettingsError)?;
         self.tenants.validate()?;
         self.usage.check().map_err(SettingsError)?;
+        self.telemetry.check().map_err(SettingsError)?;
         let user_agent = self.engine.http_user_agent.as_bytes();
         if !(1..=256).contains(&user_agent.len()) || user_agent.iter().any(|byte| !(b' '..=b'~').contains(byte)) {
             return Err(SettingsError(format!(
@@ -370,6 +371,9 @@ mod tests {
             ("[engine]\nisolation = 'some'", "expected `fresh` or `reuse`"),
             ("[usage]\ninterval = 'often'", "usage.interval"),
             ("[usage]\ninterval = '10ms'", "usage.interval is 10ms; it must be at least 1s, or \"off\""),
+            ("[telemetry]\nsample = 1.5", "telemetry.sample is 1.5; it must be from 0 to 1"),
+            ("[telemetry]\nsample = nan", "telemetry.sample is NaN; it must be from 0 to 1"),
+            ("[telemetry]\notlp_endpoint = 'collector:4317'", "telemetry.otlp_endpoint must begin with http://"),
             ("[pool]\ncapacity = 0", "pool.capacity is 0; it must be at least 1"),
             ("[pool]\nmax_instances = 1", "pool.max_instances is 1"),
             (

@@ -78,6 +78,10 @@ pub(super) struct Portable {
 }
 
 impl Portable {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Says what is wrong with a call's results if their types are not the declared ones.
     pub(super) fn check(&self, returned: &[Val]) -> Result<(), String> {
         if returned.iter().copied().map(Val::ty).eq(self.results.iter().copied()) {

@@ -9,6 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{runtime::Handle, time::Instant};
+use tracing::Span;
 
 use crate::{
     background,
@@ -17,6 +18,7 @@ use crate::{
     metrics::{Metrics, Told},
     response::Timings,
     runtime::Invocation,
+    spans,
     tenants::Meter,
     turns::TenantId,
     usage::Usage,
@@ -36,7 +38,7 @@ impl<'a> Call<'a> {
         Self { invocation, inside: inside_host_function() }
     }
 
-    pub(super) fn with(self, context: impl Send + Sync + 'static) -> Self {
+    pub(crate) fn with(self, context: impl Send + Sync + 'static) -> Self {
         let context: Option<CallContext> = Some(Arc::new(context));
         Self { invocation: Invocation { context, ..self.invocation }, ..self }
     }
@@ -46,6 +48,8 @@ impl<'a> Call<'a> {
 pub(super) struct Counted<'a> {
     metrics: &'a Metrics,
     meter: &'a Meter,
+    /// `None` if nobody wants any.
+    pub(super) span: Option<&'a Span>,
     pub(super) began: Option<Instant>,
     /// What it has used so far. How long it took in all is there once its guest has returned.
     pub(super) usage: Usage,
@@ -57,9 +61,9 @@ pub(super) struct Counted<'a> {
 }
 
 impl<'a> Counted<'a> {
-    pub(super) fn new(metrics: &'a Metrics, meter: &'a Meter) -> Self {
+    pub(super) fn new(metrics: &'a Metrics, meter: &'a Meter, span: Option<&'a Span>) -> Self {
         let (usage, timings, told) = (Usage::default(), Timings::default(), Told::default());
-        Self { metrics, meter, began: None, usage, timings, told, tenant: None, is_known: false }
+        Self { metrics, meter, span, began: None, usage, timings, told, tenant: None, is_known: false }
     }
 
     /// By reference: it is large to move.
@@ -72,7 +76,11 @@ impl<'a> Counted<'a> {
         if self.usage.total.is_zero() {
             self.usage.total = self.began.map(|began| began.elapsed()).unwrap_or_default();
         }
-        self.meter.add(outcome.map_err(Error::kind), &self.usage);
+        let outcome_kind = outcome.map_err(Error::kind);
+        if let Some(span) = self.span {
+            spans::record_evaluation(span, outcome_kind, &self.usage, !self.timings.build.is_zero());
+        }
+        self.meter.add(outcome_kind, &self.usage);
         self.metrics.evaluated(outcome, self.told);
     }
 }

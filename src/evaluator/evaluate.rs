@@ -7,6 +7,7 @@ use tokio::{
     runtime::Handle,
     time::{Instant, timeout_at},
 };
+use tracing::{Instrument, Span};
 
 use super::{Call, Evaluator, EvaluatorInner, call::Counted, millis};
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
     revision::Revision,
     runtime::{Checkout, Ended},
     source::Digest,
+    spans::{self, part, within},
 };
 
 /// What an evaluation takes before its guest runs: with a fresh instance of its own, some hundred microseconds.
@@ -33,12 +35,21 @@ struct Answer {
 
 impl Evaluator {
     pub(crate) async fn evaluate_from(&self, data: &dyn InputSource, mut call: Call<'_>) -> Result<Response, Error> {
-        let mut counted = Counted::new(&self.inner.pool.metrics, &self.inner.meter);
-        let result = self.evaluate_inner(data, &mut call, &mut counted).await;
+        let span = spans::wanted().then(|| Box::new(self.span(call.invocation.entry_point)));
+        let mut counted = Counted::new(&self.inner.pool.metrics, &self.inner.meter, span.as_deref());
+        let result = within!(span.as_deref(), Span::clone, self.evaluate_inner(data, &mut call, &mut counted));
         counted.end(result.as_ref().map(drop));
         let Answer { digest, output, written } = result?;
         let Counted { timings, usage, .. } = &counted;
         Ok(Response { evaluator: self.inner.id, digest, output, written, timings: *timings, usage: *usage })
+    }
+
+    fn span(&self, entry_point: Option<&str>) -> Span {
+        let span = spans::evaluation(&self.inner.name, entry_point);
+        if let Some(revision) = &*self.inner.revision.load() {
+            spans::record_revision(&span, revision.tenant(), revision.id.number);
+        }
+        span
     }
 
     // What is handed down goes by reference: a future is moved whole, with all that it was given.
@@ -71,11 +82,11 @@ impl Evaluator {
         };
         let started = if took_time { Instant::now() } else { began };
         let waited = if took_time { started - began } else { Duration::ZERO };
-        let Counted { timings, usage, told, .. } = counted;
+        let Counted { timings, usage, told, span, tenant, .. } = counted;
         timings.wait = waited.saturating_sub(timings.build);
         told.wait = Some(timings.wait);
-        let (digest, ended, exec) = checkout.call(&mut call.invocation, started, usage).await;
-        if let (Some(share), Some(tenant)) = (&pool.share, counted.tenant) {
+        let (digest, ended, exec) = part!(*span, "run", checkout.call(&mut call.invocation, started, usage));
+        if let (Some(share), Some(tenant)) = (&pool.share, *tenant) {
             // What took longer was a wait, or is counted by ticks.
             let front = Some(waited).filter(|waited| *waited <= MOMENT).unwrap_or_default();
             share.note(tenant, front + exec.min(MOMENT), started + exec);
@@ -84,6 +95,9 @@ impl Evaluator {
         usage.total = waited + exec;
         told.exec = Some(exec);
         checkout.end();
+        if let Some(span) = span {
+            spans::record_plugin(span, &digest, None);
+        }
         match ended {
             Ended::Output(output, written) => {
                 usage.bytes_out = output.len() as u64;
@@ -123,7 +137,8 @@ impl Evaluator {
             if prepared.take() != Some(revision.id) {
                 call.invocation.input = self.input(&revision, data)?;
             }
-            let lease = match revision.lease_as(pool, &mut age, deadline, call.inside).await {
+            let leased = part!(counted.span, "wait", revision.lease_as(pool, &mut age, deadline, call.inside));
+            let lease = match leased {
                 Ok(lease) => lease,
                 // Replaced while it waited: the new plugin answers. Or closed: then there is no revision to go on with.
                 Err(Error::Closed { .. }) => continue,
@@ -136,7 +151,10 @@ impl Evaluator {
                 // A caller that joins a build late waits for the rest of it only.
                 counted.timings.build = lease.build.min(now - began);
             }
-            return Checkout::new(lease, parked).await;
+            if let Some(span) = counted.span {
+                spans::record_revision(span, revision.tenant(), revision.id.number);
+            }
+            return part!(counted.span, "instantiate", Checkout::new(lease, parked));
         }
     }
 

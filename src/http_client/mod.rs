@@ -41,6 +41,17 @@ pub(crate) fn builder(hosts: Arc<AllowedHosts>, lookups: Option<Bound>) -> Resul
         .dns_resolver(Arc::new(Resolver { hosts, lookups })))
 }
 
+/// A client for what the operator names: it reaches any host, and follows no redirect.
+///
+/// # Errors
+///
+/// TLS cannot be set up.
+#[cfg(feature = "service")]
+pub(crate) fn of_operator() -> Result<ClientBuilder, rustls::Error> {
+    let builder = Client::builder().tls_backend_preconfigured(tls()?).no_proxy().referer(false);
+    Ok(builder.redirect(reqwest::redirect::Policy::none()))
+}
+
 /// TLS with the web's trust roots, made once for the process.
 fn tls() -> Result<ClientConfig, rustls::Error> {
     static CONFIG: OnceLock<Result<ClientConfig, rustls::Error>> = OnceLock::new();

@@ -6,6 +6,7 @@ use tokio::{
     sync::{Notify, oneshot, watch},
     time::Instant,
 };
+use tracing::Span;
 
 use super::{
     Age, BuildId, CloseReason, PlaceId, Refused, Resident, RevisionId, Shell,
@@ -204,6 +205,8 @@ pub(super) struct Record {
     opened: bool,
     forced: bool,
     closing: Option<(CloseReason, Instant)>,
+    /// Of the close, which ends with this.
+    span: Option<Span>,
 }
 
 impl<R: Resident> Place<R> {
@@ -223,9 +226,11 @@ impl<R: Resident> Place<R> {
         self.inner.record().opened = true;
     }
 
-    /// Notes the decision to close, and why. The first call counts.
-    pub(crate) fn closing(&self, reason: CloseReason) {
-        self.inner.record().closing.get_or_insert((reason, Instant::now()));
+    /// Notes the decision to close, why, and the close's span. The first call counts.
+    pub(crate) fn closing(&self, reason: CloseReason, span: Span) {
+        let mut record = self.inner.record();
+        record.closing.get_or_insert((reason, Instant::now()));
+        record.span.get_or_insert(span);
     }
 
     /// Notes that guests had to be interrupted.
@@ -264,6 +269,9 @@ impl<R: Resident> Drop for PlaceInner<R> {
         if record.opened {
             let (reason, since) = record.closing.unwrap_or_else(|| (CloseReason::Invalid, Instant::now()));
             self.registry.metrics.closed(reason.as_str(), record.forced, since.elapsed());
+        }
+        if let Some(span) = record.span {
+            span.record("evalpool.close.how", if record.forced { "forced" } else { "drained" });
         }
         self.gone.send_replace(record.forced);
         // The order: count, hand the place on, then end `gone`, which happens when the fields are dropped after this. So

@@ -37,6 +37,7 @@ use std::{
 };
 
 use tokio::{sync::Notify, time::Instant};
+use tracing::Span;
 
 pub use self::counts::RuntimeState;
 use self::guards::Waiter;
@@ -119,6 +120,11 @@ pub(crate) trait Resident: Clone + Send + Sync + 'static {
     /// Take out what threads have [parked](thread_cache) of it, or only what is unused: put the instances back where a
     /// lease will look for them, and give the leases, which the caller ends.
     fn reclaim(&self, only_unused: bool) -> Vec<Lease<Self>>;
+
+    /// The span of its close, which begins now, if anybody wants it. `unused` is set for an eviction.
+    fn close_span(&self, _reason: CloseReason, _unused: Option<Duration>) -> Span {
+        Span::none()
+    }
 
     /// When a parked instance was last taken into use: leases that are still in use have not told yet.
     fn last_parked_use(&self) -> Option<Instant>;
@@ -403,7 +409,7 @@ impl<R: Resident> Shell<R> {
                 if let Some(unused) = unused {
                     self.metrics.evicted(reason.as_str(), unused);
                 }
-                resident.place().closing(reason);
+                resident.place().closing(reason, resident.close_span(reason, unused));
                 resident.retire(idle, leased, grace);
             }
             Effect::ShortenGrace { resident, grace } => resident.shorten_grace(grace),

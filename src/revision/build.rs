@@ -3,10 +3,17 @@
 use std::sync::Arc;
 
 use tokio::time::{Instant, timeout};
+use tracing::{Instrument, Span};
 
 use super::{PluginInfo, PoolInner, Revision, resolve::blueprint};
 use crate::{
-    error::Error, memory::MemoryKind, registry::BuildTicket, runtime::Runtime, source::Source, spec::Linked,
+    error::Error,
+    memory::MemoryKind,
+    registry::BuildTicket,
+    runtime::Runtime,
+    source::Source,
+    spans::{self, phase},
+    spec::Linked,
     units::Time,
 };
 
@@ -16,11 +23,15 @@ pub(super) async fn build(inner: Arc<PoolInner>, revision: Arc<Revision>, mut ti
     }
     match attempt(&inner, &revision, &mut ticket).await {
         // If it was retired while it was built, nobody else has it, and dropping it closes it.
-        Ok(Some(runtime)) => drop(ticket.publish(runtime)),
+        Ok(Some(runtime)) => {
+            let published = ticket.publish(runtime);
+            spans::record_build(published.as_ref().map(drop).map_err(|_| &Error::Cancelled));
+        }
         // Nobody wants it any more, and nothing was begun.
         Ok(None) => ticket.abandon(),
         Err(error) => {
             tracing::debug!(evaluator = &*revision.name, error = %error.chain(), "a build failed");
+            spans::record_build(Err(&error));
             ticket.fail(&error);
         }
     }
@@ -57,7 +68,7 @@ async fn attempt(
     let loaded = tokio::select! {
         biased;
         () = ticket.unwanted() => return Ok(None),
-        loaded = timeout(within, load) => loaded,
+        loaded = timeout(within, load).instrument(phase!("fetch")) => loaded,
     };
     let Ok(loaded) = loaded else {
         let slow = std::io::Error::other(format!("it was not read within {}", Time(within)));
@@ -81,6 +92,7 @@ async fn attempt(
         entry_point: blueprint.entry_points.default().map(str::to_owned),
         size: blueprint.plugin.bytes().len() as u64,
     };
+    spans::record_plugin(&Span::current(), &info.digest, Some(info.size));
     // A file may have changed since the last build; what was seen first is what was validated and is shown.
     let _ = revision.info.set(info);
     let followed = inner.compiler.follow(&blueprint.request, ticket.interest());

@@ -20,6 +20,7 @@ use std::{
 };
 
 use tokio::time::Instant;
+use tracing::Instrument;
 
 pub(crate) use self::pool_inner::PoolInner;
 use crate::{
@@ -32,6 +33,7 @@ use crate::{
     response::EvaluatorId,
     runtime::{Identity, Runtime},
     source::{Digest, Plugin, Source},
+    spans,
     spec::Spec,
     tenants::{self, CpuTime},
 };
@@ -163,7 +165,9 @@ impl Revision {
     ) -> Result<Lease<Runtime>, Error> {
         inner.ensure_sweeping();
         let start = |ticket| {
-            let build = |ticket| build::build(inner.clone(), self.clone(), ticket);
+            let Identity { evaluator, tenant, revision, .. } = &*self.identity;
+            let span = spans::if_wanted(|| spans::build(evaluator, tenant, revision.number));
+            let build = |ticket| build::build(inner.clone(), self.clone(), ticket).instrument(span);
             if let Err((ticket, error)) = inner.background.spawn_with(ticket, build) {
                 BuildTicket::fail(ticket, &Error::overloaded("no thread can be started", &error, &error));
             }

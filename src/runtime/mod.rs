@@ -40,6 +40,7 @@ use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout_at},
 };
+use tracing::Span;
 
 pub(crate) use self::{
     checkout::{Checkout, Ended, Invocation, Parked},
@@ -54,8 +55,9 @@ use crate::{
     error::Error,
     memory::{MemoryAccount, Weight},
     metrics::Metrics,
-    registry::{InstancePermit, Lease, Place, Resident, ThreadCache},
+    registry::{CloseReason, InstancePermit, Lease, Place, Resident, ThreadCache},
     source::{Digest, EntryPoints},
+    spans,
     tenants::CpuTime,
     words::words,
 };
@@ -332,6 +334,11 @@ impl Resident for Runtime {
 
     fn weight(&self) -> Weight {
         self.program().memory.weight()
+    }
+
+    fn close_span(&self, reason: CloseReason, unused: Option<Duration>) -> Span {
+        let Identity { evaluator, tenant, revision, .. } = &*self.program.report.of;
+        spans::if_wanted(|| spans::close(evaluator, tenant, revision.number, reason.as_str(), unused))
     }
 
     fn drained(&self) {

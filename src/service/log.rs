@@ -23,7 +23,12 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::config::{LogFormat, LogLevel, LogSettings};
+use super::telemetry::Telemetry;
+use crate::{
+    TraceParent,
+    config::{LogFormat, LogLevel, LogSettings},
+    spans::TARGET as SPANS,
+};
 
 /// The target under which `direct` logs for plugins, and that under which extism does.
 const PLUGINS: &str = "evalpool::plugin";
@@ -52,18 +57,69 @@ pub struct Log<'a> {
     pub with_usage: bool,
 }
 
-/// Installs the subscriber for the process. Does nothing when there is one already.
-pub fn install(log: Log<'_>) {
+/// Installs the subscriber for the process, with what takes spans. Does nothing when there is one already.
+pub fn install(log: Log<'_>, telemetry: Option<&Telemetry>) {
     let colours = io::stderr().is_terminal();
     let lines = fmt::layer().with_writer(io::stderr).with_ansi(colours);
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match log.settings.format {
-        LogFormat::Text => Box::new(lines.fmt_fields(on_one_line()).with_filter(targets(log))),
-        LogFormat::Json => Box::new(lines.json().flatten_event(true).with_filter(targets(log))),
+        LogFormat::Text => {
+            let lines = lines.fmt_fields(on_one_line()).map_event_format(|format| WithIds { format, ids: ids_as_text });
+            Box::new(lines.with_filter(targets(log)))
+        }
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            let lines = lines.map_event_format(|format| WithIds { format, ids: ids_as_json });
+            Box::new(lines.with_filter(targets(log)))
+        }
     };
-    let usage = fmt::layer().with_writer(io::stderr).event_format(MessageAlone);
-    let usage = log.with_usage.then(|| usage.with_filter(Targets::new().with_target(USAGE, LevelFilter::INFO)));
+    let mut layers = vec![lines];
+    if log.with_usage {
+        let usage = fmt::layer().with_writer(io::stderr).event_format(MessageAlone);
+        layers.push(Box::new(usage.with_filter(Targets::new().with_target(USAGE, LevelFilter::INFO))));
+    }
+    layers.extend(telemetry.map(Telemetry::layer));
     // Fails only if a subscriber is installed already; then that one stays.
-    let _ = tracing_subscriber::registry().with(lines).with(usage).try_init();
+    let _ = tracing_subscriber::registry().with(layers).try_init();
+}
+
+/// Writes an event as `format` does, and which trace and span it belongs to, if that is known.
+struct WithIds<F> {
+    format: F,
+    /// Adds them to a line, which ends with its newline.
+    ids: fn(&mut String, &TraceParent),
+}
+
+impl<S, N, F> FormatEvent<S, N> for WithIds<F>
+where
+    S: Subscriber + for<'lookup> LookupSpan<'lookup>,
+    N: for<'writer> FormatFields<'writer> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let Some(current) = TraceParent::current() else { return self.format.format_event(context, writer, event) };
+        let mut line = String::new();
+        self.format.format_event(context, Writer::new(&mut line), event)?;
+        (self.ids)(&mut line, &current);
+        writer.write_str(&line)
+    }
+}
+
+fn ids_as_text(line: &mut String, current: &TraceParent) {
+    line.truncate(line.trim_end().len());
+    // A string takes what it is given.
+    let _ = writeln!(line, " trace_id={} span_id={}", current.trace_id(), current.span_id());
+}
+
+fn ids_as_json(line: &mut String, current: &TraceParent) {
+    if let Some(end) = line.rfind('}') {
+        line.truncate(end);
+        let _ = writeln!(line, r#","trace_id":"{}","span_id":"{}"}}"#, current.trace_id(), current.span_id());
+    }
 }
 
 /// Writes an event's message, a line of its own, and nothing else of it.
@@ -143,6 +199,7 @@ fn targets(log: Log<'_>) -> Targets {
         .with_default(level.min(LevelFilter::WARN))
         .with_target("evalpool", level)
         .with_target(USAGE, LevelFilter::OFF)
+        .with_target(SPANS, LevelFilter::OFF)
         .with_target(ENGINE, strangers)
         .with_target(WASI, strangers)
         .with_target(PLUGINS, plugins)

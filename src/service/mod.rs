@@ -13,6 +13,7 @@
 //! | `host` | what the settings need, held against what the system gives |
 //! | `exporter`, `log` | the recorder of metrics and the log, both of the process |
 //! | `histograms` | those of that recorder |
+//! | `telemetry` | traces, to a collector |
 //! | `process` | metrics of the process: memory, CPU, threads, open files |
 //! | `exit` | how the program ends |
 //!
@@ -33,6 +34,7 @@ mod listen;
 pub mod log;
 pub mod process;
 mod store;
+pub mod telemetry;
 
 use std::{ffi::OsString, time::Duration};
 
@@ -40,7 +42,7 @@ use tokio::runtime;
 
 use self::cli::Command;
 pub use self::exit::Exit;
-use self::exporter::Exporter;
+use self::{exporter::Exporter, telemetry::Telemetry};
 use crate::{
     Settings,
     config::{LogLevel, PoolSettings, ignored_variables},
@@ -90,6 +92,15 @@ impl Program {
             },
             with_usage: matches!(self.command, Command::Serve(_)) && self.settings.usage.interval.is_some(),
         }
+    }
+
+    /// Begins to send spans, if this is a server that is to.
+    ///
+    /// # Errors
+    ///
+    /// The settings cannot be used.
+    pub fn telemetry(&self) -> Result<Option<Telemetry>, Exit> {
+        if matches!(self.command, Command::Serve(_)) { Telemetry::start(&self.settings.telemetry) } else { Ok(None) }
     }
 
     /// Runs the command to its end. `exporter` renders the installed recorder.

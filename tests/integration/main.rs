@@ -37,6 +37,8 @@ mod hostile;
 #[cfg(feature = "service")]
 mod http;
 #[cfg(feature = "service")]
+mod instructions;
+#[cfg(feature = "service")]
 mod isolation;
 #[cfg(feature = "service")]
 mod last_words;
@@ -72,6 +74,8 @@ mod snapshot;
 #[cfg(feature = "service")]
 mod soak;
 mod sources;
+#[cfg(feature = "service")]
+mod spans;
 #[cfg(feature = "service")]
 mod structure;
 mod tenants;

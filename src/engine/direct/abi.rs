@@ -134,8 +134,10 @@ async fn http_request(caller: &mut Caller<'_>, request: u64, body: u64) -> Resul
     let deadline = caller.data().deadline;
     // Bodies are in this process's memory, beside the guest's.
     let mut held = context.memory.beside(outgoing.body.len() as u64);
+    let called_with = caller.data().call_context.clone();
+    let parent = called_with.as_ref().and_then(|context| context.downcast_ref());
     let counted = &mut caller.data_mut().requests;
-    let (response, body) = context.http.send(outgoing, deadline, &mut held, counted).await?;
+    let (response, body) = context.http.send(outgoing, parent, deadline, &mut held, counted).await?;
     caller.data_mut().http = response;
     Kernel::of(caller)?.write(caller, &body)
 }

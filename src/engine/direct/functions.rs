@@ -1,5 +1,6 @@
 //! The embedder's host functions, in wasmtime's terms.
 
+use tracing::Instrument;
 use wasmtime::{FuncType, Linker};
 
 use super::{
@@ -13,6 +14,7 @@ use crate::{
         host::{Kind, conversions},
     },
     error::Error,
+    spans,
 };
 
 conversions!(wasmtime);
@@ -32,8 +34,14 @@ pub(super) fn link(linker: &mut Linker<GuestState>, function: &HostFunction) -> 
                 let unknown = || HostTrap::Broken("a host function was passed a value that it does not take".into());
                 caller.data_mut().host_calls += 1;
                 let args: Vec<_> = args.iter().map(from_val).collect::<Option<_>>().ok_or_else(unknown)?;
-                let returned =
-                    (portable.call)(&mut CallingGuest(&mut caller), &args).await.map_err(|error| failed(&error))?;
+                let span = spans::if_wanted(|| spans::host_call(portable.name()));
+                let mut guest = CallingGuest(&mut caller);
+                // One that blocks does so before it gives its future.
+                let call = span.in_scope(|| (portable.call)(&mut guest, &args));
+                let returned = call.instrument(span.clone()).await.map_err(|error| {
+                    spans::record_failure(&span, "host_function");
+                    failed(&error)
+                })?;
                 portable.check(&returned).map_err(HostTrap::Broken)?;
                 slots.iter_mut().zip(returned).for_each(|(slot, value)| *slot = to_val(value));
                 Ok(())

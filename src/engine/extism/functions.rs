@@ -15,6 +15,7 @@ use crate::{
         host::{Kind, Portable, conversions},
     },
     error::Error,
+    spans,
 };
 
 conversions!(extism);
@@ -48,6 +49,13 @@ fn wrap(name: &str, portable: Arc<Portable>) -> Function {
         let left = plugin.time_remaining().unwrap_or_default();
         let mut guest = CallingGuest(plugin);
         // A panic in it passes through the guest's frames, which wasmtime allows.
+        let span = spans::if_wanted(|| spans::host_call(portable.name()));
+        let failed = |error| {
+            spans::record_failure(&span, "host_function");
+            failed(error)
+        };
+        // On one thread to its end.
+        let _entered = span.enter();
         let mut call = (portable.call)(&mut guest, &args);
         let returned = if let Some(returned) = (&mut call).now_or_never() {
             returned.map_err(failed)?

@@ -8,6 +8,7 @@ use std::{
 use bytes::Bytes;
 use extism::Plugin;
 use tokio::task::spawn_blocking;
+use tracing::Span;
 
 use super::{
     cancel::Call,
@@ -123,7 +124,8 @@ impl Instance for ExtismInstance {
             let (call, _cancel) =
                 Call::new(guest.plugin.cancel_handle(), guest.limits.exec_timeout, guest.exclusive.background());
             self.used = Some(Used::Since(Instant::now()));
-            match spawn_blocking(move || guest.call(&entry_point, &input, context, &call)).await {
+            let span = Span::current();
+            match spawn_blocking(move || span.in_scope(|| guest.call(&entry_point, &input, context, &call))).await {
                 Ok((guest, result, used)) => {
                     (self.guest, self.used) = (guest, Some(used));
                     result

@@ -12,6 +12,7 @@ use axum::{
 use bytes::Bytes;
 use serde::{Serialize, de::IgnoredAny};
 use serde_json::Value;
+use tracing::{Instrument, Span};
 
 use super::{
     App, answer,
@@ -30,6 +31,7 @@ use crate::{
         connections::Connection,
         document::{Document, MAX_DOCUMENT},
         store::{Current, Staged},
+        telemetry,
     },
     tenants::of_name,
     units::Size,
@@ -182,6 +184,7 @@ pub(super) async fn evaluate(
     let body = inputs.read(body, "input", app.input_size).await?;
     let data = if evaluator.has_data() { mergeable(body.clone()).await? } else { body.clone().into() };
     let is_quick = body.len() <= QUICK;
+    let parent = telemetry::requests::parent(&headers);
     let asked = Arc::new(Asked::new(app.clone(), inputs, uri, headers, call, body, data));
     if !is_quick && evaluator.wanted_input() == Input::Request {
         let shared = asked.clone();
@@ -190,9 +193,12 @@ pub(super) async fn evaluate(
     }
     let shared = asked.clone();
     let (id, shows_usage) = (evaluator.id(), evaluator.is_debugged());
-    let evaluation =
-        async move { evaluator.evaluate_from(&*shared, crate::evaluator::Call::by(shared.entry_point())).await };
-    let evaluated = app.guests.run(id, evaluation).await?;
+    let evaluation = async move {
+        let call = crate::evaluator::Call::by(shared.entry_point());
+        let call = if let Some(parent) = parent { call.with(parent) } else { call };
+        evaluator.evaluate_from(&*shared, call).await
+    };
+    let evaluated = app.guests.run(id, evaluation.in_current_span()).await?;
     let response = evaluated.map_err(|error| match error {
         Error::PayloadTooLarge { what: "input", limit } if asked.was_request() => {
             let limit = Size(limit);
@@ -272,7 +278,9 @@ pub(super) async fn list(State(app): State<Arc<App>>, uri: Uri) -> Result<Respon
 /// Drains and closes an evaluator's runtime. The evaluator stays registered.
 pub(super) async fn unload(State(app): State<Arc<App>>, Name(name): Name, uri: Uri) -> Result<StatusCode, Problem> {
     no_parameters(&uri)?;
-    gone(find(&app, &name)?.unload().await)
+    let closed = find(&app, &name)?.unload().await;
+    tracing::info!(name, "a runtime was closed");
+    gone(closed)
 }
 
 /// Removes an evaluator and closes it.
@@ -366,5 +374,7 @@ async fn guessed_type(output: &Bytes) -> Result<&'static str, Error> {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| Error::internal("a task did not finish", error))?
+    let span = Span::current();
+    let ended = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
+    ended.map_err(|error| Error::internal("a task did not finish", error))?
 }

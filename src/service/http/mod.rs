@@ -6,6 +6,7 @@
 //! | [`tenants`] | the requests about tenants |
 //! | [`exchange`] | requests and responses as JSON documents, for plugins that want them |
 //! | [`form`] | uploads in parts |
+//! | [`lines`] | a line of the log for each request |
 //! | [`operations`] | health, readiness, metrics |
 //! | [`request`] | names, parameters and conditions, parsed |
 //! | [`body`], [`linger`] | request bodies, bounded in size, time and sum, and the rest of one that is not read |
@@ -22,6 +23,7 @@ mod body;
 mod evaluators;
 mod exchange;
 mod form;
+mod lines;
 mod linger;
 mod operations;
 mod problem;
@@ -30,7 +32,7 @@ mod tenants;
 mod tokens;
 mod work;
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{
     Router,
@@ -41,10 +43,13 @@ use axum::{
     routing::{delete, get},
 };
 use futures_util::FutureExt;
+use tracing::Instrument;
 
-use self::{exchange::Allowed, problem::Problem};
+use self::{exchange::Allowed, lines::Lines, problem::Problem};
 pub(super) use self::{tokens::Tokens, work::Work};
-use super::{connections::Connections, document::Ceilings, exporter::Exporter, guests::Guests, store::Store};
+use super::{
+    connections::Connections, document::Ceilings, exporter::Exporter, guests::Guests, store::Store, telemetry::requests,
+};
 use crate::{Error, ErrorKind, EvaluatorPool, Settings};
 
 /// State that all requests share.
@@ -61,6 +66,7 @@ pub(super) struct App {
     work: Work,
     guests: Arc<Guests>,
     exporter: Exporter,
+    lines: Lines,
 }
 
 impl App {
@@ -86,6 +92,7 @@ impl App {
             work: Work::default(),
             guests: Arc::new(guests),
             exporter,
+            lines: Lines::new(settings.log.requests_per_second),
         }
     }
 
@@ -142,9 +149,11 @@ fn whole(guarded: Router<Arc<App>>, app: Arc<App>) -> Router {
 
 /// Handles every request, whatever its route.
 async fn handle(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let (method, path, began) = (request.method().clone(), request.uri().path().to_owned(), Instant::now());
+    let span = requests::span(&request);
+    let mut line = app.lines.begin(&request, &span);
     // A panic in a handler must not lose the answer and the connection.
-    let answered = AssertUnwindSafe(next.run(linger::wrap(request))).catch_unwind().await;
+    let handled = AssertUnwindSafe(next.run(linger::wrap(request))).catch_unwind();
+    let answered = handled.instrument(span.clone()).await;
     let panicked = Error::Internal { reason: "the request's handler panicked", cause: None };
     let mut response = answered.unwrap_or_else(|_| Problem::from(panicked).into_response());
     let headers = response.headers_mut();
@@ -153,7 +162,9 @@ async fn handle(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     if app.work.is_draining() {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    tracing::debug!(%method, path, status = response.status().as_u16(), took = ?began.elapsed(), "answered");
+    requests::record(&span, response.status());
+    line.status = Some(response.status());
+    drop(line);
     response
 }
 

@@ -4,6 +4,7 @@ mod bodies;
 mod connections;
 mod hosts;
 mod requests;
+mod traces;
 
 use std::sync::{Arc, Mutex};
 

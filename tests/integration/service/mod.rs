@@ -14,6 +14,7 @@ mod request;
 mod series;
 mod server;
 mod shortage;
+mod telemetry;
 mod tenants;
 mod threads;
 mod upload;

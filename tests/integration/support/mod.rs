@@ -3,6 +3,8 @@
 pub(crate) mod log;
 pub(crate) mod measured;
 pub(crate) mod process;
+#[cfg(feature = "service")]
+pub(crate) mod spans;
 pub(crate) mod spy;
 
 use std::{future::Future, time::Duration};

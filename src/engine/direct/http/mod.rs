@@ -22,6 +22,7 @@ use reqwest::{
 use rustix::io::Errno;
 use serde::Deserialize;
 use tokio::time::Instant;
+use tracing::{Instrument, Span};
 
 use self::decode::{Coding, Undecoded};
 use super::classify::HostTrap;
@@ -29,6 +30,7 @@ use crate::{
     config::EngineSettings,
     engine::Charge,
     http_client::{self, AllowedHosts, Connections, Full, Share, innermost, shortage, shown},
+    spans::{self, TraceParent},
     units::Quoted,
     usage::HttpUsage,
 };
@@ -39,6 +41,9 @@ const MAX_REDIRECTS: usize = 10;
 /// Bytes of JSON with a request's address, method and headers, which are read before the address can be checked.
 pub(super) const MAX_REQUEST: u64 = 64 << 10;
 const MAX_HEADERS: usize = 100;
+
+/// Names the trace that a request belongs to.
+const TRACEPARENT: &str = "traceparent";
 
 /// What frames a message or is for the next hop alone: it is the client's. Beside these, all of `proxy-…`.
 const CLIENTS_OWN: [&str; 9] = [
@@ -80,6 +85,9 @@ pub(super) struct Request {
     decodes: bool,
     /// Its URL, for errors.
     shown: String,
+    /// Whether the plugin itself says to which trace it belongs.
+    is_traced: bool,
+    span: Span,
 }
 
 impl Clients {
@@ -128,22 +136,54 @@ impl Http {
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(decode::ACCEPTED));
         }
         let has_length = [Method::POST, Method::PUT, Method::PATCH].contains(&method);
+        let is_traced = headers.contains_key(TRACEPARENT);
+        let span = spans::if_wanted(|| {
+            spans::http_request(
+                method.as_str(),
+                &shown,
+                url.host_str().unwrap_or_default(),
+                url.port_or_known_default(),
+            )
+        });
         let built = self.client()?.request(method, url).headers(headers);
-        Ok(Request { built, body: Vec::new(), has_length, decodes, shown })
+        Ok(Request { built, body: Vec::new(), has_length, decodes, shown, is_traced, span })
     }
 
     /// Sends a request and returns the response and its body. Dropping the future closes the connection. Waits for its turn
-    /// until the guest's deadline.
+    /// until the guest's deadline. It goes out as a part of the current trace, or else of its caller's, `parent`.
     ///
     /// `held` is charged with the response, and `counted` counts the request and both bodies.
     pub(super) async fn send(
         &self,
         request: Request,
+        parent: Option<&TraceParent>,
         deadline: Instant,
         held: &mut Charge,
         counted: &mut HttpUsage,
     ) -> Result<(Response, Vec<u8>), HostTrap> {
-        let Request { built, body, has_length, decodes, shown } = request;
+        let span = request.span.clone();
+        let sent = self.send_within(request, parent, deadline, held, counted).instrument(span.clone()).await;
+        match &sent {
+            Ok((Response { status, .. }, _)) => {
+                span.record("http.response.status_code", status);
+                if *status >= 400 {
+                    spans::record_failure(&span, &status.to_string());
+                }
+            }
+            Err(_) => spans::record_failure(&span, "http_request"),
+        }
+        sent
+    }
+
+    async fn send_within(
+        &self,
+        request: Request,
+        parent: Option<&TraceParent>,
+        deadline: Instant,
+        held: &mut Charge,
+        counted: &mut HttpUsage,
+    ) -> Result<(Response, Vec<u8>), HostTrap> {
+        let Request { built, body, has_length, decodes, shown, is_traced, .. } = request;
         let connection = self.connections.requests.acquire(deadline).await.map_err(|full| {
             HostTrap::Saturated(match full {
                 Full::Own => "the plugin has as many HTTP requests as engine.max_http_connections_per_evaluator allows",
@@ -153,6 +193,11 @@ impl Http {
         let too_large = || {
             let text = "HTTP response exceeds the configured maximum number of bytes";
             failed(&shown, &format_args!("{text}: {} (limits.output_size)", self.largest))
+        };
+        let trace = (!is_traced).then(|| TraceParent::current().or_else(|| parent.cloned())).flatten();
+        let built = match &trace {
+            Some(trace) => built.header(TRACEPARENT, trace.as_str()),
+            None => built,
         };
         counted.requests += 1;
         counted.bytes_out += body.len() as u64;

@@ -1,0 +1,36 @@
+//! Where the server's spans go.
+
+use serde::{Deserialize, Serialize};
+
+/// Where the server's spans go. Has no effect on a pool: there, whoever installs the subscriber decides.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetrySettings {
+    /// The base URL of a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`: spans go to `/v1/traces`
+    /// below it, as protobuf. Without it no span is made. None by default.
+    pub otlp_endpoint: Option<String>,
+    /// Which part of traces is sent, from 0 to 1. A client that sends `traceparent` decides for its own request. Default 1:
+    /// all.
+    pub sample: f64,
+}
+
+impl Default for TelemetrySettings {
+    fn default() -> Self {
+        Self { otlp_endpoint: None, sample: 1.0 }
+    }
+}
+
+impl TelemetrySettings {
+    /// Says what is out of its range.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if !(0.0..=1.0).contains(&self.sample) {
+            return Err(format!("telemetry.sample is {}; it must be from 0 to 1", self.sample));
+        }
+        let is_url = |url: &str| ["http://", "https://"].iter().any(|scheme| url.starts_with(scheme));
+        match self.otlp_endpoint.as_deref() {
+            // Not shown: it may hold credentials.
+            Some(url) if !is_url(url) => Err("telemetry.otlp_endpoint must begin with http:// or https://".to_owned()),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The span of a request to the server, by the conventions for HTTP servers.
+
+use axum::{
+    extract::{MatchedPath, Request},
+    http::{HeaderMap, StatusCode},
+};
+use opentelemetry::{
+    Context,
+    trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState},
+};
+use tracing::{Span, field::Empty};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use crate::{TraceParent, spans};
+
+/// What a client says its request belongs to. What cannot be read is as if it were not there.
+pub(in crate::service) fn parent(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut given = headers.get_all("traceparent").iter();
+    let (first, None) = (given.next()?, given.next()) else { return None };
+    first.to_str().ok()?.parse().ok()
+}
+
+/// A span for a request, if anybody wants one; it goes on with the client's trace.
+pub(in crate::service) fn span(request: &Request) -> Span {
+    spans::if_wanted(|| {
+        let Some(route) = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str) else {
+            return Span::none();
+        };
+        // Health, readiness and metrics are asked for each few seconds, and tell nothing.
+        if !route.starts_with("/v1/") {
+            return Span::none();
+        }
+        let method = request.method().as_str();
+        let span = tracing::info_span!(
+            target: "evalpool::span",
+            "request",
+            otel.name = format_args!("{method} {route}"),
+            otel.kind = "server",
+            http.request.method = method,
+            http.route = route,
+            url.path = request.uri().path(),
+            url.scheme = "http",
+            http.response.status_code = Empty,
+            "error.type" = Empty,
+            otel.status_code = Empty,
+        );
+        if let Some(context) = parent(request.headers()).and_then(|parent| remote(&parent, request.headers())) {
+            // Fails only without the layer that reads it.
+            let _ = span.set_parent(Context::new().with_remote_span_context(context));
+        }
+        span
+    })
+}
+
+fn remote(parent: &TraceParent, headers: &HeaderMap) -> Option<SpanContext> {
+    let flags = u8::from_str_radix(parent.as_str().get(53..55)?, 16).ok()?;
+    let (trace, span) = (TraceId::from_hex(parent.trace_id()).ok()?, SpanId::from_hex(parent.span_id()).ok()?);
+    let state = headers.get("tracestate").and_then(|state| state.to_str().ok()?.parse::<TraceState>().ok());
+    Some(SpanContext::new(trace, span, TraceFlags::new(flags), true, state.unwrap_or_default()))
+}
+
+/// Records how a request was answered. Errors of the client are none of the server's.
+pub(in crate::service) fn record(span: &Span, status: StatusCode) {
+    span.record("http.response.status_code", status.as_u16());
+    if status.is_server_error() {
+        spans::record_failure(span, status.as_str());
+    }
+}
