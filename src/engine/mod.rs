@@ -55,7 +55,7 @@ pub use crate::{
 
 /// Modules that a plugin may be linked with: `direct` reserves slots for as many.
 #[cfg(feature = "direct")]
-pub(crate) const MAX_LINKED: usize = 2;
+pub(crate) const MAX_LINKED: usize = 8;
 
 /// A boxed future that can be sent to another thread.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use evalpool::{HostFunction, Source, Spec, config::EngineKind};
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use tokio::sync::Barrier;
 
 use crate::support::{builder, wasm};
@@ -49,5 +49,37 @@ async fn all_at_once(linked: &[&str], of_linked: &str, own: &str) {
             response.unwrap();
         }
     }
+    pool.close().await;
+}
+
+/// Three instances may be, with room for sixteen linked modules: there are a few slots in any case.
+#[tokio::test]
+async fn linked_modules_share_their_slots() {
+    let pool = builder(EngineKind::Direct).capacity(1).max_instances(3).max_instances_per_evaluator(3).build().unwrap();
+    let barrier = Arc::new(Barrier::new(3));
+    let met = barrier.clone();
+    let meet = HostFunction::bytes_async("meet", move |_| {
+        let met = met.clone();
+        async move {
+            met.wait().await;
+            Ok(vec![])
+        }
+    });
+    let names: Vec<_> = ('a'..='h').map(String::from).collect();
+    let imports: String = names.iter().map(|name| format!(r#"(import "{name}" "nothing" (func))"#)).collect();
+    let text = format!(
+        r#"(module (import "extism:host/user" "meet" (func $meet (param i64) (result i64))) {imports}
+            (func (export "run") (drop (call $meet (i64.const 0)))))"#
+    );
+    let linked = || Source::bytes(wasm(r#"(module (memory 1) (func (export "nothing")))"#));
+    let spec = Spec::new(Source::bytes(wasm(&text))).host_function(meet);
+    let spec = names.iter().fold(spec, |spec, name| spec.link(name, linked()));
+    let evaluator = pool.evaluator("large", spec).unwrap();
+    let mut calls: FuturesUnordered<_> = (0..3).map(|_| evaluator.evaluate("")).collect();
+    let refused = calls.next().await.unwrap().unwrap_err();
+    assert_eq!(refused.kind(), "overloaded");
+    assert!(refused.to_string().contains("linked modules"), "{refused}");
+    let (rest, _) = tokio::join!(calls.collect::<Vec<_>>(), barrier.wait());
+    rest.into_iter().for_each(|response| drop(response.unwrap()));
     pool.close().await;
 }

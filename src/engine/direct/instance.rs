@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use tokio::time::Instant;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use wasmtime::{Store, TypedFunc, UpdateDeadline};
 
 use super::{
@@ -31,7 +31,7 @@ use crate::{
 /// Bytes that one call of a WASI function may make the host hold.
 const HOSTCALL_BYTES: usize = 1 << 20;
 
-/// Dropped in this order: the permits last, the instance's and, in `context`, the plugin's. Alone on its cache lines,
+/// Dropped in this order: the permits last, those of its slots, the instance's and, in `context`, the plugin's. Alone on its cache lines,
 /// as other threads call its neighbours.
 #[repr(align(128))]
 struct Guest {
@@ -41,6 +41,7 @@ struct Guest {
     entry: Option<(String, Entry)>,
     context: Arc<PluginContext>,
     left: Left,
+    _linked: Option<OwnedSemaphorePermit>,
     _permit: Permit,
 }
 
@@ -83,7 +84,8 @@ impl DirectInstance {
         let mut this =
             Self { guest: None, streams: context.wasi.then(Arc::default), stack: Vec::new(), left: Left::default() };
         let (streams, left) = (this.streams.clone(), this.left.clone());
-        let guest = || Guest::new(modules, context.clone(), streams, left, permit, deadline);
+        let linked = modules.slots_of_linked()?;
+        let guest = || Guest::new(modules, context.clone(), (streams, left), (linked, permit), deadline);
         let made = in_guest(|| AssertUnwindSafe(guest()).catch_unwind());
         let error = match clock::timeout_at(deadline, made).await {
             Ok(Ok(Ok(guest))) => {
@@ -149,9 +151,8 @@ impl Guest {
     async fn new(
         modules: &Modules,
         context: Arc<PluginContext>,
-        streams: Option<Arc<Streams>>,
-        left: Left,
-        permit: Permit,
+        (streams, left): (Option<Arc<Streams>>, Left),
+        (linked, permit): (Option<OwnedSemaphorePermit>, Permit),
         deadline: Instant,
     ) -> wasmtime::Result<Self> {
         let mut store = Store::new(&modules.variant.engine, GuestState::new(context.clone(), streams, deadline));
@@ -181,7 +182,7 @@ impl Guest {
         let made = slot.run(|| modules.instantiate(&mut store)).await;
         let (instance, kernel) = made.map_err(|error| store.data().budget.why(error))?;
         store.data_mut().run_permit.rest();
-        Ok(Self { store, instance, kernel, entry: None, context, left, _permit: permit })
+        Ok(Self { store, instance, kernel, entry: None, context, left, _linked: linked, _permit: permit })
     }
 
     /// Adds what the last call has used so far.

@@ -133,8 +133,8 @@ impl Engine for DirectEngine {
             let within = request.limits.build_timeout;
             let stop = StopOnDrop(Arc::default());
             let stopped = stop.0.clone();
-            // Plain slots have memories for one linked module.
-            let wide = request.wide || request.linked.len() > 1;
+            // Plain slots have no room for linked modules.
+            let wide = request.wide || !request.linked.is_empty();
             let kind = Kind { fueled: request.limits.fuel.is_some(), wide };
             let compile = move || Compiled::new(variants.get(kind)?, &clients, request, &stopped);
             let work = tokio::task::spawn_blocking(compile);

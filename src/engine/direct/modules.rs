@@ -1,7 +1,11 @@
 //! A plugin's modules: where each import comes from, and how an instance is made of them.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    io::ErrorKind,
+    sync::{Arc, Mutex, PoisonError},
+};
 
+use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::{ExternType, Instance, InstancePre, Linker, Module, ModuleExport, Store, ValType};
 
 use super::{
@@ -19,7 +23,7 @@ use super::{
 use crate::{
     engine::{Charge, CompileRequest, HostFunction, MAX_LINKED},
     error::Error,
-    source::MOST_MEMORIES,
+    source::Digest,
 };
 
 /// The modules of one plugin, linked.
@@ -97,18 +101,16 @@ impl Modules {
                 this.whole = Some(Whole { ready, memory });
             }
             let imports = this.imports(&module, &names, &request.host_functions)?;
-            let initialisers = Initialisers::of(&module, is_main);
+            let initialisers = Initialisers::of(&module, is_main, digest);
             this.linked.push(Linked { module, imports, initialisers });
         }
-        // Each needs a slot. A module that is not wide has at most one.
-        let memories: u64 =
-            this.linked.iter().map(|linked| u64::from(linked.module.resources_required().num_memories)).sum();
-        let memories = memories - u64::from(this.whole.is_some());
-        if request.wide && memories > MOST_MEMORIES {
-            return Err(Error::invalid_plugin(format!(
-                "multi-memory: it has {memories} memories, with those of the modules that it is linked with; at most \
-                 {MOST_MEMORIES} are allowed"
-            )));
+        // There is one slot for each.
+        let linked = this.linked.iter().zip(&names);
+        if let Some((_, name)) =
+            linked.into_iter().find(|(linked, _)| linked.module.resources_required().num_memories > 1)
+        {
+            let text = format!("multi-memory: {name}, which it is linked with, has more than one memory");
+            return Err(Error::invalid_plugin(text));
         }
         this.first = Mutex::new(room.first);
         Ok(this)
@@ -149,6 +151,19 @@ impl Modules {
         self.linked.last().map(|linked| &*linked.module)
     }
 
+    /// Slots for the linked modules of one instance, for as long as it exists. All instances share what there is.
+    pub(super) fn slots_of_linked(&self) -> Result<Option<OwnedSemaphorePermit>, Error> {
+        let count = u32::try_from(self.linked.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        if count == 0 {
+            return Ok(None);
+        }
+        let taken = self.variant.linked.clone().try_acquire_many_owned(count);
+        taken.map(Some).map_err(|_| {
+            let why = "those of other instances take all slots; there are half as many as pool.max_instances";
+            Error::overloaded("no slots for linked modules", why, &ErrorKind::OutOfMemory.into())
+        })
+    }
+
     /// Instantiates the kernel, then each module with its initialisers.
     pub(super) async fn instantiate(&self, store: &mut Store<GuestState>) -> wasmtime::Result<(Instance, Kernel)> {
         // The limiter charges the same in a moment.
@@ -185,6 +200,8 @@ impl Modules {
 /// What toolchains export to initialise their language.
 #[derive(Default)]
 struct Initialisers {
+    /// The module's own, if the host is to call it.
+    start: Option<ModuleExport>,
     /// C++'s constructors, or a WASI reactor's.
     first: Option<ModuleExport>,
     /// Haskell's, which may take arguments.
@@ -195,7 +212,7 @@ struct Initialisers {
 
 impl Initialisers {
     /// Those that Extism runs: Haskell's, else C++'s constructors, else a WASI reactor's.
-    fn of(module: &Module, is_main: bool) -> Self {
+    fn of(module: &Module, is_main: bool, digest: Digest) -> Self {
         let has = |name: &str| matches!(module.get_export(name), Some(ExternType::Func(_)));
         let plain = |name: &str| {
             let ty = module.get_export(name).and_then(|export| export.func().cloned());
@@ -205,6 +222,7 @@ impl Initialisers {
         let first = if constructors { "__wasm_call_ctors" } else { "_initialize" };
         let export = |name: &str| module.get_export_index(name);
         Self {
+            start: prepare::start(module, digest),
             first: export(first).filter(|_| plain(first)),
             haskell: export("hs_init").filter(|_| is_main && has("hs_init")),
             wrong: has("_initialize") && !plain("_initialize") && !has("_start"),
@@ -212,14 +230,17 @@ impl Initialisers {
     }
 
     async fn run(&self, instance: Instance, store: &mut Store<GuestState>) -> wasmtime::Result<()> {
-        if self.wrong {
-            return Err(wasmtime::Error::msg("its _initialize takes parameters or gives results"));
-        }
         let mut find = |export: &Option<ModuleExport>| {
             let found = instance.get_module_export(&mut *store, export.as_ref()?);
             found.and_then(wasmtime::Extern::into_func)
         };
-        let (first, haskell) = (find(&self.first), find(&self.haskell));
+        let (start, first, haskell) = (find(&self.start), find(&self.first), find(&self.haskell));
+        if let Some(start) = start {
+            start.typed::<(), ()>(&mut *store)?.call_async(&mut *store, ()).await?;
+        }
+        if self.wrong {
+            return Err(wasmtime::Error::msg("its _initialize takes parameters or gives results"));
+        }
         if let Some(first) = first {
             first.typed::<(), ()>(&mut *store)?.call_async(&mut *store, ()).await?;
         }

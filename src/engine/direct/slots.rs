@@ -14,19 +14,21 @@ use crate::{
     units::Size,
 };
 
-/// Modules of one instance: the kernel, the plugin, and those that it is linked with.
-const MODULES: u64 = 4;
+/// Modules of one instance: the plugin's own, and the kernel where that is beside it.
+const MODULES: u64 = 2;
 
-/// Memories of one instance: the kernel's, the plugin's, that of a linked module, and a [heap](HEAPS).
-const MEMORIES: u64 = 3 + HEAPS;
+/// Memories of one instance: the plugin's and the kernel's. Of one whose slots are wide: as many as a plugin may have, the
+/// kernel's, and a heap for what is collected.
+const MEMORIES: u64 = 2;
+const WIDE_MEMORIES: u64 = MOST_MEMORIES + 2;
 
-/// Memories of one instance whose slots are wide: the kernel's, as many as a plugin may have together with the modules
-/// that it is linked with, and a heap.
-const WIDE_MEMORIES: u64 = 1 + MOST_MEMORIES + HEAPS;
+/// One of so many instances whose slots are plain may have a heap, and there are a few in any case: a body alone may want
+/// it, such as for the length of an array that is null. No compiler makes such a body, and nothing can ever be in it.
+const HEAPS: u64 = 8;
+const FEW: u64 = 16;
 
-/// Heaps of one instance, for what is collected: its modules share one. Where slots are not wide there is one as well:
-/// a body alone may want it, such as for the length of an array that is null, and nothing can ever be in it.
-const HEAPS: u64 = 1;
+/// For so many instances whose slots are wide there is room for one linked module. All share it.
+const LINKED: u64 = 2;
 
 /// Tables of one module. Toolchains make one.
 const TABLES: u64 = 4;
@@ -91,14 +93,28 @@ impl SlotLayout {
         ))
     }
 
+    /// Slots for modules that plugins are linked with: each has a memory and tables. Where slots are not wide there are none.
+    pub(super) fn linked(self) -> u64 {
+        if self.wide { (self.instances / LINKED).max(FEW) } else { 0 }
+    }
+
+    fn heaps(self) -> u64 {
+        if self.wide { self.instances } else { (self.instances / HEAPS).max(FEW) }
+    }
+
     fn memories(self) -> u64 {
-        if self.wide { WIDE_MEMORIES } else { MEMORIES }
+        let (each, more) = if self.wide { (WIDE_MEMORIES, self.linked()) } else { (MEMORIES, self.heaps()) };
+        self.instances.saturating_mul(each).saturating_add(more)
+    }
+
+    fn tables(self) -> u64 {
+        self.instances.saturating_add(self.linked()).saturating_mul(TABLES)
     }
 
     fn bytes(self) -> u128 {
-        let memory = u128::from(self.memories()) * u128::from(self.memory + self.guard);
-        let tables = u128::from(MODULES * TABLES) * u128::from(self.table_elements * 8);
-        u128::from(self.instances) * (memory + tables + u128::from(STACK))
+        let memories = u128::from(self.memories()) * u128::from(self.memory + self.guard);
+        let tables = u128::from(self.tables()) * u128::from(self.table_elements * 8);
+        memories + tables + u128::from(self.instances) * u128::from(STACK)
     }
 
     /// Compares what is writable from the start, in bytes, with what the system can still promise.
@@ -107,8 +123,8 @@ impl SlotLayout {
     ///
     /// Text that names the settings and the system's limit.
     pub(super) fn check_promise(self, promised: u64) -> Result<(), String> {
-        let each = MODULES * TABLES * self.table_elements * 8 + STACK;
-        let needed = self.instances.saturating_mul(each);
+        let tables = self.tables().saturating_mul(self.table_elements * 8);
+        let needed = tables.saturating_add(self.instances.saturating_mul(STACK));
         if needed <= promised {
             return Ok(());
         }
@@ -128,16 +144,16 @@ impl SlotLayout {
     }
 
     pub(super) fn apply(self, config: &mut Config) {
-        let count = |each: u64| u32::try_from(self.instances.saturating_mul(each)).unwrap_or(u32::MAX);
-        let memories = if self.wide { MOST_MEMORIES } else { 1 };
+        let count = |all: u64| u32::try_from(all).unwrap_or(u32::MAX);
+        let own_memories = if self.wide { MOST_MEMORIES } else { 1 };
         let mut pool = PoolingAllocationConfig::new();
-        pool.total_core_instances(count(MODULES))
+        pool.total_core_instances(count(self.instances.saturating_mul(MODULES).saturating_add(self.linked())))
             .total_memories(count(self.memories()))
-            .total_gc_heaps(count(HEAPS))
-            .total_tables(count(MODULES * TABLES))
-            .total_stacks(count(1))
-            .max_memories_per_module(u32::try_from(1 + memories).unwrap_or(u32::MAX))
-            .max_tables_per_module(4)
+            .total_gc_heaps(count(self.heaps()))
+            .total_tables(count(self.tables()))
+            .total_stacks(count(self.instances))
+            .max_memories_per_module(count(1 + own_memories))
+            .max_tables_per_module(count(TABLES))
             .max_memory_size(usize::try_from(self.memory).unwrap_or(usize::MAX))
             .table_elements(usize::try_from(self.table_elements).unwrap_or(usize::MAX))
             .linear_memory_keep_resident(KEEP_RESIDENT)
@@ -207,6 +223,13 @@ mod tests {
     }
 
     #[test]
+    fn an_instance_takes_less_than_half_of_what_five_memories_and_sixteen_tables_took() {
+        let defaults = layout(1024, 64 << 20, 1 << 45).unwrap();
+        let before = 1024 * (5 * (96_u128 << 20) + 16 * 8 * u128::from(defaults.table_elements) + u128::from(STACK));
+        assert!(defaults.bytes() * 2 < before, "{} of {before}", defaults.bytes());
+    }
+
+    #[test]
     fn the_defaults_fit_with_room_to_spare() {
         assert_eq!(layout(1024, 64 << 20, 2 << 40).unwrap().guard, 32 << 20);
     }
@@ -231,8 +254,8 @@ mod tests {
     #[test]
     fn what_is_promised_at_once_is_held_against_what_the_system_promises() {
         let defaults = layout(1024, 64 << 20, 1 << 40).unwrap();
-        assert_eq!(defaults.check_promise(16 << 30), Ok(()));
-        let refused = defaults.check_promise(8 << 30).unwrap_err();
+        assert_eq!(defaults.check_promise(8 << 30), Ok(()));
+        let refused = defaults.check_promise(4 << 30).unwrap_err();
         assert!(
             refused.contains("pool.max_instances = 1024") && refused.contains("limits.table_elements"),
             "{refused}"
@@ -243,7 +266,7 @@ mod tests {
     #[test]
     fn wide_slots_fit_where_they_can_and_are_refused_by_name_where_they_cannot() {
         let defaults = layout(1024, 64 << 20, 1 << 45).unwrap();
-        assert!(defaults.widened(1 << 45).unwrap().bytes() < 2 * defaults.bytes());
+        assert!(defaults.widened(1 << 45).unwrap().bytes() < 4 * defaults.bytes());
         let refused = defaults.widened(1 << 39).unwrap_err();
         assert!(refused.contains("several memories") && refused.contains("pool.max_instances = 1024"), "{refused}");
         // With smaller guards both fit.
@@ -254,7 +277,7 @@ mod tests {
 
     #[test]
     fn guards_shrink_before_the_layout_is_refused() {
-        assert_eq!(layout(1024, 64 << 20, 300 << 30).unwrap().guard, 1 << 20);
+        assert_eq!(layout(1024, 64 << 20, 180 << 30).unwrap().guard, 1 << 20);
         let error = layout(1_000_000, 4 << 30, 1 << 45).unwrap_err();
         assert!(error.contains("pool.max_instances = 1000000") && error.contains("limits.memory"), "{error}");
     }

@@ -17,6 +17,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use tokio::sync::Semaphore;
 use wasmtime::{Engine, Linker};
 
 use super::{
@@ -62,6 +63,8 @@ pub(super) struct EngineVariant {
     pub(super) share: FairShare,
     code: Arc<Code>,
     kind: Kind,
+    /// Slots for linked modules that no instance has taken.
+    pub(super) linked: Arc<Semaphore>,
     /// Whether large code can be mapped.
     maps: bool,
     version: u64,
@@ -141,7 +144,9 @@ impl EngineVariant {
         let ticker = Ticker::start(engine.weak())
             .map_err(|error| Error::overloaded("no thread for the ticker", &error, &error))?;
         let (version, maps) = (tunables::version(&engine), kernel.can_be_mapped(&engine));
-        Ok(Arc::new(Self { kernel, abi, ticker: Arc::new(ticker), share, code, kind, maps, version, engine }))
+        let linked = Arc::new(Semaphore::new(usize::try_from(layout.linked()).unwrap_or(Semaphore::MAX_PERMITS)));
+        let ticker = Arc::new(ticker);
+        Ok(Arc::new(Self { kernel, abi, ticker, share, code, kind, linked, maps, version, engine }))
     }
 
     /// The code of a module, with the kernel in it if it `links`, charged to `room`, whose `stop` ends it. Blocks.

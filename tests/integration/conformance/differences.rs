@@ -174,19 +174,23 @@ async fn names_of_variables_and_settings_have_at_most_64_kib() {
 }
 
 #[tokio::test]
-async fn a_plugin_is_linked_with_at_most_two_modules() {
-    let one = || Source::bytes(wasm(r#"(module (func (export "one") (result i32) (i32.const 0)))"#));
-    let names = ["a", "b", "c"];
-    let imports: String = names.map(|name| format!(r#"(import "{name}" "one" (func ${name} (result i32)))"#)).concat();
-    let text = wasm(&format!(r#"(module {imports} (func (export "run") (result i32) (call $c)))"#));
+async fn a_plugin_is_linked_with_at_most_eight_modules() {
+    let one = || Source::bytes(wasm(r#"(module (memory 1) (func (export "one") (result i32) (i32.const 0)))"#));
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
     for (engine, ours) in BOTH {
         let pool = pool(engine);
-        let spec = names.iter().fold(Spec::new(Source::bytes(text.clone())), |spec, name| spec.link(*name, one()));
-        let answer = answers(&pool, spec, &[b""]).await.remove(0);
-        match answer {
-            Ok(_) => assert!(!ours),
-            Err((kind, text)) => {
-                assert!(ours && kind == "invalid_request" && text.contains("at most 2 modules"), "{text}");
+        for names in [&names[..8], &names] {
+            let import = |name: &&str| format!(r#"(import "{name}" "one" (func ${name} (result i32)))"#);
+            let imports: String = names.iter().map(import).collect();
+            let text = wasm(&format!(r#"(module {imports} (memory 1) (func (export "run") (result i32) (call $h)))"#));
+            let spec = names.iter().fold(Spec::new(Source::bytes(text)), |spec, name| spec.link(*name, one()));
+            let answer = answers(&pool, spec, &[b""]).await.remove(0);
+            match answer {
+                Ok(_) => assert!(names.len() == 8 || !ours),
+                Err((kind, text)) => {
+                    assert!(ours && names.len() > 8 && kind == "invalid_request", "{text}");
+                    assert!(text.contains("at most 8 modules"), "{text}");
+                }
             }
         }
         pool.close().await;

@@ -61,6 +61,16 @@ impl Map {
     }
 }
 
+/// The name of the export that is the start function of the plugin with this digest.
+pub(super) fn name_of_start(digest: Digest) -> String {
+    format!("{PREFIX}{digest}:start")
+}
+
+/// The start function of the plugin with this digest, if the host is to call it.
+pub(in super::super) fn start(module: &Module, digest: Digest) -> Option<ModuleExport> {
+    module.get_export_index(&name_of_start(digest))
+}
+
 /// The kernel's memory in the module of the plugin with this digest, if it is there.
 pub(in super::super) fn kernel_memory(module: &Module, digest: Digest) -> Option<ModuleExport> {
     let last = module.exports().last()?;

@@ -8,7 +8,8 @@
 //!
 //! **The kernel is linked in.** Functions that a plugin imports of Extism's kernel, and calls for each byte of its input,
 //! become functions of its own module, over a memory that only they see. So an evaluation makes one instance and not two,
-//! resolves nothing, and calls within one module. See [`rewrite`].
+//! resolves nothing, and calls within one module. The plugin's start function, which may call the host, becomes an export,
+//! since the host needs to know the memory first. See [`rewrite`].
 //!
 //! **Bulk instructions are cut.** `memory.fill` and its kin are done in pieces, so that a guest gives way in the middle of
 //! one. See [`pieces`].
@@ -29,15 +30,15 @@
 //! |---|---|
 //! | `rewrite` | the kernel linked in, bulk instructions cut, in one pass |
 //! | `pieces` | functions that do in pieces what one instruction does at once |
-//! | `kernel` | the kernel's functions, to be copied into a module |
+//! | `accessors` | the kernel's functions, to be copied into a module |
 //! | `map` | what is where in a prepared module |
 //! | `segments` | which data segments a module has, which are needed, the module with fewer |
 //! | `runs` | segments that lie close together, as one |
 //! | `binary` | the sections of a module, read and written |
 //! | `leb` | numbers as WebAssembly writes them |
 
+mod accessors;
 mod binary;
-mod kernel;
 mod leb;
 mod map;
 mod pieces;
@@ -50,8 +51,8 @@ mod tests;
 use std::borrow::Cow;
 
 pub(super) use self::{
-    kernel::BYTES as KERNEL,
-    map::{Map, kernel_memory},
+    accessors::BYTES as KERNEL,
+    map::{Map, kernel_memory, start},
 };
 use crate::source::Digest;
 

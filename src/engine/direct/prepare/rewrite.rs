@@ -1,4 +1,4 @@
-//! One pass over a module: the kernel is [linked in](super::kernel), and what does much at once is [cut](super::pieces).
+//! One pass over a module: the kernel is [linked in](super::accessors), and what does much at once is [cut](super::pieces).
 //!
 //! All functions keep their indices. The kernel's take the place of the imports that they are, behind the imports that
 //! remain; those that cut come last. So the code of a plugin stays byte for byte what it was, but for calls of imported
@@ -12,10 +12,10 @@ use wasmparser::{
 };
 
 use super::{
+    accessors::{self, Accessor},
     binary::{self, New, Section, id},
-    kernel::{self, Accessor},
     leb,
-    map::Map,
+    map::{self, Map},
     pieces::{Bulk, Spaces},
 };
 use crate::source::Digest;
@@ -46,6 +46,7 @@ struct Module {
     /// The new index of each imported function.
     indices: Vec<u32>,
     functions: u32,
+    start: Option<u32>,
     spaces: Spaces,
     code: Option<Range<usize>>,
     /// Indices of imported functions, outside the code.
@@ -113,7 +114,10 @@ impl Module {
                         }
                     }
                 }
-                Payload::StartSection { func, range } => this.index(wasm, range.start, func)?,
+                Payload::StartSection { func, range } => {
+                    this.start = Some(this.new_index(func).unwrap_or(func));
+                    this.index(wasm, range.start, func)?;
+                }
                 Payload::ElementSection(section) => this.elements(wasm, section)?,
                 Payload::CodeSectionStart { range, .. } => this.code = Some(range),
                 Payload::DataSection(section) => {
@@ -135,7 +139,7 @@ impl Module {
         for import in section.into_iter_with_offsets() {
             let (at, wasmparser::Imports::Single(_, import)) = import.ok()? else { return None };
             begins.push(at);
-            let accessor = kernel::accessor(import.module, import.name).filter(|_| links);
+            let accessor = accessors::accessor(import.module, import.name).filter(|_| links);
             let accessor = match (accessor, import.ty) {
                 (Some((name, ty)), TypeRef::Func(own)) => {
                     let is_same = self.types.get(own as usize)?.as_ref()? == ty;
@@ -263,12 +267,17 @@ impl Module {
             end: self.all_functions()?,
         };
         let of_kernel: Vec<_> =
-            accessors.iter().map(|accessor| kernel::function(accessor.name, memory)).collect::<Option<_>>()?;
+            accessors.iter().map(|accessor| accessors::function(accessor.name, memory)).collect::<Option<_>>()?;
         let of_bulk: Vec<_> = bulk.iter().map(|bulk| bulk.function(&self.spaces)).collect::<Option<_>>()?;
         let [of_kernel, of_bulk] = [of_kernel.concat(), of_bulk.concat()];
         let own = self.code.as_ref().map_or(Some(Vec::new()), |range| bodies(wasm, range, code, map.moved))?;
         let mut new = Vec::new();
+        let is_kept = |section: &&Section| !links || section.id != id::START;
+        let sections: Vec<_> = self.sections.iter().filter(is_kept).cloned().collect();
         for id in id::ORDER {
+            if id == id::START && links {
+                continue;
+            }
             let (front, back): (&[Vec<u8>], Vec<_>) = match id {
                 id::TYPE => (&[], bulk.iter().map(|bulk| bulk.ty(&self.spaces)).collect::<Option<_>>()?),
                 id::IMPORT if !accessors.is_empty() => {
@@ -281,8 +290,19 @@ impl Module {
                     new.extend(self.longer(wasm, id, &kernels, &types.map(encoded).collect::<Vec<_>>())?);
                     continue;
                 }
-                id::MEMORY if links => (&[], vec![kernel::MEMORY.to_vec()]),
-                id::EXPORT => (&[], vec![export(&map, digest, links.then_some(memory))?]),
+                // Where one memory begins with data and another does not, wasmtime runs code for each instance.
+                id::DATA_COUNT | id::DATA if links && !self.spaces.data.is_empty() => {
+                    let count = self.spaces.data.len() + 1;
+                    if id == id::DATA {
+                        let segment = accessors::segment(memory);
+                        new.extend(self.longer(wasm, id, &[], &[segment])?);
+                    } else if sections.iter().any(|section| section.id == id) {
+                        new.push(New { id, contents: encoded(u32::try_from(count).ok()?) });
+                    }
+                    continue;
+                }
+                id::MEMORY if links => (&[], vec![accessors::MEMORY.to_vec()]),
+                id::EXPORT => (&[], self.exports(&map, digest, links.then_some(memory))?),
                 id::CODE => {
                     let added = u32::try_from(accessors.len() + bulk.len()).ok()?;
                     let count = encoded(self.functions.checked_add(added)?);
@@ -293,15 +313,16 @@ impl Module {
             };
             new.extend(self.longer(wasm, id, front, &back)?);
         }
-        let Some(old) = &self.code else { return Some(binary::write(wasm, &self.sections, &new)?.bytes) };
+        let Some(old) = &self.code else { return Some(binary::write(wasm, &sections, &new)?.bytes) };
         // Where the code begins does not depend on the number that says so.
         let old = old.start + leb::length(wasm.get(old.clone())?)?;
-        let begin = binary::write(wasm, &self.sections, &new)?.begin(id::CODE)?;
+        let begin = binary::write(wasm, &sections, &new)?.begin(id::CODE)?;
         let in_front = new.iter().find(|new| new.id == id::CODE)?.contents.len() - own.len() - of_bulk.len();
         map.shift = u32::try_from(begin + in_front).ok()?.wrapping_sub(u32::try_from(old).ok()?);
-        let exports = self.longer(wasm, id::EXPORT, &[], &[export(&map, digest, links.then_some(memory))?])?.pop()?;
+        let exports =
+            self.longer(wasm, id::EXPORT, &[], &self.exports(&map, digest, links.then_some(memory))?)?.pop()?;
         *new.iter_mut().find(|new| new.id == id::EXPORT)? = exports;
-        Some(binary::write(wasm, &self.sections, &new)?.bytes)
+        Some(binary::write(wasm, &sections, &new)?.bytes)
     }
 
     /// A section with more items in front of its own and behind them: none, if that is what it was.
@@ -327,6 +348,18 @@ impl Module {
         Some(vec![New { id, contents: [count, front.concat(), own, back.concat()].concat() }])
     }
 
+    /// The exports that are added. The last says where everything was: the kernel's memory, or the first of the functions that
+    /// cut. With the kernel in it, the host calls the start function.
+    fn exports(&self, map: &Map, digest: Digest, memory: Option<u32>) -> Option<Vec<Vec<u8>>> {
+        let mut exports = Vec::new();
+        if let (Some(start), Some(_)) = (self.start, memory) {
+            exports.push(export(&map::name_of_start(digest), FUNCTION, start)?);
+        }
+        let (kind, index) = memory.map_or((FUNCTION, map.end), |memory| (MEMORY, memory));
+        exports.push(export(&map.name(digest), kind, index)?);
+        Some(exports)
+    }
+
     fn remaining_imports(&self, wasm: &[u8]) -> Option<New> {
         let remaining: Vec<_> = self.imports.iter().filter(|(_, accessor)| accessor.is_none()).collect();
         let mut contents = encoded(u32::try_from(remaining.len()).ok()?);
@@ -337,13 +370,11 @@ impl Module {
     }
 }
 
-/// The export that says where everything was: the kernel's memory, or the first of the functions that cut.
-fn export(map: &Map, digest: Digest, memory: Option<u32>) -> Option<Vec<u8>> {
-    let name = map.name(digest);
+fn export(name: &str, kind: u8, index: u32) -> Option<Vec<u8>> {
     let mut export = encoded(u32::try_from(name.len()).ok()?);
     export.extend(name.as_bytes());
-    export.push(if memory.is_some() { MEMORY } else { FUNCTION });
-    leb::unsigned(&mut export, memory.unwrap_or(map.end).into());
+    export.push(kind);
+    leb::unsigned(&mut export, index.into());
     Some(export)
 }
 

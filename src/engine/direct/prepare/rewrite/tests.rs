@@ -7,7 +7,7 @@ use wasmtime::{Extern, ExternType, Func, FuncType, Instance, Linker, Memory, Mod
 
 use super::{
     super::{
-        KERNEL, Map, kernel_memory,
+        KERNEL, Map, kernel_memory, start,
         tests::{ENGINE, each_fixture},
     },
     *,
@@ -63,8 +63,15 @@ fn run(wasm: &[u8], digest: Digest, calls: &[String]) -> Outcome {
         }
     }
     let instance = linker.instantiate(&mut store, &module);
-    let mut said = vec![instance.as_ref().map(|_| Vec::new()).map_err(why)];
-    let Ok(instance) = instance else { return Outcome { said, memories: Vec::new(), tables: Vec::new() } };
+    let started = instance.and_then(|instance| {
+        if let Some(start) = start(&module, digest) {
+            let start = instance.get_module_export(&mut store, &start).and_then(Extern::into_func).unwrap();
+            start.call(&mut store, &[], &mut [])?;
+        }
+        Ok(instance)
+    });
+    let mut said = vec![started.as_ref().map(|_| Vec::new()).map_err(why)];
+    let Ok(instance) = started else { return Outcome { said, memories: Vec::new(), tables: Vec::new() } };
     for name in calls {
         let call = instance.get_func(&mut store, name).unwrap();
         let ty = call.ty(&store);

@@ -13,6 +13,15 @@ pub(in super::super) const BYTES: &[u8] = include_bytes!("kernel.wasm");
 /// Its memory, as the memory section has it: one page, and no maximum.
 pub(super) const MEMORY: &[u8] = &[0, 1];
 
+/// What its memory begins with, as the data section has it: a zero, where a zero is.
+pub(super) fn segment(memory: u32) -> Vec<u8> {
+    // An active segment of the memory that is named, at `i32.const 0`, of one byte.
+    let mut segment = vec![2];
+    leb::unsigned(&mut segment, memory.into());
+    segment.extend([0x41, 0, 0x0b, 1, 0]);
+    segment
+}
+
 /// One of the kernel's functions, and the index of its type in the module that imports it.
 #[derive(Clone, Copy)]
 pub(super) struct Accessor {
