@@ -105,10 +105,8 @@ impl Modules {
             this.linked.push(Linked { module, imports, initialisers });
         }
         // There is one slot for each.
-        let linked = this.linked.iter().zip(&names);
-        if let Some((_, name)) =
-            linked.into_iter().find(|(linked, _)| linked.module.resources_required().num_memories > 1)
-        {
+        let mut modules = this.linked.iter().zip(&names);
+        if let Some((_, name)) = modules.find(|(linked, _)| linked.module.resources_required().num_memories > 1) {
             let text = format!("multi-memory: {name}, which it is linked with, has more than one memory");
             return Err(Error::invalid_plugin(text));
         }

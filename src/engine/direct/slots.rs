@@ -39,6 +39,10 @@ const STACK: u64 = 2 << 20;
 /// more, and zeroing costs less than giving pages back to the system and faulting them in again.
 const KEEP_RESIDENT: usize = 64 << 10;
 
+/// Slots of each kind that stay as they were used last, for the next instance of the same module. An instance has two
+/// memories, and what does not find them anew maps them: with a hundred, fifty plugins took each other's.
+const MOST_WARM: u64 = 512;
+
 /// How many slots there are, and what each is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SlotLayout {
@@ -156,6 +160,7 @@ impl SlotLayout {
             .max_tables_per_module(count(TABLES))
             .max_memory_size(usize::try_from(self.memory).unwrap_or(usize::MAX))
             .table_elements(usize::try_from(self.table_elements).unwrap_or(usize::MAX))
+            .max_unused_warm_slots(count(self.instances.min(MOST_WARM)))
             .linear_memory_keep_resident(KEEP_RESIDENT)
             .table_keep_resident(KEEP_RESIDENT)
             // Asks the system which pages were touched, from Linux 6.7 on, instead of taking them for the first ones.

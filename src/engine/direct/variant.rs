@@ -146,7 +146,7 @@ impl EngineVariant {
         let (version, maps) = (tunables::version(&engine), kernel.can_be_mapped(&engine));
         let linked = Arc::new(Semaphore::new(usize::try_from(layout.linked()).unwrap_or(Semaphore::MAX_PERMITS)));
         let ticker = Arc::new(ticker);
-        Ok(Arc::new(Self { kernel, abi, ticker, share, code, kind, linked, maps, version, engine }))
+        Ok(Arc::new(Self { engine, kernel, abi, ticker, share, code, kind, linked, maps, version }))
     }
 
     /// The code of a module, with the kernel in it if it `links`, charged to `room`, whose `stop` ends it. Blocks.
