@@ -57,16 +57,17 @@ async fn all_at_once(linked: &[&str], of_linked: &str, own: &str) {
 async fn linked_modules_share_their_slots() {
     let pool = builder(EngineKind::Direct).capacity(1).max_instances(3).max_instances_per_evaluator(3).build().unwrap();
     let barrier = Arc::new(Barrier::new(3));
-    let met = barrier.clone();
+    let within = barrier.clone();
     let meet = HostFunction::bytes_async("meet", move |_| {
-        let met = met.clone();
+        let within = within.clone();
         async move {
-            met.wait().await;
+            within.wait().await;
             Ok(vec![])
         }
     });
     let names: Vec<_> = ('a'..='h').map(String::from).collect();
-    let imports: String = names.iter().map(|name| format!(r#"(import "{name}" "nothing" (func))"#)).collect();
+    let imports: Vec<_> = names.iter().map(|name| format!(r#"(import "{name}" "nothing" (func))"#)).collect();
+    let imports = imports.concat();
     let text = format!(
         r#"(module (import "extism:host/user" "meet" (func $meet (param i64) (result i64))) {imports}
             (func (export "run") (drop (call $meet (i64.const 0)))))"#
@@ -80,6 +81,8 @@ async fn linked_modules_share_their_slots() {
     assert_eq!(refused.kind(), "overloaded");
     assert!(refused.to_string().contains("linked modules"), "{refused}");
     let (rest, _) = tokio::join!(calls.collect::<Vec<_>>(), barrier.wait());
-    rest.into_iter().for_each(|response| drop(response.unwrap()));
+    for response in rest {
+        response.unwrap();
+    }
     pool.close().await;
 }
