@@ -47,6 +47,9 @@ pub(crate) const LONGEST_WAIT: Duration = Duration::from_millis(50);
 /// How much more than others a tenant may have had to run before they have asked again. In microseconds.
 const BEHIND: u64 = 100;
 
+/// After this time, whoever waits until the others had as much looks for itself.
+const LATE: Duration = Duration::from_secs(1);
+
 /// For how long those who have asked are expected to ask again.
 const AGAIN: Duration = Duration::from_millis(2);
 
@@ -95,12 +98,17 @@ impl State {
     }
 }
 
-/// Looks who may go on, until it is dropped.
-struct Looks(Arc<Shared>);
+/// Looks who may go on, until nobody waits any more.
+struct Looks {
+    shared: Arc<Shared>,
+    is_done: bool,
+}
 
 impl Drop for Looks {
     fn drop(&mut self) {
-        self.0.pace.give_up();
+        if !self.is_done {
+            self.shared.pace.give_up();
+        }
     }
 }
 
@@ -160,20 +168,20 @@ impl FairShare {
     /// Waits until the others have had as much as this tenant. Cancel safe.
     pub(crate) async fn wait_for_others(&self, tenant: TenantId) {
         let Shared { seen, pace, .. } = &*self.0;
-        let Some((go_on, must_look)) = pace.enter(tenant, seen, Instant::now()) else { return };
+        let Some((mut go_on, must_look)) = pace.enter(tenant, seen, Instant::now()) else { return };
         if must_look {
-            let looks = Looks(self.0.clone());
+            let mut looks = Looks { shared: self.0.clone(), is_done: false };
             tokio::spawn(async move {
-                loop {
+                while !looks.is_done {
                     sleep(pace::LOOK).await;
-                    if !looks.0.pace.look(&looks.0.seen, Instant::now()) {
-                        return;
-                    }
+                    looks.is_done = !looks.shared.pace.look(&looks.shared.seen, Instant::now());
                 }
             });
         }
-        // An error: nobody looks any more.
-        let _ = go_on.await;
+        // An error: nobody looks any more. Nor may somebody whose executor is not driven.
+        while timeout(LATE, &mut go_on).await.is_err() {
+            pace.look(seen, Instant::now());
+        }
     }
 
     /// Waits until a build of this tenant may begin. Cancel safe.

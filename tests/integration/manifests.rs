@@ -232,12 +232,16 @@ fn options_win_over_a_manifest_and_its_limits_over_the_settings() {
     assert!(refusal(&run(&["run", "--manifest", &linked]), 1).starts_with("invalid_plugin: "));
     let numbers = format!("numbers={}", folder.file("numbers.wasm", wasm(NUMBERS)));
     assert_eq!(printed(&run(&["run", "--manifest", &linked, "--link", &numbers])), "");
-    let modules = ["a", "b", "c", "main"].map(|name| json!({"data": base64(NUMBERS), "name": name}));
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "main"];
+    let modules = names.map(|name| json!({"data": base64(NUMBERS), "name": name}));
     let line = refusal(&run(&["run", "--manifest", &file("many", json!({"wasm": modules}))]), 2);
-    assert_eq!(line, "--manifest: at most 2 modules can be linked with a plugin");
-    let third = numbers.replacen("numbers", "third", 1);
-    let line = refusal(&run(&["run", "--manifest", &linked, "--link", &numbers, "--link", &third]), 2);
-    assert!(line.starts_with("--link: at most 2 modules"), "{line}");
+    assert_eq!(line, "--manifest: at most 8 modules can be linked with a plugin");
+    // With the two of the manifest, of which one is replaced.
+    let more: Vec<_> = names[..7].iter().map(|name| numbers.replacen("numbers", name, 1)).collect();
+    let more = more.iter().flat_map(|link| ["--link", link.as_str()]);
+    let command: Vec<_> = ["run", "--manifest", &linked, "--link", &numbers].into_iter().chain(more).collect();
+    let line = refusal(&run(&command), 2);
+    assert!(line.starts_with("--link: at most 8 modules"), "{line}");
 }
 
 #[test]

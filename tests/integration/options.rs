@@ -246,7 +246,9 @@ fn an_option_that_cannot_be_used_is_one_line_that_names_it_and_2() {
     let greet = folder.file("greet.wasm", GREET);
     let numbers = folder.file("numbers.wasm", wasm(NUMBERS));
     let linked = |name: &str| format!("{name}={numbers}");
-    let [a, b, c, taken] = ["a", "b", "c", "extism:host/env"].map(linked);
+    let [a, taken] = ["a", "extism:host/env"].map(linked);
+    let nine: Vec<_> = ('a'..='i').map(|name| linked(&name.to_string())).collect();
+    let nine: Vec<_> = nine.iter().flat_map(|link| ["--link", link]).collect();
     let file = |name: &str, text: &str| folder.file(name, text);
     let array = file("array.json", "[1]");
     let number = file("number.json", r#"{"secret": 12345}"#);
@@ -282,7 +284,7 @@ fn an_option_that_cannot_be_used_is_one_line_that_names_it_and_2() {
         (&["--link", "main=x"], r#"'--link <NAME=FILE>': the name "main" is taken"#),
         (&["--link", &taken], r#"'--link <NAME=FILE>': the name "extism:host/env" is taken"#),
         (&["--link", &a, "--link", &a], r#"--link: the name "a" is given twice"#),
-        (&["--link", &a, "--link", &b, "--link", &c], "--link: at most 2 modules"),
+        (&nine, "--link: at most 8 modules"),
         (&["--static-data", "{"], "'--static-data <JSON>': EOF"),
         (&["--wasi", "on"], "`auto` or `off`"),
     ] {
