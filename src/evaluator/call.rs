@@ -57,13 +57,26 @@ pub(super) struct Counted<'a> {
     pub(super) told: Told,
     /// Whose processor time it is, once that is known.
     pub(super) tenant: Option<TenantId>,
+    /// It did not come to its guest without a wait.
+    pub(super) has_waited: bool,
     is_known: bool,
 }
 
 impl<'a> Counted<'a> {
     pub(super) fn new(metrics: &'a Metrics, meter: &'a Meter, span: Option<&'a Span>) -> Self {
         let (usage, timings, told) = (Usage::default(), Timings::default(), Told::default());
-        Self { metrics, meter, span, began: None, usage, timings, told, tenant: None, is_known: false }
+        Self {
+            metrics,
+            meter,
+            span,
+            began: None,
+            usage,
+            timings,
+            told,
+            tenant: None,
+            has_waited: false,
+            is_known: false,
+        }
     }
 
     /// By reference: it is large to move.

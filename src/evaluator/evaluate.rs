@@ -75,21 +75,21 @@ impl Evaluator {
         let found = prepared.and_then(|(id, _)| Checkout::parked(parked, id, began));
         counted.told.hit = found.is_some();
         // If nothing took time, to look at the clock would be a tenth of what such a call costs.
-        let took_time = found.is_none() || prepared.is_none_or(|(_, at_hand)| !at_hand);
+        let took_time = counted.has_waited || found.is_none() || prepared.is_none_or(|(_, at_hand)| !at_hand);
         let mut checkout = match found {
             Some(checkout) => checkout,
             None => self.lease(data, call, prepared.map(|(id, _)| id), began, counted).await?,
         };
         let started = if took_time { Instant::now() } else { began };
         let waited = if took_time { started - began } else { Duration::ZERO };
-        let Counted { timings, usage, told, span, tenant, .. } = counted;
+        let Counted { timings, usage, told, span, tenant, has_waited, .. } = counted;
         timings.wait = waited.saturating_sub(timings.build);
         told.wait = Some(timings.wait);
         let (digest, ended, exec) = part!(*span, "run", checkout.call(&mut call.invocation, started, usage));
         if let (Some(share), Some(tenant)) = (&pool.share, *tenant) {
-            // What took longer was a wait, or is counted by ticks.
-            let front = Some(waited).filter(|waited| *waited <= MOMENT).unwrap_or_default();
-            share.note(tenant, front + exec.min(MOMENT), started + exec);
+            // Of a guest that ran for longer, the rest is counted by ticks.
+            let front = if *has_waited { Duration::ZERO } else { waited.min(MOMENT) };
+            share.note(tenant, front + usage.guest.min(MOMENT), started + exec);
         }
         timings.exec = exec;
         usage.total = waited + exec;
@@ -145,6 +145,7 @@ impl Evaluator {
                 Err(error) => return Err(error),
             };
             if lease.waited {
+                counted.has_waited = true;
                 let now = Instant::now();
                 // Its tenant's guests may have used up their time while it waited.
                 revision.may_run(now)?;
@@ -176,6 +177,7 @@ impl Evaluator {
         if Handle::try_current().is_err() {
             return Ok(());
         }
+        counted.has_waited = true;
         // Boxed, as it seldom is: it would make every evaluation larger.
         let deadline = clock::later(began, pool.limits.wait_timeout);
         let waited = timeout_at(deadline, Box::pin(share.wait_for_others(id.tenant))).await;

@@ -110,7 +110,7 @@ impl Builds {
         let Some(pace) = &building.pace else { return };
         let more = self.pause(took, building.tenants).saturating_sub(building.pause);
         let (now, mut due) = (Instant::now(), lock(&pace.due));
-        *due = (*due).max(now).min(now + LONGEST_PAUSE) + more;
+        *due = ((*due).max(now) + more).min(now + LONGEST_PAUSE);
     }
 }
 

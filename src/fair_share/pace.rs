@@ -35,6 +35,9 @@ const ADVANCE: i64 = 1_000_000;
 /// The most that is to be paid back: what was taken at once, before it was seen, puts nobody off for long.
 const MOST: i64 = 5_000_000;
 
+/// So many may wait who have left.
+const FEW: usize = 64;
+
 /// What an evaluation is taken to need before it is known.
 const USUAL: i64 = 20_000;
 
@@ -159,8 +162,12 @@ impl Pace {
         let State { tenants, weights, .. } = &mut *state;
         for (tenant, paced) in tenants.iter_mut() {
             paced.reckon(*tenant, weights.of(*tenant), self.cores, seen, now);
-            while !paced.waiting.is_empty() && paced.begins() {
-                ready.extend(paced.waiting.pop_front());
+            while let Some(first) = paced.waiting.front() {
+                // Who has left takes nobody's turn.
+                if !first.is_closed() && !paced.begins() {
+                    break;
+                }
+                ready.extend(paced.waiting.pop_front().filter(|caller| !caller.is_closed()));
             }
         }
         tenants.retain(|_, paced| now < paced.until || !paced.waiting.is_empty());
@@ -168,7 +175,7 @@ impl Pace {
         self.any.store(!tenants.is_empty(), Ordering::Relaxed);
         state.is_looked_after = waits;
         drop(state);
-        // Outside the lock: this wakes others. Who is gone has counted for one of its tenant's.
+        // Outside the lock: this wakes others.
         for caller in ready {
             let _ = caller.send(());
         }
@@ -181,9 +188,18 @@ impl Pace {
         let mut state = self.state();
         let weight = state.weights.of(tenant);
         let paced = state.tenants.get_mut(&tenant)?;
+        if now >= paced.until && paced.waiting.is_empty() {
+            state.tenants.remove(&tenant);
+            self.any.store(!state.tenants.is_empty(), Ordering::Relaxed);
+            return None;
+        }
         paced.reckon(tenant, weight, self.cores, seen, now);
         if paced.waiting.is_empty() && paced.begins() {
             return None;
+        }
+        // As often as it doubles: those who leave are not kept until their turn.
+        if paced.waiting.len() >= FEW && paced.waiting.len().is_power_of_two() {
+            paced.waiting.retain(|caller| !caller.is_closed());
         }
         let (to, go_on) = oneshot::channel();
         paced.waiting.push_back(to);

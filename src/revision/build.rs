@@ -118,7 +118,12 @@ async fn attempt(
     let (interest, unwanted) = (ticket.interest(), ticket.unwanted());
     let built = inner.compiler.build(blueprint, admission, interest, unwanted, wait).await;
     if let Some((share, building)) = inner.share.as_ref().zip(building) {
-        share.built(&building, began.elapsed().min(within));
+        // What it waited for, such as a compile slot, is not its tenant's. A failed one has used what it could.
+        let took = built.as_ref().map_or(began.elapsed().min(within), |runtime| {
+            let took = runtime.program().took;
+            took.compile + took.init
+        });
+        share.built(&building, took);
     }
     let runtime = built?;
     if let Some(plugin) = plugin {

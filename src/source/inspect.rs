@@ -144,6 +144,12 @@ pub(super) fn inspect(bytes: &[u8]) -> Result<Interface, Error> {
     Ok(interface)
 }
 
+/// Whether all of it is valid, bodies included. It takes some 10 ms for a megabyte.
+#[cfg(feature = "direct")]
+pub(crate) fn is_valid(wasm: &[u8]) -> bool {
+    Validator::new_with_features(FEATURES).validate_all(wasm).is_ok()
+}
+
 /// Refuses an inspected module that uses more than WebAssembly 2.0, for an engine that bounds no more.
 #[cfg(feature = "extism")]
 pub(crate) fn check_wasm2(wasm: &[u8], engine: &str) -> Result<(), Error> {

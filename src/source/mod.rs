@@ -37,7 +37,10 @@ pub use self::{
 #[cfg(feature = "direct")]
 pub use self::{http::HttpSource, secret::Secret};
 #[cfg(feature = "direct")]
-pub(crate) use self::{inspect::data_size, weight::MOST_MEMORIES};
+pub(crate) use self::{
+    inspect::{data_size, is_valid},
+    weight::MOST_MEMORIES,
+};
 use crate::{error::Error, pages};
 
 /// Where a plugin's bytes come from.

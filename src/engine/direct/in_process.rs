@@ -1,26 +1,16 @@
 //! Compiles in this process: what a [worker](super::workers) does in its own, and the engine itself where there are none.
 //! Nothing then bounds what that takes, and nothing ends it: for plugins whose authors you trust not to keep a compiler busy.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use wasmtime::Engine;
 
-use super::{classify::by_system, prepare::prepare};
+use super::prepare::prepare;
 use crate::{error::Error, last_words::LastWords, source::Digest};
 
 /// The code of a module, prepared, with the kernel in it if it `links`. Blocks until it is compiled, however long that takes.
 pub(super) fn compile(engine: &Engine, wasm: &[u8], digest: Digest, links: bool) -> wasmtime::Result<Vec<u8>> {
-    match prepare(wasm, digest, links) {
-        Cow::Borrowed(wasm) => engine.precompile_module(wasm),
-        Cow::Owned(prepared) => engine.precompile_module(&prepared).or_else(|error| {
-            if by_system(&error).next().is_some() {
-                return Err(error);
-            }
-            drop(prepared);
-            // What is not valid is said of the plugin's own bytes.
-            engine.precompile_module(wasm)
-        }),
-    }
+    engine.precompile_module(&prepare(wasm, digest, links))
 }
 
 /// The compiler met something that it cannot compile, and would again.

@@ -28,12 +28,13 @@ use crate::{
 
 /// The modules of one plugin, linked.
 pub(super) struct Modules {
+    /// The plugin's own module with the kernel in it, ready to be instantiated. Without: the kernel is beside it. It goes before
+    /// its code does.
+    whole: Option<Whole>,
     /// In the order of instantiation: a module comes after those that it imports from, the plugin itself last.
     linked: Vec<Linked>,
     /// Host functions, Extism's and the embedder's.
     linker: Linker<GuestState>,
-    /// The plugin's own module with the kernel in it, ready to be instantiated. Without: the kernel is beside it.
-    whole: Option<Whole>,
     pub(super) variant: Arc<EngineVariant>,
     /// The charge of the first instance, until that is made and has its own.
     first: Mutex<Option<Charge>>,
@@ -138,7 +139,8 @@ impl Modules {
             let earlier = names.iter().zip(&self.linked).enumerate().find(|(_, (linked, _))| **linked == from);
             let Some((index, (_, linked))) = earlier else { return by_host() };
             let missing = || Error::invalid_plugin(format!("it imports {from}::{name}, which {from} does not export"));
-            let export = linked.module.get_export_index(name).ok_or_else(missing)?;
+            let export =
+                linked.module.get_export_index(name).filter(|_| !prepare::is_ours(name)).ok_or_else(missing)?;
             Ok(Import::Module(index, export))
         };
         module.imports().map(find).collect()

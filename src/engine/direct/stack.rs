@@ -5,7 +5,7 @@ use std::{
     num::NonZeroUsize,
 };
 
-use wasmtime::{FrameInfo, WasmBacktrace};
+use wasmtime::{FrameInfo, Module, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use super::prepare::Map;
@@ -23,18 +23,29 @@ pub(super) fn of(error: &wasmtime::Error) -> Vec<String> {
         return Vec::new();
     }
     let frames = error.downcast_ref::<WasmBacktrace>().map_or(&[][..], WasmBacktrace::frames);
-    frames.iter().filter_map(line).take(FRAMES.get()).collect()
+    // To look for a module's map takes the longer the more it exports.
+    let mut known: Vec<(&Module, Option<Map>)> = Vec::new();
+    let mut lines = Vec::new();
+    for frame in frames {
+        let module = frame.module();
+        let at = known.iter().position(|(other, _)| Module::same(other, module)).unwrap_or_else(|| {
+            known.push((module, Map::of(module)));
+            known.len() - 1
+        });
+        let map = known.get(at).and_then(|(_, map)| map.as_ref());
+        lines.extend(line(frame, map));
+    }
+    lines
 }
 
 /// The offset in the plugin's binary, for its author's tools, and the name. Nothing for what is not the plugin's own: where
 /// an instruction was [cut](super::prepare), the function that has it comes next.
-fn line(frame: &FrameInfo) -> Option<String> {
+fn line(frame: &FrameInfo, map: Option<&Map>) -> Option<String> {
     let mut line = String::new();
-    let map = Map::of(frame.module());
-    if map.as_ref().is_some_and(|map| !map.is_own(frame.func_index())) {
+    if map.is_some_and(|map| !map.is_own(frame.func_index())) {
         return None;
     }
-    let before = |offset| map.as_ref().map_or(Some(offset), |map| map.before(offset));
+    let before = |offset| map.map_or(Some(offset), |map| map.before(offset));
     // A `String` takes everything.
     let _ = frame.module_offset().and_then(before).map_or(Ok(()), |offset| write!(line, "{offset:#x} - "));
     match frame.func_name() {

@@ -61,6 +61,11 @@ impl Map {
     }
 }
 
+/// Whether a plugin imports by such a name, of a module that it is linked with. No toolchain makes one.
+pub(in super::super) fn is_ours(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
+
 /// The name of the export that is the start function of the plugin with this digest.
 pub(super) fn name_of_start(digest: Digest) -> String {
     format!("{PREFIX}{digest}:start")

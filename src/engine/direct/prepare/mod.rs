@@ -52,9 +52,9 @@ use std::borrow::Cow;
 
 pub(super) use self::{
     accessors::BYTES as KERNEL,
-    map::{Map, kernel_memory, start},
+    map::{Map, is_ours, kernel_memory, start},
 };
-use crate::source::Digest;
+use crate::source::{Digest, is_valid};
 
 /// Grows with each change of what comes of a module: code that was kept before is not used any more.
 pub(super) const VERSION: u32 = 2;
@@ -63,8 +63,11 @@ pub(super) const VERSION: u32 = 2;
 const WORTHWHILE: usize = 16;
 
 /// The module to compile for this one, with the kernel in it if it `links`: these bytes if there is nothing to do, or if
-/// they are none.
+/// they are not valid. The compiler says why; what is added must not be what a body named that had no such thing.
 pub(super) fn prepare(wasm: &[u8], digest: Digest, links: bool) -> Cow<'_, [u8]> {
+    if !is_valid(wasm) {
+        return Cow::Borrowed(wasm);
+    }
     let joined = segments::join(wasm, WORTHWHILE).map_or(Cow::Borrowed(wasm), Cow::Owned);
     match rewrite::rewrite(&joined, digest, links) {
         Some(new) => Cow::Owned(new),

@@ -253,6 +253,25 @@ fn a_module_grows_by_a_bounded_number_of_zeros() {
     assert_eq!(run(&wasm, &[]).memories, run(&new, &[]).memories);
 }
 
+#[test]
+fn a_body_that_names_what_the_module_does_not_have_is_left_to_the_compiler_to_refuse() {
+    for body in [
+        "(i64.store 1 (i32.const 24) (i64.const 7))",
+        "(drop (memory.grow 1 (i32.const 1)))",
+        "(drop (memory.size 1))",
+        "(memory.init 1 (i32.const 0) (i32.const 0) (i32.const 1))",
+        "(data.drop 1)",
+        "(memory.fill (i32.const 0) (i32.const 0) (i32.const 70000)) (call 2)",
+        "(drop (ref.func $starts))",
+    ] {
+        let text =
+            format!(r#"(module (memory 1) (data "x") (func $starts) (start $starts) (func (export "run") {body}))"#);
+        let wasm = wat::parse_str(&text).unwrap();
+        assert!(Module::new(&ENGINE, &wasm).is_err(), "{body}");
+        assert!(matches!(prepare(&wasm, Digest::of(&wasm), true), Cow::Borrowed(_)), "{body}");
+    }
+}
+
 /// Each plugin of the tests.
 pub(super) fn each_fixture(mut with: impl FnMut(&Path, &[u8])) {
     let (mut folders, mut seen) = (vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plugins")], 0);
