@@ -3,18 +3,18 @@
 //! | file | what it holds |
 //! |---|---|
 //! | here | [`Telemetry`]: the sampler, the queue, the layer that makes spans of `tracing` into OpenTelemetry's |
-//! | [`client`] | how a batch of them is sent |
-//! | [`requests`] | the span of a request, and which trace its client says it belongs to |
+//! | `client` | how a batch of them is sent |
+//! | `requests` | the span of a request, and which trace its client says it belongs to |
 //!
 //! Without `telemetry.otlp_endpoint` there is no layer, so nobody wants the spans, and none is made: see
-//! [`spans`](crate::spans).
+//! `src/spans.rs`.
 //!
 //! Spans wait in a queue of 2,048 and are sent each five seconds, or when 512 are there, by a thread of the SDK's. What does
 //! not fit is dropped: a collector that is slow or gone holds nothing up.
 //!
 //! Considered and not taken: gRPC (tonic brings a second HTTP stack, some forty crates), and the clients that the
 //! exporter brings (another `reqwest` than ours, with TLS of its own): the exporter takes one of ours, in
-//! [`client`]. Protobuf written by hand would save eight crates and 20 s of one core in the first build; but batches, retries and limits are
+//! `client`. Protobuf written by hand would save eight crates and 20 s of one core in the first build; but batches, retries and limits are
 //! then ours to get right.
 
 mod client;
