@@ -29,7 +29,6 @@ pub(super) mod id {
 const HEADER: usize = 8;
 
 /// A section: its id, and where its contents are.
-#[derive(Clone)]
 pub(super) struct Section {
     pub(super) id: u8,
     pub(super) contents: Range<usize>,

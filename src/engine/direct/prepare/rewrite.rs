@@ -69,7 +69,8 @@ impl Module {
         let mut this = Self::default();
         for payload in Parser::new(0).parse_all(wasm) {
             let payload = payload.ok()?;
-            this.sections.extend(Section::of(&payload));
+            // With the kernel in it, the host calls the start function.
+            this.sections.extend(Section::of(&payload).filter(|section| !links || section.id != id::START));
             match payload {
                 Payload::TypeSection(section) => {
                     for group in section {
@@ -272,12 +273,7 @@ impl Module {
         let [of_kernel, of_bulk] = [of_kernel.concat(), of_bulk.concat()];
         let own = self.code.as_ref().map_or(Some(Vec::new()), |range| bodies(wasm, range, code, map.moved))?;
         let mut new = Vec::new();
-        let is_kept = |section: &&Section| !links || section.id != id::START;
-        let sections: Vec<_> = self.sections.iter().filter(is_kept).cloned().collect();
         for id in id::ORDER {
-            if id == id::START && links {
-                continue;
-            }
             let (front, back): (&[Vec<u8>], Vec<_>) = match id {
                 id::TYPE => (&[], bulk.iter().map(|bulk| bulk.ty(&self.spaces)).collect::<Option<_>>()?),
                 id::IMPORT if !accessors.is_empty() => {
@@ -296,7 +292,7 @@ impl Module {
                     if id == id::DATA {
                         let segment = accessors::segment(memory);
                         new.extend(self.longer(wasm, id, &[], &[segment])?);
-                    } else if sections.iter().any(|section| section.id == id) {
+                    } else if self.sections.iter().any(|section| section.id == id) {
                         new.push(New { id, contents: encoded(u32::try_from(count).ok()?) });
                     }
                     continue;
@@ -313,16 +309,16 @@ impl Module {
             };
             new.extend(self.longer(wasm, id, front, &back)?);
         }
-        let Some(old) = &self.code else { return Some(binary::write(wasm, &sections, &new)?.bytes) };
+        let Some(old) = &self.code else { return Some(binary::write(wasm, &self.sections, &new)?.bytes) };
         // Where the code begins does not depend on the number that says so.
         let old = old.start + leb::length(wasm.get(old.clone())?)?;
-        let begin = binary::write(wasm, &sections, &new)?.begin(id::CODE)?;
+        let begin = binary::write(wasm, &self.sections, &new)?.begin(id::CODE)?;
         let in_front = new.iter().find(|new| new.id == id::CODE)?.contents.len() - own.len() - of_bulk.len();
         map.shift = u32::try_from(begin + in_front).ok()?.wrapping_sub(u32::try_from(old).ok()?);
         let exports =
             self.longer(wasm, id::EXPORT, &[], &self.exports(&map, digest, links.then_some(memory))?)?.pop()?;
         *new.iter_mut().find(|new| new.id == id::EXPORT)? = exports;
-        Some(binary::write(wasm, &sections, &new)?.bytes)
+        Some(binary::write(wasm, &self.sections, &new)?.bytes)
     }
 
     /// A section with more items in front of its own and behind them: none, if that is what it was.
@@ -349,7 +345,7 @@ impl Module {
     }
 
     /// The exports that are added. The last says where everything was: the kernel's memory, or the first of the functions that
-    /// cut. With the kernel in it, the host calls the start function.
+    /// cut.
     fn exports(&self, map: &Map, digest: Digest, memory: Option<u32>) -> Option<Vec<Vec<u8>>> {
         let mut exports = Vec::new();
         if let (Some(start), Some(_)) = (self.start, memory) {
