@@ -162,6 +162,14 @@ mod tests {
     use super::*;
     use crate::fair_share::LONGEST_WAIT;
 
+    /// A guest that has had two ticks.
+    async fn runs_long(share: &FairShare) -> RunPermit {
+        let mut guest = RunPermit::new(share.clone(), TenantId(1));
+        guest.tick().await;
+        guest.tick().await;
+        guest
+    }
+
     #[tokio::test]
     async fn guests_that_run_long_wait_for_a_permit_in_order() {
         let share = FairShare::new(1);
@@ -184,12 +192,7 @@ mod tests {
     #[tokio::test]
     async fn a_guest_that_collects_waits_for_a_permit_at_each_piece_of_its_work() {
         let share = FairShare::new(1);
-        let runs_long = async || {
-            let mut guest = RunPermit::new(share.clone(), TenantId(1));
-            guest.tick().await;
-            guest.tick().await;
-            guest
-        };
+        let runs_long = || runs_long(&share);
         let collects = || {
             let mut pieces = 3;
             poll_fn(move |context| {
@@ -216,12 +219,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_guest_that_sleeps_or_is_gone_holds_no_permit_and_one_that_is_not_polled_holds_none_for_ever() {
         let share = FairShare::new(1);
-        let runs_long = async || {
-            let mut guest = RunPermit::new(share.clone(), TenantId(1));
-            guest.tick().await;
-            guest.tick().await;
-            guest
-        };
+        let runs_long = || runs_long(&share);
         let began = tokio::time::Instant::now();
         let sleeper = runs_long().await;
         assert!(sleeper.slot().run(|| tokio::time::sleep(Duration::from_mins(1))).now_or_never().is_none());
