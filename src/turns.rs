@@ -26,7 +26,7 @@ pub struct TenantId(pub(crate) u64);
 
 /// How many turns tenants get for one that others get. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Weights(Option<Arc<(u32, HashMap<TenantId, u32>)>>);
+pub(crate) struct Weights(Option<Arc<(u32, HashMap<TenantId, u32>)>>);
 
 impl Weights {
     /// Of those who are named, and of all others.

@@ -38,7 +38,6 @@ use crate::{
     runtime::{BuildTimes, Policy, Program, Report, Runtime},
     source::{EntryPoints, Interface, Plugin},
     spans::phase,
-    turns::Weights,
 };
 
 /// A plugin that has passed all that can be checked without an engine, and how to run it.
@@ -141,11 +140,6 @@ pub(crate) struct Compiler {
 impl Compiler {
     pub(crate) fn new(engine: Arc<dyn Engine>, concurrency: usize, metrics: Metrics, background: Background) -> Self {
         Self { engine, slots: BuildSlots::new(concurrency), contents: Contents::default(), metrics, background }
-    }
-
-    /// How tenants share what the engine has too little of.
-    pub(crate) fn set_weights(&self, weights: &Weights) {
-        self.engine.set_weights(weights);
     }
 
     /// The engine's slots, if it has any.

@@ -50,7 +50,7 @@ use crate::{error::Error, last_words::LastWords, source::Digest, usage::Usage, w
 pub use crate::{
     fair_share::FairShare,
     memory::{Charge, MemoryAccount},
-    turns::{TenantId, Weights},
+    turns::TenantId,
 };
 
 /// Modules that a plugin may be linked with: `direct` reserves slots for as many.
@@ -241,11 +241,6 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
         false
     }
 
-    /// How tenants share what it has too little of, from now on. Quick, and never blocks.
-    fn set_weights(&self, weights: &Weights) {
-        let _ = weights;
-    }
-
     /// The processes in which it compiles, if it does. Quick, and never blocks.
     fn compile_workers(&self) -> Option<CompileWorkerCounts> {
         None
@@ -267,8 +262,8 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
         false
     }
 
-    /// Whose turn it is on the processors, if its guests take turns: the pool has evaluations and builds take turns with
-    /// them. Cheap to clone.
+    /// How tenants share the processors, if its guests give way to others': the pool then has evaluations and builds wait for
+    /// tenants that had less, and says what each weighs. Cheap to clone.
     fn fair_share(&self) -> Option<FairShare> {
         None
     }

@@ -106,7 +106,9 @@ impl PoolInner {
         let weight = |bounds: TenantBounds| bounds.weight.unwrap_or(1);
         let weights = named.clone().map(|(tenant, bounds)| (tenant, weight(bounds)));
         let weights = Weights::new(weight(bounds.default), weights);
-        self.compiler.set_weights(&weights);
+        if let Some(share) = &self.share {
+            share.set_weights(weights.clone());
+        }
         self.registry.set_quotas(Quotas::new(bounds.default, named), weights);
         self.tenants.set_bounds(bounds);
     }

@@ -96,7 +96,6 @@ use crate::{
     config::{EngineSettings, LimitSettings, PoolSettings},
     error::{Error, panic_text},
     fair_share::FairShare,
-    turns::Weights,
 };
 
 /// Files that compiled code holds at most while nobody runs it. Code that runs has at most one a runtime.
@@ -163,10 +162,6 @@ impl Engine for DirectEngine {
 
     fn shares_code(&self) -> bool {
         true
-    }
-
-    fn set_weights(&self, weights: &Weights) {
-        self.variants.share.set_weights(weights.clone());
     }
 
     fn fair_share(&self) -> Option<FairShare> {
