@@ -47,8 +47,11 @@ fn alike(input: &[u8]) {
     STAGE.assert_at_rest();
 }
 
-/// The output, or what is said of the failure; `None` for what depends on how busy the machine is.
-fn evaluate(name: &str, spec: Spec, input: Vec<u8>) -> Option<Result<Vec<u8>, (String, Option<String>)>> {
+/// The output, or what is said of the failure and the function that was called first.
+type Ended = Result<Vec<u8>, (String, Option<String>)>;
+
+/// What it came to; `None` for what depends on how busy the machine is.
+fn evaluate(name: &str, spec: Spec, input: Vec<u8>) -> Option<Ended> {
     let evaluator = STAGE.pool.evaluator(name, spec).expect("a name that is one");
     STAGE.finish("an evaluation", async move {
         let ended = evaluator.evaluate(input).await;
