@@ -7,7 +7,8 @@ use std::sync::Arc;
 use evalpool::{
     Digest, Settings,
     engine::{
-        CompileRequest, CompiledPlugin, Engine, InstanceLimits, MemoryAccount, Permit, TenantId, direct::DirectEngine,
+        CompilePriority, CompileRequest, CompiledPlugin, Engine, InstanceLimits, MemoryAccount, Permit, TenantId,
+        direct::DirectEngine,
     },
 };
 use tokio::runtime::Runtime;
@@ -45,6 +46,7 @@ pub(crate) fn direct_without_pool(runtime: &Runtime, wasm: Vec<u8>) -> Arc<dyn C
         limits: limits(),
         initial_memory: 0,
         wide: false,
+        priority: CompilePriority::Normal,
         memory: MemoryAccount::unbounded(),
         permit: Permit::new(()),
     };

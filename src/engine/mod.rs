@@ -128,10 +128,23 @@ pub struct CompileRequest {
     ///
     /// [`Interface::is_wide`]: crate::Interface::is_wide
     pub wide: bool,
+    /// How much of the processors to take for it.
+    pub priority: CompilePriority,
     /// What the engine charges code and instances to.
     pub memory: MemoryAccount,
     /// Held until the compiled plugin is gone.
     pub permit: Permit,
+}
+
+/// What a compile may take of the processors.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CompilePriority {
+    /// As much as it can use.
+    #[default]
+    Normal,
+    /// What others leave, if the engine can: its tenant builds more than its share, while processors are busy with the calls
+    /// of others.
+    Low,
 }
 
 /// A module that a plugin is linked with.

@@ -3,7 +3,8 @@
 //! A compile is no guest: it runs in a process of its own, or on threads of its own, takes a core or more until it is done,
 //! and gives way to nobody but as the system sees to it. So what its tenant has of the processors is kept to its share by
 //! when the next one begins: after a pause in which the others had as much. A tenant's first build never waits, nor does any
-//! where processors are not busy; and no pause is longer than [`LONGEST_PAUSE`].
+//! where processors are not busy; and no pause is longer than [`LONGEST_PAUSE`]. One that had to wait [gives
+//! way](Building::gives_way): it is one of many, and nobody is in a hurry for all of them.
 
 use std::{
     collections::HashMap,
@@ -22,32 +23,49 @@ use crate::turns::TenantId;
 /// Less than a caller waits, by default.
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
+/// What a build is taken to need before any of its tenant has ended.
+const USUAL: Duration = Duration::from_millis(100);
+
 /// How often a build that pauses asks whether processors are still busy.
 const ASKED: Duration = Duration::from_millis(20);
 
 pub(super) struct Builds {
     cores: usize,
     paces: Mutex<HashMap<TenantId, Arc<Pace>>>,
-    /// How long builds take.
-    usual: Mutex<Duration>,
 }
 
 /// Of one tenant.
 struct Pace {
     /// Builds that pause: the first in line is let through first.
     line: Turnstile<()>,
-    /// When the next one may begin.
-    due: Mutex<Instant>,
+    times: Mutex<Times>,
 }
 
-/// A build that has begun. Pass it to [`FairShare::built`](super::FairShare::built).
+#[derive(Clone, Copy)]
+struct Times {
+    /// When the next one may begin.
+    due: Instant,
+    /// How long its builds take.
+    usual: Duration,
+}
+
+/// A build that has begun: call [`built`](Self::built) when it has ended. One that is dropped instead came to nothing, and
+/// its tenant pauses for nothing.
+#[must_use]
 pub(crate) struct Building {
     /// `None` if processors were not busy.
-    pace: Option<Arc<Pace>>,
+    paced: Option<Paced>,
+}
+
+struct Paced {
+    pace: Arc<Pace>,
+    cores: usize,
+    /// Among how many tenants the processors are shared.
+    tenants: u32,
     /// The pause that is counted already.
     pause: Duration,
-    /// Among how many tenants.
-    tenants: u32,
+    /// Whether its tenant had to wait.
+    gives_way: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -55,9 +73,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// For how long all cores are the others' after one has built for so long.
+fn pause(took: Duration, tenants: u32, cores: usize) -> Duration {
+    let cores = u32::try_from(cores).unwrap_or(u32::MAX).max(1);
+    (took.saturating_mul(tenants) / cores).min(LONGEST_PAUSE)
+}
+
 impl Builds {
     pub(super) fn new(cores: usize) -> Self {
-        Self { cores, paces: Mutex::default(), usual: Mutex::default() }
+        Self { cores, paces: Mutex::default() }
     }
 
     /// Among how many tenants processors are shared, if they are busy with others' calls.
@@ -67,23 +91,30 @@ impl Builds {
     }
 
     pub(super) async fn begin(&self, tenant: TenantId, seen: &Seen) -> Building {
-        let Some(tenants) = self.sharing(tenant, seen) else {
-            return Building { pace: None, pause: Duration::ZERO, tenants: 0 };
-        };
+        if self.sharing(tenant, seen).is_none() {
+            return Building { paced: None };
+        }
         let pace = self.pace(tenant);
         let _first = pace.line.lock().await;
+        let mut gives_way = false;
         loop {
-            let pause = lock(&pace.due).saturating_duration_since(Instant::now());
-            if pause.is_zero() || self.sharing(tenant, seen).is_none() {
-                break;
-            }
-            sleep(pause.min(ASKED)).await;
+            let Some(tenants) = self.sharing(tenant, seen) else { return Building { paced: None } };
+            let now = Instant::now();
+            let early = {
+                let mut times = lock(&pace.times);
+                let early = times.due.saturating_duration_since(now);
+                if early.is_zero() {
+                    // What it is likely to take: the next one would else begin before this one has ended.
+                    let pause = pause(times.usual, tenants, self.cores);
+                    times.due = now + pause;
+                    let paced = Paced { pace: pace.clone(), cores: self.cores, tenants, pause, gives_way };
+                    return Building { paced: Some(paced) };
+                }
+                early
+            };
+            gives_way = true;
+            sleep(early.min(ASKED)).await;
         }
-        // What it is likely to take: the next one would else begin before this one has ended.
-        let pause = self.pause(*lock(&self.usual), tenants);
-        let now = Instant::now();
-        *lock(&pace.due) = now + pause;
-        Building { pace: Some(pace.clone()), pause, tenants }
     }
 
     fn pace(&self, tenant: TenantId) -> Arc<Pace> {
@@ -91,26 +122,34 @@ impl Builds {
         if let Some(pace) = paces.get(&tenant) {
             return pace.clone();
         }
-        paces.retain(|_, pace| Arc::strong_count(pace) > 1 || now < *lock(&pace.due));
-        let pace = Arc::new(Pace { line: Turnstile::default(), due: Mutex::new(now) });
-        paces.entry(tenant).or_insert(pace).clone()
+        paces.retain(|_, pace| Arc::strong_count(pace) > 1 || now < lock(&pace.times).due);
+        let times = Mutex::new(Times { due: now, usual: USUAL });
+        paces.entry(tenant).or_insert(Arc::new(Pace { line: Turnstile::default(), times })).clone()
+    }
+}
+
+impl Building {
+    /// Whether it is one of many: its tenant had to wait for it until the others had as much.
+    pub(crate) fn gives_way(&self) -> bool {
+        self.paced.as_ref().is_some_and(|paced| paced.gives_way)
     }
 
-    /// For how long all cores are the others' after one has built for so long.
-    fn pause(&self, took: Duration, tenants: u32) -> Duration {
-        let cores = u32::try_from(self.cores).unwrap_or(u32::MAX).max(1);
-        (took.saturating_mul(tenants) / cores).min(LONGEST_PAUSE)
+    /// It has ended, after so long.
+    pub(crate) fn built(mut self, took: Duration) {
+        let Some(Paced { pace, cores, tenants, pause: counted, .. }) = self.paced.take() else { return };
+        let (pause, now) = (pause(took, tenants, cores), Instant::now());
+        let mut times = lock(&pace.times);
+        times.usual = times.usual.saturating_mul(3).saturating_add(took) / 4;
+        times.due = (times.due + pause).checked_sub(counted).unwrap_or(now).min(now + LONGEST_PAUSE);
     }
+}
 
-    pub(super) fn built(&self, building: &Building, took: Duration) {
-        {
-            let mut usual = lock(&self.usual);
-            *usual = usual.saturating_mul(3).saturating_add(took) / 4;
+impl Drop for Building {
+    fn drop(&mut self) {
+        if let Some(Paced { pace, pause, .. }) = self.paced.take() {
+            let mut times = lock(&pace.times);
+            times.due = times.due.checked_sub(pause).unwrap_or(times.due);
         }
-        let Some(pace) = &building.pace else { return };
-        let more = self.pause(took, building.tenants).saturating_sub(building.pause);
-        let (now, mut due) = (Instant::now(), lock(&pace.due));
-        *due = ((*due).max(now) + more).min(now + LONGEST_PAUSE);
     }
 }
 
@@ -140,14 +179,17 @@ mod tests {
         let busy = || busy(&seen, 1..10);
         busy();
         let building = builds.begin(TenantId(50), &seen).await;
-        builds.built(&building, took);
+        building.built(took);
         busy();
         let began = Instant::now();
         assert!(!waits(&builds, &seen, 51, Duration::ZERO).await, "another's first");
         // Nine share with it.
-        while waits(&builds, &seen, 50, ASKED / 2).await {
-            busy();
-        }
+        let next = loop {
+            match timeout(ASKED / 2, builds.begin(TenantId(50), &seen)).await {
+                Ok(next) => break next,
+                Err(_) => busy(),
+            }
+        };
         let paused = began.elapsed();
         assert!(paused + ASKED >= took * 10 && paused <= took * 10 + ASKED, "{paused:?}");
         busy();
@@ -155,6 +197,20 @@ mod tests {
             waits(&builds, &seen, 50, ASKED / 2).await,
             "what the one before takes is not known yet, but reckoned with"
         );
+        drop(next);
+        busy();
+        assert!(!waits(&builds, &seen, 50, ASKED / 2).await, "it came to nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_build_gives_way_if_its_tenant_had_to_wait_for_it() {
+        let (builds, seen) = (Builds::new(1), Seen::of_busy_threads());
+        busy(&seen, 1..3);
+        let first = builds.begin(TenantId(50), &seen).await;
+        assert!(!first.gives_way(), "it may be the only one");
+        first.built(ASKED);
+        busy(&seen, 1..3);
+        assert!(builds.begin(TenantId(50), &seen).await.gives_way());
     }
 
     #[tokio::test(start_paused = true)]
@@ -164,15 +220,15 @@ mod tests {
             for _ in 0..3 {
                 busy(&seen, tenants.clone());
                 let building = builds.begin(TenantId(1), &seen).await;
-                assert!(building.pace.is_none());
-                builds.built(&building, Duration::MAX);
+                assert!(building.paced.is_none());
+                building.built(Duration::MAX);
             }
         }
         busy(&seen, 1..3);
         let building = builds.begin(TenantId(1), &seen).await;
-        builds.built(&building, Duration::MAX);
+        building.built(Duration::MAX);
         let began = Instant::now();
-        builds.begin(TenantId(1), &seen).await;
+        drop(builds.begin(TenantId(1), &seen).await);
         assert!(began.elapsed() <= 10 * ASKED, "they are not busy any more");
     }
 }

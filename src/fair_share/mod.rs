@@ -189,11 +189,6 @@ impl FairShare {
         self.0.builds.begin(tenant, &self.0.seen).await
     }
 
-    /// A build has ended, after so long.
-    pub(crate) fn built(&self, building: &Building, took: Duration) {
-        self.0.builds.built(building, took);
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         // Queue operations only.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)

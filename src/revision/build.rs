@@ -7,7 +7,9 @@ use tracing::{Instrument, Span};
 
 use super::{PluginInfo, PoolInner, Revision, resolve::blueprint};
 use crate::{
+    engine::CompilePriority,
     error::Error,
+    fair_share::Building,
     memory::MemoryKind,
     registry::BuildTicket,
     runtime::Runtime,
@@ -17,11 +19,17 @@ use crate::{
     units::Time,
 };
 
-pub(super) async fn build(inner: Arc<PoolInner>, revision: Arc<Revision>, mut ticket: BuildTicket<Runtime>) {
+/// Builds for a caller that is `inside` a host function, or not.
+pub(super) async fn build(
+    inner: Arc<PoolInner>,
+    revision: Arc<Revision>,
+    mut ticket: BuildTicket<Runtime>,
+    inside: bool,
+) {
     if revision.is_retired() {
         return ticket.fail(&revision.closed());
     }
-    match attempt(&inner, &revision, &mut ticket).await {
+    match attempt(&inner, &revision, &mut ticket, inside).await {
         // If it was retired while it was built, nobody else has it, and dropping it closes it.
         Ok(Some(runtime)) => {
             let published = ticket.publish(runtime);
@@ -41,8 +49,20 @@ async fn attempt(
     inner: &PoolInner,
     revision: &Revision,
     ticket: &mut BuildTicket<Runtime>,
+    inside: bool,
 ) -> Result<Option<Runtime>, Error> {
-    let spec = &revision.spec;
+    let (spec, wait) = (&revision.spec, inner.limits.wait_timeout);
+    // Before anything is held that others may want. Whoever waits inside a host function may hold what others wait for.
+    let building = match inner.share.as_ref().filter(|_| !inside) {
+        Some(share) => tokio::select! {
+            biased;
+            () = ticket.unwanted() => return Ok(None),
+            begun = timeout(wait, share.begin_build(revision.id.tenant)) => {
+                Some(begun.map_err(|_| Error::WaitTimeout { after: wait })?)
+            }
+        },
+        None => None,
+    };
     let kib = |bytes: u64| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(inner.fetching_total);
     let known = revision.take_plugin();
     // What is in memory already costs nothing.
@@ -85,7 +105,10 @@ async fn attempt(
     let held: u64 = held.sum();
     drop(fetched.split(cost.saturating_sub(kib(held)) as usize));
     let _held = inner.memory.charge(MemoryKind::Code, held);
-    let blueprint = blueprint(inner, revision, plugin, &linked)?;
+    let mut blueprint = blueprint(inner, revision, plugin, &linked)?;
+    if building.as_ref().is_some_and(Building::gives_way) {
+        blueprint.request.priority = CompilePriority::Low;
+    }
     inner.compiler.check(&blueprint)?;
     let info = PluginInfo {
         digest: blueprint.plugin.digest(),
@@ -101,29 +124,18 @@ async fn attempt(
         () = ticket.unwanted() => return Ok(None),
         () = followed => {}
     }
-    let wait = inner.limits.wait_timeout;
-    let building = match &inner.share {
-        Some(share) => tokio::select! {
-            biased;
-            () = ticket.unwanted() => return Ok(None),
-            begun = timeout(wait, share.begin_build(revision.id.tenant)) => {
-                Some(begun.map_err(|_| Error::WaitTimeout { after: wait })?)
-            }
-        },
-        None => None,
-    };
     let Some(admission) = ticket.admit(fetching).await else { return Ok(None) };
     let began = Instant::now();
     let plugin = matches!(spec.source, Source::Bytes(_)).then(|| blueprint.plugin.clone());
     let (interest, unwanted) = (ticket.interest(), ticket.unwanted());
     let built = inner.compiler.build(blueprint, admission, interest, unwanted, wait).await;
-    if let Some((share, building)) = inner.share.as_ref().zip(building) {
+    if let Some(building) = building {
         // What it waited for, such as a compile slot, is not its tenant's. A failed one has used what it could.
         let took = built.as_ref().map_or(began.elapsed().min(within), |runtime| {
             let took = runtime.program().took;
             took.compile + took.init
         });
-        share.built(&building, took);
+        building.built(took);
     }
     let runtime = built?;
     if let Some(plugin) = plugin {

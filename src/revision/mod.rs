@@ -167,7 +167,7 @@ impl Revision {
         let start = |ticket| {
             let Identity { evaluator, tenant, revision, .. } = &*self.identity;
             let span = spans::if_wanted(|| spans::build(evaluator, tenant, revision.number));
-            let build = |ticket| build::build(inner.clone(), self.clone(), ticket).instrument(span);
+            let build = |ticket| build::build(inner.clone(), self.clone(), ticket, inside).instrument(span);
             if let Err((ticket, error)) = inner.background.spawn_with(ticket, build) {
                 BuildTicket::fail(ticket, &Error::overloaded("no thread can be started", &error, &error));
             }

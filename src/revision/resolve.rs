@@ -6,7 +6,7 @@ use super::{PoolInner, Revision};
 use crate::{
     compiler::{self, Blueprint},
     config::default_hosts,
-    engine::{CompileRequest, InstanceLimits, LinkedModule, Permit},
+    engine::{CompilePriority, CompileRequest, InstanceLimits, LinkedModule, Permit},
     error::Error,
     last_words::LastWords,
     memory::MemoryAccount,
@@ -84,6 +84,7 @@ pub(super) fn blueprint(
         limits,
         initial_memory: to_start,
         wide: all().any(|plugin| plugin.interface().is_wide()),
+        priority: CompilePriority::Normal,
         memory: MemoryAccount::unbounded(),
         permit: Permit::new(()),
     };

@@ -9,8 +9,8 @@ use evalpool::{
     Digest, Error, HostFunction, Settings,
     config::EngineKind,
     engine::{
-        CallRequest, CompileRequest, CompiledPlugin, Engine, Instance, InstanceLimits, MemoryAccount, Permit, TenantId,
-        direct::DirectEngine, extism::ExtismEngine,
+        CallRequest, CompilePriority, CompileRequest, CompiledPlugin, Engine, Instance, InstanceLimits, MemoryAccount,
+        Permit, TenantId, direct::DirectEngine, extism::ExtismEngine,
     },
 };
 use tokio::time::Instant;
@@ -92,6 +92,8 @@ async fn compile(engine: &dyn Engine, text: &str, seen: &Seen) -> Result<Box<dyn
         },
         initial_memory: 0,
         wide: false,
+        // As the compile of one among many.
+        priority: CompilePriority::Low,
         memory: MemoryAccount::unbounded(),
         permit: seen.permit(move || weak.upgrade().is_none()),
     };

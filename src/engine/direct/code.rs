@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     clock,
-    engine::{Charge, InstanceLimits, MemoryAccount, text::shorten},
+    engine::{Charge, CompilePriority, InstanceLimits, MemoryAccount, text::shorten},
     error::{Error, TryLater},
     host_limits::sure_memory,
     last_words::LastWords,
@@ -240,6 +240,7 @@ pub(super) struct Room<'a> {
     pub(super) image: u64,
     /// Bytes of the first instance, once it is to be reckoned with.
     pub(super) instance: u64,
+    pub(super) priority: CompilePriority,
     /// The charge of the first instance, once there is room for it.
     pub(super) first: Option<Charge>,
 }

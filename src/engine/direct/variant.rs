@@ -159,7 +159,7 @@ impl EngineVariant {
         room: &mut Room<'_>,
     ) -> Result<InUse, Error> {
         let Self { kind, maps, version: engine, .. } = *self;
-        let terms = Terms { digest, kind, links, engine, maps, within: limits.build_timeout };
+        let terms = Terms { digest, kind, links, engine, maps, within: limits.build_timeout, priority: room.priority };
         self.code.module(&self.engine, terms, wasm, limits, room)
     }
 }

@@ -36,6 +36,9 @@ const TRIAL: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x03\x02\0\0\x0a\x
 /// more, or a busy service would compile nothing.
 const NICER: i32 = 5;
 
+/// As the main thread has by default. In bytes.
+const STACK: usize = 8 << 20;
+
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 
 /// Makes compile workers of this program. Call it first in `main`.
@@ -104,7 +107,14 @@ fn work(memory: u64) -> io::Result<()> {
         allow_time(order.cpu)?;
         let engine = if order.fueled { fueled } else { plain };
         let Ok(digest) = order.digest.parse() else { return Ok(()) };
-        let compiled = catch_unwind(AssertUnwindSafe(|| compile(engine, &wasm, digest, order.links)));
+        let compiled = if order.gives_way {
+            give_way(|| {
+                let engine = Engine::new(tunables::config(order.fueled, memory).parallel_compilation(false))?;
+                compile(&engine, &wasm, digest, order.links)
+            })?
+        } else {
+            catch_unwind(AssertUnwindSafe(|| compile(engine, &wasm, digest, order.links)))
+        };
         drop(wasm);
         match compiled {
             Ok(Ok(code)) => {
@@ -127,6 +137,19 @@ fn work(memory: u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Does this on a thread of its own, which leaves the processors to others, and to other builds: nothing makes a thread less
+/// nice again.
+fn give_way<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<thread::Result<T>> {
+    let work = || {
+        let _ = rustix::process::nice(NICER);
+        work()
+    };
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work)?;
+        Ok(thread.join())
+    })
 }
 
 enum Heard {

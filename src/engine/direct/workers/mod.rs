@@ -52,7 +52,7 @@ use super::{
 };
 use crate::{
     config::CompileWorkers,
-    engine::{CompileWorkerCounts, Ended},
+    engine::{CompilePriority, CompileWorkerCounts, Ended},
     error::Error,
     source::Digest,
 };
@@ -77,6 +77,7 @@ pub(super) struct Terms {
     pub(super) maps: bool,
     /// The time within which the caller stops it.
     pub(super) within: Duration,
+    pub(super) priority: CompilePriority,
 }
 
 /// The workers of one engine.

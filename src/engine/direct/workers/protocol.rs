@@ -5,6 +5,7 @@ use std::io::{self, BufRead, Read, Write};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{MemoryLayout, Terms};
+use crate::engine::CompilePriority;
 
 /// The first argument of a process that is to be a worker.
 pub(super) const ARGUMENT: &str = "evalpool-compile-worker";
@@ -30,7 +31,7 @@ pub(super) struct Setup {
 impl Setup {
     pub(super) fn new(memory: MemoryLayout) -> Self {
         // The number grows with each change of what is said here.
-        let release = concat!(env!("CARGO_PKG_VERSION"), " 2").to_owned();
+        let release = concat!(env!("CARGO_PKG_VERSION"), " 3").to_owned();
         Self { release, reservation: memory.reservation, guard: memory.guard }
     }
 }
@@ -40,6 +41,8 @@ impl Setup {
 pub(super) struct Order {
     pub(super) fueled: bool,
     pub(super) links: bool,
+    /// Whether to use one thread, and what the others leave of the processors.
+    pub(super) gives_way: bool,
     pub(super) digest: String,
     /// Seconds of processor time.
     pub(super) cpu: u64,
@@ -49,10 +52,11 @@ pub(super) struct Order {
 impl Order {
     /// What all cores can do within this time, and a second more: whoever waits ends it before, but may not be there.
     pub(super) fn new(terms: Terms, size: usize) -> Self {
-        let Terms { digest, kind, links, within, .. } = terms;
+        let Terms { digest, kind, links, within, priority, .. } = terms;
+        let gives_way = priority == CompilePriority::Low;
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
         let cpu = within.as_secs().saturating_add(1).saturating_mul(cores).saturating_add(1);
-        Self { fueled: kind.fueled, links, digest: digest.to_string(), cpu, size: size as u64 }
+        Self { fueled: kind.fueled, links, gives_way, digest: digest.to_string(), cpu, size: size as u64 }
     }
 }
 
