@@ -10,7 +10,7 @@
 //!
 //! Each of the 49 has one evaluator with bytes of its own and one caller, which asks for the next evaluation when it has the
 //! last. Each evaluation waits for its turn in the executor, as that of a request does: its time begins before that. So the
-//! 49 keep all cores busy, and whatever the fiftieth gets they lose.
+//! 49 keep all cores busy, before the flood and beside it, and whatever the fiftieth gets they lose.
 //!
 //! *Alone* is the same without the fiftieth. Its share of the machine is a fiftieth, so what is theirs beside it, whatever it
 //! does, is 49/50 of what they have alone. Wanted: 0.8 times that at least, and a p99 of at most three times theirs alone.
@@ -47,8 +47,8 @@
 use std::{
     process::ExitCode,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -58,7 +58,7 @@ use evalpool::{Evaluator, EvaluatorPool, Settings, Source, Spec};
 use hdrhistogram::Histogram;
 use tokio::{
     runtime::Runtime,
-    task::{JoinHandle, JoinSet, yield_now},
+    task::{JoinSet, yield_now},
 };
 
 /// Those who do not flood.
@@ -164,39 +164,66 @@ impl Had {
     }
 }
 
-/// Has the 49 call for so long.
-fn call(runtime: &Runtime, evaluators: &[Evaluator], length: Duration) -> Had {
-    let over = Arc::new(AtomicBool::new(false));
-    let callers: Vec<JoinHandle<_>> = evaluators
-        .iter()
-        .map(|evaluator| {
-            let (evaluator, over) = (evaluator.clone(), over.clone());
-            runtime.spawn(async move {
-                let (mut took, mut failed) = (histogram(), 0);
-                while !over.load(Ordering::Relaxed) {
-                    let began = Instant::now();
-                    yield_now().await;
-                    match evaluator.evaluate(INPUT).await {
-                        Ok(_) => took.saturating_record(u64::try_from(began.elapsed().as_nanos()).unwrap()),
-                        Err(_) => failed += 1,
+/// What one of the 49 has had since that was last taken.
+struct Record {
+    took: Histogram<u64>,
+    failed: u64,
+}
+
+/// The 49, who call from when this is made until it is dropped.
+struct Callers {
+    records: Vec<Arc<Mutex<Record>>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Callers {
+    fn begin(runtime: &Runtime, evaluators: &[Evaluator]) -> Self {
+        let (mut tasks, mut records) = (JoinSet::new(), Vec::new());
+        for evaluator in evaluators {
+            let record = Arc::new(Mutex::new(Record { took: histogram(), failed: 0 }));
+            records.push(record.clone());
+            let evaluator = evaluator.clone();
+            tasks.spawn_on(
+                async move {
+                    loop {
+                        let began = Instant::now();
+                        yield_now().await;
+                        let answer = evaluator.evaluate(INPUT).await;
+                        let mut record = record.lock().unwrap();
+                        match answer {
+                            Ok(_) => record.took.saturating_record(u64::try_from(began.elapsed().as_nanos()).unwrap()),
+                            Err(_) => record.failed += 1,
+                        }
                     }
-                }
-                (took, failed)
-            })
-        })
-        .collect();
-    let began = Instant::now();
-    thread::sleep(length);
-    over.store(true, Ordering::Relaxed);
-    let length = began.elapsed();
-    let (mut all, mut failed) = (histogram(), 0);
-    for caller in callers {
-        let (took, its_failed) = runtime.block_on(caller).unwrap();
-        all.add(took).unwrap();
-        failed += its_failed;
+                },
+                runtime.handle(),
+            );
+        }
+        Self { records, _tasks: tasks }
     }
-    let millis = |quantile| all.value_at_quantile(quantile) as f64 / 1e6;
-    Had { calls: all.len() as f64 / length.as_secs_f64(), p50: millis(0.5), p99: millis(0.99), failed }
+
+    /// What they have had since this was last asked.
+    fn take(&self) -> (Histogram<u64>, u64) {
+        let (mut all, mut sum) = (histogram(), 0);
+        for record in &self.records {
+            let Record { took, failed } =
+                std::mem::replace(&mut *record.lock().unwrap(), Record { took: histogram(), failed: 0 });
+            all.add(took).unwrap();
+            sum += failed;
+        }
+        (all, sum)
+    }
+
+    /// What they have in so long from now on.
+    fn have(&self, length: Duration) -> Had {
+        self.take();
+        let began = Instant::now();
+        thread::sleep(length);
+        let length = began.elapsed();
+        let (all, failed) = self.take();
+        let millis = |quantile| all.value_at_quantile(quantile) as f64 / 1e6;
+        Had { calls: all.len() as f64 / length.as_secs_f64(), p50: millis(0.5), p99: millis(0.99), failed }
+    }
 }
 
 fn histogram() -> Histogram<u64> {
@@ -218,17 +245,19 @@ fn rounds(runtime: &Runtime, flood: &'static Flood, rounds: usize, length: Durat
     let tenants: Vec<_> = (0..TENANTS).map(|tenant| evaluator(format!("tenant-{tenant}/greet"), greet())).collect();
     let its = (0..flood.evaluators).map(|number| evaluator(format!("flood/{number}"), (flood.spec)())).collect();
     let answers = Arc::new(AtomicU64::new(0));
+    let callers = Callers::begin(runtime, &tenants);
     // The first builds.
-    call(runtime, &tenants, length / 2);
-    let (mut alone, mut beside) = (vec![call(runtime, &tenants, length)], Vec::new());
+    thread::sleep(length / 2);
+    let (mut alone, mut beside) = (vec![callers.have(length)], Vec::new());
     for _ in 0..rounds {
-        let mut callers = flood.begin(runtime, &pool, &its, &answers);
+        let mut flood = flood.begin(runtime, &pool, &its, &answers);
         thread::sleep(length / 2);
-        beside.push(call(runtime, &tenants, length));
-        runtime.block_on(callers.shutdown());
+        beside.push(callers.have(length));
+        runtime.block_on(flood.shutdown());
         thread::sleep(length / 10);
-        alone.push(call(runtime, &tenants, length));
+        alone.push(callers.have(length));
     }
+    drop(callers);
     runtime.block_on(pool.close_with(Duration::ZERO));
     (alone, beside, answers.load(Ordering::Relaxed))
 }

@@ -3,12 +3,15 @@
 //! A compile is no guest: it runs in a process of its own, or on threads of its own, takes a core or more until it is done,
 //! and gives way to nobody but as the system sees to it. So what its tenant has of the processors is kept to its share by
 //! when the next one begins: after a pause in which the others had as much. A tenant's first build never waits, nor does any
-//! where processors are not busy; and no pause is longer than [`LONGEST_PAUSE`]. One that had to wait [gives
-//! way](Building::gives_way): it is one of many, and nobody is in a hurry for all of them.
+//! where processors are not busy; and no pause is longer than [`LONGEST_PAUSE`]. One that is one of
+//! many [gives way](Builds::gives_way) while it compiles.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -39,6 +42,8 @@ struct Pace {
     /// Builds that pause: the first in line is let through first.
     line: Turnstile<()>,
     times: Mutex<Times>,
+    /// Builds that have begun and not ended.
+    begun: AtomicUsize,
 }
 
 #[derive(Clone, Copy)]
@@ -53,19 +58,20 @@ struct Times {
 /// its tenant pauses for nothing.
 #[must_use]
 pub(crate) struct Building {
+    tenant: TenantId,
+    pace: Arc<Pace>,
+    cores: usize,
     /// `None` if processors were not busy.
     paced: Option<Paced>,
 }
 
 struct Paced {
-    pace: Arc<Pace>,
-    cores: usize,
     /// Among how many tenants the processors are shared.
     tenants: u32,
     /// The pause that is counted already.
     pause: Duration,
     /// Whether its tenant had to wait.
-    gives_way: bool,
+    has_waited: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -91,15 +97,18 @@ impl Builds {
     }
 
     pub(super) async fn begin(&self, tenant: TenantId, seen: &Seen) -> Building {
-        if self.sharing(tenant, seen).is_none() {
-            return Building { paced: None };
-        }
         let pace = self.pace(tenant);
+        let paced = self.wait(tenant, &pace, seen).await;
+        pace.begun.fetch_add(1, Ordering::Relaxed);
+        Building { tenant, pace, cores: self.cores, paced }
+    }
+
+    async fn wait(&self, tenant: TenantId, pace: &Pace, seen: &Seen) -> Option<Paced> {
+        self.sharing(tenant, seen)?;
         let _first = pace.line.lock().await;
-        let mut gives_way = false;
+        let mut has_waited = false;
         loop {
-            let Some(tenants) = self.sharing(tenant, seen) else { return Building { paced: None } };
-            let now = Instant::now();
+            let (tenants, now) = (self.sharing(tenant, seen)?, Instant::now());
             let early = {
                 let mut times = lock(&pace.times);
                 let early = times.due.saturating_duration_since(now);
@@ -107,14 +116,22 @@ impl Builds {
                     // What it is likely to take: the next one would else begin before this one has ended.
                     let pause = pause(times.usual, tenants, self.cores);
                     times.due = now + pause;
-                    let paced = Paced { pace: pace.clone(), cores: self.cores, tenants, pause, gives_way };
-                    return Building { paced: Some(paced) };
+                    return Some(Paced { tenants, pause, has_waited });
                 }
                 early
             };
-            gives_way = true;
+            has_waited = true;
             sleep(early.min(ASKED)).await;
         }
+    }
+
+    /// Whether this is one of many: its tenant had to wait for it until the others had as much, or has others under way that
+    /// began when processors were not busy.
+    pub(super) fn gives_way(&self, building: &Building, seen: &Seen) -> bool {
+        building.paced.as_ref().map_or_else(
+            || building.pace.begun.load(Ordering::Relaxed) > 1 && self.sharing(building.tenant, seen).is_some(),
+            |paced| paced.has_waited,
+        )
     }
 
     fn pace(&self, tenant: TenantId) -> Arc<Pace> {
@@ -122,23 +139,22 @@ impl Builds {
         if let Some(pace) = paces.get(&tenant) {
             return pace.clone();
         }
-        paces.retain(|_, pace| Arc::strong_count(pace) > 1 || now < lock(&pace.times).due);
+        // As often as there is no more room: all are looked at.
+        if paces.len() == paces.capacity() {
+            paces.retain(|_, pace| Arc::strong_count(pace) > 1 || now < lock(&pace.times).due);
+        }
         let times = Mutex::new(Times { due: now, usual: USUAL });
-        paces.entry(tenant).or_insert(Arc::new(Pace { line: Turnstile::default(), times })).clone()
+        let pace = Pace { line: Turnstile::default(), times, begun: AtomicUsize::new(0) };
+        paces.entry(tenant).or_insert(Arc::new(pace)).clone()
     }
 }
 
 impl Building {
-    /// Whether it is one of many: its tenant had to wait for it until the others had as much.
-    pub(crate) fn gives_way(&self) -> bool {
-        self.paced.as_ref().is_some_and(|paced| paced.gives_way)
-    }
-
     /// It has ended, after so long.
     pub(crate) fn built(mut self, took: Duration) {
-        let Some(Paced { pace, cores, tenants, pause: counted, .. }) = self.paced.take() else { return };
-        let (pause, now) = (pause(took, tenants, cores), Instant::now());
-        let mut times = lock(&pace.times);
+        let Some(Paced { tenants, pause: counted, .. }) = self.paced.take() else { return };
+        let (pause, now) = (pause(took, tenants, self.cores), Instant::now());
+        let mut times = lock(&self.pace.times);
         times.usual = times.usual.saturating_mul(3).saturating_add(took) / 4;
         times.due = (times.due + pause).checked_sub(counted).unwrap_or(now).min(now + LONGEST_PAUSE);
     }
@@ -146,8 +162,9 @@ impl Building {
 
 impl Drop for Building {
     fn drop(&mut self) {
-        if let Some(Paced { pace, pause, .. }) = self.paced.take() {
-            let mut times = lock(&pace.times);
+        self.pace.begun.fetch_sub(1, Ordering::Relaxed);
+        if let Some(Paced { pause, .. }) = self.paced.take() {
+            let mut times = lock(&self.pace.times);
             times.due = times.due.checked_sub(pause).unwrap_or(times.due);
         }
     }
@@ -203,14 +220,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_build_gives_way_if_its_tenant_had_to_wait_for_it() {
-        let (builds, seen) = (Builds::new(1), Seen::of_busy_threads());
+    async fn a_build_that_is_one_of_many_of_its_tenant_gives_way_to_others() {
+        let (builds, seen, tenant) = (Builds::new(1), Seen::of_busy_threads(), TenantId(50));
+        let gives_way = |building: &Building| builds.gives_way(building, &seen);
+        let before = [builds.begin(tenant, &seen).await, builds.begin(tenant, &seen).await];
+        assert!(!before.iter().any(gives_way), "nobody else wants the processors");
         busy(&seen, 1..3);
-        let first = builds.begin(TenantId(50), &seen).await;
-        assert!(!first.gives_way(), "it may be the only one");
+        assert!(before.iter().all(gives_way));
+        drop(before);
+        let first = builds.begin(tenant, &seen).await;
+        assert!(!gives_way(&first), "the only one");
         first.built(ASKED);
         busy(&seen, 1..3);
-        assert!(builds.begin(TenantId(50), &seen).await.gives_way());
+        assert!(gives_way(&builds.begin(tenant, &seen).await), "it had to wait");
     }
 
     #[tokio::test(start_paused = true)]

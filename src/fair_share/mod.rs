@@ -189,6 +189,11 @@ impl FairShare {
         self.0.builds.begin(tenant, &self.0.seen).await
     }
 
+    /// Whether a build should take no more than what the others leave of the processors.
+    pub(crate) fn gives_way(&self, building: &Building) -> bool {
+        self.0.builds.gives_way(building, &self.0.seen)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Queue operations only.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)

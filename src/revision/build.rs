@@ -9,7 +9,6 @@ use super::{PluginInfo, PoolInner, Revision, resolve::blueprint};
 use crate::{
     engine::CompilePriority,
     error::Error,
-    fair_share::Building,
     memory::MemoryKind,
     registry::BuildTicket,
     runtime::Runtime,
@@ -106,9 +105,6 @@ async fn attempt(
     drop(fetched.split(cost.saturating_sub(kib(held)) as usize));
     let _held = inner.memory.charge(MemoryKind::Code, held);
     let mut blueprint = blueprint(inner, revision, plugin, &linked)?;
-    if building.as_ref().is_some_and(Building::gives_way) {
-        blueprint.request.priority = CompilePriority::Low;
-    }
     inner.compiler.check(&blueprint)?;
     let info = PluginInfo {
         digest: blueprint.plugin.digest(),
@@ -125,6 +121,9 @@ async fn attempt(
         () = followed => {}
     }
     let Some(admission) = ticket.admit(fetching).await else { return Ok(None) };
+    if inner.share.as_ref().zip(building.as_ref()).is_some_and(|(share, building)| share.gives_way(building)) {
+        blueprint.request.priority = CompilePriority::Low;
+    }
     let began = Instant::now();
     let plugin = matches!(spec.source, Source::Bytes(_)).then(|| blueprint.plugin.clone());
     let (interest, unwanted) = (ticket.interest(), ticket.unwanted());
