@@ -17,6 +17,7 @@
 //! | `endless`, `gallery` | a short evaluation beside hostile guests |
 //! | `collected` | how late a guest ends that does nothing but collect, and a short evaluation beside many |
 //! | `segments` | fresh evaluations of a plugin with many data segments |
+//! | `echo` | large inputs and outputs, with Extism's kernel in the plugin's module and beside it |
 //! | `back` | the return of an evicted plugin |
 //! | `builds` | cold builds, compiled in workers and in this process |
 //! | `start` | the start of a compile worker in a small process and in a large one |
@@ -27,6 +28,7 @@ mod back;
 mod bare;
 mod builds;
 mod collected;
+mod echo;
 mod hits;
 mod measure;
 mod neighbours;
@@ -59,7 +61,7 @@ const TASKS: usize = 64;
 
 type Part = fn(&mut Report, Duration);
 
-const PARTS: [(&str, Part); 13] = [
+const PARTS: [(&str, Part); 14] = [
     ("runners", runners::compare),
     ("workers", workers::one_and_two),
     ("recorder", recorder::with_and_without),
@@ -68,6 +70,7 @@ const PARTS: [(&str, Part); 13] = [
     ("gallery", neighbours::beside_gallery),
     ("collected", collected::full_heaps),
     ("segments", segments::many_and_one),
+    ("echo", echo::of_a_mebibyte),
     ("back", back::from_eviction),
     ("builds", builds::in_workers_and_in_process),
     ("start", builds::of_a_worker),

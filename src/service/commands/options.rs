@@ -73,7 +73,7 @@ pub(in crate::service) struct PluginOptions {
     /// Instances of the plugin at once [default: as set, else cores × 2]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1_000_000))]
     instances: Option<u32>,
-    /// A module from which the plugin imports by this name. At most two.
+    /// A module from which the plugin imports by this name. At most eight.
     #[arg(long, value_name = "NAME=FILE", value_parser = link)]
     link: Vec<(String, PathBuf)>,
     /// JSON into which the input of each evaluation is merged.
