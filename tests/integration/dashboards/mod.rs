@@ -3,6 +3,7 @@
 
 mod alerts;
 mod check;
+mod generate;
 mod panels;
 mod promtool;
 mod query;
@@ -14,7 +15,7 @@ use std::{
 };
 
 use evalpool::{
-    EvaluatorPool, Source, Spec,
+    PoolBuilder, Settings, Source, Spec,
     metrics::{AGE_BUCKETS, BUCKETS, CATALOGUE, MetricType},
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
@@ -31,6 +32,9 @@ pub(crate) const PROCESS: &[&str] = &[
     "process_virtual_memory_bytes",
     "process_virtual_memory_max_bytes",
 ];
+
+/// What the server tells of its clients.
+pub(crate) const HTTP: &[&str] = &["evalpool_http_body_bytes", "evalpool_http_connections"];
 
 /// What Prometheus itself records of each target.
 const SCRAPE: &str = "up";
@@ -69,24 +73,29 @@ impl Series {
     }
 }
 
-/// `/metrics` of a pool that has built, evaluated and closed a real plugin.
-static RENDERED: LazyLock<String> = LazyLock::new(|| {
+/// `/metrics` of a pool that has built, evaluated and closed a real plugin: the catalogue, and the series by evaluator and
+/// tenant.
+static RENDERED: LazyLock<[String; 2]> = LazyLock::new(|| {
     let age = Matcher::Full("evalpool_eviction_age_seconds".to_owned());
     let recorder = PrometheusBuilder::new()
         .set_buckets(BUCKETS)
         .and_then(|builder| builder.set_buckets_for_metric(age, AGE_BUCKETS))
         .unwrap()
         .build_recorder();
-    let pool = metrics::with_local_recorder(&recorder, || EvaluatorPool::builder().capacity(2).build()).unwrap();
+    let mut settings = Settings::default();
+    (settings.metrics.per_evaluator, settings.metrics.per_tenant) = (1, 1);
+    let builder = PoolBuilder::from(settings).capacity(2);
+    let pool = metrics::with_local_recorder(&recorder, || builder.build()).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(async {
+    let by_name = runtime.block_on(async {
         let wasm = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/service/greet/greet.wasm");
         let greet = pool.evaluator("greet", Spec::new(Source::file(wasm))).unwrap();
         let response = greet.evaluate(json!({"name": "Ada"})).await.unwrap();
         assert_eq!(response.json::<Value>().unwrap(), json!({"greeting": "Hello, Ada!"}));
         pool.close().await;
+        pool.usage_series().to_string()
     });
-    recorder.handle().render()
+    [recorder.handle().render(), by_name]
 });
 
 /// The series of a text in Prometheus's format.
@@ -142,7 +151,7 @@ fn promised() -> BTreeSet<Series> {
 
 #[test]
 fn a_pool_renders_exactly_the_series_of_the_catalogue() {
-    let rendered = series(&RENDERED);
+    let rendered = series(&RENDERED[0]);
     let promised = promised();
     let missing: Vec<_> = promised.difference(&rendered).collect();
     let surplus: Vec<_> = rendered.difference(&promised).collect();
@@ -162,12 +171,12 @@ fn what_happened_is_what_is_rendered() {
         "evalpool_instances_live{state=\"idle\"} 0",
         "evalpool_instances_live{state=\"busy\"} 0",
     ] {
-        assert!(RENDERED.lines().any(|rendered| rendered == line), "no {line:?} in\n{}", *RENDERED);
+        assert!(RENDERED[0].lines().any(|rendered| rendered == line), "no {line:?} in\n{}", RENDERED[0]);
     }
 }
 
-/// Every series that there can be: the pool's, the process's, and Prometheus's own.
+/// Every series that there can be: the pool's, the server's, the process's, and Prometheus's own.
 fn exposed() -> BTreeSet<Series> {
-    let own = PROCESS.iter().chain([&SCRAPE]).map(|name| Series::new(*name, &[]));
-    series(&RENDERED).into_iter().chain(own).collect()
+    let own = PROCESS.iter().chain(HTTP).chain([&SCRAPE]).map(|name| Series::new(*name, &[]));
+    RENDERED.iter().flat_map(|text| series(text)).chain(own).collect()
 }

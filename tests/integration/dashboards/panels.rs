@@ -129,7 +129,9 @@ fn every_panel_is_described_and_has_a_unit_and_thresholds() {
             let title = text(panel, "title");
             let defaults = &panel["fieldConfig"]["defaults"];
             assert!(!title.is_empty(), "{file} has a panel without a title");
-            assert!(text(panel, "description").len() > 20, "{file}, {title:?} does not say what it shows");
+            let what_to_do = text(panel, "description").split_once("\n\n**When it looks wrong:** ");
+            let is_described = what_to_do.is_some_and(|(shows, wrong)| shows.len() > 20 && wrong.len() > 20);
+            assert!(is_described, "{file}, {title:?} says what it shows, and what to do when that looks wrong");
             assert!(!text(defaults, "unit").is_empty(), "{file}, {title:?} has no unit");
             assert_eq!(panel["datasource"]["uid"], "${datasource}", "{file}, {title:?}");
             let steps = list(&defaults["thresholds"], "steps");

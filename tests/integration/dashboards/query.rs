@@ -179,11 +179,13 @@ impl Parser {
             Some(Token::Number(number)) => Ok(Expr::Number(number)),
             Some(Token::Word(word)) if AGGREGATIONS.contains(&word.as_str()) => self.aggregate(),
             Some(Token::Word(word)) if self.takes("(") => {
-                let mut arguments = vec![self.binary(0)?];
-                while self.takes(",") {
+                let mut arguments = Vec::new();
+                while !self.takes(")") {
+                    if !arguments.is_empty() {
+                        self.expect(",")?;
+                    }
                     arguments.push(self.binary(0)?);
                 }
-                self.expect(")")?;
                 Ok(Expr::Call { function: word, arguments })
             }
             Some(Token::Word(name)) => {

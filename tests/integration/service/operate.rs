@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     conformance::{IMPORTS, http::http_server},
-    dashboards::PROCESS,
+    dashboards::{HTTP, PROCESS},
     support::{GREET, wasm},
 };
 
@@ -85,9 +85,14 @@ fn every_metric_is_there_before_anything_has_happened() {
         };
         assert!(text.contains(&format!("# TYPE {} {of_type}", metric.name)), "{}", metric.name);
     }
-    let of_process: BTreeSet<_> =
-        text.lines().filter(|line| line.starts_with("process_")).filter_map(|line| line.split(' ').next()).collect();
-    assert_eq!(of_process, PROCESS.iter().copied().collect(), "what dashboards and alerts may ask of the process");
+    for (prefix, known) in [("process_", PROCESS), ("evalpool_http_", HTTP)] {
+        let shown: BTreeSet<_> = text
+            .lines()
+            .filter(|line| line.starts_with(prefix))
+            .filter_map(|line| line.split([' ', '{']).next())
+            .collect();
+        assert_eq!(shown, known.iter().copied().collect(), "what dashboards and alerts may ask of the server");
+    }
     assert_eq!(server.metric("evalpool_evaluators_registered", ""), 1);
     assert_eq!(server.post("greet", br#"{"name":"Ada"}"#).status, 200);
     assert!(server.metric("evalpool_evaluation_seconds_bucket", r#"le="+Inf""#) >= 1);
