@@ -11,20 +11,22 @@
 //! [`EvaluatorPool::usage_series`](crate::EvaluatorPool::usage_series) shows them.
 
 mod calls;
+mod reuse;
 mod telling;
 mod totals;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicUsize},
     time::Duration,
 };
 
 use metrics::{Counter, Gauge, Histogram, Unit};
 
-pub(crate) use self::calls::Told;
 pub use self::totals::PoolTotals;
+pub(crate) use self::{calls::Told, reuse::REUSE_BOUNDS};
 use self::{
     calls::Untold,
+    reuse::REUSE_WITHIN,
     telling::{Telling, lock},
     totals::Total,
 };
@@ -116,6 +118,8 @@ catalogue! {
         "How long the caller has waited that has waited longest; 0 if nobody waits.";
     LOOKUPS Counter "evalpool_lookups_total" { "result" = &["hit", "miss", "coalesced", "refused"] }
         "Lookups of a runtime: found, to be built, joined to a build in progress, or refused at once.";
+    REUSE Counter "evalpool_reuse_distance_total" { "within" = REUSE_WITHIN }
+        "Lookups that a pool of this capacity would have served without a build, if it evicted by last use alone: those whose evaluator was among the last so many that were looked up. Those within a greater one include them. Estimated from a sample beyond 1,024 evaluators.";
     BUILDS Counter "evalpool_builds_total" { "outcome" = OUTCOMES }
         "Builds that ended, by outcome.";
     BUILD_SECONDS Histogram "evalpool_build_seconds" { "phase" = &["fetch", "compile", "probe"] }
@@ -162,6 +166,9 @@ pub(crate) struct Metrics {
     waiting: Series<Gauge>,
     oldest_wait: Gauge,
     lookups: Series<Total>,
+    reuse: Series<Total>,
+    /// The bound within which a call reuses an instance that its thread has parked, as an index.
+    parked_within: Arc<AtomicUsize>,
     builds: Series<Total>,
     build_seconds: Series<Histogram>,
     compile_workers: Series<Gauge>,
@@ -222,6 +229,8 @@ impl Metrics {
             waiting: gauges(&WAITING),
             oldest_wait: metrics::gauge!(OLDEST_WAIT.name),
             lookups: counters(&LOOKUPS),
+            reuse: counters(&REUSE),
+            parked_within: Arc::default(),
             builds: counters(&BUILDS),
             build_seconds: histograms(&BUILD_SECONDS),
             compile_workers: gauges(&COMPILE_WORKERS),
@@ -339,6 +348,7 @@ impl Metrics {
         if let Some(counter) = of(&self.lookups, "hit") {
             counter.increment(hits);
         }
+        self.reused_parked(hits);
     }
 
     fn count_evaluations(&self, outcome: &'static str, evaluations: u64) {

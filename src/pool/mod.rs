@@ -341,11 +341,12 @@ impl EvaluatorPool {
 
     /// The same with this grace.
     pub fn close_with(&self, grace: Duration) -> impl Future<Output = CloseReport> + Send + 'static {
-        let (registry, metrics) = (&self.inner.registry, self.inner.metrics.clone());
+        let (registry, metrics) = (self.inner.registry.clone(), self.inner.metrics.clone());
         registry.shut_down(Some(grace));
         let closing = CloseReport::after(registry.gone(|_| true), grace);
         async move {
             let report = closing.await;
+            registry.show_reuse();
             metrics.tell();
             report
         }

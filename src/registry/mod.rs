@@ -218,7 +218,7 @@ impl<R: Resident> Registry<R> {
         let mut now = began;
         loop {
             let (requested, age) = self.inner.apply(|state| {
-                let age = *age.get_or_insert_with(|| state.age());
+                let age = *age.get_or_insert_with(|| state.looked_up(revision));
                 (state.request(revision, age, began, now, may_wait), age)
             });
             let count = |result: Lookup| self.inner.metrics.lookup(result.as_str());
@@ -283,6 +283,7 @@ impl<R: Resident> Registry<R> {
     /// Takes a revision out, whatever it is doing. Callers that wait for it get `refused`.
     pub(crate) fn retire(&self, revision: RevisionId, reason: CloseReason, grace: Option<Duration>, refused: &Refused) {
         self.inner.apply(|state| {
+            state.is_not_wanted_again(revision);
             state.retire(revision, reason, grace, refused, Instant::now());
         });
     }
@@ -320,8 +321,15 @@ impl<R: Resident> Registry<R> {
     /// whose close is overdue.
     pub(crate) fn look_after(&self) {
         let residents = self.inner.lock().parking();
+        self.inner.metrics.set_parking(residents.len());
         let leases = residents.iter().flat_map(|(_, resident)| resident.reclaim(true)).collect();
         self.inner.end_leases(leases, |state| state.give_up_overdue(Instant::now()));
+    }
+
+    /// Shows how far apart lookups of the same revision are.
+    pub(crate) fn show_reuse(&self) {
+        let within = self.inner.lock().take_reuse();
+        self.inner.metrics.reused(within);
     }
 
     /// How long the caller has waited that has waited longest.

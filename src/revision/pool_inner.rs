@@ -138,6 +138,7 @@ impl PoolInner {
 
     /// The engine's slots, which are shown in their gauges too.
     pub(crate) fn slots(&self) -> Option<Slots> {
+        self.registry.show_reuse();
         self.metrics.tell();
         self.show_workers();
         self.metrics.set_oldest_wait(self.registry.oldest_wait());
@@ -179,6 +180,7 @@ impl PoolInner {
 
 impl Drop for PoolInner {
     fn drop(&mut self) {
+        self.registry.show_reuse();
         self.metrics.tell();
     }
 }
@@ -199,6 +201,7 @@ impl Sweep {
                 shown = Instant::now();
                 inner.metrics.set_oldest_wait(inner.registry.oldest_wait());
             }
+            inner.registry.show_reuse();
             inner.metrics.tell();
             inner.weigh();
             inner.tenants.report_due();

@@ -212,3 +212,50 @@ async fn the_thousand_failures_that_came_last_are_remembered() {
     assert_eq!((compiles(0).await, compiles(2).await, compiles(1).await), (0, 0, 1));
     assert!(all.iter().all(|evaluator| pool.info(evaluator.name()).unwrap().state == RuntimeState::Cold));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_loop_over_more_than_fit_says_which_capacity_would_do() {
+    let spy = Spy::default();
+    let pool = Measured::new(&spy, |builder| builder.capacity(2).isolation(Isolation::Fresh));
+    let names: Vec<_> = (0..7).map(|number| format!("e{number}")).collect();
+    for name in &names {
+        pool.register(name, Spy::spec()).unwrap();
+    }
+    for _ in 0..4 {
+        for name in &names {
+            pool.get(name).unwrap().evaluate("").await.unwrap();
+        }
+    }
+    pool.slots();
+    let within = |bound: &str| pool.sum("evalpool_reuse_distance_total", &format!("within=\"{bound}\""));
+    assert_eq!(["1", "4", "8", "65536", "+Inf"].map(within), [0, 0, 21, 21, 28]);
+
+    // What is no more stands between no others. Nor does what is looked up by nobody.
+    for name in &names[2..] {
+        pool.get(name).unwrap().close().await;
+    }
+    for name in &names[..2] {
+        pool.get(name).unwrap().evaluate("").await.unwrap();
+    }
+    pool.slots();
+    assert_eq!(["1", "2", "4", "8", "+Inf"].map(within), [0, 2, 2, 23, 30]);
+    pool.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_of_parked_instances_would_hit_where_all_of_those_fit() {
+    let spy = Spy::default();
+    let pool = Measured::new(&spy, |builder| builder.capacity(8).isolation(Isolation::Reuse));
+    let evaluators = ["a", "b", "c"].map(|name| pool.register(name, Spy::spec()).unwrap());
+    for _ in 0..20 {
+        for evaluator in &evaluators {
+            evaluator.evaluate("").await.unwrap();
+        }
+    }
+    // It is looked ten times a second of how many instances are parked.
+    sleep(Duration::from_millis(150)).await;
+    pool.slots();
+    let within = |bound: &str| pool.sum("evalpool_reuse_distance_total", &format!("within=\"{bound}\""));
+    assert_eq!(["1", "2", "4", "+Inf"].map(within), [0, 0, 57, 60]);
+    pool.close().await;
+}

@@ -9,9 +9,26 @@ use super::{
     Age, BuildId, Effect, Grant, RegistryState, Requested, Returned,
     entries::{Build, Phase, Waiter, insert_by_age},
 };
-use crate::error::Error;
+use crate::{error::Error, metrics::REUSE_BOUNDS};
 
 impl<R: Resident> RegistryState<R> {
+    /// A caller has come that wants `revision`: its age. [`request`](Self::request) follows, more than once if it has to ask
+    /// again.
+    pub(in crate::registry) fn looked_up(&mut self, revision: RevisionId) -> Age {
+        self.reuse.looked_up(revision.number);
+        self.age()
+    }
+
+    /// Nobody will want `revision` again.
+    pub(in crate::registry) fn is_not_wanted_again(&mut self, revision: RevisionId) {
+        self.reuse.forget(revision.number);
+    }
+
+    /// How far apart lookups of the same revision were, since this was last called.
+    pub(in crate::registry) fn take_reuse(&mut self) -> [u64; REUSE_BOUNDS + 1] {
+        self.reuse.take()
+    }
+
     /// A caller wants a lease on `revision`, and has since it `began`. One that may not wait is refused instead.
     pub(in crate::registry) fn request(
         &mut self,
@@ -220,6 +237,9 @@ impl<R: Resident> RegistryState<R> {
             live.leases -= 1;
             live.uses += used_again;
             live.often.used(used_again, self.uses.period());
+            if used_again > 0 {
+                self.reuse.used(revision.number);
+            }
             if back {
                 live.idle += 1;
                 self.idle += 1;

@@ -38,6 +38,7 @@ mod parking;
 mod places;
 mod quotas;
 mod retire;
+mod reuse;
 mod uses;
 mod view;
 
@@ -59,6 +60,7 @@ use self::{
     memory::WantsRoom,
     places::Places,
     quotas::Holdings,
+    reuse::Reuse,
     uses::Uses,
 };
 pub(crate) use self::{
@@ -193,6 +195,7 @@ pub(super) struct RegistryState<R: Resident> {
     holdings: Holdings,
     weights: Weights,
     uses: Uses,
+    reuse: Reuse,
     /// A channel for each place that closes once the place is released and the gauges show it.
     gone: HashMap<PlaceId, (RevisionId, watch::Receiver<bool>)>,
     /// Draining runtimes that will give their places back soon: no lease is out, no guest runs, and none is overdue.
@@ -243,6 +246,7 @@ impl<R: Resident> RegistryState<R> {
             holdings: Holdings::default(),
             weights: Weights::default(),
             uses: Uses::new(limits.eviction, limits.capacity),
+            reuse: Reuse::default(),
             gone: HashMap::new(),
             closing: 0,
             instances: 0,

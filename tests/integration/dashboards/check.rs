@@ -34,6 +34,7 @@ impl Checker<'_> {
     fn labels(&mut self, expr: &Expr) -> Result<Labels, String> {
         match expr {
             Expr::Number(_) => Ok(Labels::new()),
+            Expr::Text(text) => Err(format!("{text:?} is no value")),
             Expr::Selector(selector) => {
                 let labels = self.select(selector)?;
                 if is_counter(&selector.name) {
@@ -101,6 +102,19 @@ impl Checker<'_> {
             }
             ("clamp_min" | "clamp_max", [vector, _]) => self.labels(vector),
             ("time", []) => Ok(Labels::new()),
+            ("scalar", [vector]) => match self.labels(vector)? {
+                labels if labels.is_empty() => Ok(labels),
+                labels => Err(format!("scalar of what has the labels {labels:?}")),
+            },
+            ("label_replace", [vector, Expr::Text(to), Expr::Text(with), Expr::Text(from), Expr::Text(regex)]) => {
+                let mut labels = self.labels(vector)?;
+                among(std::slice::from_ref(from), &labels)?;
+                if (with.as_str(), regex.as_str()) != ("$1", "(.*)") {
+                    return Err(format!("label_replace by {with:?} is beyond this test: teach it"));
+                }
+                labels.insert(to.clone());
+                Ok(labels)
+            }
             _ => Err(format!("{function} is beyond this test: teach it")),
         }
     }
@@ -110,7 +124,7 @@ impl Checker<'_> {
             return Err(format!("{right:?} may be zero: clamp_min it"));
         }
         let (of_left, of_right) = (self.labels(left)?, self.labels(right)?);
-        if let (Expr::Number(_), _) | (_, Expr::Number(_)) = (left, right) {
+        if is_scalar(left) || is_scalar(right) {
             return Ok(&of_left | &of_right);
         }
         let matching = match on {
@@ -130,8 +144,17 @@ fn is_counter(name: &str) -> bool {
     ["_total", "_bucket", "_sum", "_count"].iter().any(|suffix| name.ends_with(suffix))
 }
 
+fn is_scalar(expr: &Expr) -> bool {
+    match expr {
+        Expr::Number(_) => true,
+        Expr::Call { function, .. } => ["scalar", "time"].contains(&function.as_str()),
+        _ => false,
+    }
+}
+
 fn cannot_be_zero(divisor: &Expr) -> bool {
     match divisor {
+        Expr::Call { function, arguments } if function == "scalar" => arguments.iter().all(cannot_be_zero),
         Expr::Number(number) => *number != 0.0,
         Expr::Call { function, arguments } if function == "clamp_min" => arguments.get(1).is_some_and(cannot_be_zero),
         _ => false,
@@ -167,6 +190,8 @@ fn a_query_that_is_wrong_is_found_out() {
         ("sum(evalpool_runtimes_live) / sum(evalpool_runtimes_capacity)", "may be zero"),
         ("evalpool_runtimes_live > evalpool_runtimes_capacity", "never match"),
         ("sum(evalpool_runtimes_live) > on (state) evalpool_runtimes_capacity", "no \"state\" among"),
+        ("sum(evalpool_runtimes_live) / scalar(clamp_min(evalpool_runtimes_capacity, 1))", "scalar of what has"),
+        ("label_replace(evalpool_runtimes_live, \"to\", \"$1\", \"from\", \"(.*)\")", "no \"from\" among"),
         ("evalpool_runtimes_live{", ""),
     ] {
         let error = check(&exposed, query).expect_err(query);

@@ -14,6 +14,7 @@ const AGGREGATIONS: [&str; 5] = ["sum", "min", "max", "avg", "count"];
 #[derive(Debug)]
 pub(super) enum Expr {
     Number(f64),
+    Text(String),
     Selector(Selector),
     /// A selector over a range of time.
     Range(Selector),
@@ -177,6 +178,7 @@ impl Parser {
         }
         match self.rest.pop() {
             Some(Token::Number(number)) => Ok(Expr::Number(number)),
+            Some(Token::Text(text)) => Ok(Expr::Text(text)),
             Some(Token::Word(word)) if AGGREGATIONS.contains(&word.as_str()) => self.aggregate(),
             Some(Token::Word(word)) if self.takes("(") => {
                 let mut arguments = Vec::new();

@@ -2,9 +2,14 @@
 
 use super::{
     Dashboard,
-    panel::{gauge, heatmap, lines},
-    promql::{increase, of, rate, ratio, sum, sum_by},
+    panel::{bars, gauge, heatmap, lines, stat},
+    promql::{increase, of, rate, rate_of_range, ratio, sum, sum_by},
 };
+
+const REUSE: &str = "evalpool_reuse_distance_total";
+
+/// All lookups.
+const EVERY: &str = r#"within="+Inf""#;
 
 pub(super) fn dashboard() -> Dashboard {
     let thrash = vec![
@@ -40,10 +45,45 @@ pub(super) fn dashboard() -> Dashboard {
             .width(8)
             .query(sum_by("kind", &of("evalpool_slots_warm", "")), "{{kind}}"),
     ];
+    let within = |matchers: &str| sum_by("within", &rate_of_range(REUSE, matchers));
+    let all = sum(&rate_of_range(REUSE, EVERY));
+    let of_time = |within: &str| ratio(&sum(&rate(REUSE, &format!("within=\"{within}\""))), &sum(&rate(REUSE, EVERY)));
+    let enough = |part: f64| {
+        let buckets = sum_by("within", &rate_of_range(REUSE, ""));
+        let buckets = format!("label_replace({buckets}, \"le\", \"$1\", \"within\", \"(.*)\")");
+        format!("histogram_quantile({part}, {})", sum_by("le", &buckets))
+    };
+    let sizes = vec![
+        bars("Hit ratio over capacity", "percentunit", "within", "Which share of the lookups in the time that is shown would have found a runtime, at each `pool.capacity`, if it evicted by last use alone. From the distances between lookups of the same evaluator: exact up to 1,024 evaluators, then from a sample. First calls of an evaluator hit at no capacity.", "Where the bars stop rising, more capacity brings nothing. If your capacity is left of the rise, the pool thrashes: take the first bar that is as high as you want, and see 'Memory of a runtime' for what it costs. With several instances of the server, it is the capacity of each.")
+            .width(24)
+            .max(1.0)
+            .query(format!("{} / scalar(clamp_min({all}, 1e-9))", within(r#"within!="+Inf""#)), "{{within}}"),
+        stat("Capacity for 90, 95 and 99 %", "short", "The capacity that would have served this share of the lookups without a build, in the time that is shown.", "Far above `pool.capacity`, the line below: raise it. 65,536 means more than that, or that so many lookups were first ones.")
+            .width(8)
+            .query(enough(0.9), "90 %")
+            .query(enough(0.95), "95 %")
+            .query(enough(0.99), "99 %")
+            .query(format!("max({})", of("evalpool_runtimes_capacity", "")), "capacity"),
+        lines("Hit ratio at some capacities", "percentunit", "The same over time, for some capacities, and the hit ratio that the pool has.", "The pool's own is far below that of its capacity: `pool.memory` or `pool.idle_ttl` evict before the capacity does, or deploys replace what is there.")
+            .width(16)
+            .max(1.0)
+            .query(of_time("16"), "16")
+            .query(of_time("64"), "64")
+            .query(of_time("256"), "256")
+            .query(of_time("1024"), "1,024")
+            .query(of_time("4096"), "4,096")
+            .query(of_time("16384"), "16,384")
+            .query(ratio(&sum(&rate("evalpool_lookups_total", r#"result=~"hit|coalesced""#)), &sum(&rate("evalpool_lookups_total", ""))), "as it is"),
+    ];
     Dashboard {
         uid: "evalpool-capacity",
         title: "evalpool: capacity",
-        description: "How large the pool has to be: what is evicted too early, and what fills it.",
-        rows: vec![("What is evicted too early", thrash), ("What fills it", room), ("Instances", instances)],
+        description: "How large the pool has to be: what is evicted too early, the hit ratio of every capacity, and what fills it.",
+        rows: vec![
+            ("What is evicted too early", thrash),
+            ("How large is large enough", sizes),
+            ("What fills it", room),
+            ("Instances", instances),
+        ],
     }
 }
