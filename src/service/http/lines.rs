@@ -1,4 +1,4 @@
-//! A line of the log for each request, as long as there are few.
+//! A line of the log for each request, as long as there are few, and a count of all.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -9,11 +9,15 @@ use axum::{
     extract::Request,
     http::{Method, StatusCode},
 };
+use metrics::{Counter, Unit};
 use tracing::{Level, Span};
 
 use crate::{TraceParent, service::telemetry::requests::parent};
 
-/// Which requests of this second are logged.
+/// How a request ended, as it is counted: by the class of its status, or its client left.
+const ENDINGS: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "left"];
+
+/// Which requests of this second are logged, and how many there were.
 pub(super) struct Lines {
     most: u64,
     began: Instant,
@@ -21,6 +25,7 @@ pub(super) struct Lines {
     second: AtomicU64,
     /// Requests since the last line that have none.
     skipped: AtomicU64,
+    ended: [Counter; ENDINGS.len()],
 }
 
 /// A request, which is logged when this is dropped.
@@ -38,7 +43,30 @@ pub(super) struct Line<'a> {
 
 impl Lines {
     pub(super) fn new(most: u32) -> Self {
-        Self { most: most.into(), began: Instant::now(), second: AtomicU64::new(0), skipped: AtomicU64::new(0) }
+        const NAME: &str = "evalpool_http_requests_total";
+        metrics::describe_counter!(
+            NAME,
+            Unit::Count,
+            "Requests to /v1 that ended, by the class of their status, or since their client left before it was answered."
+        );
+        let ended = ENDINGS.map(|ending| metrics::counter!(NAME, "status" => ending));
+        // A counter that is set exists before its first event.
+        ended.iter().for_each(|ended| ended.absolute(0));
+        let (second, skipped) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { most: most.into(), began: Instant::now(), second, skipped, ended }
+    }
+
+    fn count(&self, status: Option<StatusCode>) {
+        let ending = match status {
+            None => "left",
+            Some(status) if status.is_server_error() => "5xx",
+            Some(status) if status.is_client_error() => "4xx",
+            Some(status) if status.is_redirection() => "3xx",
+            Some(_) => "2xx",
+        };
+        for (_, ended) in ENDINGS.iter().zip(&self.ended).filter(|(word, _)| **word == ending) {
+            ended.increment(1);
+        }
     }
 
     /// Whether this request gets a line; then, how many before it got none.
@@ -66,13 +94,17 @@ impl Line<'_> {
     /// Its path has the evaluator's name; a query is not shown.
     fn write(&self) {
         let Line { lines, method, path, began, trace, status, .. } = self;
+        let is_counted = path.starts_with("/v1/");
+        if is_counted {
+            lines.count(*status);
+        }
         let (said, status) = match status {
             Some(status) => ("answered", Some(status.as_u16())),
             None => ("its client left", None),
         };
         let seconds = began.elapsed().as_secs_f64();
         let trace = TraceParent::current().is_none().then_some(trace.as_ref()).flatten().map(TraceParent::trace_id);
-        let is_logged = path.starts_with("/v1/") && tracing::enabled!(Level::INFO);
+        let is_logged = is_counted && tracing::enabled!(Level::INFO);
         if let Some(skipped) = if is_logged { lines.next() } else { None } {
             let skipped = (skipped > 0).then_some(skipped);
             tracing::info!(%method, path, status, seconds, skipped, trace_id = trace, "{said}");

@@ -19,7 +19,7 @@ pub(super) struct Checked {
 /// Holds a query against `exposed`, every series that there can be.
 pub(super) fn check(exposed: &BTreeSet<Series>, query: &str) -> Result<Checked, String> {
     let expr = parse(query)?;
-    let mut checker = Checker { exposed, metrics: BTreeSet::new() };
+    let mut checker = Checker { exposed, metrics: BTreeSet::new(), differs: false };
     let labels = checker.labels(&expr)?;
     Ok(Checked { metrics: checker.metrics, labels })
 }
@@ -27,6 +27,8 @@ pub(super) fn check(exposed: &BTreeSet<Series>, query: &str) -> Result<Checked, 
 struct Checker<'a> {
     exposed: &'a BTreeSet<Series>,
     metrics: BTreeSet<String>,
+    /// Inside `abs`, counters of one process may be held against each other as they are.
+    differs: bool,
 }
 
 impl Checker<'_> {
@@ -37,7 +39,7 @@ impl Checker<'_> {
             Expr::Text(text) => Err(format!("{text:?} is no value")),
             Expr::Selector(selector) => {
                 let labels = self.select(selector)?;
-                if is_counter(&selector.name) {
+                if is_counter(&selector.name) && !self.differs {
                     return Err(format!("{} only ever goes up: look at it through rate or increase", selector.name));
                 }
                 Ok(labels)
@@ -101,6 +103,12 @@ impl Checker<'_> {
                 Ok(labels)
             }
             ("clamp_min" | "clamp_max", [vector, _]) => self.labels(vector),
+            ("abs", [difference @ Expr::Binary { operator, .. }]) if operator == "-" => {
+                self.differs = true;
+                let labels = self.labels(difference);
+                self.differs = false;
+                labels
+            }
             ("time", []) => Ok(Labels::new()),
             ("scalar", [vector]) => match self.labels(vector)? {
                 labels if labels.is_empty() => Ok(labels),
@@ -147,6 +155,7 @@ fn is_counter(name: &str) -> bool {
 fn is_scalar(expr: &Expr) -> bool {
     match expr {
         Expr::Number(_) => true,
+        Expr::Binary { left, right, .. } => is_scalar(left) && is_scalar(right),
         Expr::Call { function, .. } => ["scalar", "time"].contains(&function.as_str()),
         _ => false,
     }

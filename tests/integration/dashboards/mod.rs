@@ -4,6 +4,7 @@
 mod alerts;
 mod check;
 mod generate;
+mod live;
 mod panels;
 mod promtool;
 mod query;
@@ -34,7 +35,12 @@ pub(crate) const PROCESS: &[&str] = &[
 ];
 
 /// What the server tells of its clients.
-pub(crate) const HTTP: &[&str] = &["evalpool_http_body_bytes", "evalpool_http_connections"];
+pub(crate) const HTTP: &[&str] = &["evalpool_http_body_bytes", "evalpool_http_connections", REQUESTS];
+
+const REQUESTS: &str = "evalpool_http_requests_total";
+
+/// How they end, by the label `status`.
+pub(crate) const HTTP_STATUS: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "left"];
 
 /// What Prometheus itself records of each target.
 const SCRAPE: &str = "up";
@@ -177,6 +183,24 @@ fn what_happened_is_what_is_rendered() {
 
 /// Every series that there can be: the pool's, the server's, the process's, and Prometheus's own.
 fn exposed() -> BTreeSet<Series> {
-    let own = PROCESS.iter().chain(HTTP).chain([&SCRAPE]).map(|name| Series::new(*name, &[]));
-    RENDERED.iter().flat_map(|text| series(text)).chain(own).collect()
+    let own = PROCESS.iter().chain(HTTP).chain([&SCRAPE]).filter(|name| !name.starts_with(REQUESTS));
+    let own = own.map(|name| Series::new(*name, &[]));
+    let requests = HTTP_STATUS.map(|status| Series::new(REQUESTS, &[("status", status)]));
+    RENDERED.iter().flat_map(|text| series(text)).chain(own).chain(requests).collect()
+}
+
+/// Each name that begins like one of ours, as the documents write it.
+#[test]
+fn the_documents_name_metrics_that_exist() {
+    let exposed = exposed();
+    let names: BTreeSet<_> =
+        exposed.iter().map(|series| series.name.as_str()).chain(CATALOGUE.iter().map(|metric| metric.name)).collect();
+    for file in ["README.md", "ARCHITECTURE.md", "SECURITY.md", "ERRORS.md", "CHANGELOG.md", "RUNBOOK.md"] {
+        let text = read(file);
+        for word in text.split(|next: char| !next.is_ascii_lowercase() && next != '_') {
+            // Not the start of several names, nor a cfg.
+            let is_metric = word.starts_with("evalpool_") && !word.ends_with('_') && word != "evalpool_shuttle";
+            assert!(!is_metric || names.contains(word), "{file} names {word}, which there is not");
+        }
+    }
 }

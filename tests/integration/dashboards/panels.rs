@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{Labels, check::check, exposed, owned, read};
 
 /// Every dashboard of the folder, by file name.
-fn dashboards() -> Vec<(String, Value)> {
+pub(super) fn dashboards() -> Vec<(String, Value)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("dashboards");
     let mut dashboards: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
@@ -45,11 +45,19 @@ fn drawn(dashboard: &Value) -> impl Iterator<Item = &Value> {
     panels(dashboard).into_iter().filter(|panel| text(panel, "type") != "row")
 }
 
+pub(super) fn titles(dashboard: &Value) -> Vec<String> {
+    drawn(dashboard).map(|panel| text(panel, "title").to_owned()).collect()
+}
+
 /// A query as Grafana would send it, with everything chosen in every variable.
 fn expand(dashboard: &Value, query: &str) -> Result<String, String> {
+    expand_over(dashboard, query, "1m", "1h")
+}
+
+fn expand_over(dashboard: &Value, query: &str, interval: &str, range: &str) -> Result<String, String> {
     let variables = list(&dashboard["templating"], "list").iter().map(|variable| text(variable, "name"));
     let replaced = variables.fold(
-        query.replace("$__rate_interval", "1m").replace("$__interval", "15s").replace("$__range", "1h"),
+        query.replace("$__rate_interval", interval).replace("$__interval", "15s").replace("$__range", range),
         |query, name| query.replace(&format!("${{{name}}}"), ".+").replace(&format!("${name}"), ".+"),
     );
     // What label_replace puts in is no variable.
@@ -61,8 +69,14 @@ fn expand(dashboard: &Value, query: &str) -> Result<String, String> {
 
 /// Every query of every panel, as Grafana would send it.
 pub(super) fn queries() -> Vec<String> {
+    queries_of("1m", "1h")
+}
+
+/// The same where rates are taken over this interval, and the dashboard shows this range.
+pub(super) fn queries_of(interval: &str, range: &str) -> Vec<String> {
+    let expand = |dashboard: &Value, query: &str| expand_over(dashboard, query, interval, range).unwrap();
     let of_panel = |dashboard: &Value, panel: &Value| -> Vec<String> {
-        list(panel, "targets").iter().map(|target| expand(dashboard, text(target, "expr")).unwrap()).collect()
+        list(panel, "targets").iter().map(|target| expand(dashboard, text(target, "expr"))).collect()
     };
     let of_dashboard = |(_, dashboard): &(String, Value)| -> Vec<String> {
         drawn(dashboard).flat_map(|panel| of_panel(dashboard, panel)).collect()

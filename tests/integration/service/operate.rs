@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     conformance::{IMPORTS, http::http_server},
-    dashboards::{HTTP, PROCESS},
+    dashboards::{HTTP, HTTP_STATUS, PROCESS},
     support::{GREET, wasm},
 };
 
@@ -93,10 +93,17 @@ fn every_metric_is_there_before_anything_has_happened() {
             .collect();
         assert_eq!(shown, known.iter().copied().collect(), "what dashboards and alerts may ask of the server");
     }
+    for status in HTTP_STATUS {
+        assert!(text.contains(&format!("evalpool_http_requests_total{{status=\"{status}\"}} 0")), "{status}");
+    }
     assert_eq!(server.metric("evalpool_evaluators_registered", ""), 1);
     assert_eq!(server.post("greet", br#"{"name":"Ada"}"#).status, 200);
     assert!(server.metric("evalpool_evaluation_seconds_bucket", r#"le="+Inf""#) >= 1);
     assert_eq!(server.metric("evalpool_evaluations_total", r#"outcome="ok""#), 1);
+    server.post("greeet", b"").is(404, "not_found");
+    let requests =
+        HTTP_STATUS.map(|status| server.metric("evalpool_http_requests_total", &format!("status=\"{status}\"")));
+    assert_eq!(requests, [1, 0, 1, 0, 0]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::{
     Dashboard,
     panel::{lines, stat},
-    promql::{of, rate, sum, sum_by},
+    promql::{of, rate, ratio, sum, sum_by},
 };
 
 pub(super) fn dashboard() -> Dashboard {
@@ -36,10 +36,24 @@ pub(super) fn dashboard() -> Dashboard {
             .query(of("process_open_fds", ""), "{{instance}}")
             .query(format!("min({} > 0)", of("process_max_fds", "")), "limit"),
     ];
+    let answered = |status: &str| sum(&rate("evalpool_http_requests_total", &format!("status=\"{status}\"")));
+    let all = sum(&rate("evalpool_http_requests_total", ""));
+    let requests = vec![
+        lines("Requests by status", "ops", "Requests to `/v1` that ended, a second, by the class of their status; `left`: the client left before it was answered.", "`5xx`: the server's own, see 'Failures by kind' in the dashboard evalpool. `4xx`: plugins that fail, quotas and saturation are among them, and clients that ask for what is not there. `left`: clients give up sooner than the server answers.")
+            .stacked()
+            .colour("2xx", "green")
+            .colour("5xx", "red")
+            .query(sum_by("status", &rate("evalpool_http_requests_total", "")), "{{status}}"),
+        lines("Share of failures", "percentunit", "Share of the requests that the server failed (`5xx`), that it refused or whose plugin failed (`4xx`), and whose client left.", "Compare the latencies in the dashboard evalpool with the clients' timeouts if many leave; each error kind's status is in ERRORS.md.")
+            .max(1.0)
+            .query(ratio(&answered("5xx"), &all), "5xx")
+            .query(ratio(&answered("4xx"), &all), "4xx")
+            .query(ratio(&answered("left"), &all), "left"),
+    ];
     Dashboard {
         uid: "evalpool-http",
         title: "evalpool: HTTP",
         description: "The server around the pool: its clients, and its process.",
-        rows: vec![("Clients", clients), ("Process", process)],
+        rows: vec![("Requests", requests), ("Clients", clients), ("Process", process)],
     }
 }
