@@ -218,6 +218,9 @@ pub struct ServiceSettings {
     pub data: PathBuf,
     /// A file of tokens. Needed to listen on an address that is not loopback.
     pub token_file: Option<PathBuf>,
+    /// Whether `GET /` is a page that shows what the server does. Its files need no token; what it shows needs one as every
+    /// request does. By default it is there where `listen` is a loopback address.
+    pub ui: Option<bool>,
     /// Connections that may be open at once. For one more, the connection that is idle longest ends; if none is, the one
     /// whose body or answer is furthest behind `transfer_rate`. If all are at work, it waits. At least 1; where the system
     /// gives the server fewer files than its settings need, at most half as many as there are files. Default 1024.
@@ -374,6 +377,7 @@ impl Default for ServiceSettings {
             admin_listen: None,
             data: PathBuf::from("./evalpool-data"),
             token_file: None,
+            ui: None,
             max_connections: 1024,
             body_memory: 512 * 1024 * 1024,
             transfer_rate: 8 * 1024,
@@ -381,6 +385,14 @@ impl Default for ServiceSettings {
             request_headers: headers::REQUEST.map(str::to_owned).into(),
             response_headers: headers::RESPONSE.map(str::to_owned).into(),
         }
+    }
+}
+
+impl ServiceSettings {
+    /// Whether there is a page.
+    #[cfg(feature = "service")]
+    pub(crate) fn has_ui(&self) -> bool {
+        self.ui.unwrap_or_else(|| self.listen.ip().to_canonical().is_loopback())
     }
 }
 

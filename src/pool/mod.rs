@@ -16,6 +16,8 @@
 
 mod builder;
 mod prepared;
+#[cfg(feature = "service")]
+mod search;
 mod snapshot;
 
 use std::{
@@ -210,7 +212,8 @@ impl EvaluatorPool {
         self.infos(&evaluators)
     }
 
-    fn infos(&self, evaluators: &[Evaluator]) -> Vec<EvaluatorInfo> {
+    /// What each of these is and does.
+    pub(crate) fn infos(&self, evaluators: &[Evaluator]) -> Vec<EvaluatorInfo> {
         let mut all = self.inner.registry.view().runtimes;
         // An evaluator that was unloaded and built anew has two: the later in this order is shown.
         all.sort_by_key(|runtime| match runtime.state {

@@ -11,6 +11,9 @@ use crate::metrics::{CATALOGUE, Metric, MetricType};
 /// How often to call [`Exporter::run_upkeep`]: samples of histograms that are not in the catalogue pile up in between.
 pub(super) const UPKEEP: Duration = Duration::from_secs(5);
 
+/// How long evaluations took.
+const EVALUATION_SECONDS: &str = "evalpool_evaluation_seconds";
+
 /// Shows what was recorded.
 #[derive(Clone)]
 pub struct Exporter {
@@ -49,6 +52,12 @@ impl Exporter {
     #[must_use]
     pub fn render(&self) -> String {
         self.prometheus.render() + &self.histograms.render()
+    }
+
+    /// How many evaluations there were so far by how long they waited, and by how long their guests ran: one count for each
+    /// of [`BUCKETS`](crate::metrics::BUCKETS), and one for those above.
+    pub(super) fn evaluation_times(&self) -> [Vec<u64>; 2] {
+        ["phase=\"wait\"", "phase=\"exec\""].map(|labels| self.histograms.counts(EVALUATION_SECONDS, labels))
     }
 
     /// Makes room for more samples.

@@ -48,6 +48,13 @@ impl Histograms {
         family.series.entry(labels.join(",")).or_insert_with(|| Arc::new(Buckets::new(bounds))).clone()
     }
 
+    /// What a series has counted in each of its buckets. Empty if there is no such series.
+    pub(super) fn counts(&self, metric: &str, labels: &str) -> Vec<u64> {
+        let families = self.lock();
+        let buckets = families.get(metric).and_then(|family| family.series.get(labels));
+        buckets.map_or_else(Vec::new, |it| it.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect())
+    }
+
     /// In Prometheus's text format.
     pub(super) fn render(&self) -> String {
         let mut text = String::new();

@@ -14,6 +14,7 @@
 //! | `exporter`, `log` | the recorder of metrics and the log, both of the process |
 //! | `histograms` | those of that recorder |
 //! | `telemetry` | traces, to a collector |
+//! | `ui` | the page that shows what the server does |
 //! | `process` | metrics of the process: memory, CPU, threads, open files |
 //! | `exit` | how the program ends |
 //!
@@ -35,6 +36,7 @@ pub mod log;
 pub mod process;
 mod store;
 pub mod telemetry;
+mod ui;
 
 use std::{ffi::OsString, time::Duration};
 

@@ -44,6 +44,7 @@ use crate::{
         http::{self, App, Tokens},
         listen,
         store::Store,
+        ui,
     },
     units::Size,
 };
@@ -88,6 +89,7 @@ pub(in crate::service) async fn serve(
         let connections = Connections::of_operators(service);
         tokio::spawn(listen::serve(listener, http::admin_router(app.clone()), connections, pending()))
     });
+    let sampling = app.ui().map(|ui| tokio::spawn(ui::watch(ui, pool.clone(), exporter.clone())));
     let upkeep = tokio::spawn(keep_up(exporter));
     print(greeting(address, has_tokens))?;
     for warning in &fit.warnings {
@@ -111,6 +113,9 @@ pub(in crate::service) async fn serve(
     // Whatever anybody may be billed for has ended.
     let _ = spawn_blocking(move || pool.report_usage()).await;
     upkeep.abort();
+    if let Some(sampling) = sampling {
+        sampling.abort();
+    }
     if let Some(admin) = admin {
         admin.abort();
     }

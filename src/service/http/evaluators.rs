@@ -128,6 +128,7 @@ async fn publish(
     check: impl FnOnce(Option<u64>) -> Result<(), Error> + Send + 'static,
 ) -> Result<Response, Problem> {
     let (pool, named, spec) = (app.pool.clone(), name.clone(), staged.spec(&document, &app.ceilings));
+    let is_upload = plugin.is_some();
     let prepared = pool.prepare_with(&named, spec, plugin).await?;
     let nameless = Error::Internal { reason: "a plugin was prepared without being read", cause: None };
     let info = prepared.info().ok_or(nameless)?;
@@ -142,6 +143,7 @@ async fn publish(
         let digest = info.digest.map(|digest| digest.to_string());
         let labels = (!document.labels.is_empty()).then(|| serde_json::to_string(&document.labels).unwrap_or_default());
         tracing::info!(name, digest, entry_point, revision, labels, replaced, "an evaluator was registered");
+        app.note_change(&name, what(is_upload, replaced), Some(revision));
         Ok((Shown { info, revision, spec: document.shown()? }, replaced))
     })
     .await?;
@@ -149,9 +151,18 @@ async fn publish(
     Ok((status, [(header::LOCATION, location)], shown.into_response()?).into_response())
 }
 
+/// What was done to an evaluator, in a word.
+fn what(is_upload: bool, replaced: bool) -> &'static str {
+    match (is_upload, replaced) {
+        (false, _) => "patched",
+        (true, false) => "uploaded",
+        (true, true) => "replaced",
+    }
+}
+
 /// An evaluator as its clients see it.
 #[derive(Serialize)]
-struct Shown {
+pub(super) struct Shown {
     #[serde(flatten)]
     info: EvaluatorInfo,
     revision: u64,
@@ -199,6 +210,9 @@ pub(super) async fn evaluate(
         evaluator.evaluate_from(&*shared, call).await
     };
     let evaluated = app.guests.run(id, evaluation.in_current_span()).await?;
+    if let (Some(ui), Err(error)) = (&app.ui, &evaluated) {
+        ui.failures.note(&name, error);
+    }
     let response = evaluated.map_err(|error| match error {
         Error::PayloadTooLarge { what: "input", limit } if asked.was_request() => {
             let limit = Size(limit);
@@ -239,13 +253,14 @@ pub(super) async fn evaluate(
 /// Shows one evaluator.
 pub(super) async fn show(State(app): State<Arc<App>>, Name(name): Name, uri: Uri) -> Result<Response, Problem> {
     no_parameters(&uri)?;
-    blocking(move || {
-        let shown = app.store.shown(&name)?;
-        let (info, (revision, spec)) = app.pool.info(&name).zip(shown).ok_or(Error::NotFound { name })?;
-        Ok(Shown { info, revision, spec })
-    })
-    .await?
-    .into_response()
+    blocking(move || shown(&app, name)).await?.into_response()
+}
+
+/// What is known of an evaluator. Reads its file.
+pub(super) fn shown(app: &App, name: String) -> Result<Shown, Error> {
+    let stored = app.store.shown(&name)?;
+    let (info, (revision, spec)) = app.pool.info(&name).zip(stored).ok_or(Error::NotFound { name })?;
+    Ok(Shown { info, revision, spec })
 }
 
 /// Lists registered evaluators in the order of their names.
@@ -303,6 +318,7 @@ pub(super) async fn remove(
         Ok((taken.ok_or(Error::NotFound { name })?, claims))
     })
     .await?;
+    app.note_change(evaluator.name(), "removed", None);
     let closed = evaluator.close().await;
     // No build reads the plugin's file any more.
     drop(claims);

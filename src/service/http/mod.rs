@@ -13,6 +13,7 @@
 //! | [`answer`] | answers, bounded in sum with them |
 //! | [`problem`] | errors as clients see them. Only this file knows the status of an error |
 //! | [`tokens`] | who may use the service |
+//! | [`ui`] | the requests of the status page |
 //! | [`work`] | requests in flight, which a shutdown waits for |
 //!
 //! A handler is one future. When its client leaves, hyper drops that future, which gives up a place in a queue, stops a
@@ -30,6 +31,7 @@ mod problem;
 mod request;
 mod tenants;
 mod tokens;
+mod ui;
 mod work;
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
@@ -48,7 +50,8 @@ use tracing::Instrument;
 use self::{exchange::Allowed, lines::Lines, problem::Problem};
 pub(super) use self::{tokens::Tokens, work::Work};
 use super::{
-    connections::Connections, document::Ceilings, exporter::Exporter, guests::Guests, store::Store, telemetry::requests,
+    connections::Connections, document::Ceilings, exporter::Exporter, guests::Guests, store::Store,
+    telemetry::requests, ui::Ui,
 };
 use crate::{Error, ErrorKind, EvaluatorPool, Settings};
 
@@ -67,6 +70,8 @@ pub(super) struct App {
     guests: Arc<Guests>,
     exporter: Exporter,
     lines: Lines,
+    /// What the status page shows, if there is one.
+    ui: Option<Arc<Ui>>,
 }
 
 impl App {
@@ -93,6 +98,21 @@ impl App {
             guests: Arc::new(guests),
             exporter,
             lines: Lines::new(settings.log.requests_per_second),
+            ui: settings.service.has_ui().then(|| Arc::new(Ui::new())),
+        }
+    }
+
+    /// What the status page shows, if there is one.
+    pub(super) fn ui(&self) -> Option<Arc<Ui>> {
+        self.ui.clone()
+    }
+
+    /// Notes for the page what was done to an evaluator.
+    fn note_change(&self, name: &str, what: &'static str, revision: Option<u64>) {
+        let Some(ui) = &self.ui else { return };
+        ui.history.changed(name, what, revision);
+        if what == "removed" {
+            ui.failures.forget(name);
         }
     }
 
@@ -107,7 +127,14 @@ impl App {
 
 /// Every route.
 pub(super) fn router(app: Arc<App>) -> Router {
-    let evaluators = Router::new()
+    let mut evaluators = Router::new();
+    if app.ui.is_some() {
+        evaluators = evaluators
+            .route("/ui/evaluators", get(ui::evaluators))
+            .route("/ui/evaluators/{name}", get(ui::evaluator))
+            .route("/ui/tenants", get(ui::tenants));
+    }
+    let evaluators = evaluators
         .route("/v1/evaluators", get(evaluators::list))
         .route(
             "/v1/evaluators/{name}",
@@ -122,10 +149,13 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/v1/tenants/{name}", get(tenants::show))
         .route_layer(middleware::from_fn(answer::bound))
         .route_layer(middleware::from_fn_with_state(app.clone(), count));
-    let guarded = evaluators
-        .route("/metrics", get(operations::metrics))
-        .route_layer(middleware::from_fn_with_state(app.clone(), authorise));
-    whole(guarded, app)
+    let mut guarded = evaluators.route("/metrics", get(operations::metrics));
+    if app.ui.is_some() {
+        guarded = guarded.route("/ui/events", get(ui::events));
+    }
+    let guarded = guarded.route_layer(middleware::from_fn_with_state(app.clone(), authorise));
+    let files = if app.ui.is_some() { ui::files() } else { Router::new() };
+    whole(guarded.merge(files), app)
 }
 
 /// The routes of `service.admin_listen`: health, readiness and metrics.

@@ -11,7 +11,7 @@ use super::problem::Problem;
 use crate::{
     Error, ErrorKind,
     pool::check_name,
-    service::{cli::word, document::Document},
+    service::{cli::word, document::Document, ui::search::Search},
 };
 
 /// The evaluator's name in a path, decoded and checked.
@@ -123,10 +123,7 @@ impl Page {
 
     pub(super) fn of(uri: &Uri) -> Result<Self, Error> {
         let mut said = parameters(uri, &["limit", "after"])?;
-        let limit = value(&mut said, "limit", |text| match text.parse() {
-            Ok(limit) if (1..=Self::MAX_LIMIT).contains(&limit) => Ok(limit),
-            _ => Err(format!("expected a number from 1 to {}", Self::MAX_LIMIT)),
-        })?;
+        let limit = value(&mut said, "limit", |text| limit(text, Self::MAX_LIMIT))?;
         Ok(Self { limit: limit.unwrap_or(Self::LIMIT), after: said.remove("after") })
     }
 
@@ -142,6 +139,35 @@ impl Page {
         found.truncate(self.limit);
         let next = found.last().filter(|_| !is_last).map(|last| name(last).to_owned());
         (found, next)
+    }
+}
+
+/// The parameters of the page's lists.
+pub(super) fn search(uri: &Uri) -> Result<Search, Error> {
+    let mut said = parameters(uri, &["q", "tenant", "state", "sort", "descending", "page", "limit"])?;
+    let limit = value(&mut said, "limit", |text| limit(text, Page::MAX_LIMIT))?;
+    Ok(Search {
+        text: said.remove("q").unwrap_or_default(),
+        tenant: said.remove("tenant"),
+        state: value(&mut said, "state", word)?,
+        sort: value(&mut said, "sort", word)?.unwrap_or_default(),
+        descending: value(&mut said, "descending", str::parse)?.unwrap_or_default(),
+        page: value(&mut said, "page", str::parse)?.unwrap_or_default(),
+        limit: limit.unwrap_or(Page::LIMIT),
+    })
+}
+
+/// From which sample on the page reads, and whether it wants every runtime.
+pub(super) fn watch(uri: &Uri) -> Result<(u64, bool), Error> {
+    let mut said = parameters(uri, &["from", "runtimes"])?;
+    let from = value(&mut said, "from", str::parse)?;
+    Ok((from.unwrap_or_default(), value(&mut said, "runtimes", str::parse)?.unwrap_or_default()))
+}
+
+fn limit(text: &str, most: usize) -> Result<usize, String> {
+    match text.parse() {
+        Ok(limit) if (1..=most).contains(&limit) => Ok(limit),
+        _ => Err(format!("expected a number from 1 to {most}")),
     }
 }
 

@@ -36,6 +36,12 @@ impl Work {
         self.state.send_modify(|state| state.draining = true);
     }
 
+    /// Waits until new requests are refused.
+    pub(super) async fn draining(&self) {
+        // Cannot fail: `self` holds the sender.
+        let _ = self.state.subscribe().wait_for(|state| state.draining).await;
+    }
+
     /// Waits until no request is in flight.
     pub(in crate::service) async fn idle(&self) {
         // Cannot fail: `self` holds the sender.

@@ -1,0 +1,145 @@
+//! The requests of the status page: its files, which anybody may load, and what it shows, which takes a token.
+
+use std::{convert::Infallible, sync::Arc};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    http::{HeaderName, HeaderValue, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use futures_util::stream;
+use serde::Serialize;
+
+use super::{
+    App,
+    evaluators::{Shown, blocking, json, shown},
+    problem::Problem,
+    request::{self, Name, no_parameters},
+};
+use crate::{
+    Error, ErrorKind, RuntimeInfo,
+    service::ui::{
+        Failure, Ui, Watcher,
+        page::{FILES, File, POLICY},
+        search,
+    },
+};
+
+/// The page's files.
+pub(super) fn files() -> Router<Arc<App>> {
+    FILES.iter().fold(Router::new(), |router, file| router.route(file.path, get(move || async move { send(file) })))
+}
+
+fn send(file: &'static File) -> Response {
+    const SAFE: [(HeaderName, &str); 5] = [
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::REFERRER_POLICY, "no-referrer"),
+        // Another version of the server has other files.
+        (header::CACHE_CONTROL, "no-cache"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ];
+    (SAFE, [(header::CONTENT_TYPE, file.kind)], file.text).into_response()
+}
+
+/// What changes, as server-sent events: first the last ten minutes, then each second. It ends when the server drains.
+pub(super) async fn events(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
+    let (next, is_mapped) = request::watch(&uri)?;
+    let too_many = || {
+        let detail = "as many pages are open as may be; close one";
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, ErrorKind::Saturated, detail)
+    };
+    let watcher = ui(&app)?.history.watch(next, is_mapped).ok_or_else(too_many)?;
+    let greeting = format!("event: hello\ndata: {{\"version\":\"{}\"}}\n\n", env!("CARGO_PKG_VERSION"));
+    let events = stream::unfold((app, watcher, Some(greeting)), |(app, mut watcher, greeting)| async move {
+        let text = match greeting {
+            Some(greeting) => greeting,
+            None => next_event(&app, &mut watcher).await?,
+        };
+        Some((Ok::<_, Infallible>(text), (app, watcher, None)))
+    });
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        // nginx would collect them.
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ];
+    Ok((headers, Body::from_stream(events)).into_response())
+}
+
+async fn next_event(app: &App, watcher: &mut Watcher) -> Option<String> {
+    loop {
+        if app.work.is_draining() {
+            return None;
+        }
+        if let Some(text) = watcher.read(&app.ui.as_ref()?.history) {
+            return Some(text);
+        }
+        tokio::select! {
+            () = watcher.news() => {}
+            () = app.work.draining() => {}
+        }
+    }
+}
+
+/// Evaluators, looked through, sorted and cut.
+pub(super) async fn evaluators(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
+    search_by(app, &uri, |app, ui, search| {
+        let mut found = search::evaluators(&app.pool, search, ui.history.snapshot().as_deref());
+        for row in &mut found.rows {
+            row.revision = app.store.revision(&row.name);
+        }
+        found
+    })
+    .await
+}
+
+/// Tenants, likewise.
+pub(super) async fn tenants(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
+    search_by(app, &uri, |app, _, search| search::tenants(&app.pool, search)).await
+}
+
+async fn search_by<T: Serialize + Send + 'static>(
+    app: Arc<App>,
+    uri: &Uri,
+    find: impl FnOnce(&App, &Ui, &search::Search) -> search::Found<T> + Send + 'static,
+) -> Result<Response, Problem> {
+    let search = request::search(uri)?;
+    let ui = ui(&app)?.clone();
+    let found = {
+        let closed = |error| Error::internal("nobody may search any more", error);
+        let _turn = ui.searches.acquire().await.map_err(closed)?;
+        let ui = ui.clone();
+        blocking(move || Ok(find(&app, &ui, &search))).await?
+    };
+    json(&found)
+}
+
+/// One evaluator, with what the page alone shows: its runtime and its last failures.
+pub(super) async fn evaluator(State(app): State<Arc<App>>, Name(name): Name, uri: Uri) -> Result<Response, Problem> {
+    #[derive(Serialize)]
+    struct Whole {
+        #[serde(flatten)]
+        shown: Shown,
+        runtime: Option<RuntimeInfo>,
+        failures: Vec<Failure>,
+    }
+
+    no_parameters(&uri)?;
+    let ui = ui(&app)?.clone();
+    let whole = blocking(move || {
+        let runtime = app.pool.get(&name).and_then(|evaluator| ui.history.runtime(evaluator.id()));
+        let failures = ui.failures.of(&name);
+        Ok(Whole { shown: shown(&app, name)?, runtime, failures })
+    })
+    .await?;
+    json(&whole)
+}
+
+fn ui(app: &App) -> Result<&Arc<Ui>, Error> {
+    // Its routes are there only with it.
+    app.ui.as_ref().ok_or(Error::Internal { reason: "there is no page", cause: None })
+}

@@ -1,0 +1,196 @@
+//! The last errors of each evaluator, for who wants to know why it fails: a few of each, and so many bytes in all.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde::Serialize;
+
+use super::now;
+use crate::{Error, ErrorKind, LastWords};
+
+/// Failures that are kept of one evaluator.
+const OF_ONE: usize = 8;
+
+/// Bytes that are kept in all.
+const BYTES: usize = 2 << 20;
+
+/// Bytes that are kept of one text.
+const TEXT: usize = 4096;
+
+/// What one failure takes beside its texts.
+const OVERHEAD: usize = 256;
+
+/// One that is like the last one of its evaluator is counted with it for so many milliseconds.
+const TOGETHER: u64 = 1000;
+
+/// Why an evaluation failed, and others in the same second.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(in crate::service) struct Failure {
+    /// When the first did, in milliseconds since the Unix epoch.
+    at: u64,
+    /// How many did.
+    times: u64,
+    kind: &'static str,
+    detail: String,
+    stack: Vec<String>,
+    stderr: String,
+    stdout: String,
+    /// It has left words that only an evaluator with `debug` shows.
+    hides: bool,
+}
+
+/// Those of all evaluators.
+#[derive(Default)]
+pub(in crate::service) struct Failures(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    bytes: usize,
+    /// By their number: the oldest first.
+    all: BTreeMap<u64, (Arc<str>, Failure)>,
+    of: HashMap<Arc<str>, VecDeque<u64>>,
+}
+
+impl Failures {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics under it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps why an evaluation of this evaluator failed. What a guest left behind is kept only if its clients may see it.
+    pub(in crate::service) fn note(&self, name: &str, error: &Error) {
+        let kind = error.kind();
+        if matches!(kind, ErrorKind::Cancelled | ErrorKind::Closed | ErrorKind::ShuttingDown) {
+            return;
+        }
+        let at = now();
+        let mut state = self.lock();
+        if let Some(last) = state.last_of(name)
+            && last.kind == kind.as_str()
+            && at.saturating_sub(last.at) < TOGETHER
+        {
+            last.times += 1;
+            return;
+        }
+        let words = error.last_words();
+        let shown = words.and_then(LastWords::for_clients);
+        let failure = Failure {
+            at,
+            times: 1,
+            kind: kind.as_str(),
+            detail: cut(&error.to_string()),
+            stack: shown.map_or_else(Vec::new, |words| words.stack().iter().map(|frame| cut(frame)).collect()),
+            stderr: shown.map_or_else(String::new, |words| cut(words.stderr())),
+            stdout: shown.map_or_else(String::new, |words| cut(words.stdout())),
+            hides: words.is_some() && shown.is_none(),
+        };
+        state.add(name, failure);
+    }
+
+    /// Those of an evaluator, the last one first.
+    pub(in crate::service) fn of(&self, name: &str) -> Vec<Failure> {
+        let state = self.lock();
+        let numbers = state.of.get(name).into_iter().flatten().rev();
+        numbers.filter_map(|number| Some(state.all.get(number)?.1.clone())).collect()
+    }
+
+    /// Forgets those of an evaluator that is removed: another of its name may be somebody else's.
+    pub(in crate::service) fn forget(&self, name: &str) {
+        let mut state = self.lock();
+        for number in state.of.get(name).cloned().unwrap_or_default() {
+            state.remove(number);
+        }
+    }
+}
+
+impl State {
+    fn last_of(&mut self, name: &str) -> Option<&mut Failure> {
+        let number = self.of.get(name)?.back()?;
+        Some(&mut self.all.get_mut(number)?.1)
+    }
+
+    fn add(&mut self, name: &str, failure: Failure) {
+        let (number, name) = (self.next, Arc::<str>::from(name));
+        self.next += 1;
+        self.bytes += failure.bytes(&name);
+        self.all.insert(number, (name.clone(), failure));
+        let own = self.of.entry(name).or_default();
+        own.push_back(number);
+        let too_many = own.front().copied().filter(|_| own.len() > OF_ONE);
+        if let Some(oldest) = too_many {
+            self.remove(oldest);
+        }
+        while self.bytes > BYTES
+            && let Some(oldest) = self.all.keys().next().copied()
+        {
+            self.remove(oldest);
+        }
+    }
+
+    fn remove(&mut self, number: u64) {
+        let Some((name, failure)) = self.all.remove(&number) else { return };
+        self.bytes -= failure.bytes(&name);
+        let Some(own) = self.of.get_mut(&name) else { return };
+        own.retain(|kept| *kept != number);
+        if own.is_empty() {
+            self.of.remove(&name);
+        }
+    }
+}
+
+impl Failure {
+    fn bytes(&self, name: &str) -> usize {
+        let stack: usize = self.stack.iter().map(|frame| frame.len() + size_of::<String>()).sum();
+        OVERHEAD + name.len() + self.detail.len() + stack + self.stderr.len() + self.stdout.len()
+    }
+}
+
+/// A text, or its end if it is long: what comes last says why.
+fn cut(text: &str) -> String {
+    let from = text.len().saturating_sub(TEXT);
+    let kept = text.get(text.ceil_char_boundary(from)..).unwrap_or_default();
+    if from > 0 { format!("…{kept}") } else { kept.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_evaluator_keeps_its_last_few_however_often_another_fails() {
+        let failures = Failures::default();
+        failures.note("quiet", &Error::guest_error("once"));
+        for at in 0..100 {
+            let mut error = Error::guest_error("x".repeat(at * 100));
+            if at % 2 == 0 {
+                error = Error::invalid_request("x".repeat(at * 100));
+            }
+            failures.note("loud", &error);
+            failures.note("loud", &error);
+        }
+        let loud = failures.of("loud");
+        assert_eq!((loud.len(), loud[0].kind, loud[0].times), (OF_ONE, "guest_error", 2));
+        assert!(loud.iter().all(|failure| failure.detail.len() <= TEXT + 3));
+        assert_eq!(failures.of("quiet").len(), 1);
+        failures.forget("loud");
+        assert_eq!(failures.of("loud"), []);
+    }
+
+    #[test]
+    fn all_of_them_together_take_so_many_bytes() {
+        let failures = Failures::default();
+        for at in 0..2000 {
+            failures.note(&format!("evaluator-{at}"), &Error::guest_error("x".repeat(TEXT)));
+        }
+        let state = failures.lock();
+        assert!(state.bytes <= BYTES && state.bytes > BYTES - 2 * TEXT, "{}", state.bytes);
+        assert_eq!(state.of.len(), state.all.len());
+        let bytes: usize = state.all.values().map(|(name, failure)| failure.bytes(name)).sum();
+        assert_eq!(bytes, state.bytes);
+        drop(state);
+        assert_eq!((failures.of("evaluator-0").len(), failures.of("evaluator-1999").len()), (0, 1));
+    }
+}

@@ -1,0 +1,163 @@
+// One evaluator: what it is, why it fails, and a form that calls it.
+
+import { ago, bytes, clock, el, facts, number, seconds, setText } from './dom.js';
+import { Problem, evaluatorPath, get, send } from './server.js';
+
+const AGAIN = 3000;
+// Of an output, more than this is not shown.
+const SHOWN = 64 * 1024;
+
+// What a guest left behind.
+export function lastWords(words) {
+  if (!words) return null;
+  const part = (label, text) => text && el('div', {}, el('h3', {}, label), el('pre', { tabindex: 0, 'aria-label': label }, text));
+  return el('div', { class: 'words' }, part('Stack', (words.stack ?? []).join('\n')), part('Standard error', words.stderr), part('Standard output', words.stdout));
+}
+
+export function problem(error) {
+  return el('div', { class: 'problem' }, el('p', {}, el('code', { class: 'bad' }, error.kind ?? 'error'), ` ${error.message}`), lastWords(error.words));
+}
+
+// `server-timing` as pairs of a name and seconds.
+const timings = (header) => (header ?? '').split(',').map((part) => /^\s*([\w-]+);dur=([\d.]+)/.exec(part)).filter(Boolean).map(([, name, millis]) => [name, Number(millis) / 1000]);
+
+function usage(text) {
+  try {
+    const used = JSON.parse(text);
+    return facts([
+      ['Guest time', seconds(used.guest_seconds)], ['Peak memory', used.peak_memory_bytes === null ? 'not known' : bytes(used.peak_memory_bytes)],
+      ['In', bytes(used.bytes_in)], ['Out', bytes(used.bytes_out)], ['Host calls', number(used.host_calls)],
+      ['HTTP requests', used.http && number(used.http.requests)], ['Fuel', used.fuel === null ? null : number(used.fuel)],
+    ]);
+  } catch {
+    return null;
+  }
+}
+
+async function output(response) {
+  const buffer = await response.arrayBuffer();
+  const isCut = buffer.byteLength > SHOWN;
+  const part = isCut ? buffer.slice(0, SHOWN) : buffer;
+  let text;
+  try {
+    text = new TextDecoder('utf-8', { fatal: !isCut }).decode(part);
+    if (!isCut && (response.headers.get('content-type') ?? '').startsWith('application/json')) text = JSON.stringify(JSON.parse(text), null, 2);
+  } catch {
+    text ??= [...new Uint8Array(part.slice(0, 1024))].map((byte) => byte.toString(16).padStart(2, '0')).join(' ');
+  }
+  return { text: text + (isCut ? '\n…' : ''), size: buffer.byteLength };
+}
+
+function caller(name, done) {
+  const entry = el('input', { id: 'entry', autocomplete: 'off', spellcheck: 'false', placeholder: 'its default' });
+  const input = el('textarea', { id: 'input', rows: 4, spellcheck: 'false' });
+  const button = el('button', { class: 'primary' }, 'Call');
+  const answer = el('div', { class: 'answer', 'aria-live': 'polite' });
+  input.addEventListener('keydown', (event) => {
+    if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) button.form.requestSubmit();
+  });
+
+  async function call(event) {
+    event.preventDefault();
+    button.disabled = true;
+    answer.replaceChildren(el('p', {}, 'Running …'));
+    try {
+      const query = entry.value ? `?${new URLSearchParams({ entry_point: entry.value })}` : '';
+      const response = await send(evaluatorPath(name) + query, { method: 'POST', body: input.value });
+      if (!response.ok && (response.headers.get('content-type') ?? '').startsWith('application/problem+json')) throw await Problem.of(response);
+      const { text, size } = await output(response);
+      const kind = response.headers.get('content-type');
+      answer.replaceChildren(
+        el('p', {}, el('code', { class: response.ok ? 'good' : 'bad' }, String(response.status)), ` ${bytes(size)}${kind ? ` of ${kind}` : ''}`),
+        el('pre', { class: 'output', tabindex: 0, 'aria-label': 'Output' }, text || ' '),
+        facts(timings(response.headers.get('server-timing')).map(([label, time]) => [label, seconds(time)])),
+        usage(response.headers.get('evalpool-usage')) ?? '');
+    } catch (error) {
+      answer.replaceChildren(problem(error));
+    }
+    button.disabled = false;
+    done();
+  }
+
+  return el('section', { class: 'card', 'aria-labelledby': 'call-title' }, el('h2', { id: 'call-title' }, 'Call it'),
+    el('form', { onsubmit: call }, el('p', {}, el('label', { for: 'entry' }, 'Entry point'), entry),
+      el('p', {}, el('label', { for: 'input' }, 'Input'), input),
+      el('p', {}, button, el('span', { class: 'help' }, ' or Ctrl + Enter'))), answer);
+}
+
+export function evaluator({ name }) {
+  const error = el('div', { role: 'alert' });
+  const [what, failures, spec] = [el('div'), el('div'), el('pre', { tabindex: 0, 'aria-label': 'Spec' })];
+  const done = el('p', { role: 'status' });
+  const link = new URLSearchParams({ name });
+  let known = null;
+  let timer = null;
+  let isLeft = false;
+
+  // Asks for something that changes the evaluator, and shows it anew.
+  async function change(options, path, said) {
+    setText(done, '');
+    try {
+      const response = await send(path, options);
+      if (!response.ok) throw await Problem.of(response);
+      setText(done, said);
+      error.replaceChildren();
+    } catch (failed) {
+      error.replaceChildren(problem(failed));
+    }
+    await load();
+  }
+
+  const showWords = () => change({ method: 'PATCH', headers: { 'content-type': 'application/merge-patch+json' }, body: '{"debug":true}' }, evaluatorPath(name), 'Failures from now on show what the plugin left behind.');
+  const unload = () => change({ method: 'DELETE' }, `${evaluatorPath(name)}/runtime`, 'Its runtime is closed. The next call builds it again.');
+
+  function failure(it) {
+    return el('li', {}, el('p', {}, el('time', {}, clock(it.at)), ' ', el('code', { class: 'bad' }, it.kind), it.times > 1 && ` × ${number(it.times)}`),
+      el('p', { class: 'detail' }, it.detail), lastWords(it), it.hides && el('p', { class: 'help' }, 'It left more behind, which is not kept: its debug is off.'));
+  }
+
+  function show(it) {
+    const runtime = it.runtime;
+    const outcomes = Object.entries(it.usage.outcomes).map(([word, count]) => `${word} ${number(count)}`).join(', ');
+    what.replaceChildren(facts([
+      ['State', el('span', { class: `state ${it.state}` }, it.state)], ['Tenant', el('a', { href: `#/evaluators?tenant=${encodeURIComponent(it.tenant)}` }, it.tenant)], ['Revision', String(it.revision)],
+      ['Entry point', it.entry_point ?? 'each call names one'], ['Plugin', it.size_bytes === null ? 'not read yet' : bytes(it.size_bytes)],
+      ['Instances', number(it.instances)], ['Runtime', runtime && runtime.age_seconds !== null ? `${seconds(runtime.age_seconds)} old, ${bytes(runtime.memory_bytes)}, ${number(runtime.uses)} uses` : 'none'],
+      ['Calls', number(it.evaluations)], ['Outcomes', outcomes || 'none yet'], ['Guest time', seconds(it.usage.guest_seconds)],
+      ['Mean time', it.usage.evaluations > 0 ? seconds(it.usage.seconds / it.usage.evaluations) : '–'], ['Last call', ago(it.last_used)],
+      ['Debug', it.debug ? 'on' : 'off'], ['Digest', el('code', { class: 'digest' }, it.digest ?? 'not known yet')],
+    ]));
+    const text = JSON.stringify(it.failures);
+    if (known !== text) {
+      known = text;
+      const hides = it.failures.some((one) => one.hides) && !it.debug;
+      failures.replaceChildren(it.failures.length === 0 ? el('p', { class: 'empty' }, 'None since the server started.') : el('ol', { class: 'failures' }, it.failures.map(failure)),
+        hides ? el('p', {}, el('button', { type: 'button', onclick: showWords }, 'Turn debug on'), el('span', { class: 'help' }, ' Its callers then see stack and output of failures as well.')) : '');
+    }
+    setText(spec, JSON.stringify(it.spec, null, 2));
+  }
+
+  async function load() {
+    clearTimeout(timer);
+    try {
+      const found = await get(`/ui/evaluators/${encodeURIComponent(name)}`);
+      if (isLeft) return;
+      show(found);
+    } catch (failed) {
+      if (isLeft) return;
+      error.replaceChildren(problem(failed));
+    }
+    clearTimeout(timer);
+    timer = setTimeout(() => (document.hidden ? document.addEventListener('visibilitychange', load, { once: true }) : load()), AGAIN);
+  }
+
+  const element = el('div', {}, el('p', { class: 'crumbs' }, el('a', { href: '#/evaluators' }, 'Evaluators')), el('h1', {}, name), error, done,
+    el('div', { class: 'columns' },
+      el('section', { class: 'card', 'aria-labelledby': 'what-title' }, el('h2', { id: 'what-title' }, 'What it is'), what,
+        el('p', { class: 'actions' }, el('a', { class: 'button', href: `#/upload?${link}` }, 'Upload another version'), ' ', el('button', { type: 'button', onclick: unload }, 'Close its runtime'))),
+      caller(name, load),
+      el('section', { class: 'card', 'aria-labelledby': 'failures-title' }, el('h2', { id: 'failures-title' }, 'Last failures'), failures),
+      el('section', { class: 'card', 'aria-labelledby': 'spec-title' }, el('h2', { id: 'spec-title' }, 'Spec'), el('p', { class: 'help' }, 'Without the values of config.'), spec)));
+  load();
+  return { element, title: name, leave: () => { isLeft = true; clearTimeout(timer); } };
+}

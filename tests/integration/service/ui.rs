@@ -1,0 +1,210 @@
+//! The status page, as a browser asks for it. `tests/ui` has a browser.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    net::TcpStream,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{letter, server::Server};
+use crate::support::CRASH;
+
+/// The files that the page names, and it itself.
+fn files(page: &str) -> Vec<&str> {
+    let named = page.split('"').filter(|part| part.starts_with("/ui/"));
+    let files: Vec<_> = named.chain(["/"]).collect();
+    assert!(files.len() >= 3, "{page}");
+    files
+}
+
+/// A stream of events.
+struct Events(BufReader<TcpStream>);
+
+impl Events {
+    fn of(server: &Server, query: &str) -> Self {
+        let mut stream = BufReader::new(server.begin("GET", &format!("/ui/events{query}"), "", b""));
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        assert_eq!(line, "HTTP/1.1 200 OK\r\n");
+        Self(stream)
+    }
+
+    /// The next of this kind.
+    fn next(&mut self, kind: &str) -> Value {
+        let mut line = String::new();
+        while line.trim_end() != format!("event: {kind}") {
+            line.clear();
+            assert_ne!(self.0.read_line(&mut line).unwrap(), 0, "the stream has ended");
+        }
+        line.clear();
+        self.0.read_line(&mut line).unwrap();
+        serde_json::from_str(line.strip_prefix("data: ").unwrap()).unwrap()
+    }
+
+    /// Samples up to the first that `holds`.
+    fn until(&mut self, holds: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let samples = self.next("samples");
+            if let Some(found) = samples.as_array().unwrap().iter().find(|sample| holds(sample)) {
+                return found.clone();
+            }
+        }
+    }
+}
+
+#[test]
+fn the_page_is_whole_by_itself_and_may_load_nothing_from_elsewhere() {
+    let server = Server::start(&[]);
+    let page = server.get("/");
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    for file in files(page.text()) {
+        let answer = server.get(file);
+        assert_eq!(answer.status, 200, "{file}");
+        let policy = answer.header("content-security-policy").unwrap();
+        for part in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"] {
+            assert!(policy.contains(part), "{file}: {policy}");
+        }
+        assert!(!policy.contains("unsafe"), "{policy}");
+        assert_eq!(answer.header("referrer-policy"), Some("no-referrer"));
+        let text = answer.text();
+        // The name of SVG's namespace is no address that is loaded.
+        let text = text.replace("http://www.w3.org/2000/svg", "");
+        for markup in
+            ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "http://", "https://", "style="]
+        {
+            assert!(!text.contains(markup), "{file} has {markup}");
+        }
+        // What modules import is there as well.
+        let imported = text.split("from './").skip(1).map(|rest| rest.split('\'').next().unwrap());
+        for module in imported {
+            assert_eq!(server.get(&format!("/ui/{module}")).status, 200, "{file} imports {module}");
+        }
+    }
+}
+
+#[test]
+fn the_page_can_be_loaded_without_a_token_and_what_it_shows_cannot() {
+    let folder = TempDir::new().unwrap();
+    let tokens = folder.path().join("tokens");
+    fs::write(&tokens, "sesame\n").unwrap();
+    let server = Server::start(&[("SERVICE_TOKEN_FILE", tokens.to_str().unwrap())]);
+    for file in files(server.get("/").text()) {
+        assert_eq!(server.get(file).status, 200, "{file}");
+    }
+    for path in ["/ui/events", "/ui/evaluators", "/ui/evaluators/greet", "/ui/tenants"] {
+        server.get(path).is(401, "unauthorized");
+        if path != "/ui/events" {
+            let shown = server.request("GET", path, &[("authorization", "Bearer sesame")], b"");
+            assert_eq!(shown.status, 200, "{path}");
+        }
+    }
+}
+
+#[test]
+fn without_the_setting_there_is_none_of_it() {
+    let server = Server::start(&[("SERVICE_UI", "false")]);
+    for path in ["/", "/ui/app.js", "/ui/events", "/ui/evaluators", "/ui/evaluators/greet", "/ui/tenants"] {
+        server.get(path).is(404, "not_found");
+    }
+}
+
+#[test]
+fn a_stream_begins_with_the_history_shows_what_happens_and_ends_with_the_server() {
+    let mut server = Server::start(&[("POOL_CAPACITY", "7")]);
+    let mut early = Events::of(&server, "");
+    assert_eq!(early.next("hello")["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(server.put("acme%2Fa", &letter('a')).status, 201);
+    assert_eq!(server.post("acme%2Fa", b"").status, 200);
+    let changed = early.until(|sample| sample["changes"] != Value::Array(vec![]));
+    assert_eq!(
+        (&changed["changes"][0]["name"], &changed["changes"][0]["what"]),
+        (&"acme/a".into(), &"uploaded".into())
+    );
+    // It may be counted in the same second or in the next one.
+    let mut both = Events::of(&server, "?from=0&runtimes=true");
+    let samples = both.next("samples");
+    assert_eq!((&samples[0]["number"], &samples[0]["capacity"]), (&0.into(), &7.into()));
+    let evaluated = Events::of(&server, "").until(|sample| sample["evaluations"]["ok"] == 1);
+    assert!(evaluated["exec"][0].as_f64().unwrap() > 0.0 && evaluated["wait"].is_array(), "{evaluated}");
+    let cell = &both.next("runtimes")["cells"][0];
+    assert_eq!((&cell[0], &cell[1], &cell[3]), (&"acme/a".into(), &"acme".into(), &"live".into()));
+    let last = early.next("samples")[0]["number"].as_u64().unwrap();
+    let mut later = Events::of(&server, &format!("?from={last}"));
+    assert_eq!(later.next("samples")[0]["number"], last, "what it knows it does not get again");
+    server.signal("TERM");
+    let mut rest = String::new();
+    early.0.read_to_string(&mut rest).unwrap();
+    assert!(rest.ends_with("0\r\n\r\n"), "it is ended, not cut off: {rest:?}");
+    assert!(server.ended().success());
+    drop((both, later));
+}
+
+#[test]
+fn as_many_pages_as_may_be_read_at_once_and_one_that_leaves_makes_room() {
+    let server = Server::start(&[]);
+    let mut open: Vec<_> = (0..16).map(|_| Events::of(&server, "")).collect();
+    let refused = server.get("/ui/events");
+    refused.is(429, "saturated");
+    open.pop();
+    super::eventually("there is room again", || {
+        let mut stream = BufReader::new(server.begin("GET", "/ui/events", "", b""));
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        line == "HTTP/1.1 200 OK\r\n"
+    });
+}
+
+#[test]
+fn evaluators_are_looked_through_sorted_and_cut_by_the_server() {
+    let server = Server::start(&[]);
+    for name in ["acme%2Fprice", "acme%2Ftax", "zeta%2Fprice"] {
+        assert_eq!(server.put(name, &letter('a')).status, 201);
+    }
+    for _ in 0..3 {
+        assert_eq!(server.post("zeta%2Fprice", b"").status, 200);
+    }
+    let find = |query: &str| {
+        let found = server.get(&format!("/ui/evaluators?{query}")).json();
+        let names = found["rows"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap().to_owned());
+        (names.collect::<Vec<_>>(), found["found"].as_u64().unwrap())
+    };
+    assert_eq!(find("q=PRICE"), (vec!["acme/price".into(), "zeta/price".into()], 2));
+    assert_eq!(find("limit=1&page=1"), (vec!["acme/tax".into()], 4));
+    assert_eq!(find("descending=true&limit=1"), (vec!["zeta/price".into()], 4));
+    assert_eq!(find("tenant=acme&q=t"), (vec!["acme/tax".into()], 1));
+    assert_eq!(find("sort=evaluations&descending=true&limit=1"), (vec!["zeta/price".into()], 4));
+    assert_eq!(find("state=cold"), (vec!["greet".into()], 1));
+    assert_eq!(find("page=9"), (vec![], 4));
+    for bad in ["sort=beauty", "limit=0", "page=-1", "colour=red"] {
+        server.get(&format!("/ui/evaluators?{bad}")).is(400, "invalid_request");
+    }
+    let tenants = server.get("/ui/tenants?sort=evaluations&descending=true&limit=1").json();
+    assert_eq!((&tenants["rows"][0]["name"], &tenants["found"]), (&"zeta".into(), &3.into()));
+}
+
+#[test]
+fn an_evaluator_shows_its_last_failures_and_what_was_left_behind_only_if_its_clients_may_see_it() {
+    let server = Server::start(&[]);
+    assert_eq!(server.put("open?entry_point=crash&debug=true", CRASH).status, 201);
+    assert_eq!(server.put("closed?entry_point=crash", CRASH).status, 201);
+    for name in ["open", "closed"] {
+        server.post(name, b"17").is(422, "guest_trap");
+    }
+    let open = server.get("/ui/evaluators/open").json();
+    let failure = &open["failures"][0];
+    assert_eq!((&failure["kind"], &failure["stderr"]), (&"guest_trap".into(), &"no such order: 17\n".into()), "{open}");
+    assert!(failure["stack"][0].as_str().unwrap().ends_with(" - give_up"), "{open}");
+    let closed = server.get("/ui/evaluators/closed");
+    assert_eq!(
+        (closed.json()["failures"][0]["kind"].as_str(), closed.json()["failures"][0]["hides"].as_bool()),
+        (Some("guest_trap"), Some(true))
+    );
+    assert!(!closed.text().contains("no such order") && !closed.text().contains("give_up"), "{closed:?}");
+    assert_eq!(server.delete("open").status, 204);
+    assert_eq!(server.put("open?entry_point=crash&debug=true", CRASH).status, 201);
+    assert_eq!(server.get("/ui/evaluators/open").json()["failures"], Value::Array(vec![]), "they went with it");
+    server.get("/ui/evaluators/nobody").is(404, "not_found");
+}
