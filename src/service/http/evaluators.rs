@@ -143,7 +143,7 @@ async fn publish(
         let digest = info.digest.map(|digest| digest.to_string());
         let labels = (!document.labels.is_empty()).then(|| serde_json::to_string(&document.labels).unwrap_or_default());
         tracing::info!(name, digest, entry_point, revision, labels, replaced, "an evaluator was registered");
-        app.note_change(&name, what(is_upload, replaced), Some(revision));
+        app.note_change(&name, what(is_upload, replaced));
         Ok((Shown { info, revision, spec: document.shown()? }, replaced))
     })
     .await?;
@@ -318,7 +318,7 @@ pub(super) async fn remove(
         Ok((taken.ok_or(Error::NotFound { name })?, claims))
     })
     .await?;
-    app.note_change(evaluator.name(), "removed", None);
+    app.note_change(evaluator.name(), "removed");
     let closed = evaluator.close().await;
     // No build reads the plugin's file any more.
     drop(claims);

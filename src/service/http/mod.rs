@@ -108,9 +108,9 @@ impl App {
     }
 
     /// Notes for the page what was done to an evaluator.
-    fn note_change(&self, name: &str, what: &'static str, revision: Option<u64>) {
+    fn note_change(&self, name: &str, what: &'static str) {
         let Some(ui) = &self.ui else { return };
-        ui.history.changed(name, what, revision);
+        ui.history.changed(name, what);
         if what == "removed" {
             ui.failures.forget(name);
         }

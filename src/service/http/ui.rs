@@ -87,14 +87,8 @@ async fn next_event(app: &App, watcher: &mut Watcher) -> Option<String> {
 
 /// Evaluators, looked through, sorted and cut.
 pub(super) async fn evaluators(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
-    search_by(app, &uri, |app, ui, search| {
-        let mut found = search::evaluators(&app.pool, search, ui.history.snapshot().as_deref());
-        for row in &mut found.rows {
-            row.revision = app.store.revision(&row.name);
-        }
-        found
-    })
-    .await
+    search_by(app, &uri, |app, ui, search| search::evaluators(&app.pool, search, ui.history.snapshot().as_deref()))
+        .await
 }
 
 /// Tenants, likewise.

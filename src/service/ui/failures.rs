@@ -22,7 +22,7 @@ const TEXT: usize = 4096;
 /// What one failure takes beside its texts.
 const OVERHEAD: usize = 256;
 
-/// One that is like the last one of its evaluator is counted with it for so many milliseconds.
+/// One of the same kind as the last one of its evaluator is counted with it for so many milliseconds.
 const TOGETHER: u64 = 1000;
 
 /// Why an evaluation failed, and others in the same second.
@@ -66,17 +66,18 @@ impl Failures {
         if matches!(kind, ErrorKind::Cancelled | ErrorKind::Closed | ErrorKind::ShuttingDown) {
             return;
         }
+        let words = error.last_words();
+        let shown = words.and_then(LastWords::for_clients);
+        let hides = words.is_some() && shown.is_none();
         let at = now();
         let mut state = self.lock();
         if let Some(last) = state.last_of(name)
-            && last.kind == kind.as_str()
+            && (last.kind, last.hides) == (kind.as_str(), hides)
             && at.saturating_sub(last.at) < TOGETHER
         {
             last.times += 1;
             return;
         }
-        let words = error.last_words();
-        let shown = words.and_then(LastWords::for_clients);
         let failure = Failure {
             at,
             times: 1,
@@ -85,7 +86,7 @@ impl Failures {
             stack: shown.map_or_else(Vec::new, |words| words.stack().iter().map(|frame| cut(frame)).collect()),
             stderr: shown.map_or_else(String::new, |words| cut(words.stderr())),
             stdout: shown.map_or_else(String::new, |words| cut(words.stdout())),
-            hides: words.is_some() && shown.is_none(),
+            hides,
         };
         state.add(name, failure);
     }

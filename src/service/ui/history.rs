@@ -36,7 +36,6 @@ pub(in crate::service) struct Change {
     name: String,
     /// `uploaded`, `replaced`, `patched` or `removed`.
     what: &'static str,
-    revision: Option<u64>,
 }
 
 /// Samples, and who reads them.
@@ -95,10 +94,10 @@ impl History {
     }
 
     /// Notes a change for the next sample.
-    pub(in crate::service) fn changed(&self, name: &str, what: &'static str, revision: Option<u64>) {
+    pub(in crate::service) fn changed(&self, name: &str, what: &'static str) {
         let mut state = self.lock();
         if state.changes.len() < CHANGES {
-            state.changes.push(Change { at: now(), name: name.to_owned(), what, revision });
+            state.changes.push(Change { at: now(), name: name.to_owned(), what });
         }
     }
 
@@ -247,7 +246,7 @@ mod tests {
     #[test]
     fn a_sample_tells_changes_up_to_a_number() {
         let history = History::default();
-        (0..CHANGES + 5).for_each(|_| history.changed("a", "uploaded", Some(1)));
+        (0..CHANGES + 5).for_each(|_| history.changed("a", "uploaded"));
         take(&history, 2);
         let text = history.watch(0, false).unwrap().read(&history).unwrap();
         assert_eq!(text.matches("uploaded").count(), CHANGES);

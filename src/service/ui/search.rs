@@ -60,10 +60,9 @@ pub(in crate::service) struct Found<T> {
 /// An evaluator in the list. Times are in seconds.
 #[derive(Debug, Serialize)]
 pub(in crate::service) struct Row {
-    pub(in crate::service) name: String,
+    name: String,
     tenant: String,
     state: RuntimeState,
-    pub(in crate::service) revision: Option<u64>,
     instances: usize,
     evaluations: u64,
     errors: u64,
@@ -82,7 +81,6 @@ impl Row {
             name: info.name,
             tenant: info.tenant,
             state: info.state,
-            revision: None,
             instances: info.instances,
             evaluations: info.evaluations,
             errors: errors(usage.evaluations, usage.outcomes.get("ok")),
@@ -110,10 +108,10 @@ pub(in crate::service) fn evaluators(pool: &EvaluatorPool, search: &Search, last
         let page: Vec<_> = search.cut(named.into_iter()).collect();
         return Found { rows: pool.infos(&page).into_iter().map(|info| Row::of(info, &memory)).collect(), found };
     }
-    let is_wanted = |info: &EvaluatorInfo| {
-        search.tenant.as_ref().is_none_or(|tenant| *tenant == info.tenant)
-            && search.state.is_none_or(|state| state.is(info.state))
-    };
+    if let Some(tenant) = &search.tenant {
+        named.retain(|evaluator| evaluator.belongs_to(tenant));
+    }
+    let is_wanted = |info: &EvaluatorInfo| search.state.is_none_or(|state| state.is(info.state));
     let wanted = pool.infos(&named).into_iter().filter(is_wanted);
     let mut rows: Vec<_> = wanted.map(|info| Row::of(info, &memory)).collect();
     rows.sort_by(|a, b| search.directed(a.compare(b, search.sort)).then_with(|| a.name.cmp(&b.name)));

@@ -5,17 +5,17 @@ import { el, seconds, setText, svg } from './dom.js';
 const [WIDTH, HEIGHT, LEAST, MOST] = [600, 150, 60, 600];
 
 // A bound that reads well, at or above `value`.
-function above(value) {
+export function above(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value);
 }
 
 // `series`: [{ label, class, of(sample) }]. `stacked` series add up; others are lines. `bound(sample)` is a dashed line.
-// `format` writes a value.
+// `format` writes a value; `scale` gives a bound for the axis that reads well.
 export class Chart {
-  constructor({ title, help, series, stacked = false, bound, boundLabel, format, least = 0 }) {
-    Object.assign(this, { title, series, stacked, bound, format, least });
+  constructor({ title, help, series, stacked = false, bound, boundLabel, format, least = 0, scale = above }) {
+    Object.assign(this, { title, series, stacked, bound, format, least, scale });
     const id = `chart-${title.toLowerCase().replace(/[^a-z]+/g, '-')}`;
     this.plot = svg('g');
     this.marks = svg('g', { class: 'marks' });
@@ -90,8 +90,11 @@ export class Chart {
       });
     });
     const bounds = this.bound ? samples.map((sample) => this.bound(sample)) : [];
-    const highest = Math.max(this.least, ...bounds, ...rows.flat().filter((value) => value !== null));
-    const top = this.bound && highest === Math.max(...bounds) ? highest * 1.08 : above(highest);
+    const reached = Math.max(this.least, ...rows.flat().filter((value) => value !== null));
+    const bound = Math.max(0, ...bounds);
+    // A bound that is far away would make all else a line at the bottom.
+    const isNear = bound > 0 && reached >= bound / 20;
+    const top = isNear && reached <= bound ? bound : this.scale(reached);
     const x = (at) => (WIDTH * (1 - (last - at) / 1000 / this.range)).toFixed(1);
     const y = (value) => (HEIGHT * (1 - value / top)).toFixed(1);
     setText(this.top, this.format(top));
@@ -112,7 +115,7 @@ export class Chart {
       });
       return svg('path', { class: one.class, d: path || 'M0 0', 'vector-effect': 'non-scaling-stroke' });
     });
-    if (this.bound) {
+    if (isNear) {
       const points = samples.map((sample, index) => `${x(sample.at)},${y(bounds[index])}`);
       shapes.push(svg('polyline', { class: 'bound', points: points.join(' '), 'vector-effect': 'non-scaling-stroke' }));
     }

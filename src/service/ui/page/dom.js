@@ -24,6 +24,8 @@ export function setText(element, text) {
 
 export const number = (value) => (value ?? 0).toLocaleString('en', { maximumFractionDigits: 1 });
 
+export const count = (value, what) => `${number(value)} ${what}${value === 1 ? '' : 's'}`;
+
 export function bytes(value) {
   const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
   let unit = 0;

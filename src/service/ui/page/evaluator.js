@@ -1,6 +1,6 @@
 // One evaluator: what it is, why it fails, and a form that calls it.
 
-import { ago, bytes, clock, el, facts, number, seconds, setText } from './dom.js';
+import { ago, bytes, clock, count, el, facts, number, seconds, setText } from './dom.js';
 import { Problem, evaluatorPath, get, send } from './server.js';
 
 const AGAIN = 3000;
@@ -122,7 +122,7 @@ export function evaluator({ name }) {
     what.replaceChildren(facts([
       ['State', el('span', { class: `state ${it.state}` }, it.state)], ['Tenant', el('a', { href: `#/evaluators?tenant=${encodeURIComponent(it.tenant)}` }, it.tenant)], ['Revision', String(it.revision)],
       ['Entry point', it.entry_point ?? 'each call names one'], ['Plugin', it.size_bytes === null ? 'not read yet' : bytes(it.size_bytes)],
-      ['Instances', number(it.instances)], ['Runtime', runtime && runtime.age_seconds !== null ? `${seconds(runtime.age_seconds)} old, ${bytes(runtime.memory_bytes)}, ${number(runtime.uses)} uses` : 'none'],
+      ['Instances', number(it.instances)], ['Runtime', runtime && runtime.age_seconds !== null ? `${seconds(runtime.age_seconds)} old, ${bytes(runtime.memory_bytes)}, ${count(runtime.uses, 'use')}` : 'none'],
       ['Calls', number(it.evaluations)], ['Outcomes', outcomes || 'none yet'], ['Guest time', seconds(it.usage.guest_seconds)],
       ['Mean time', it.usage.evaluations > 0 ? seconds(it.usage.seconds / it.usage.evaluations) : '–'], ['Last call', ago(it.last_used)],
       ['Debug', it.debug ? 'on' : 'off'], ['Digest', el('code', { class: 'digest' }, it.digest ?? 'not known yet')],

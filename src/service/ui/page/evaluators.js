@@ -4,14 +4,13 @@ import { ago, bytes, debounce, el, number, seconds, setText } from './dom.js';
 import { get } from './server.js';
 
 const ROWS = 50;
-// How often a list that is looked at is fetched again, in milliseconds.
+// How often a list that is looked at is fetched again, in milliseconds, unless a search takes a tenth of that.
 const AGAIN = 3000;
 
 const evaluatorColumns = [
   { sort: 'name', head: 'Name', cell: (it) => el('a', { href: `#/evaluator/${encodeURIComponent(it.name)}` }, it.name) },
-  { sort: 'tenant', head: 'Tenant', cell: (it) => it.tenant },
+  { sort: 'tenant', head: 'Tenant', style: 'wide', cell: (it) => it.tenant },
   { sort: 'state', head: 'State', cell: (it) => el('span', { class: `state ${it.state}` }, it.state) },
-  { head: 'Rev.', figure: true, cell: (it) => it.revision ?? '–' },
   { sort: 'instances', head: 'Instances', figure: true, cell: (it) => number(it.instances) },
   { sort: 'evaluations', head: 'Calls', figure: true, cell: (it) => number(it.evaluations) },
   { sort: 'errors', head: 'Errors', figure: true, cell: (it) => (it.errors > 0 ? el('span', { class: 'bad' }, number(it.errors)) : '0') },
@@ -32,7 +31,7 @@ export function list({ title, path, columns, parameters, route, filters = [], la
   const body = el('tbody');
   const status = el('p', { class: 'found', role: 'status' });
   const error = el('p', { class: 'error', role: 'alert' });
-  const heads = columns.map((column) => el('th', { scope: 'col', class: column.figure && 'figure' },
+  const heads = columns.map((column) => el('th', { scope: 'col', class: column.figure ? 'figure' : column.style },
     column.sort ? el('button', { type: 'button', class: 'sort', onclick: () => sortBy(column.sort) }, column.head) : column.head));
   const [back, forth] = [['Previous', -1], ['Next', 1]].map(([text, step]) => el('button', { type: 'button', onclick: () => turn(step) }, text));
   const search = el('input', { id: 'search', type: 'search', value: asked.q, autocomplete: 'off', spellcheck: 'false',
@@ -70,6 +69,7 @@ export function list({ title, path, columns, parameters, route, filters = [], la
     clearTimeout(timer);
     stop = new AbortController();
     const own = stop;
+    const began = performance.now();
     try {
       const found = await get(path, { ...asked, limit: ROWS }, own.signal);
       if (own.signal.aborted) return;
@@ -79,7 +79,7 @@ export function list({ title, path, columns, parameters, route, filters = [], la
       if (own.signal.aborted) return;
       setText(error, problem.message);
     }
-    if (!isLeft) timer = setTimeout(() => (document.hidden ? wait() : load()), AGAIN);
+    if (!isLeft) timer = setTimeout(() => (document.hidden ? wait() : load()), Math.max(AGAIN, 10 * (performance.now() - began)));
   }
 
   function wait() {
@@ -94,7 +94,7 @@ export function list({ title, path, columns, parameters, route, filters = [], la
     });
     // The link that has the focus keeps it when the rows are new.
     const focused = body.contains(document.activeElement) ? document.activeElement.textContent : null;
-    body.replaceChildren(...rows.map((row) => el('tr', {}, columns.map((column) => el('td', { class: column.figure && 'figure' }, column.cell(row))))));
+    body.replaceChildren(...rows.map((row) => el('tr', {}, columns.map((column) => el('td', { class: column.figure ? 'figure' : column.style }, column.cell(row))))));
     if (focused !== null) [...body.querySelectorAll('a')].find((link) => link.textContent === focused)?.focus();
     const first = asked.page * ROWS + 1;
     setText(status, found === 0 ? 'Nothing found.' : rows.length === 0 ? `${number(found)} found.` : `${number(first)} to ${number(first + rows.length - 1)} of ${number(found)}`);

@@ -1,6 +1,6 @@
 // The last ten minutes at a glance.
 
-import { Chart } from './charts.js';
+import { Chart, above } from './charts.js';
 import { bytes, clock, el, number, seconds, setText } from './dom.js';
 
 const sum = (counts, ...words) => words.reduce((all, word) => all + (counts[word] ?? 0), 0);
@@ -14,6 +14,12 @@ function totals(samples, field) {
   const counts = {};
   for (const sample of samples) for (const [word, count] of Object.entries(sample[field])) counts[word] = (counts[word] ?? 0) + count;
   return Object.entries(counts).sort((a, b) => b[1] - a[1]);
+}
+
+// A bound that reads well in binary units.
+function aboveInBytes(value) {
+  const unit = 1024 ** Math.floor(Math.log2(Math.max(1, value)) / 10);
+  return above(value / unit) * unit;
 }
 
 function table(caption, heads, rows, empty) {
@@ -59,7 +65,7 @@ export function overview({ live }) {
       })),
     }),
     new Chart({
-      title: 'Memory', format: bytes, stacked: true, bound: (it) => it.memory_limit, boundLabel: 'bound',
+      title: 'Memory', format: bytes, stacked: true, scale: aboveInBytes, bound: (it) => it.memory_limit, boundLabel: 'bound',
       series: ['code', 'instances', 'kept code'].map((label, at) => ({ label, class: ['c1', 'c4', 'c5'][at], of: (it) => it.memory[at] })),
     }),
     new Chart({
@@ -122,7 +128,7 @@ export function overview({ live }) {
     lists.changes.replaceChildren(el('h2', {}, 'Changes'), el('p', { class: 'help' }, 'Of the last ten minutes. The charts have a line at each.'),
       changes.length === 0 ? el('p', { class: 'empty' }, 'None.')
         : el('ul', { class: 'changes' }, changes.map((it) => el('li', {}, el('time', {}, clock(it.at)), ' ',
-          el('a', { href: `#/evaluator/${encodeURIComponent(it.name)}` }, it.name), ` ${it.what}`, it.revision !== null && `, revision ${it.revision}`))));
+          el('a', { href: `#/evaluator/${encodeURIComponent(it.name)}` }, it.name), ` ${it.what}`))));
   }
   update();
   return { element, title: 'Overview', update };

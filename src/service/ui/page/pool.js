@@ -1,13 +1,13 @@
 // Every runtime as a cell: those that come and go make it flicker, which is what thrash looks like.
 
-import { bytes, el, number, seconds, setText } from './dom.js';
+import { bytes, count, el, number, seconds, setText } from './dom.js';
 
 const key = (cell) => `${cell[10]}.${cell[2]}`;
 
 // What a cell says, as words.
-const words = ([name, tenant, revision, state, instances, busy, uses, held, age, unused]) =>
-  [name, `tenant ${tenant}`, `revision ${revision}`, state, busy > 0 && 'busy', `${number(instances)} instances, ${number(busy)} busy`,
-    `${number(uses)} uses`, bytes(held), age !== null && `${seconds(age)} old`, unused !== null && `unused for ${seconds(unused)}`].filter(Boolean).join(', ');
+const words = ([name, tenant, , state, instances, busy, uses, held, age, unused]) =>
+  [name, `tenant ${tenant}`, state, busy > 0 && 'busy', `${count(instances, 'instance')}, ${number(busy)} busy`,
+    count(uses, 'use'), bytes(held), age !== null && `${seconds(age)} old`, unused !== null && `unused for ${seconds(unused)}`].filter(Boolean).join(', ');
 
 const kind = (cell) => (cell[3] !== 'live' ? cell[3] : cell[5] > 0 ? 'busy' : 'idle');
 
@@ -76,7 +76,7 @@ export function pool({ live }) {
       item.remove();
       cells.delete(id);
     }
-    setText(told, all === 0 ? 'There is no runtime: all evaluators are cold.' : given.length < all ? `${number(given.length)} of ${number(all)} are shown.` : `${number(all)} runtimes`);
+    setText(told, all === 0 ? 'There is no runtime: all evaluators are cold.' : given.length < all ? `${number(given.length)} of ${number(all)} are shown.` : count(all, 'runtime'));
     byTenant(given);
     isFirst = false;
     tell();
@@ -98,7 +98,7 @@ export function pool({ live }) {
     for (const tenant of Object.keys(built)) if (!sums.has(tenant)) sums.set(tenant, { runtimes: 0, instances: 0, busy: 0, held: 0, youngest: Infinity });
     const rows = [...sums].sort((a, b) => (built[b[0]] ?? 0) - (built[a[0]] ?? 0) || b[1].runtimes - a[1].runtimes).slice(0, 20);
     if (rows.length === 0) return tenants.replaceChildren(el('p', { class: 'empty' }, 'None.'));
-    const heads = ['Tenant', 'New in the last minute', 'Runtimes', 'Instances', 'Busy', 'Memory', 'Youngest'];
+    const heads = ['Tenant', 'New in 1 min', 'Runtimes', 'Instances', 'Busy', 'Memory', 'Youngest'];
     tenants.replaceChildren(el('div', { class: 'scroll', role: 'region', 'aria-label': 'Runtimes by tenant', tabindex: 0 }, el('table', {}, el('caption', { class: 'unseen' }, 'Runtimes by tenant'),
       el('thead', {}, el('tr', {}, heads.map((head, at) => el('th', { scope: 'col', class: at > 0 && 'figure' }, head)))),
       el('tbody', {}, rows.map(([tenant, sum]) => el('tr', {}, el('td', {}, el('a', { href: `#/evaluators?tenant=${encodeURIComponent(tenant)}` }, tenant)),

@@ -56,6 +56,10 @@ export function upload({ parameters }) {
       answer.replaceChildren(el('p', { class: 'error' }, 'Choose a file first.'));
       return picker.focus();
     }
+    if (!name.value) {
+      answer.replaceChildren(el('p', { class: 'error' }, 'Give it a name first.'));
+      return name.focus();
+    }
     button.disabled = true;
     answer.replaceChildren(el('p', {}, 'Uploading and validating …'));
     try {
@@ -77,7 +81,7 @@ export function upload({ parameters }) {
   choose(file);
   const element = el('div', {}, el('h1', {}, 'Upload'),
     el('section', { class: 'card narrow', 'aria-label': 'Upload a plugin' },
-      el('form', { onsubmit: put },
+      el('form', { onsubmit: put, novalidate: true },
         el('p', {}, el('label', { for: 'file' }, 'Plugin, a WebAssembly binary'), picker), chosen,
         el('p', {}, el('label', { for: 'name' }, 'Name'), name, el('span', { id: 'name-help', class: 'help' }, 'Letters, digits and . _ - /. What stands before the first / is the tenant.')),
         el('p', {}, el('label', { for: 'upload-entry' }, 'Entry point'), entry),
