@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use crate::{
-    memory::MemoryUse, metrics::PoolTotals, registry::RuntimeState, response::EvaluatorId, source::Digest,
-    usage::UsageTotals,
+    config::Init, engine::InitState, memory::MemoryUse, metrics::PoolTotals, registry::RuntimeState,
+    response::EvaluatorId, source::Digest, usage::UsageTotals,
 };
 
 /// An evaluator at one moment, as the pool lists it.
@@ -28,6 +28,8 @@ pub struct EvaluatorInfo {
     pub size_bytes: Option<u64>,
     /// Whether clients may see the [last words](crate::LastWords) of its guests, and all of what an evaluation used.
     pub debug: bool,
+    /// How its plugin's instances are initialised.
+    pub init: InitInfo,
     /// What its runtime is doing.
     pub state: RuntimeState,
     /// How many instances its runtime has.
@@ -51,12 +53,42 @@ impl EvaluatorInfo {
             entry_point: None,
             size_bytes: None,
             debug: false,
+            init: InitInfo::default(),
             state,
             instances,
             evaluations: 0,
             last_used: None,
             usage: UsageTotals::default(),
         }
+    }
+}
+
+/// How often a plugin's initialisers run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct InitInfo {
+    /// What the spec and the settings say.
+    pub mode: Init,
+    /// Whether instances that are made now begin with what the initialisers did once. False while there is no runtime,
+    /// and while this is being compiled.
+    pub in_use: bool,
+    /// Why the initialisers run in each instance all the same; `None` if they need not, or if nobody has tried yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+impl InitInfo {
+    pub(crate) fn new(mode: Init) -> Self {
+        Self { mode, ..Self::default() }
+    }
+
+    /// Notes how it is with a runtime.
+    pub(crate) fn note(&mut self, state: &InitState) {
+        self.in_use = *state == InitState::Once;
+        self.refused = match state {
+            InitState::Refused(why) => Some(why.to_string()),
+            _ => None,
+        };
     }
 }
 

@@ -128,7 +128,7 @@ pub use extism_manifest;
 
 pub use crate::{
     close::{Close, CloseReport},
-    config::{Input, Isolation, Settings, SettingsError, Vars, Wasi},
+    config::{Init, Input, Isolation, Settings, SettingsError, Vars, Wasi},
     data::Data,
     engine::{HostFunction, HostFunctionError},
     error::{Bound, Cause, Error, ErrorKind, Fault},

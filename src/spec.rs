@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, num::NonZeroUsize, path::PathBuf, sync::Ar
 use bytes::Bytes;
 
 use crate::{
-    config::{HostPattern, Input, Isolation, Vars, Wasi},
+    config::{HostPattern, Init, Input, Isolation, Vars, Wasi},
     data::DataProvider,
     engine::HostFunction,
     error::Error,
@@ -48,6 +48,7 @@ pub struct Spec {
     pub(crate) wasi: Option<Wasi>,
     pub(crate) input: Option<Input>,
     pub(crate) vars: Option<Vars>,
+    pub(crate) init: Option<Init>,
     pub(crate) trusted: Option<bool>,
     pub(crate) memory: Option<u64>,
     pub(crate) output_size: Option<u64>,
@@ -101,6 +102,7 @@ impl Spec {
             wasi: None,
             input: None,
             vars: None,
+            init: None,
             trusted: None,
             memory: None,
             output_size: None,
@@ -135,6 +137,9 @@ impl Spec {
         fn input(input: Input) => input = Some(input);
         /// Whether Extism's variables live as long as an instance, or are kept for the evaluator.
         fn vars(vars: Vars) => vars = Some(vars);
+        /// Whether the plugin's initialisers run in each instance, or once. Only the `direct` engine runs them
+        /// [once](Init::Once); a build on another fails with [`InvalidRequest`](crate::Error::InvalidRequest).
+        fn init(init: Init) => init = Some(init);
         /// Whether you trust the plugin. The `extism` [engine](crate::engine::choosing) refuses others with
         /// [`InvalidRequest`](crate::Error::InvalidRequest).
         fn trusted(trusted: bool) => trusted = Some(trusted);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use evalpool::{
     Digest, Settings,
+    config::Init,
     engine::{
         CompilePriority, CompileRequest, CompiledPlugin, Engine, InstanceLimits, MemoryAccount, Permit, TenantId,
         direct::DirectEngine,
@@ -41,6 +42,7 @@ pub(crate) fn direct_without_pool(runtime: &Runtime, wasm: Vec<u8>) -> Arc<dyn C
         trusted: false,
         config: Arc::default(),
         variables: None,
+        init: Init::Each,
         allowed_hosts: Arc::new([]),
         host_functions: Arc::new([]),
         limits: limits(),

@@ -12,6 +12,7 @@
 
 mod once;
 mod slots;
+mod snapshots;
 
 use std::{convert::Infallible, future::Future, pin::pin, sync::Arc, time::Duration};
 
@@ -27,7 +28,7 @@ use self::{
 };
 use crate::{
     background::Background,
-    config::Wasi,
+    config::{Init, Wasi},
     engine::{
         self, CompileRequest, CompileWorkerCounts, CompiledPlugin, Contained, Engine, HostFunction, Instance, Slots,
         abi_names,
@@ -113,17 +114,20 @@ pub(crate) fn order_linked<'a>(mut modules: Vec<(&'a str, &'a Plugin)>) -> Resul
     Ok(ordered)
 }
 
-/// Refuses to keep variables on an engine that cannot.
+/// Refuses to keep variables, or to initialise plugins once, on an engine that cannot.
 ///
 /// # Errors
 ///
 /// `invalid_request`, saying what to do.
-pub(crate) fn check_vars(engine: &dyn Engine, kept: bool) -> Result<(), Error> {
-    if kept && !engine.keeps_variables() {
-        return Err(Error::invalid_request(
-            "this engine cannot keep variables from one evaluation to the next: set vars = fresh, or choose the direct \
-             engine",
-        ));
+pub(crate) fn check_choices(engine: &dyn Engine, keeps_variables: bool, init: Init) -> Result<(), Error> {
+    let lacks = |what, set| {
+        Err(Error::invalid_request(format!("this engine cannot {what}: set {set}, or choose the direct engine")))
+    };
+    if keeps_variables && !engine.keeps_variables() {
+        return lacks("keep variables from one evaluation to the next", "vars = fresh");
+    }
+    if init == Init::Once && !engine.initialises_once() {
+        return lacks("initialise a plugin once for all its instances", "init = each");
     }
     Ok(())
 }
@@ -160,7 +164,7 @@ impl Compiler {
     pub(crate) fn check(&self, blueprint: &Blueprint) -> Result<(), Error> {
         let request = &blueprint.request;
         self.engine.check(request.trusted, &request.allowed_hosts)?;
-        check_vars(&*self.engine, request.variables.is_some())
+        check_choices(&*self.engine, request.variables.is_some(), request.init)
     }
 
     /// Whether others with the same bytes find the code that is made for this.

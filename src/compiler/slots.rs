@@ -53,6 +53,16 @@ impl BuildSlots {
             Ok(permit) => permit,
             Err(_) => self.wait(left).await,
         };
+        self.begin(permit, renounce)
+    }
+
+    /// A slot that no build wants now, for work that is ended by `renounce` once one does; `None` for work that cannot be.
+    pub(super) async fn idle(self: &Arc<Self>, renounce: Option<Arc<Renounce>>) -> BuildSlot {
+        let Ok(permit) = self.free.clone().acquire_owned().await else { unreachable!("the semaphore is never closed") };
+        self.begin(permit, renounce)
+    }
+
+    fn begin(self: &Arc<Self>, permit: OwnedSemaphorePermit, renounce: Option<Arc<Renounce>>) -> BuildSlot {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         if let Some(renounce) = renounce {
             self.running().push(Running { id, renounce, ending: false });

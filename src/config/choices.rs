@@ -67,6 +67,22 @@ pub enum Vars {
     Kept,
 }
 
+/// How often a plugin's initialisers run: `_initialize`, C++'s constructors, Haskell's `hs_init`, a start function.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Init {
+    /// In each instance.
+    #[default]
+    Each,
+    /// Once for a runtime: the state after them is compiled behind the first calls, and instances made from then on begin
+    /// with it. What initialisers drew of time and randomness is then the same in all evaluations, until the runtime is
+    /// closed: do not use it for a plugin that draws keys or tokens there, or whose language seeds its random numbers or
+    /// hash maps there and relies on nobody knowing the seed (Go does). What they log is logged once. Only on the `direct`
+    /// engine; where it cannot be done, initialisers run in each instance, and the log says why.
+    Once,
+}
+
 /// Whether a plugin gets WASI: clocks, randomness and exit, with nothing preopened, no environment and no
 /// input.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -25,7 +25,7 @@ pub(crate) use self::formats::size;
 use self::formats::{list_or_commas, off_or_number, word};
 pub(crate) use self::hosts::{HostPattern, default_hosts};
 pub use self::{
-    choices::{EngineKind, Eviction, Input, Isolation, Vars, Wasi},
+    choices::{EngineKind, Eviction, Init, Input, Isolation, Vars, Wasi},
     read::SettingsError,
     telemetry::TelemetrySettings,
     tenants::{TenantBounds, TenantSettings},
@@ -167,6 +167,9 @@ pub struct EngineSettings {
     /// keep them. Default `fresh`.
     #[serde(deserialize_with = "word")]
     pub vars: Vars,
+    /// Whether plugins' initialisers run in each instance, or once. The `extism` engine cannot run them once. Default `each`.
+    #[serde(deserialize_with = "word")]
+    pub init: Init,
     /// Size of the variables that are kept for all evaluators, in bytes. An evaluation that would add to them over it fails
     /// with [`Saturated`](crate::Error::Saturated). Default `256MiB`.
     #[serde(deserialize_with = "size")]
@@ -357,6 +360,7 @@ impl Default for EngineSettings {
             wasi: Wasi::default(),
             input: Input::default(),
             vars: Vars::default(),
+            init: Init::default(),
             vars_size: 256 * 1024 * 1024,
             trusted: false,
             allowed_hosts: Vec::new(),

@@ -17,6 +17,7 @@
 //! | a guest that sleeps | blocks nobody, and ends at its deadline | blocks its thread until it wakes |
 //! | memory | bounded by slots, for each instance in sum and for the process | counted afresh once a plugin is initialised: about twice the limit; tables are not bounded |
 //! | HTTP | blocks nobody; private addresses must be named; ports can be | with the cargo feature `extism-http`; blocks the guest's thread |
+//! | initialisers | in each instance, or [once](crate::config::Init) | in each instance |
 //! | variables | as long as their instance, or [kept](crate::config::Vars) for the evaluator | as long as their instance |
 //! | what a guest claims of its memory | is not believed | is believed: see [`SECURITY.md`](https://github.com/evalpool/evalpool/blob/main/SECURITY.md) |
 //! | a fresh instance | tens of microseconds, on all cores | 0.1 to 0.3 ms, on one |

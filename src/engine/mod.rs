@@ -36,6 +36,7 @@ mod variables;
 use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 pub(crate) use self::contained::Contained;
@@ -46,7 +47,7 @@ pub use self::{
     host::{HostFunction, Val, ValType},
     variables::{Changes, KeptVariables, VariableSet},
 };
-use crate::{error::Error, last_words::LastWords, source::Digest, usage::Usage, words::words};
+use crate::{config::Init, error::Error, last_words::LastWords, source::Digest, usage::Usage, words::words};
 pub use crate::{
     fair_share::FairShare,
     memory::{Charge, MemoryAccount},
@@ -116,6 +117,9 @@ pub struct CompileRequest {
     /// begins with the [current](KeptVariables::current) ones, and once its guest has returned
     /// [changes](KeptVariables::change) them. Only for an engine that [can](Engine::keeps_variables).
     pub variables: Option<Arc<KeptVariables>>,
+    /// How often initialisers run. [`Once`](Init::Once) is only for an engine that [can](Engine::initialises_once): see
+    /// [`CompiledPlugin::snapshot`].
+    pub init: Init,
     /// Hosts that `http_request` may reach: see [`Spec::allowed_hosts`](crate::Spec::allowed_hosts).
     pub allowed_hosts: Arc<[String]>,
     /// What `extism:host/user` and other modules import.
@@ -137,7 +141,7 @@ pub struct CompileRequest {
 }
 
 /// What a compile may take of the processors.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CompilePriority {
     /// As much as it can use.
     #[default]
@@ -156,6 +160,21 @@ pub struct LinkedModule {
     pub wasm: Bytes,
     /// The digest of those bytes.
     pub digest: Digest,
+}
+
+/// How the instances of a compiled plugin are initialised.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InitState {
+    /// Each by itself.
+    #[default]
+    Each,
+    /// Each by itself, until what they begin with is compiled.
+    Pending,
+    /// Once: those that are made now begin initialised.
+    Once,
+    /// Each by itself, though they were to be initialised once. Why that cannot be, for the plugin's author.
+    Refused(Arc<str>),
 }
 
 /// One call of an instance.
@@ -275,6 +294,11 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
         false
     }
 
+    /// Whether it can initialise a plugin once: see [`CompileRequest::init`].
+    fn initialises_once(&self) -> bool {
+        false
+    }
+
     /// How tenants share the processors, if its guests give way to others': the pool then has evaluations and builds wait for
     /// tenants that had less, and says what each weighs. Cheap to clone.
     fn fair_share(&self) -> Option<FairShare> {
@@ -300,6 +324,25 @@ pub trait CompiledPlugin: Send + Sync + 'static {
     /// [`Error::InvalidPlugin`] when it cannot be linked or its initialisers fail. The error has the
     /// [last words](Error::last_words) of the initialisers.
     fn instantiate(&self, permit: Permit) -> BoxFuture<'_, Result<Box<dyn Instance>, Error>>;
+
+    /// Compiles the state in which its first instance was when that was made, for later instances to begin with. Does nothing
+    /// for a plugin that is not to be initialised once, nor when it is done already or [cannot](InitState::Refused) be done.
+    /// The default does nothing.
+    ///
+    /// To be called beside calls of instances, in a compile slot. Where the engine [interrupts
+    /// compiles](Engine::interrupts_compiles), dropping the future ends the work, which can be begun again.
+    ///
+    /// # Errors
+    ///
+    /// What may not happen another time, such as [`Error::Overloaded`].
+    fn snapshot(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// How its instances are initialised now. The default: each by itself.
+    fn init_state(&self) -> InitState {
+        InitState::Each
+    }
 
     /// The engine's own object, for those who know its type.
     fn as_any(&self) -> &dyn Any;

@@ -7,9 +7,9 @@ use tokio::runtime::Handle;
 use super::EvaluatorPool;
 use crate::{
     background::Background,
-    compiler::check_vars,
+    compiler::check_choices,
     config::{
-        EngineKind, EngineSettings, Eviction, Isolation, LimitSettings, PoolSettings, Settings, SettingsError,
+        EngineKind, EngineSettings, Eviction, Init, Isolation, LimitSettings, PoolSettings, Settings, SettingsError,
         TenantSettings, Vars,
     },
     engine::Engine,
@@ -144,7 +144,7 @@ fn make_engine(
     made.and_then(|made| {
         // As if trusted: a spec may still say that its plugin is.
         made.check(true, &engine.allowed_hosts)?;
-        check_vars(&*made, engine.vars == Vars::Kept)?;
+        check_choices(&*made, engine.vars == Vars::Kept, engine.init)?;
         Ok(made)
     })
     .map_err(|error| SettingsError::engine(engine.kind, &error.chain()))

@@ -34,7 +34,7 @@ pub use self::{builder::PoolBuilder, prepared::Prepared};
 use crate::{
     close::{Close, CloseReport},
     config::{Settings, SettingsError, TenantSettings},
-    engine::{BoxFuture, CompileWorkerCounts, Slots},
+    engine::{BoxFuture, CompileWorkerCounts, InitState, Slots},
     error::Error,
     evaluator::Evaluator,
     info::EvaluatorInfo,
@@ -143,7 +143,9 @@ impl EvaluatorPool {
         }
         // The lease is for the build's sake: it ends here, and the runtime stays, idle.
         let lease = revision.lease(&self.inner).await?;
-        prepared.took = lease.resident().map(|runtime| runtime.program().took).unwrap_or_default();
+        if let Some(program) = lease.resident().map(|runtime| runtime.program()) {
+            (prepared.took, prepared.init) = (program.took, program.compiled.init_state());
+        }
         Ok(prepared)
     }
 
@@ -156,8 +158,10 @@ impl EvaluatorPool {
         let seat = (bounded && is_one_more).then(|| self.inner.tenants.seat(tenant)).transpose()?;
         let (id, is_new) = open.map_or_else(|| (self.inner.unique(), true), |evaluator| (evaluator.id().0, false));
         let revision = Revision::new(&self.inner, id, name, spec);
-        let took = BuildTimes::default();
-        Ok((Prepared { pool: self.clone(), id, is_new, revision: Some(revision.clone()), took, _seat: seat }, revision))
+        let (took, init) = (BuildTimes::default(), InitState::Each);
+        let prepared =
+            Prepared { pool: self.clone(), id, is_new, revision: Some(revision.clone()), took, init, _seat: seat };
+        Ok((prepared, revision))
     }
 
     /// The evaluator registered under a name.
@@ -227,7 +231,11 @@ impl EvaluatorPool {
             .map(|evaluator| {
                 let runtime = evaluator.revision_id().and_then(|revision| runtimes.get(&revision));
                 let state = runtime.map_or(RuntimeState::Cold, |runtime| runtime.state);
-                evaluator.info(state, runtime.map_or(0, |runtime| runtime.instances))
+                let mut info = evaluator.info(state, runtime.map_or(0, |runtime| runtime.instances));
+                if let Some(resident) = runtime.and_then(|runtime| runtime.resident.as_ref()) {
+                    info.init.note(&resident.program().compiled.init_state());
+                }
+                info
             })
             .collect()
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::EvaluatorPool;
 use crate::{
+    engine::InitState,
     evaluator::Evaluator,
     info::EvaluatorInfo,
     registry::{CloseReason, RuntimeState},
@@ -23,6 +24,7 @@ pub struct Prepared {
     /// `None` once published.
     pub(super) revision: Option<Arc<Revision>>,
     pub(super) took: BuildTimes,
+    pub(super) init: InitState,
     /// Its tenant may have one more evaluator.
     pub(super) _seat: Option<Seat>,
 }
@@ -34,10 +36,18 @@ impl Prepared {
         self.took
     }
 
+    /// How its instances were initialised when it was built.
+    #[must_use]
+    pub fn init_state(&self) -> &InitState {
+        &self.init
+    }
+
     /// What it will be registered as.
     #[must_use]
     pub fn info(&self) -> Option<EvaluatorInfo> {
-        Some(self.revision.as_ref()?.describe(EvaluatorId(self.id), RuntimeState::Live, 1))
+        let mut info = self.revision.as_ref()?.describe(EvaluatorId(self.id), RuntimeState::Live, 1);
+        info.init.note(&self.init);
+        Some(info)
     }
 
     /// Registers it, in place of the evaluator of that name if there is one. The swap is atomic: calls in flight finish

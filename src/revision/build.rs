@@ -31,8 +31,12 @@ pub(super) async fn build(
     match attempt(&inner, &revision, &mut ticket, inside).await {
         // If it was retired while it was built, nobody else has it, and dropping it closes it.
         Ok(Some(runtime)) => {
+            let weak = runtime.downgrade();
             let published = ticket.publish(runtime);
             spans::record_build(published.as_ref().map(drop).map_err(|_| &Error::Cancelled));
+            if let Some(runtime) = weak.upgrade().filter(|_| published.is_ok()) {
+                inner.compiler.snapshot(&runtime, inner.share.clone(), revision.id.tenant);
+            }
         }
         // Nobody wants it any more, and nothing was begun.
         Ok(None) => ticket.abandon(),

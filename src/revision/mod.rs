@@ -25,10 +25,10 @@ use tracing::Instrument;
 pub(crate) use self::pool_inner::PoolInner;
 use crate::{
     clock,
-    config::Vars,
+    config::{Init, Vars},
     engine::KeptVariables,
     error::Error,
-    info::EvaluatorInfo,
+    info::{EvaluatorInfo, InitInfo},
     registry::{Age, BuildTicket, CloseReason, Lease, Refused, RevisionId, RuntimeState},
     response::EvaluatorId,
     runtime::{Identity, Runtime},
@@ -47,6 +47,8 @@ pub(crate) struct Revision {
     pub(crate) spec: Spec,
     /// Extism's variables, if they outlive instances. Those of one revision: another plugin must not find them.
     variables: Option<Arc<KeptVariables>>,
+    /// How often its plugin's initialisers run, if it can be chosen.
+    init: Init,
     /// Known from the first successful look at the bytes.
     info: OnceLock<PluginInfo>,
     /// The plugin, where its bytes are in memory anyway, so that they are hashed and inspected once: of
@@ -101,6 +103,7 @@ impl Revision {
             name,
             variables: (spec.vars.unwrap_or(inner.engine.vars) == Vars::Kept)
                 .then(|| Arc::new(KeptVariables::new(inner.variables.clone()))),
+            init: spec.init.unwrap_or(inner.engine.init),
             spec,
             info,
             in_memory: Mutex::default(),
@@ -145,6 +148,7 @@ impl Revision {
             entry_point: info.map_or_else(|| self.spec.entry_point.clone(), |info| info.entry_point.clone()),
             size_bytes: info.map(|info| info.size),
             debug: self.spec.debug,
+            init: InitInfo::new(self.init),
             ..EvaluatorInfo::closed(self.name.to_string(), self.tenant().to_owned(), id, state, instances)
         }
     }

@@ -79,6 +79,7 @@ pub(super) fn blueprint(
         trusted: spec.trusted.unwrap_or(inner.engine.trusted),
         config: spec.config.clone(),
         variables: revision.variables.clone(),
+        init: revision.init,
         allowed_hosts: hosts.unwrap_or_else(|| default_hosts(&inner.engine.allowed_hosts).collect()),
         host_functions: spec.host_functions.clone(),
         limits,

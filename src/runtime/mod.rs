@@ -29,7 +29,7 @@ mod report;
 use std::{
     ops::Deref,
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -126,6 +126,15 @@ pub(crate) struct Policy {
 pub(crate) struct Runtime {
     /// `None` only inside `drop`.
     inner: Option<Arc<RuntimeInner>>,
+}
+
+/// A runtime, for as long as another keeps it.
+pub(crate) struct WeakRuntime(Weak<RuntimeInner>);
+
+impl WeakRuntime {
+    pub(crate) fn upgrade(&self) -> Option<Runtime> {
+        self.0.upgrade().map(|inner| Runtime { inner: Some(inner) })
+    }
 }
 
 impl Deref for Runtime {
@@ -226,6 +235,17 @@ impl Runtime {
         runtime
     }
 
+    /// What does not keep it from closing.
+    pub(crate) fn downgrade(&self) -> WeakRuntime {
+        WeakRuntime(self.inner.as_ref().map(Arc::downgrade).unwrap_or_default())
+    }
+
+    /// Ends once its close has begun.
+    pub(crate) async fn retired(&self) {
+        // An error would mean that the sender is gone, and `self` holds it.
+        let _ = self.deadline.subscribe().wait_for(Option::is_some).await;
+    }
+
     fn is(&self, other: &Self) -> bool {
         self.inner.as_ref().zip(other.inner.as_ref()).is_some_and(|(one, two)| Arc::ptr_eq(one, two))
     }
@@ -270,11 +290,10 @@ impl Runtime {
             return;
         }
         // Weak: a close must not wait for this task.
-        let weak = self.inner.as_ref().map(Arc::downgrade);
+        let weak = self.downgrade();
         self.background.spawn(async move {
             tokio::time::sleep(SPARE_DELAY).await;
-            if let Some(inner) = weak.and_then(|weak| weak.upgrade()) {
-                let runtime = Runtime { inner: Some(inner) };
+            if let Some(runtime) = weak.upgrade() {
                 runtime.spare_awaited.store(false, Ordering::Relaxed);
                 if runtime.place.is_at_rest() {
                     runtime.make_spare();

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::{
-    Data, Digest, Error, Input, Isolation, Settings, Source, Spec, Vars, Wasi,
+    Data, Digest, Error, Init, Input, Isolation, Settings, Source, Spec, Vars, Wasi,
     config::{self, LimitSettings, hosts_within, nearest, size},
     data::PerCall,
     units::{Quoted, Size, Time},
@@ -23,12 +23,13 @@ const MOST_NESTED: usize = 125;
 /// The smallest memory: one page.
 const PAGE: u64 = 64 * 1024;
 
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "entry_point",
     "isolation",
     "wasi",
     "input",
     "vars",
+    "init",
     "debug",
     "config",
     "allowed_hosts",
@@ -54,6 +55,8 @@ pub(super) struct Document {
     pub(super) input: Option<Input>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) vars: Option<Vars>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) init: Option<Init>,
     /// Whether those who call it see the last words of its guests.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) debug: bool,
@@ -114,6 +117,7 @@ impl Document {
             wasi: take(&mut fields, "wasi", "")?,
             input: take(&mut fields, "input", "")?,
             vars: take(&mut fields, "vars", "")?,
+            init: take(&mut fields, "init", "")?,
             debug: take(&mut fields, "debug", "")?.unwrap_or_default(),
             config: texts(&mut fields, "config")?,
             allowed_hosts: take(&mut fields, "allowed_hosts", "")?,
@@ -188,6 +192,7 @@ impl Document {
             // What static data is merged into is bytes, also where the settings make requests the default.
             input: self.input.or(self.static_data.as_ref().map(|_| Input::Bytes)),
             vars: self.vars,
+            init: self.init,
             debug: self.debug,
             config: self.config.clone().into(),
             labels: self.labels.clone().into(),

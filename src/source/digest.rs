@@ -16,6 +16,14 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// The digest of all these, one after the other.
+    #[cfg(feature = "direct")]
+    pub(crate) fn of_all(parts: &[&[u8]]) -> Self {
+        let mut hasher = Sha256::new();
+        parts.iter().for_each(|part| hasher.update(part));
+        Self(hasher.finalize().into())
+    }
+
     /// The 64 hexadecimal digits alone.
     #[must_use]
     pub fn hex(&self) -> String {

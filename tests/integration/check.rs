@@ -4,7 +4,7 @@ use evalpool::Digest;
 
 use crate::{
     program::{Folder, printed, refusal, run},
-    support::{GREET, TEXT},
+    support::{GREET, TEXT, WORDS, wasm},
 };
 
 #[test]
@@ -22,9 +22,22 @@ fn a_check_says_what_the_plugin_is() {
         "exports       memory, greet\n",
         " to compile, ",
         " to initialise\n",
+        "snapshot      not possible: it has no initialisers\n",
     ] {
         assert!(text.contains(part), "{text} lacks {part}");
     }
+}
+
+#[test]
+fn a_check_says_whether_a_plugin_can_be_initialised_once() {
+    let folder = Folder::new();
+    let words = folder.file("words.wasm", WORDS);
+    let check = |options: &[&str]| printed(&run(&[&["check", &words, "--entry", "remember"], options].concat()));
+    let says = |text: &str, what: &str| assert!(text.contains(&format!("snapshot      {what}\n")), "{text}");
+    says(&check(&[]), "possible: with init = once, instances begin initialised");
+    let other = folder.file("other.wasm", wasm("(module)"));
+    says(&check(&["--link", &format!("other={other}")]), "not possible: it is linked with other modules");
+    says(&check(&["--engine", "extism", "--trusted"]), "not possible: only the direct engine makes one");
 }
 
 #[test]

@@ -37,6 +37,8 @@ mod hostile;
 #[cfg(feature = "service")]
 mod http;
 #[cfg(feature = "service")]
+mod init;
+#[cfg(feature = "service")]
 mod instructions;
 #[cfg(feature = "service")]
 mod isolation;

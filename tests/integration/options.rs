@@ -235,6 +235,7 @@ fn each_command_lists_the_same_options_under_their_heading() {
         "--static-data <JSON>",
         "--wasi <auto|off>",
         "--vars <fresh|kept>",
+        "--init <each|once>",
     ] {
         assert!(options[0].contains(option), "{option}");
     }

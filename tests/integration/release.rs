@@ -7,7 +7,7 @@ use std::sync::{
 
 use evalpool::{
     Digest, Error, HostFunction, Settings,
-    config::EngineKind,
+    config::{EngineKind, Init},
     engine::{
         CallRequest, CompilePriority, CompileRequest, CompiledPlugin, Engine, Instance, InstanceLimits, MemoryAccount,
         Permit, TenantId, direct::DirectEngine, extism::ExtismEngine,
@@ -80,6 +80,7 @@ async fn compile(engine: &dyn Engine, text: &str, seen: &Seen) -> Result<Box<dyn
         trusted: true,
         config: Arc::default(),
         variables: None,
+        init: Init::Each,
         allowed_hosts: Arc::new([]),
         host_functions: Arc::new([function]),
         limits: InstanceLimits {

@@ -122,6 +122,7 @@ fn log(caller: &mut Caller<'_>, level: Level, message: u64) -> Result<()> {
 
 async fn http_request(caller: &mut Caller<'_>, request: u64, body: u64) -> Result<u64> {
     caller.data_mut().http = Response::default();
+    caller.data_mut().reaches_out(|| format!("{MODULE}::http_request"));
     if Kernel::length(&*caller, request) > MAX_REQUEST {
         return Err(HostTrap::Failed(format!("the HTTP request, less its body, is over {MAX_REQUEST} bytes")).into());
     }

@@ -17,12 +17,13 @@ use super::{
     classify,
     in_memory::{Key, Loaded},
     in_process,
+    prepare::Subject,
     sealed::{Destination, Sealed},
     workers::{Failed, Stop, Terms, Workers},
 };
 use crate::{
     clock,
-    engine::{Charge, CompilePriority, InstanceLimits, MemoryAccount, text::shorten},
+    engine::{Charge, InstanceLimits, MemoryAccount, text::shorten},
     error::{Error, TryLater},
     host_limits::sure_memory,
     last_words::LastWords,
@@ -108,7 +109,7 @@ impl Code {
         self: &Arc<Self>,
         engine: &Engine,
         terms: Terms,
-        wasm: &[u8],
+        subject: Subject<'_>,
         limits: &InstanceLimits,
         room: &mut Room<'_>,
     ) -> Result<InUse, Error> {
@@ -120,9 +121,11 @@ impl Code {
             room.take(Wanted::to_load(0, true))?;
             return Ok(code);
         }
-        room.image = data_size(wasm);
+        if subject.state.is_empty() {
+            room.image = data_size(subject.wasm);
+        }
         let kept = self.kept.load(engine, key, terms.maps, |wanted| room.take(wanted))?;
-        let loaded = kept.map_or_else(|| self.compile(engine, terms, wasm, limits, room), Ok)?;
+        let loaded = kept.map_or_else(|| self.compile(engine, terms, subject, limits, room), Ok)?;
         let loaded = Arc::new(loaded);
         // Another may have been faster: then this one goes, without the lock.
         let code = self.in_use(key, Some(&loaded));
@@ -146,16 +149,16 @@ impl Code {
         &self,
         engine: &Engine,
         terms: Terms,
-        wasm: &[u8],
+        subject: Subject<'_>,
         limits: &InstanceLimits,
         room: &mut Room<'_>,
     ) -> Result<Loaded, Error> {
         let (code, charges) = if let Some(workers) = &self.workers {
             self.check(terms)?;
-            let compiled = workers.compile(wasm, terms, room.stop, |wanted| room.take(wanted));
+            let compiled = workers.compile(subject, terms, room.stop, |wanted| room.take(wanted));
             compiled.map_err(|failed| self.why(failed, terms))?
         } else {
-            let code = in_process::compile(engine, wasm, terms.digest, terms.links);
+            let code = in_process::compile(engine, subject, terms.digest, terms.links, terms.recorded);
             let code = code.map_err(|error| classify::invalid(&error, limits))?;
             let to = Destination::new(code.len() as u64, terms.maps);
             let charges = room.take(Wanted::to_load(Sealed::DIGEST + code.len() as u64, to.is_mapped()))?;
@@ -240,7 +243,6 @@ pub(super) struct Room<'a> {
     pub(super) image: u64,
     /// Bytes of the first instance, once it is to be reckoned with.
     pub(super) instance: u64,
-    pub(super) priority: CompilePriority,
     /// The charge of the first instance, once there is room for it.
     pub(super) first: Option<Charge>,
 }
@@ -269,8 +271,10 @@ impl GiveWay for Code {
     }
 }
 
-/// What the code of a module is kept under: with the kernel in it, it is another. Code that is loaded belongs to one engine.
+/// What the code of a module is kept under: with the kernel in it, it is another, and so it is where its state can be read.
+/// Code that is loaded belongs to one engine. What begins with a state is known by all that it comes of.
 fn key(terms: Terms) -> Key {
-    let other = u64::from(terms.kind.wide) + 2 * u64::from(terms.links);
-    Key { plugin: terms.digest, engine: terms.engine.wrapping_add(other) }
+    let flags = [terms.kind.wide, terms.links, terms.recorded, terms.restored.is_some()];
+    let other: u64 = (0..).zip(flags).map(|(bit, is_set)| u64::from(is_set) << bit).sum();
+    Key { plugin: terms.restored.unwrap_or(terms.digest), engine: terms.engine.wrapping_add(other) }
 }

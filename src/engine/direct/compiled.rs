@@ -1,21 +1,68 @@
 //! A compiled plugin: its modules and what its instances share.
 
-use std::{any::Any, sync::Arc};
+use std::{any::Any, sync::Arc, time::Duration};
 
+use tokio::{task::spawn_blocking, time::timeout};
 use wasmtime::Module;
 
 use super::{
-    http::Clients, instance::DirectInstance, modules::Modules, state::PluginContext, variant::EngineVariant,
-    workers::Stop,
+    code::Code,
+    http::Clients,
+    in_process,
+    instance::DirectInstance,
+    modules::Modules,
+    once::Once,
+    prepare::Recorder,
+    state::PluginContext,
+    variant::EngineVariant,
+    workers::{Stop, Why},
 };
 use crate::{
     clock,
-    engine::{BoxFuture, CompileRequest, CompiledPlugin, Instance, Permit},
-    error::Error,
+    engine::{BoxFuture, CompileRequest, CompiledPlugin, InitState, Instance, Permit},
+    error::{Error, ErrorKind, panic_text},
 };
 
+/// Does `work` that compiles, on a thread that may block. In workers it ends after `within`, or when this future is dropped.
+pub(super) async fn compiling<T: Send + 'static>(
+    code: &Code,
+    within: Duration,
+    work: impl FnOnce(&Stop) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let stop = StopOnDrop(Arc::default());
+    let stopped = stop.0.clone();
+    let work = spawn_blocking(move || work(&stopped));
+    let done = if code.workers.is_some() {
+        let Ok(done) = timeout(within, work).await else {
+            if let Some(terms) = stop.0.stop(Why::Timeout) {
+                code.over_time(terms);
+            }
+            return Err(Error::build_timeout(within));
+        };
+        done
+    } else {
+        work.await
+    };
+    done.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => in_process::panicked(panic_text(&*panic)),
+        Err(error) => Error::internal("compiling did not finish", error),
+    })?
+}
+
+/// Ends a compile that nobody waits for any more.
+struct StopOnDrop(Arc<Stop>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        // Does nothing once the compile has ended.
+        self.0.stop(Why::Unwanted);
+    }
+}
+
 /// The engine's compiled plugin; reach it through [`CompiledPlugin::as_any`].
-pub struct Compiled {
+pub struct Compiled(Arc<Inner>);
+
+struct Inner {
     modules: Modules,
     /// Dropped last: it holds the permit.
     context: Arc<PluginContext>,
@@ -25,7 +72,7 @@ impl Compiled {
     /// The compiled module, of the wasmtime that this engine uses.
     #[must_use]
     pub fn module(&self) -> Option<&Module> {
-        self.modules.main()
+        self.0.modules.main()
     }
 
     /// Compiles the plugin, or takes what was compiled before. Blocks; `stop` ends a compile in a worker.
@@ -49,12 +96,13 @@ impl Compiled {
             digest: request.digest,
             wide: request.wide,
             wasi: request.wasi,
+            once: modules.once.is_some(),
             ticker: modules.variant.ticker.clone(),
             tenant: request.tenant,
             share: modules.variant.share.clone(),
             _permit: request.permit,
         };
-        Ok(Self { modules, context: Arc::new(context) })
+        Ok(Self(Arc::new(Inner { modules, context: Arc::new(context) })))
     }
 }
 
@@ -69,13 +117,56 @@ impl CompiledPlugin for Compiled {
 
     fn instantiate(&self, permit: Permit) -> BoxFuture<'_, Result<Box<dyn Instance>, Error>> {
         Box::pin(async move {
-            let deadline = clock::deadline(self.context.limits.build_timeout);
-            let instance = DirectInstance::new(&self.modules, &self.context, permit, deadline).await?;
+            let Inner { modules, context } = &*self.0;
+            let deadline = clock::deadline(context.limits.build_timeout);
+            let instance = DirectInstance::new(modules, context, permit, deadline).await?;
+            let instance = match modules.once.as_ref().and_then(Once::awaited) {
+                Some(recorder) => self.0.clone().read(instance, recorder).await?,
+                None => instance,
+            };
             Ok(Box::new(instance) as Box<dyn Instance>)
         })
     }
 
+    fn snapshot(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let Inner { modules, context } = &*self.0;
+            let Some((once, recorded)) = modules.once.as_ref().and_then(|once| Some((once, once.recorded()?))) else {
+                return Ok(());
+            };
+            // What compiles has all that it works for, the permit included: a close waits until it has ended.
+            let inner = self.0.clone();
+            let compile = move |stop: &Stop| inner.modules.snapshot(&recorded, &inner.context, stop);
+            let made = compiling(&modules.variant.code, context.limits.build_timeout, compile).await;
+            match made {
+                Err(error) if [ErrorKind::InvalidPlugin, ErrorKind::BuildTimeout].contains(&error.kind()) => {
+                    once.refuse(&error.to_string());
+                    Ok(())
+                }
+                made => made,
+            }
+        })
+    }
+
+    fn init_state(&self) -> InitState {
+        self.0.modules.once.as_ref().map_or(InitState::Each, Once::told)
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+impl Inner {
+    /// Reads the first instance, on a thread that may block.
+    async fn read(self: Arc<Self>, mut instance: DirectInstance, how: Arc<Recorder>) -> Result<DirectInstance, Error> {
+        let read = spawn_blocking(move || {
+            let read = instance.record(&how);
+            if let Some(once) = &self.modules.once {
+                once.read(read, &self.context);
+            }
+            instance
+        });
+        read.await.map_err(|error| Error::internal("an instance could not be read", error))
     }
 }

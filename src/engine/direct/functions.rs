@@ -1,5 +1,7 @@
 //! The embedder's host functions, in wasmtime's terms.
 
+use std::sync::Arc;
+
 use tracing::Instrument;
 use wasmtime::{FuncType, Linker};
 
@@ -26,13 +28,14 @@ pub(super) fn link(linker: &mut Linker<GuestState>, function: &HostFunction) -> 
     };
     let types = |types: &[ValType]| types.iter().map(to_type).collect::<Vec<_>>();
     let ty = FuncType::new(linker.engine(), types(&portable.params), types(&portable.results));
-    let portable = portable.clone();
+    let (portable, module) = (portable.clone(), Arc::<str>::from(&*function.module));
     linker
         .func_new_async(&function.module, &function.name, ty, move |mut caller, args, slots| {
-            let portable = portable.clone();
+            let (portable, module) = (portable.clone(), module.clone());
             Box::new(async move {
                 let unknown = || HostTrap::Broken("a host function was passed a value that it does not take".into());
                 caller.data_mut().host_calls += 1;
+                caller.data_mut().reaches_out(|| format!("{module}::{}", portable.name()));
                 let args: Vec<_> = args.iter().map(from_val).collect::<Option<_>>().ok_or_else(unknown)?;
                 let span = spans::if_wanted(|| spans::host_call(portable.name()));
                 let mut guest = CallingGuest(&mut caller);

@@ -5,12 +5,25 @@ use std::sync::Arc;
 
 use wasmtime::Engine;
 
-use super::prepare::prepare;
+use super::prepare::{Begin, Subject, prepare};
 use crate::{error::Error, last_words::LastWords, source::Digest};
 
-/// The code of a module, prepared, with the kernel in it if it `links`. Blocks until it is compiled, however long that takes.
-pub(super) fn compile(engine: &Engine, wasm: &[u8], digest: Digest, links: bool) -> wasmtime::Result<Vec<u8>> {
-    engine.precompile_module(&prepare(wasm, digest, links))
+/// The code of a module, prepared, with the kernel in it if it `links`, and with exports of its state if that is to be
+/// `recorded`. Blocks until it is compiled, however long that takes.
+pub(super) fn compile(
+    engine: &Engine,
+    subject: Subject<'_>,
+    digest: Digest,
+    links: bool,
+    recorded: bool,
+) -> wasmtime::Result<Vec<u8>> {
+    let begin = match subject.state {
+        [] if recorded => Begin::Recorded,
+        [] => Begin::Plain,
+        state => Begin::Restored(state),
+    };
+    let prepared = prepare(subject.wasm, digest, links, begin);
+    engine.precompile_module(&prepared.ok_or_else(|| wasmtime::Error::msg("it has another state than was read"))?)
 }
 
 /// The compiler met something that it cannot compile, and would again.

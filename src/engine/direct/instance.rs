@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
-use wasmtime::{Store, TypedFunc, UpdateDeadline};
+use wasmtime::{Store, TypedFunc, UpdateDeadline, Val};
 
 use super::{
     classify::{self, HostTrap},
@@ -16,8 +16,9 @@ use super::{
     kernel::Kernel,
     log::LogBudget,
     modules::Modules,
+    prepare::{Recorder, State},
     stack,
-    state::{GuestState, PluginContext},
+    state::{GuestState, Initialised, PluginContext},
     streams::Streams,
 };
 use crate::{
@@ -100,6 +101,38 @@ impl DirectInstance {
             Err(_) => Error::build_timeout(limits.build_timeout),
         };
         Err(error.change_last_words(|words| *words = this.last_words()))
+    }
+}
+
+impl DirectInstance {
+    /// Reads an instance that was initialised and not called; or why others cannot begin with its state. Blocks for as long
+    /// as it takes to look at its memory.
+    pub(super) fn record(&mut self, recorder: &Recorder) -> Result<(State, Initialised), String> {
+        let Some(Guest { store, instance, kernel, .. }) = self.guest.as_deref_mut() else {
+            return Err("its first instance is gone".into());
+        };
+        // As the first call does.
+        kernel.reset(store);
+        let host = store.data_mut().initialised()?;
+        let gone = || "its state cannot be found".to_owned();
+        let mut globals = Vec::with_capacity(recorder.globals.len());
+        for global in &recorder.globals {
+            let global = instance.get_module_export(&mut *store, global).and_then(wasmtime::Extern::into_global);
+            globals.push(match global.ok_or_else(gone)?.get(&mut *store) {
+                Val::I32(value) => value.cast_unsigned().into(),
+                Val::I64(value) => value.cast_unsigned().into(),
+                Val::F32(bits) => bits.into(),
+                Val::F64(bits) => bits.into(),
+                Val::V128(bits) => bits.as_u128(),
+                _ => return Err("it has a mutable global that is a reference".into()),
+            });
+        }
+        let mut state = State::new(&globals);
+        for memory in &recorder.memories {
+            let memory = instance.get_module_export(&mut *store, memory).and_then(wasmtime::Extern::into_memory);
+            state.add_memory(memory.ok_or_else(gone)?.data(&*store));
+        }
+        Ok((state, host))
     }
 }
 

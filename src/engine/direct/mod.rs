@@ -34,11 +34,13 @@
 //! | `code` | a module's code: in use already, kept, or compiled now |
 //! | `workers` | processes that compile |
 //! | `in_process` | compiles in this process, where there are none |
+//! | `once` | plugins that are initialised once: from an instance's state to what others begin with |
 //! | `functions` | the embedder's host functions, in wasmtime's terms |
 //! | `abi` | the host's part of `extism:host/env`: allocation, settings, variables, logs, HTTP |
 //! | `wasi` | WASI preview 1 with nothing behind it |
 //! | `kernel` | the memory through which guest and host exchange bytes |
 //! | `state` | what the host keeps for one guest, and for one plugin |
+//! | `clock` | a guest's monotonic clock |
 //! | `streams` | what a guest writes to WASI's standard output and error |
 //! | `http` | the client behind `http_request`, and what it may reach |
 //! | `log` | how much plugins may log, and where it goes |
@@ -60,6 +62,7 @@ mod abi;
 mod allocator;
 mod cache;
 mod classify;
+mod clock;
 mod code;
 mod compiled;
 mod fair_share;
@@ -71,6 +74,7 @@ mod instance;
 mod kernel;
 mod log;
 mod modules;
+mod once;
 mod prepare;
 mod sealed;
 mod slots;
@@ -86,15 +90,13 @@ mod workers;
 use std::{fmt, sync::Arc};
 
 pub use self::compiled::Compiled;
-use self::{http::Clients, tunables::Kind, variant::EngineVariants};
-use tokio::time::timeout;
-
+use self::workers::Stop;
 pub use self::workers::inside::init_compile_workers;
-use self::workers::{Stop, Why};
+use self::{compiled::compiling, http::Clients, tunables::Kind, variant::EngineVariants};
 use super::{BoxFuture, CompileRequest, CompileWorkerCounts, CompiledPlugin, Engine, Slots};
 use crate::{
     config::{EngineSettings, LimitSettings, PoolSettings},
-    error::{Error, panic_text},
+    error::Error,
     fair_share::FairShare,
 };
 
@@ -130,28 +132,11 @@ impl Engine for DirectEngine {
         Box::pin(async move {
             let (variants, clients) = (self.variants.clone(), self.clients.clone());
             let within = request.limits.build_timeout;
-            let stop = StopOnDrop(Arc::default());
-            let stopped = stop.0.clone();
             // Plain slots have no room for linked modules.
             let wide = request.wide || !request.linked.is_empty();
             let kind = Kind { fueled: request.limits.fuel.is_some(), wide };
-            let compile = move || Compiled::new(variants.get(kind)?, &clients, request, &stopped);
-            let work = tokio::task::spawn_blocking(compile);
-            let compiled = if self.interrupts_compiles() {
-                let Ok(compiled) = timeout(within, work).await else {
-                    if let Some(terms) = stop.0.stop(Why::Timeout) {
-                        self.variants.code.over_time(terms);
-                    }
-                    return Err(Error::build_timeout(within));
-                };
-                compiled
-            } else {
-                work.await
-            };
-            let compiled = compiled.map_err(|error| match error.try_into_panic() {
-                Ok(panic) => in_process::panicked(panic_text(&*panic)),
-                Err(error) => Error::internal("compiling did not finish", error),
-            })??;
+            let compile = move |stop: &Stop| Compiled::new(variants.get(kind)?, &clients, request, stop);
+            let compiled = compiling(&self.variants.code, within, compile).await?;
             Ok(Box::new(compiled) as Box<dyn CompiledPlugin>)
         })
     }
@@ -184,6 +169,10 @@ impl Engine for DirectEngine {
         true
     }
 
+    fn initialises_once(&self) -> bool {
+        true
+    }
+
     fn slots(&self) -> Option<Slots> {
         let mut slots = Slots::default();
         for variant in self.variants.made() {
@@ -198,16 +187,6 @@ impl Engine for DirectEngine {
             slots.kept += (metrics.unused_memory_bytes_resident() + metrics.unused_table_bytes_resident()) as u64;
         }
         Some(slots)
-    }
-}
-
-/// Ends a compile that nobody waits for any more.
-struct StopOnDrop(Arc<Stop>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        // Does nothing once the compile has ended.
-        self.0.stop(Why::Unwanted);
     }
 }
 

@@ -13,14 +13,16 @@ use super::{
     code::{InUse, Room},
     functions,
     kernel::Kernel,
-    prepare,
-    state::GuestState,
+    once::{Once, Recorded},
+    prepare::{self, Recorder, Subject},
+    state::{GuestState, PluginContext},
     tunables::FIRST_HEAP,
     variant::EngineVariant,
     wasi,
     workers::Stop,
 };
 use crate::{
+    config::Init,
     engine::{Charge, CompileRequest, HostFunction, MAX_LINKED},
     error::Error,
     source::Digest,
@@ -31,6 +33,8 @@ pub(super) struct Modules {
     /// The plugin's own module with the kernel in it, ready to be instantiated. Without: the kernel is beside it. It goes before
     /// its code does.
     whole: Option<Whole>,
+    /// Where it is to be initialised once.
+    pub(super) once: Option<Once>,
     /// In the order of instantiation: a module comes after those that it imports from, the plugin itself last.
     linked: Vec<Linked>,
     /// Host functions, Extism's and the embedder's.
@@ -81,11 +85,11 @@ impl Modules {
             linker,
             whole: None,
             variant,
+            once: None,
             first: Mutex::default(),
         };
         let names: Vec<&str> = request.linked.iter().map(|linked| linked.name.as_str()).collect();
-        let mut room =
-            Room { account: &request.memory, stop, image: 0, instance: 0, priority: request.priority, first: None };
+        let mut room = Room { account: &request.memory, stop, image: 0, instance: 0, first: None };
         let all = request.linked.iter().map(|linked| (linked.digest, &linked.wasm));
         // Linked modules would have to import the kernel from the plugin, which imports from them.
         let links = request.linked.is_empty() && !this.replaces_accessors(&request.host_functions);
@@ -96,7 +100,9 @@ impl Modules {
                 let heap = if request.wide { FIRST_HEAP } else { 0 };
                 room.instance = request.initial_memory.saturating_add(Kernel::INITIAL + heap);
             }
-            let module = this.variant.module(digest, wasm, links, &request.limits, &mut room)?;
+            let mut terms = this.variant.terms(digest, links, &request.limits);
+            terms.recorded = request.init == Init::Once && links && !request.wide;
+            let module = this.variant.module(terms, Subject { wasm, state: &[] }, &request.limits, &mut room)?;
             if let Some(memory) = prepare::kernel_memory(&module, digest).filter(|_| links) {
                 let ready = this.linker.instantiate_pre(&module);
                 let ready = ready.map_err(|error| classify::invalid(&error, &request.limits))?;
@@ -104,6 +110,9 @@ impl Modules {
             }
             let imports = this.imports(&module, &names, &request.host_functions)?;
             let initialisers = Initialisers::of(&module, is_main, digest);
+            if is_main && request.init == Init::Once {
+                this.once = Some(Once::new(this.recorder(&module, &initialisers, request), wasm));
+            }
             this.linked.push(Linked { module, imports, initialisers });
         }
         // There is one slot for each.
@@ -114,6 +123,29 @@ impl Modules {
         }
         this.first = Mutex::new(room.first);
         Ok(this)
+    }
+
+    /// How the state of an instance is read when its initialisers have run; or why others cannot begin with it.
+    fn recorder(&self, module: &Module, own: &Initialisers, request: &CompileRequest) -> Result<Recorder, String> {
+        if !request.linked.is_empty() {
+            return Err("it is linked with other modules".into());
+        }
+        if request.wide {
+            return Err("it uses collected references, exceptions or several memories".into());
+        }
+        if self.replaces_accessors(&request.host_functions) {
+            return Err("host functions take the place of the kernel's".into());
+        }
+        if own.start.is_none() && own.first.is_none() && own.haskell.is_none() {
+            return Err("it has no initialisers".into());
+        }
+        Recorder::of(module, request.digest)
+    }
+
+    /// Compiles what later instances [begin with](Once). Blocks; `stop` ends a compile in a worker.
+    pub(super) fn snapshot(&self, recorded: &Recorded, context: &PluginContext, stop: &Stop) -> Result<(), Error> {
+        let Some(once) = &self.once else { return Ok(()) };
+        once.compile(recorded, &self.variant, &self.linker, context, stop)
     }
 
     /// Whether the embedder has functions in place of the kernel's own.
@@ -169,6 +201,12 @@ impl Modules {
     pub(super) async fn instantiate(&self, store: &mut Store<GuestState>) -> wasmtime::Result<(Instance, Kernel)> {
         // The limiter charges the same in a moment.
         drop(self.first.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(begun) = self.once.as_ref().and_then(Once::made) {
+            let instance = begun.ready.instantiate_async(&mut *store).await?;
+            Kernel::is_in(store, instance, &begun.memory);
+            store.data_mut().begin_as(&begun.host);
+            return Ok((instance, Kernel::of(&*store)?));
+        }
         if let (Some(whole), Some(main)) = (&self.whole, self.linked.last()) {
             let instance = whole.ready.instantiate_async(&mut *store).await?;
             Kernel::is_in(store, instance, &whole.memory);

@@ -10,6 +10,7 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use super::{
     allocator::Allocator,
     classify::{HostTrap, by_system},
+    clock::Clock,
     fair_share::RunPermit,
     http::{Http, Response},
     log::LogBudget,
@@ -40,6 +41,8 @@ pub(super) struct PluginContext {
     pub(super) wide: bool,
     /// Whether the plugin imports WASI.
     pub(super) wasi: bool,
+    /// Whether it is to be initialised once.
+    pub(super) once: bool,
     pub(super) ticker: Arc<Ticker>,
     /// Whose turn it is when it runs long.
     pub(super) tenant: TenantId,
@@ -66,6 +69,9 @@ pub(super) struct GuestState {
     pub(super) wasi: Option<WasiP1Ctx>,
     /// What the guest writes, if its plugin imports WASI.
     pub(super) streams: Option<Arc<Streams>>,
+    pub(super) clock: Clock,
+    /// While its initialisers run, if others are to begin with what they do.
+    pub(super) initial: Option<Initial>,
     pub(super) log: LogBudget,
     pub(super) run_permit: RunPermit,
     pub(super) deadline: Instant,
@@ -93,6 +99,8 @@ impl GuestState {
             http: Response::default(),
             wasi: None,
             streams,
+            clock: Clock::default(),
+            initial: context.once.then(Initial::default),
             log: LogBudget::default(),
             run_permit: RunPermit::new(context.share.clone(), context.tenant),
             deadline,
@@ -102,8 +110,39 @@ impl GuestState {
         }
     }
 
+    /// The guest's initialisers do what reaches beyond its own state.
+    pub(super) fn reaches_out(&mut self, what: impl FnOnce() -> String) {
+        if let Some(initial) = &mut self.initial {
+            initial.reached.get_or_insert_with(what);
+        }
+    }
+
+    /// What is kept for a guest whose initialisers have just run; or why others cannot begin with it. What each evaluation
+    /// begins anew is not in it (log, response, deadline), nor what its memories and tables say (what is left of its budget),
+    /// nor blocks of the kernel, which each evaluation clears.
+    pub(super) fn initialised(&mut self) -> Result<Initialised, String> {
+        if let Some(Initial { reached: Some(what) }) = self.initial.take() {
+            return Err(format!("its initialisers call {what}"));
+        }
+        if self.wasi.is_some() && self.streams.as_ref().is_some_and(|streams| streams.is_any_closed()) {
+            return Err("its initialisers close a standard stream".into());
+        }
+        let variables =
+            Variables { own: self.variables.own.clone(), bytes: self.variables.bytes, ..Variables::default() };
+        Ok(Initialised { variables, clock: self.clock.after() })
+    }
+
+    /// Begins as one that was initialised.
+    pub(super) fn begin_as(&mut self, initialised: &Initialised) {
+        let Initialised { variables: Variables { own, bytes, .. }, clock } = initialised;
+        self.initial = None;
+        self.clock = *clock;
+        self.variables = Variables { own: own.clone(), bytes: *bytes, ..Variables::default() };
+    }
+
     /// Begins to count what a call uses.
     pub(super) fn begin_usage(&mut self) {
+        self.initial = None;
         (self.host_calls, self.requests, self.budget.peak) = (0, HttpUsage::default(), self.budget.used);
     }
 
@@ -113,6 +152,19 @@ impl GuestState {
         usage.host_calls = self.host_calls;
         usage.http = Some(self.requests);
     }
+}
+
+/// What initialisers did beyond the guest's own state.
+#[derive(Default)]
+pub(super) struct Initial {
+    /// The first thing of which another guest would have no part.
+    reached: Option<String>,
+}
+
+/// What the host keeps for a guest that was initialised.
+pub(super) struct Initialised {
+    variables: Variables,
+    clock: Clock,
 }
 
 /// What a guest may still take: bytes of linear memory, the kernel's, its allocator's and the collected heap included, and

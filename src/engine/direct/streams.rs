@@ -6,15 +6,15 @@
 use std::{
     collections::VecDeque,
     fmt::Write,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite};
 use wasmtime_wasi::{
     async_trait,
-    cli::{IsTerminal, StdoutStream},
-    p2::{OutputStream, Pollable, StreamResult, pipe::SinkOutputStream},
+    cli::{IsTerminal, StdinStream, StdoutStream},
+    p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult, pipe::SinkOutputStream},
 };
 
 /// Bytes of one stream that are kept from its beginning, and from its end.
@@ -38,12 +38,29 @@ struct Kept {
     first: Vec<u8>,
     last: VecDeque<u8>,
     left_out: usize,
+    closed: bool,
+}
+
+impl Streams {
+    /// The standard input, which is empty.
+    pub(super) fn stdin(&self) -> Stdin {
+        Stdin(self.stdout.clone())
+    }
+
+    /// Whether the guest, which still exists, has closed any of its three streams.
+    pub(super) fn is_any_closed(&self) -> bool {
+        [&self.stdout, &self.stderr].iter().any(|stream| stream.kept().closed)
+    }
 }
 
 impl Stream {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What was written since the last time, as text. Bytes that are not UTF-8 are replaced.
     pub(super) fn take(&self) -> String {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)).text()
+        std::mem::take(&mut *self.kept()).text()
     }
 }
 
@@ -60,7 +77,7 @@ impl Kept {
     }
 
     fn text(self) -> String {
-        let Self { mut first, last, left_out } = self;
+        let Self { mut first, last, left_out, .. } = self;
         let last = Vec::from(last);
         if left_out == 0 {
             first.extend_from_slice(&last);
@@ -90,7 +107,7 @@ impl IsTerminal for Stream {
 
 impl StdoutStream for Stream {
     fn p2_stream(&self) -> Box<dyn OutputStream> {
-        Box::new(self.clone())
+        Box::new(Open(self.clone()))
     }
 
     /// Of a later WASI, which is not linked.
@@ -99,9 +116,18 @@ impl StdoutStream for Stream {
     }
 }
 
-impl OutputStream for Stream {
+/// A stream that the guest has, until it closes it or is gone.
+struct Open(Stream);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.kept().closed = true;
+    }
+}
+
+impl OutputStream for Open {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(&bytes);
+        self.0.kept().write(&bytes);
         Ok(())
     }
 
@@ -115,8 +141,34 @@ impl OutputStream for Stream {
 }
 
 #[async_trait]
-impl Pollable for Stream {
+impl Pollable for Open {
     async fn ready(&mut self) {}
+}
+
+/// An empty input. Notes with an output that it was closed.
+pub(super) struct Stdin(Stream);
+
+impl IsTerminal for Stdin {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdinStream for Stdin {
+    fn p2_stream(&self) -> Box<dyn InputStream> {
+        Box::new(Open(self.0.clone()))
+    }
+
+    /// Of a later WASI, which is not linked.
+    fn async_stream(&self) -> Box<dyn AsyncRead + Send + Sync> {
+        Box::new(tokio::io::empty())
+    }
+}
+
+impl InputStream for Open {
+    fn read(&mut self, _size: usize) -> StreamResult<Bytes> {
+        Err(StreamError::Closed)
+    }
 }
 
 #[cfg(test)]

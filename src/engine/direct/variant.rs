@@ -26,6 +26,7 @@ use super::{
     classify,
     code::{Code, InUse, Room},
     kernel::KernelModule,
+    prepare::Subject,
     sealed::MAPPED,
     slots::{self, SlotLayout},
     stack,
@@ -36,7 +37,7 @@ use super::{
 };
 use crate::{
     config::{CodeCache, EngineSettings, LimitSettings, PoolSettings},
-    engine::{FairShare, InstanceLimits},
+    engine::{CompilePriority, FairShare, InstanceLimits},
     error::Error,
     host_limits::sure_memory,
     source::Digest,
@@ -61,7 +62,7 @@ pub(super) struct EngineVariant {
     pub(super) abi: Linker<GuestState>,
     pub(super) ticker: Arc<Ticker>,
     pub(super) share: FairShare,
-    code: Arc<Code>,
+    pub(super) code: Arc<Code>,
     kind: Kind,
     /// Slots for linked modules that no instance has taken.
     pub(super) linked: Arc<Semaphore>,
@@ -149,17 +150,30 @@ impl EngineVariant {
         Ok(Arc::new(Self { engine, kernel, abi, ticker, share, code, kind, linked, maps, version }))
     }
 
-    /// The code of a module, with the kernel in it if it `links`, charged to `room`, whose `stop` ends it. Blocks.
+    /// How the module with this digest is compiled for this engine, with the kernel in it if it `links`.
+    pub(super) fn terms(&self, digest: Digest, links: bool, limits: &InstanceLimits) -> Terms {
+        let Self { kind, maps, version: engine, .. } = *self;
+        Terms {
+            digest,
+            kind,
+            links,
+            recorded: false,
+            restored: None,
+            engine,
+            maps,
+            within: limits.build_timeout,
+            priority: CompilePriority::Normal,
+        }
+    }
+
+    /// The code of a module, charged to `room`, whose `stop` ends it. Blocks.
     pub(super) fn module(
         &self,
-        digest: Digest,
-        wasm: &[u8],
-        links: bool,
+        terms: Terms,
+        subject: Subject<'_>,
         limits: &InstanceLimits,
         room: &mut Room<'_>,
     ) -> Result<InUse, Error> {
-        let Self { kind, maps, version: engine, .. } = *self;
-        let terms = Terms { digest, kind, links, engine, maps, within: limits.build_timeout, priority: room.priority };
-        self.code.module(&self.engine, terms, wasm, limits, room)
+        self.code.module(&self.engine, terms, subject, limits, room)
     }
 }

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use crate::{
-    Plugin, Settings, Spec,
+    Init, Plugin, Settings, Spec,
+    config::EngineKind,
+    engine::InitState,
     runtime::BuildTimes,
     service::{
         Exit,
@@ -19,16 +21,18 @@ pub(in crate::service) async fn check(arguments: CheckArguments, settings: &Sett
     let (bytes, spec) = options.subject(plugin.as_deref(), &settings.limits).await?;
     let plugin = Plugin::new(bytes, spec.digest)?;
     let entry_points = EntryPoints::of(plugin.interface(), entry.as_deref())?;
-    let spec = Spec { entry_point: entry, ..spec };
+    // As `each` to whoever looks at its instances, and it says whether they could begin initialised.
+    let init = (settings.engine.kind == EngineKind::Direct).then_some(Init::Once);
+    let spec = Spec { entry_point: entry, init: init.or(spec.init), ..spec };
     let prepared = super::pool_builder(settings).build()?.prepare_with("check", spec, Some(plugin.clone())).await?;
-    let took = prepared.took();
+    let (took, init) = (prepared.took(), prepared.init_state().clone());
     // Not published: the runtime closes in the background, or with the process.
     drop(prepared);
     let calls = entry_points.default().unwrap_or("it has to be named");
-    print(describe(&plugin, calls, took, options.memory().unwrap_or(settings.limits.memory)))
+    print(describe(&plugin, calls, (took, &init), options.memory().unwrap_or(settings.limits.memory)))
 }
 
-fn describe(plugin: &Plugin, calls: &str, took: BuildTimes, most_memory: u64) -> String {
+fn describe(plugin: &Plugin, calls: &str, (took, init): (BuildTimes, &InitState), most_memory: u64) -> String {
     let interface = plugin.interface();
     let mut imports: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for import in interface.imports() {
@@ -48,5 +52,11 @@ fn describe(plugin: &Plugin, calls: &str, took: BuildTimes, most_memory: u64) ->
     imports.for_each(|import| line("", &import));
     line("exports", &interface.exports().join(", "));
     line("time", &format!("{} to compile, {} to initialise", Time(took.compile), Time(took.init)));
+    let snapshot = match init {
+        InitState::Pending | InitState::Once => "possible: with init = once, instances begin initialised".to_owned(),
+        InitState::Refused(why) => format!("not possible: {why}"),
+        InitState::Each => "not possible: only the direct engine makes one".to_owned(),
+    };
+    line("snapshot", &snapshot);
     text
 }

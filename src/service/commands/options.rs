@@ -18,7 +18,7 @@ use super::{
     manifest, read_file, read_text,
 };
 use crate::{
-    Data, Digest, Plugin, Settings, Source, Spec, Vars, Wasi, compiler,
+    Data, Digest, Init, Plugin, Settings, Source, Spec, Vars, Wasi, compiler,
     config::{HostPattern, LimitSettings, strings},
     data::Static,
     engine::MAX_LINKED,
@@ -85,6 +85,9 @@ pub(in crate::service) struct PluginOptions {
     /// Whether Extism's variables live as long as an instance, or are kept: fresh or kept [default: as set, else fresh]
     #[arg(long, value_name = "fresh|kept", value_parser = word::<Vars>)]
     vars: Option<Vars>,
+    /// Whether initialisers run in each instance, or once: each or once [default: as set, else each]
+    #[arg(long, value_name = "each|once", value_parser = word::<Init>)]
+    init: Option<Init>,
 }
 
 impl PluginOptions {
@@ -171,6 +174,7 @@ impl PluginOptions {
             digest: self.fetch.digest.or(described.digest),
             wasi: self.wasi,
             vars: self.vars,
+            init: self.init,
             memory: self.memory(),
             output_size: self.output_size,
             instances: self.instances(),

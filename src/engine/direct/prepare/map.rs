@@ -1,6 +1,6 @@
 //! Where things of a prepared module were before.
 
-use std::ops::Range;
+use std::{fmt, ops::Range};
 
 use wasmtime::{ExternType, Module, ModuleExport};
 
@@ -40,7 +40,7 @@ impl Map {
         Self::read(module.exports().last()?.name())
     }
 
-    fn read(name: &str) -> Option<Self> {
+    pub(super) fn read(name: &str) -> Option<Self> {
         let (_, numbers) = name.strip_prefix(PREFIX)?.rsplit_once(':')?;
         let number = |index: usize| {
             let digits = numbers.get(index * DIGITS..(index + 1) * DIGITS)?;
@@ -68,7 +68,12 @@ pub(in super::super) fn is_ours(name: &str) -> bool {
 
 /// The name of the export that is the start function of the plugin with this digest.
 pub(super) fn name_of_start(digest: Digest) -> String {
-    format!("{PREFIX}{digest}:start")
+    name_of(digest, "start")
+}
+
+/// The name of an export that is added to the plugin with this digest.
+pub(super) fn name_of(digest: Digest, what: impl fmt::Display) -> String {
+    format!("{PREFIX}{digest}:{what}")
 }
 
 /// The start function of the plugin with this digest, if the host is to call it.

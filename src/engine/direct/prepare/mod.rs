@@ -29,6 +29,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `rewrite` | the kernel linked in, bulk instructions cut, in one pass |
+//! | `once` | modules that are initialised once: what is read of their state, and what begins with it |
 //! | `pieces` | functions that do in pieces what one instruction does at once |
 //! | `accessors` | the kernel's functions, to be copied into a module |
 //! | `map` | what is where in a prepared module |
@@ -41,6 +42,7 @@ mod accessors;
 mod binary;
 mod leb;
 mod map;
+mod once;
 mod pieces;
 mod rewrite;
 mod runs;
@@ -50,9 +52,12 @@ mod tests;
 
 use std::borrow::Cow;
 
+use wasmtime::{Module, ModuleExport};
+
 pub(super) use self::{
     accessors::BYTES as KERNEL,
     map::{Map, is_ours, kernel_memory, start},
+    once::State,
 };
 use crate::source::{Digest, is_valid};
 
@@ -62,15 +67,63 @@ pub(super) const VERSION: u32 = 2;
 /// A module that loses fewer segments stays as it is. Sixteen passive ones cost an instance some 40 nanoseconds.
 const WORTHWHILE: usize = 16;
 
+/// What is compiled.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Subject<'a> {
+    pub(super) wasm: &'a [u8],
+    /// The [state](State) that it begins with; empty if it begins by itself.
+    pub(super) state: &'a [u8],
+}
+
+/// How a module's instances are initialised.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Begin<'a> {
+    /// Each by itself.
+    Plain,
+    /// Each by itself, and what they are then can be read.
+    Recorded,
+    /// They are in this state.
+    Restored(&'a [u8]),
+}
+
 /// The module to compile for this one, with the kernel in it if it `links`: these bytes if there is nothing to do, or if
-/// they are not valid. The compiler says why; what is added must not be what a body named that had no such thing.
-pub(super) fn prepare(wasm: &[u8], digest: Digest, links: bool) -> Cow<'_, [u8]> {
+/// they are not valid. The compiler says why; what is added must not be what a body named that had no such thing. `None` if a
+/// state is not one of this module's.
+pub(super) fn prepare<'a>(wasm: &'a [u8], digest: Digest, links: bool, begin: Begin<'_>) -> Option<Cow<'a, [u8]>> {
     if !is_valid(wasm) {
-        return Cow::Borrowed(wasm);
+        return Some(Cow::Borrowed(wasm));
     }
     let joined = segments::join(wasm, WORTHWHILE).map_or(Cow::Borrowed(wasm), Cow::Owned);
-    match rewrite::rewrite(&joined, digest, links) {
-        Some(new) => Cow::Owned(new),
-        None => joined,
+    let linked = rewrite::rewrite(&joined, digest, links).map_or(joined, Cow::Owned);
+    Some(match begin {
+        Begin::Plain => linked,
+        Begin::Recorded => once::record(&linked, digest).map_or(linked, Cow::Owned),
+        Begin::Restored(state) => Cow::Owned(once::restore(&linked, digest, state)?),
+    })
+}
+
+/// What is read of an instance that was initialised, by the exports of its module.
+pub(super) struct Recorder {
+    pub(super) globals: Vec<ModuleExport>,
+    pub(super) memories: Vec<ModuleExport>,
+}
+
+impl Recorder {
+    /// That of the module of the plugin with this digest; or why its state cannot be read.
+    pub(super) fn of(module: &Module, digest: Digest) -> Result<Self, String> {
+        let (mut this, ours) = (Self { globals: Vec::new(), memories: Vec::new() }, map::name_of(digest, ""));
+        for export in module.exports() {
+            let Some(what) = export.name().strip_prefix(&ours) else { continue };
+            if let Some(why) = what.strip_prefix(once::REFUSED) {
+                return Err(why.to_owned());
+            }
+            let index = || module.get_export_index(export.name());
+            if what.starts_with(once::OF_GLOBAL) {
+                this.globals.extend(index());
+            } else if what.starts_with(once::OF_MEMORY) {
+                this.memories.extend(index());
+            }
+        }
+        if this.memories.is_empty() { Err("the kernel cannot be linked into it".into()) } else { Ok(this) }
     }
 }

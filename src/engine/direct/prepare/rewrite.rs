@@ -28,7 +28,7 @@ const MOST_OF_A_NUMBER: usize = 5;
 
 /// The kind of an export.
 const FUNCTION: u8 = 0;
-const MEMORY: u8 = 2;
+pub(super) const MEMORY: u8 = 2;
 
 /// Bytes that take the place of others.
 struct Patch {
@@ -366,7 +366,7 @@ impl Module {
     }
 }
 
-fn export(name: &str, kind: u8, index: u32) -> Option<Vec<u8>> {
+pub(super) fn export(name: &str, kind: u8, index: u32) -> Option<Vec<u8>> {
     let mut export = encoded(u32::try_from(name.len()).ok()?);
     export.extend(name.as_bytes());
     export.push(kind);

@@ -61,6 +61,20 @@ pub(super) fn join(wasm: &[u8], worthwhile: usize) -> Option<Vec<u8>> {
     write(wasm, &sections, [named, active], &uses, &indices)
 }
 
+/// What is left of a module's segments once they were copied to where they go: those that instructions name, of which the
+/// active ones are empty. Also where their indices are, and what those are now. `None` if the module cannot be read.
+pub(super) fn remaining(wasm: &[u8]) -> Option<(Written, Vec<(Range<usize>, u32)>)> {
+    let Some(sections) = Sections::read(wasm) else { return Some(Default::default()) };
+    let segments: Vec<Data<'_>> = sections.data.into_iter().collect::<Result<_, _>>().ok()?;
+    let uses = match (&sections.announced, &sections.code) {
+        (Some(_), Some(code)) => uses(wasm, code, &segments)?,
+        _ => Vec::new(),
+    };
+    let (named, indices) = named(&segments, &uses, wasm)?;
+    let new = uses.into_iter().map(|named| Some((named.at, *indices.get(named.segment as usize)?)));
+    Some((named, new.collect::<Option<_>>()?))
+}
+
 /// What is needed of a module's sections.
 struct Sections<'a> {
     memories: Vec<Memory>,
@@ -72,14 +86,14 @@ struct Sections<'a> {
     whole: Range<usize>,
 }
 
-struct Memory {
+pub(super) struct Memory {
     is_64: bool,
     /// The size that it begins with, in bytes, if the module makes it.
     size: Option<u64>,
 }
 
 impl Memory {
-    fn new(ty: &MemoryType, is_own: bool) -> Self {
+    pub(super) fn new(ty: &MemoryType, is_own: bool) -> Self {
         let size = ty.initial.checked_mul(1_u64.checked_shl(ty.page_size_log2.unwrap_or(16)).unwrap_or(u64::MAX));
         Self { is_64: ty.memory64, size: size.filter(|_| is_own) }
     }
@@ -167,9 +181,9 @@ fn uses(wasm: &[u8], code: &Range<usize>, segments: &[Data<'_>]) -> Option<Vec<U
 
 /// Segments of the new module, as its data section has them.
 #[derive(Default)]
-struct Written {
-    bytes: Vec<u8>,
-    count: usize,
+pub(super) struct Written {
+    pub(super) bytes: Vec<u8>,
+    pub(super) count: usize,
 }
 
 impl Written {
@@ -180,8 +194,14 @@ impl Written {
     }
 
     /// An active segment of this memory for each run.
-    fn add_runs(&mut self, index: u32, memory: &Memory, runs: Vec<Run>) -> Option<()> {
-        for Run { at, data } in runs {
+    pub(super) fn add_runs(
+        &mut self,
+        index: u32,
+        memory: &Memory,
+        runs: impl IntoIterator<Item = (u64, impl AsRef<[u8]>)>,
+    ) -> Option<()> {
+        for (at, data) in runs {
+            let data = data.as_ref();
             // Of memory 0, or of the one that is named.
             let mut segment = vec![if index == 0 { 0 } else { 2 }];
             if index > 0 {
@@ -211,7 +231,8 @@ fn active(segments: &[Data<'_>], memories: &[Memory], wasm: &[u8]) -> Option<Wri
     let mut pending: Vec<Vec<Placed<'_>>> = memories.iter().map(|_| Vec::new()).collect();
     let flush = |written: &mut Written, pending: &mut [Vec<Placed<'_>>], zeros: &mut u64| {
         for ((index, pending), memory) in (0..).zip(pending).zip(memories) {
-            written.add_runs(index, memory, runs::join(pending, zeros)?)?;
+            let runs = runs::join(pending, zeros)?.into_iter().map(|Run { at, data }| (at, data));
+            written.add_runs(index, memory, runs)?;
             pending.clear();
         }
         Some(())

@@ -23,11 +23,15 @@ use rustix::{
 use wasmtime::Engine;
 
 use super::{
-    MemoryLayout, Sealed, by_system, compile,
+    MemoryLayout, Sealed, Subject, by_system, compile,
     protocol::{ARGUMENT, NO_MEMORY, Order, Reply, Setup, UNABLE, hear, say},
     tunables,
 };
-use crate::{engine::text::shorten, error::panic_text, pages};
+use crate::{
+    engine::{CompilePriority, text::shorten},
+    error::panic_text,
+    pages,
+};
 
 /// What the compiler is tried with before anything is asked of it: two functions, so that it starts its threads.
 const TRIAL: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x03\x02\0\0\x0a\x07\x02\x02\0\x0b\x02\0\x0b";
@@ -102,20 +106,21 @@ fn work(memory: u64) -> io::Result<()> {
         .map_err(io::Error::other)?;
     say(&mut stdout, &Reply::Ready(Setup::new(memory)))?;
     for heard in orders {
-        let Heard::Order(order, wasm) = heard else { return Ok(()) };
+        let Heard::Order(order, wasm, state) = heard else { return Ok(()) };
         say(&mut stdout, &Reply::Begun)?;
         allow_time(order.cpu)?;
         let engine = if order.fueled { fueled } else { plain };
         let Ok(digest) = order.digest.parse() else { return Ok(()) };
-        let compiled = if order.gives_way {
+        let (subject, is_recorded) = (Subject { wasm: &wasm, state: &state }, order.recorded);
+        let compiled = if order.priority == CompilePriority::Low {
             give_way(|| {
                 let engine = Engine::new(tunables::config(order.fueled, memory).parallel_compilation(false))?;
-                compile(&engine, &wasm, digest, order.links)
+                compile(&engine, subject, digest, order.links, is_recorded)
             })?
         } else {
-            catch_unwind(AssertUnwindSafe(|| compile(engine, &wasm, digest, order.links)))
+            catch_unwind(AssertUnwindSafe(|| compile(engine, subject, digest, order.links, is_recorded)))
         };
-        drop(wasm);
+        drop((wasm, state));
         match compiled {
             Ok(Ok(code)) => {
                 let (engine, size) = (tunables::version(engine), code.len() as u64);
@@ -154,7 +159,7 @@ fn give_way<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<thread::Resu
 
 enum Heard {
     Setup(Setup),
-    Order(Order, Bytes),
+    Order(Order, Bytes, Bytes),
 }
 
 /// Reads on a thread of its own, so that the end of the input is noticed in the middle of a compile.
@@ -167,7 +172,8 @@ fn listen() -> io::Result<mpsc::Receiver<Heard>> {
         loop {
             let order: Order = hear(&mut stdin)?;
             let wasm = pages::read(&mut stdin, order.size)?;
-            send(Heard::Order(order, wasm))?;
+            let state = pages::read(&mut stdin, order.state)?;
+            send(Heard::Order(order, wasm, state))?;
         }
     };
     thread::Builder::new().stack_size(256 << 10).spawn(move || {

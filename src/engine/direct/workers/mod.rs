@@ -47,6 +47,7 @@ use super::{
     cache::Wanted,
     classify::by_system,
     in_process::compile,
+    prepare::Subject,
     sealed::{Destination, Sealed},
     tunables::{self, Kind, MemoryLayout},
 };
@@ -71,6 +72,10 @@ pub(super) struct Terms {
     pub(super) kind: Kind,
     /// Whether the kernel becomes a part of the module.
     pub(super) links: bool,
+    /// Whether its state can be read.
+    pub(super) recorded: bool,
+    /// The digest of all that it comes of, if it begins with a state.
+    pub(super) restored: Option<Digest>,
     /// wasmtime's version and settings.
     pub(super) engine: u64,
     /// Whether large code can be mapped.
@@ -108,12 +113,12 @@ impl Workers {
     /// `stop` ends the compile.
     pub(super) fn compile<T>(
         &self,
-        wasm: &[u8],
+        subject: Subject<'_>,
         terms: Terms,
         stop: &Stop,
         mut room: impl FnMut(Wanted) -> Result<T, Error>,
     ) -> Result<(Sealed, T), Failed> {
-        let order = Order::new(terms, wasm.len());
+        let order = Order::new(terms, subject);
         let mut crashed = false;
         loop {
             let mut worker = self.take()?;
@@ -123,7 +128,8 @@ impl Workers {
                 return Err(Failed::Stopped);
             }
             let busy = Busy::new(&self.busy);
-            let answer = worker.greet(&self.setup).and_then(|()| worker.compile(&order, wasm, terms, stop, &mut room));
+            let answer =
+                worker.greet(&self.setup).and_then(|()| worker.compile(&order, subject, terms, stop, &mut room));
             stop.forget();
             drop(busy);
             let why = stop.why();

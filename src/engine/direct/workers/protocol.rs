@@ -4,7 +4,7 @@ use std::io::{self, BufRead, Read, Write};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{MemoryLayout, Terms};
+use super::{MemoryLayout, Subject, Terms};
 use crate::engine::CompilePriority;
 
 /// The first argument of a process that is to be a worker.
@@ -36,27 +36,29 @@ impl Setup {
     }
 }
 
-/// One module, whose bytes follow.
+/// One module, whose bytes follow, and then those of its state.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Order {
     pub(super) fueled: bool,
     pub(super) links: bool,
-    /// Whether to use one thread, and what the others leave of the processors.
-    pub(super) gives_way: bool,
+    pub(super) recorded: bool,
+    pub(super) priority: CompilePriority,
     pub(super) digest: String,
     /// Seconds of processor time.
     pub(super) cpu: u64,
     pub(super) size: u64,
+    /// Bytes of the state.
+    pub(super) state: u64,
 }
 
 impl Order {
     /// What all cores can do within this time, and a second more: whoever waits ends it before, but may not be there.
-    pub(super) fn new(terms: Terms, size: usize) -> Self {
-        let Terms { digest, kind, links, within, priority, .. } = terms;
-        let gives_way = priority == CompilePriority::Low;
+    pub(super) fn new(terms: Terms, subject: Subject<'_>) -> Self {
+        let Terms { digest, kind, links, recorded, within, priority, .. } = terms;
+        let (size, state) = (subject.wasm.len() as u64, subject.state.len() as u64);
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
         let cpu = within.as_secs().saturating_add(1).saturating_mul(cores).saturating_add(1);
-        Self { fueled: kind.fueled, links, gives_way, digest: digest.to_string(), cpu, size: size as u64 }
+        Self { fueled: kind.fueled, links, recorded, priority, digest: digest.to_string(), cpu, size, state }
     }
 }
 

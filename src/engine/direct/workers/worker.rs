@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Destination, Sealed, Terms, Wanted,
+    Destination, Sealed, Subject, Terms, Wanted,
     protocol::{ARGUMENT, NO_MEMORY, Order, Reply, Setup, UNABLE, hear, say},
     stop::{Process, Stop, Why, kill},
 };
@@ -123,7 +123,7 @@ impl Worker {
     pub(super) fn compile<T>(
         &mut self,
         order: &Order,
-        wasm: &[u8],
+        subject: Subject<'_>,
         terms: Terms,
         stop: &Stop,
         room: impl FnOnce(Wanted) -> Result<T, Error>,
@@ -139,7 +139,7 @@ impl Worker {
             stop.compiled();
             room(wanted)
         };
-        let answer = self.exchange(order, wasm, terms, begins, room);
+        let answer = self.exchange(order, subject, terms, begins, room);
         answer.map_err(|failed| failed.unwrap_or(Failed::Gone { begun }))
     }
 
@@ -147,13 +147,14 @@ impl Worker {
     fn exchange<T>(
         &mut self,
         order: &Order,
-        wasm: &[u8],
+        subject: Subject<'_>,
         terms: Terms,
         begun: impl FnOnce(),
         room: impl FnOnce(Wanted) -> Result<T, Error>,
     ) -> Result<(Sealed, T), Option<Failed>> {
         let gone = |_: io::Error| None;
-        say(&mut self.input, order).and_then(|()| self.input.write_all(wasm)).map_err(gone)?;
+        say(&mut self.input, order).map_err(gone)?;
+        self.input.write_all(subject.wasm).and_then(|()| self.input.write_all(subject.state)).map_err(gone)?;
         match hear(&mut self.output).map_err(gone)? {
             Reply::Begun => begun(),
             other => return Err(Some(unexpected(&other))),
