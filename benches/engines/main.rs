@@ -18,6 +18,7 @@
 //! | `collected` | how late a guest ends that does nothing but collect, and a short evaluation beside many |
 //! | `segments` | fresh evaluations of a plugin with many data segments |
 //! | `echo` | large inputs and outputs, with Extism's kernel in the plugin's module and beside it |
+//! | `init` | fresh evaluations of plugins whose initialisers run in each instance, and once; `--plugin FILE` adds one |
 //! | `back` | the return of an evicted plugin |
 //! | `builds` | cold builds, compiled in workers and in this process |
 //! | `start` | the start of a compile worker in a small process and in a large one |
@@ -30,6 +31,7 @@ mod builds;
 mod collected;
 mod echo;
 mod hits;
+mod init;
 mod measure;
 mod neighbours;
 mod plugins;
@@ -61,7 +63,7 @@ const TASKS: usize = 64;
 
 type Part = fn(&mut Report, Duration);
 
-const PARTS: [(&str, Part); 14] = [
+const PARTS: [(&str, Part); 15] = [
     ("runners", runners::compare),
     ("workers", workers::one_and_two),
     ("recorder", recorder::with_and_without),
@@ -71,6 +73,7 @@ const PARTS: [(&str, Part); 14] = [
     ("collected", collected::full_heaps),
     ("segments", segments::many_and_one),
     ("echo", echo::of_a_mebibyte),
+    ("init", init::each_and_once),
     ("back", back::from_eviction),
     ("builds", builds::in_workers_and_in_process),
     ("start", builds::of_a_worker),
@@ -82,7 +85,10 @@ fn main() -> ExitCode {
     evalpool::init_compile_workers();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
-    let names: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
+    // What follows a flag of a part is not a part.
+    let is_value = |at: usize| at > 0 && ["--plugin", "--entry"].contains(&arguments[at - 1].as_str());
+    let names = arguments.iter().enumerate().filter(|(at, argument)| !argument.starts_with("--") && !is_value(*at));
+    let names: Vec<_> = names.map(|(_, argument)| argument).collect();
     let mut report = Report { judges: !has("--test"), missed: 0 };
     let length = Duration::from_millis(if report.judges { 3000 } else { 50 });
     for (name, measure) in PARTS {

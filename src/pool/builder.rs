@@ -9,7 +9,7 @@ use crate::{
     background::Background,
     compiler::check_choices,
     config::{
-        EngineKind, EngineSettings, Eviction, Init, Isolation, LimitSettings, PoolSettings, Settings, SettingsError,
+        EngineKind, EngineSettings, Eviction, Isolation, LimitSettings, PoolSettings, Settings, SettingsError,
         TenantSettings, Vars,
     },
     engine::Engine,

@@ -30,11 +30,11 @@
 //! | `compiled` | a compiled plugin: its modules and what its instances share |
 //! | `instance` | one guest: its store, its calls |
 //! | `modules` | a plugin's modules: where each import comes from, instantiation, initialisers |
+//! | `once` | plugins that are initialised once: from an instance's state to what others begin with |
 //! | `variant` | the wasmtime engines, by fuel and by slots, and what all guests on one of them share |
 //! | `code` | a module's code: in use already, kept, or compiled now |
 //! | `workers` | processes that compile |
 //! | `in_process` | compiles in this process, where there are none |
-//! | `once` | plugins that are initialised once: from an instance's state to what others begin with |
 //! | `functions` | the embedder's host functions, in wasmtime's terms |
 //! | `abi` | the host's part of `extism:host/env`: allocation, settings, variables, logs, HTTP |
 //! | `wasi` | WASI preview 1 with nothing behind it |

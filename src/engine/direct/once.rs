@@ -24,7 +24,10 @@
 //! processes); giving back the plain code once the snapshot is there (the runtime's charge is for its life, and instances
 //! that were made of it may be in use).
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
 use wasmtime::{InstancePre, Linker, ModuleExport};
@@ -51,6 +54,8 @@ const MOST_IMAGE: u64 = 32 << 20;
 pub(super) struct Once {
     /// What instances begin with.
     made: OnceLock<Snapshot>,
+    /// Whether the next instance is to be read. Asked for each instance, without the lock.
+    awaits: AtomicBool,
     stage: Mutex<Stage>,
 }
 
@@ -88,7 +93,8 @@ impl Once {
             Ok(recorder) => Stage::Awaited(Arc::new(recorder), wasm.clone()),
             Err(why) => Stage::Refused(why.into()),
         };
-        Self { made: OnceLock::new(), stage: Mutex::new(stage) }
+        let awaits = AtomicBool::new(matches!(stage, Stage::Awaited(..)));
+        Self { made: OnceLock::new(), awaits, stage: Mutex::new(stage) }
     }
 
     fn stage(&self) -> MutexGuard<'_, Stage> {
@@ -103,7 +109,7 @@ impl Once {
 
     /// How to read the next instance, if one is to be read.
     pub(super) fn awaited(&self) -> Option<Arc<Recorder>> {
-        if self.made.get().is_some() {
+        if !self.awaits.load(Ordering::Relaxed) {
             return None;
         }
         match &*self.stage() {
@@ -120,6 +126,7 @@ impl Once {
             }
             _ => Ok((state, host)),
         };
+        self.awaits.store(false, Ordering::Relaxed);
         let mut stage = self.stage();
         let Stage::Awaited(_, wasm) = &*stage else { return };
         *stage = match read.and_then(most) {

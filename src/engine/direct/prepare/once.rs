@@ -363,3 +363,6 @@ impl Module {
         values.next().is_none().then_some(contents)
     }
 }
+
+#[cfg(test)]
+mod tests;
