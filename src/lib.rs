@@ -134,7 +134,7 @@ pub use crate::{
     error::{Bound, Cause, Error, ErrorKind, Fault},
     evaluator::{EntryPoint, Evaluator},
     executable::Executable,
-    info::{EvaluatorInfo, InstanceCounts, PoolSnapshot, RuntimeCounts, RuntimeInfo, WaitingCounts},
+    info::{EvaluatorInfo, InitInfo, InstanceCounts, PoolSnapshot, RuntimeCounts, RuntimeInfo, WaitingCounts},
     last_words::LastWords,
     memory::MemoryUse,
     pool::{EvaluatorPool, PoolBuilder, Prepared},

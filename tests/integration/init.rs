@@ -116,8 +116,8 @@ async fn same(each: &Evaluator, once: &Evaluator, calls: &[(&str, &'static [u8])
 #[tokio::test]
 async fn an_instance_that_begins_initialised_is_like_one_that_initialised_itself() {
     let pool = pool();
-    for isolation in BOTH {
-        let spec = changes().isolation(isolation);
+    for (isolation, fuel) in BOTH.into_iter().zip([None, Some(1_000_000_000)]) {
+        let spec = changes().isolation(isolation).fuel(fuel);
         let (once, refused) = once(&pool, "once", spec.clone()).await;
         assert_eq!(refused, None);
         let each = pool.register("each", spec).unwrap();
