@@ -190,7 +190,7 @@ fn bound_of(others: u64) -> usize {
 }
 
 /// Numbers are given one after the other. By this, whether one is sampled has nothing to do with its neighbours (a step of
-/// SplitMix64).
+/// `SplitMix64`).
 fn hash(revision: u64) -> u64 {
     let mixed = revision.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -211,7 +211,9 @@ mod tests {
     fn told(reuse: &mut Reuse, trace: &[u64]) -> Vec<f64> {
         let (mut sums, before) = ([0; REUSE_BOUNDS + 1], reuse.lookups);
         for part in trace.chunks(1_000) {
-            part.iter().for_each(|revision| reuse.looked_up(*revision));
+            for revision in part {
+                reuse.looked_up(*revision);
+            }
             assert!(reuse.last.len() <= MOST && reuse.last.capacity() <= 4 * MOST, "{} are sampled", reuse.last.len());
             sums.iter_mut().zip(reuse.take()).for_each(|(sum, more)| *sum += more);
         }
@@ -245,9 +247,9 @@ mod tests {
     fn up_to_as_many_as_are_sampled_it_is_exact() {
         for trace in [zipf(MOST as u64, 0.9, 20_000, 1), (0..20_000).map(|at| at % 700).collect()] {
             let told = told(&mut Reuse::default(), &trace);
-            for bound in 0..REUSE_BOUNDS {
+            for (bound, told) in told.into_iter().enumerate().take(REUSE_BOUNDS) {
                 let exact = exact(&trace, 1 << bound);
-                assert!((told[bound] - exact).abs() < 1e-9, "{exact} at {}, told {}", 1 << bound, told[bound]);
+                assert!((told - exact).abs() < 1e-9, "{exact} at {}, told {told}", 1 << bound);
             }
         }
     }
@@ -298,7 +300,7 @@ mod tests {
     #[test]
     fn what_is_used_without_a_lookup_counts_as_one_that_came_between() {
         let mut reuse = Reuse::default();
-        [1, 2, 3].into_iter().for_each(|revision| reuse.looked_up(revision));
+        (1..=3).for_each(|revision| reuse.looked_up(revision));
         reuse.take();
         reuse.used(1);
         reuse.looked_up(3);

@@ -51,7 +51,9 @@ impl Lines {
         );
         let ended = ENDINGS.map(|ending| metrics::counter!(NAME, "status" => ending));
         // A counter that is set exists before its first event.
-        ended.iter().for_each(|ended| ended.absolute(0));
+        for ended in &ended {
+            ended.absolute(0);
+        }
         let (second, skipped) = (AtomicU64::new(0), AtomicU64::new(0));
         Self { most: most.into(), began: Instant::now(), second, skipped, ended }
     }

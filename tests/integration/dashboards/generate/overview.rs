@@ -2,7 +2,7 @@
 
 use super::{
     Dashboard,
-    panel::{gauge, lines, stat},
+    panel::{Panel, gauge, lines, stat},
     promql::{mean, of, quantile, rate, ratio, sum, sum_by},
 };
 
@@ -82,7 +82,22 @@ pub(super) fn dashboard() -> Dashboard {
             .max(1.0)
             .query(ratio(&sum(&rate("evalpool_lookups_total", r#"result=~"hit|coalesced""#)), &sum(&rate("evalpool_lookups_total", ""))), "hits"),
     ];
-    let causes = vec![
+    Dashboard {
+        uid: "evalpool",
+        title: "evalpool",
+        description: "Is the pool well: what callers see, who waits, and what causes it.",
+        rows: vec![
+            ("At a glance", at_a_glance),
+            ("What callers see", symptoms),
+            ("Who waits", who_waits),
+            ("What causes it", causes()),
+        ],
+    }
+}
+
+/// What makes callers wait, and plugins be compiled again.
+fn causes() -> Vec<Panel> {
+    vec![
         lines("Runtimes by state", "short", "Runtimes by what they are doing, below the most that may exist.", "One that stays draining has a caller that does not return, or a host function that blocks. Many that are building: see the dashboard Builds.")
             .width(8)
             .stacked()
@@ -102,16 +117,5 @@ pub(super) fn dashboard() -> Dashboard {
             .query(sum(&of("evalpool_memory_limit_bytes", "")), "limit"),
         lines("Instances discarded by reason", "ops", "Instances dropped rather than given back, a second. `used` is what `isolation = \"fresh\"` does after each evaluation; `max_uses` is the end of a reused one.", "The others are trouble that stayed in its instance: `trap`, `timeout`, `panic`. Whose, the dashboard Evaluators and tenants tells.")
             .query(sum_by("reason", &rate("evalpool_instances_discarded_total", "")), "{{reason}}"),
-    ];
-    Dashboard {
-        uid: "evalpool",
-        title: "evalpool",
-        description: "Is the pool well: what callers see, who waits, and what causes it.",
-        rows: vec![
-            ("At a glance", at_a_glance),
-            ("What callers see", symptoms),
-            ("Who waits", who_waits),
-            ("What causes it", causes),
-        ],
-    }
+    ]
 }
