@@ -52,9 +52,9 @@ pub(crate) fn each_and_once(report: &mut Report, length: Duration) {
             })
             .collect();
         let p50 = |index: usize| median(rounds.iter().map(|round| round[index]));
-        let [each, once, reused] = [p50(0), p50(1), p50(2)];
+        let [each, once, again] = [p50(0), p50(1), p50(2)];
         let refused = fresh.info(&format!("{name}/{:?}", Init::Once)).and_then(|info| info.init.refused);
-        let given = format!("each {each:.1} µs, once {once:.1} µs, reused {reused:.1} µs");
+        let given = format!("each {each:.1} µs, once {once:.1} µs, reused {again:.1} µs");
         let what = format!("  {name}{}", refused.map(|why| format!(" ({why})")).unwrap_or_default());
         match name {
             "none" => {

@@ -5,8 +5,7 @@ pub(crate) mod nothing;
 use std::sync::Arc;
 
 use evalpool::{
-    Digest, Settings,
-    config::Init,
+    Digest, Init, Settings,
     engine::{
         CompilePriority, CompileRequest, CompiledPlugin, Engine, InstanceLimits, MemoryAccount, Permit, TenantId,
         direct::DirectEngine,

@@ -25,7 +25,7 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest pause.
-const MOST_PAUSE: Duration = Duration::from_secs(60);
+const MOST_PAUSE: Duration = Duration::from_mins(1);
 
 impl Compiler {
     /// Has the snapshot of a runtime made that was just published, if its plugin is to have one.

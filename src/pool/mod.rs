@@ -41,7 +41,7 @@ use crate::{
     memory::MemoryUse,
     registry::RuntimeState,
     revision::{PoolInner, Revision, tenant_of},
-    runtime::BuildTimes,
+    runtime::{BuildTimes, Runtime},
     source::Plugin,
     spec::Spec,
     tenants::{TenantInfo, UsageSeries},
@@ -143,7 +143,7 @@ impl EvaluatorPool {
         }
         // The lease is for the build's sake: it ends here, and the runtime stays, idle.
         let lease = revision.lease(&self.inner).await?;
-        if let Some(program) = lease.resident().map(|runtime| runtime.program()) {
+        if let Some(program) = lease.resident().map(Runtime::program) {
             (prepared.took, prepared.init) = (program.took, program.compiled.init_state());
         }
         Ok(prepared)

@@ -19,9 +19,7 @@ impl Digest {
     /// The digest of all these, one after the other.
     #[cfg(feature = "direct")]
     pub(crate) fn of_all(parts: &[&[u8]]) -> Self {
-        let mut hasher = Sha256::new();
-        parts.iter().for_each(|part| hasher.update(part));
-        Self(hasher.finalize().into())
+        Self(parts.iter().fold(Sha256::new(), Sha256::chain_update).finalize().into())
     }
 
     /// The 64 hexadecimal digits alone.

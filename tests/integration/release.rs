@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use evalpool::{
-    Digest, Error, HostFunction, Settings,
-    config::{EngineKind, Init},
+    Digest, Error, HostFunction, Init, Settings,
+    config::EngineKind,
     engine::{
         CallRequest, CompilePriority, CompileRequest, CompiledPlugin, Engine, Instance, InstanceLimits, MemoryAccount,
         Permit, TenantId, direct::DirectEngine, extism::ExtismEngine,

@@ -92,6 +92,7 @@ impl Modules {
         let mut room = Room { account: &request.memory, stop, image: 0, instance: 0, first: None };
         let all = request.linked.iter().map(|linked| (linked.digest, &linked.wasm));
         // Linked modules would have to import the kernel from the plugin, which imports from them.
+        let once = request.init == Init::Once;
         let links = request.linked.is_empty() && !this.replaces_accessors(&request.host_functions);
         for (digest, wasm) in all.chain([(request.digest, &request.wasm)]) {
             let is_main = this.linked.len() == request.linked.len();
@@ -101,7 +102,7 @@ impl Modules {
                 room.instance = request.initial_memory.saturating_add(Kernel::INITIAL + heap);
             }
             let mut terms = this.variant.terms(digest, links, &request.limits);
-            terms.recorded = request.init == Init::Once && links && !request.wide;
+            terms.recorded = once && links && !request.wide;
             let module = this.variant.module(terms, Subject { wasm, state: &[] }, &request.limits, &mut room)?;
             if let Some(memory) = prepare::kernel_memory(&module, digest).filter(|_| links) {
                 let ready = this.linker.instantiate_pre(&module);
@@ -110,7 +111,7 @@ impl Modules {
             }
             let imports = this.imports(&module, &names, &request.host_functions)?;
             let initialisers = Initialisers::of(&module, is_main, digest);
-            if is_main && request.init == Init::Once {
+            if is_main && once {
                 this.once = Some(Once::new(this.recorder(&module, &initialisers, request), wasm));
             }
             this.linked.push(Linked { module, imports, initialisers });

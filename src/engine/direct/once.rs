@@ -127,13 +127,13 @@ impl Once {
             _ => Ok((state, host)),
         };
         self.awaits.store(false, Ordering::Relaxed);
-        let mut stage = self.stage();
-        let Stage::Awaited(_, wasm) = &*stage else { return };
-        *stage = match read.and_then(most) {
+        let mut current = self.stage();
+        let Stage::Awaited(_, wasm) = &*current else { return };
+        *current = match read.and_then(most) {
             Ok((state, host)) => {
                 let wasm = wasm.clone();
-                let _charge = context.memory.unloaded((wasm.len() + state.bytes().len()) as u64);
-                Stage::Read(Arc::new(Recorded { state, host: Arc::new(host), wasm, _charge }))
+                let charge = context.memory.unloaded((wasm.len() + state.bytes().len()) as u64);
+                Stage::Read(Arc::new(Recorded { state, host: Arc::new(host), wasm, _charge: charge }))
             }
             Err(why) => Stage::Refused(why.into()),
         };

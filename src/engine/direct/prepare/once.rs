@@ -58,7 +58,7 @@ impl State {
     pub(in super::super) fn new(globals: &[u128]) -> Self {
         let mut bytes = Vec::new();
         leb::unsigned(&mut bytes, globals.len() as u64);
-        globals.iter().for_each(|bits| bytes.extend(bits.to_le_bytes()));
+        bytes.extend(globals.iter().flat_map(|bits| bits.to_le_bytes()));
         Self { bytes, image: 0 }
     }
 
@@ -135,7 +135,7 @@ pub(super) fn record(wasm: &[u8], digest: Digest) -> Option<Vec<u8>> {
     let (names, kernel) =
         (|what: &str, index: u32| map::name_of(digest, format!("{what}{index:08x}")), module.memories.len());
     let mut new = Vec::new();
-    if let Some(why) = module.refused(wasm)? {
+    if let Err(why) = module.check(wasm)? {
         new.push(export(
             &map::name_of(digest, format!("{REFUSED}{why}")),
             MEMORY,
@@ -167,7 +167,7 @@ pub(super) fn restore(wasm: &[u8], digest: Digest, state: &[u8]) -> Option<Vec<u
     if state.memories.len() != module.memories.len() {
         return None;
     }
-    let (mut data, patches) = segments::remaining(wasm)?;
+    let (mut data, indices) = segments::remaining(wasm)?;
     let has_image = state.memories.iter().any(|memory| !memory.runs.is_empty());
     for ((index, memory), ty) in (0..).zip(state.memories.iter()).zip(&module.memories) {
         // Where one memory begins with data and another does not, wasmtime runs code for each instance.
@@ -187,13 +187,13 @@ pub(super) fn restore(wasm: &[u8], digest: Digest, state: &[u8]) -> Option<Vec<u
     new.push(New { id: id::DATA, contents: [count, data.bytes].concat() });
     // A section of nothing need not be there.
     new.retain(|new| new.contents != [0]);
-    let mut patched = wasm.to_vec();
-    for (at, index) in patches {
-        leb::overwrite(patched.get_mut(at)?, index);
+    let mut named = wasm.to_vec();
+    for (at, index) in indices {
+        leb::overwrite(named.get_mut(at)?, index);
     }
     let is_old = |section: &Section| [id::DATA_COUNT, id::DATA].contains(&section.id);
     let sections: Vec<_> = module.sections.into_iter().filter(|section| !is_old(section)).collect();
-    settled(wasm, digest, binary::write(&patched, &sections, &new)?.bytes)
+    settled(wasm, digest, binary::write(&named, &sections, &new)?.bytes)
 }
 
 /// A module that was `before`, with the map of where its code is now.
@@ -275,17 +275,17 @@ impl Module {
         Some(this)
     }
 
-    /// Why the state is more than memories and globals.
-    fn refused(&self, wasm: &[u8]) -> Option<Option<String>> {
+    /// Whether the state is memories and globals alone; or why not. `None` if the code cannot be read.
+    fn check(&self, wasm: &[u8]) -> Option<Result<(), String>> {
         if self.imports {
-            return Some(Some("it imports a memory, a table or a global".into()));
+            return Some(Err("it imports a memory, a table or a global".into()));
         }
         let mutable = || self.globals.iter().filter(|global| global.is_mutable);
         if mutable().any(|global| matches!(global.ty, ValType::Ref(_))) {
-            return Some(Some("it has a mutable global that is a reference".into()));
+            return Some(Err("it has a mutable global that is a reference".into()));
         }
         if mutable().count() > MOST_GLOBALS {
-            return Some(Some(format!("it has more than {MOST_GLOBALS} mutable globals")));
+            return Some(Err(format!("it has more than {MOST_GLOBALS} mutable globals")));
         }
         for payload in Parser::new(0).parse_all(wasm) {
             let Payload::CodeSectionEntry(body) = payload.ok()? else { continue };
@@ -301,10 +301,10 @@ impl Module {
                     Operator::DataDrop { .. } => "data.drop",
                     _ => continue,
                 };
-                return Some(Some(format!("it has the instruction {name}, and what that does is not in its memory")));
+                return Some(Err(format!("it has the instruction {name}, and what that does is not in its memory")));
             }
         }
-        Some(None)
+        Some(Ok(()))
     }
 
     /// The memory section, with memories as large as they were.

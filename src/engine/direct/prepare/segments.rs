@@ -61,9 +61,12 @@ pub(super) fn join(wasm: &[u8], worthwhile: usize) -> Option<Vec<u8>> {
     write(wasm, &sections, [named, active], &uses, &indices)
 }
 
+/// Where indices of segments are, and what they are now.
+type Indices = Vec<(Range<usize>, u32)>;
+
 /// What is left of a module's segments once they were copied to where they go: those that instructions name, of which the
-/// active ones are empty. Also where their indices are, and what those are now. `None` if the module cannot be read.
-pub(super) fn remaining(wasm: &[u8]) -> Option<(Written, Vec<(Range<usize>, u32)>)> {
+/// active ones are empty, and their indices. `None` if the module cannot be read.
+pub(super) fn remaining(wasm: &[u8]) -> Option<(Written, Indices)> {
     let Some(sections) = Sections::read(wasm) else { return Some(Default::default()) };
     let segments: Vec<Data<'_>> = sections.data.into_iter().collect::<Result<_, _>>().ok()?;
     let uses = match (&sections.announced, &sections.code) {

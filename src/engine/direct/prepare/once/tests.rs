@@ -66,14 +66,14 @@ fn read(store: &mut Store<()>, instance: Instance, recorder: &Recorder) -> State
 fn compare(text: &str) {
     let wasm = wat::parse_str(text).unwrap();
     let (plain, recorded) = (compiled(&wasm, Begin::Plain), compiled(&wasm, Begin::Recorded));
-    let recorder = Recorder::of(&recorded, Digest::of(&wasm)).unwrap();
+    let how = Recorder::of(&recorded, Digest::of(&wasm)).unwrap();
     let (mut outcomes, mut states) = (Vec::new(), Vec::new());
     for module in [&plain, &recorded] {
         let mut store = Store::new(&ENGINE, ());
         let instance = Instance::new(&mut store, module, &[]).unwrap();
         call(&mut store, instance, "begin").unwrap();
         if Module::same(module, &recorded) {
-            states.push(read(&mut store, instance, &recorder));
+            states.push(read(&mut store, instance, &how));
         }
         outcomes.push(run(&mut store, instance));
     }
