@@ -73,6 +73,9 @@ const CHANGES: &str = r#"
     (func (export "shapes") (result i32) (call $block (call $var_get (call $shape))) (i32.const 0))
     (func (export "fails") (result i32) unreachable)"#;
 
+/// Entry points and inputs.
+type Calls<'a> = &'a [(&'a str, &'static [u8])];
+
 fn changes() -> Spec {
     let bytes = wasm(&format!("(module {IMPORTS} {CHANGES})"));
     Spec::new(Source::bytes(bytes)).config("colour", "blue").entry_point("run")
@@ -106,7 +109,7 @@ async fn call(evaluator: &Evaluator, entry_point: &str, input: &'static [u8]) ->
 }
 
 /// Both give the same answers to the same calls.
-async fn same(each: &Evaluator, once: &Evaluator, calls: &[(&str, &'static [u8])]) {
+async fn same(each: &Evaluator, once: &Evaluator, calls: Calls<'_>) {
     for (entry_point, input) in calls {
         let expected = call(each, entry_point, input).await;
         assert_eq!(call(once, entry_point, input).await, expected, "{} {entry_point}", once.name());
@@ -124,7 +127,7 @@ async fn an_instance_that_begins_initialised_is_like_one_that_initialised_itself
         for _ in 0..4 {
             let _ = each.evaluate("").await;
         }
-        let calls: &[(&str, &'static [u8])] = &[
+        let calls: Calls<'_> = &[
             ("run", b""),
             ("run", b"12345678"),
             ("colours", b""),
@@ -146,7 +149,7 @@ async fn an_instance_that_begins_initialised_is_like_one_that_initialised_itself
 async fn every_fixture_gives_the_same_answers() {
     let pool = pool();
     let host = || HostFunction::bytes("host_upper", |bytes| Ok(bytes.to_ascii_uppercase()));
-    let fixtures: [(&str, &[u8], &[(&str, &'static [u8])]); 8] = [
+    let fixtures: [(&str, &[u8], Calls); 8] = [
         ("greet", GREET, &[("greet", br#"{"name":"Ada"}"#), ("greet", b"")]),
         (
             "text",

@@ -103,6 +103,7 @@ impl Modules {
             }
             let mut terms = this.variant.terms(digest, links, &request.limits);
             terms.recorded = once && links && !request.wide;
+            terms.priority = request.priority;
             let module = this.variant.module(terms, Subject { wasm, state: &[] }, &request.limits, &mut room)?;
             if let Some(memory) = prepare::kernel_memory(&module, digest).filter(|_| links) {
                 let ready = this.linker.instantiate_pre(&module);
