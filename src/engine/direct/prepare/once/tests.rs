@@ -5,10 +5,8 @@ use std::{collections::BTreeMap, fmt::Write};
 use proptest::prelude::*;
 use wasmtime::{ExternType, Instance, Module, Store, Val};
 
-use super::{
-    super::{Begin, Recorder, prepare, tests::ENGINE},
-    *,
-};
+use super::super::{tests::ENGINE, *};
+use super::*;
 
 fn compiled(wasm: &[u8], begin: Begin<'_>) -> Module {
     let prepared = prepare(wasm, Digest::of(wasm), true, begin).expect("the state is one of this module's");
