@@ -49,6 +49,8 @@ pub struct Spec {
     pub(crate) input: Option<Input>,
     pub(crate) vars: Option<Vars>,
     pub(crate) init: Option<Init>,
+    /// Whether it is only asked if initialisers can run once: nothing comes of it, and nothing is logged.
+    pub(crate) asks_init: bool,
     pub(crate) trusted: Option<bool>,
     pub(crate) memory: Option<u64>,
     pub(crate) output_size: Option<u64>,
@@ -103,6 +105,7 @@ impl Spec {
             input: None,
             vars: None,
             init: None,
+            asks_init: false,
             trusted: None,
             memory: None,
             output_size: None,

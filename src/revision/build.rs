@@ -34,7 +34,7 @@ pub(super) async fn build(
             let weak = runtime.downgrade();
             let published = ticket.publish(runtime);
             spans::record_build(published.as_ref().map(drop).map_err(|_| &Error::Cancelled));
-            if let Some(runtime) = weak.upgrade().filter(|_| published.is_ok()) {
+            if let Some(runtime) = weak.upgrade().filter(|_| published.is_ok() && !revision.spec.asks_init) {
                 inner.compiler.snapshot(&runtime, inner.share.clone(), revision.id.tenant);
             }
         }

@@ -103,7 +103,7 @@ impl Revision {
             name,
             variables: (spec.vars.unwrap_or(inner.engine.vars) == Vars::Kept)
                 .then(|| Arc::new(KeptVariables::new(inner.variables.clone()))),
-            init: spec.init.unwrap_or(inner.engine.init),
+            init: if spec.asks_init { Init::Once } else { spec.init.unwrap_or(inner.engine.init) },
             spec,
             info,
             in_memory: Mutex::default(),

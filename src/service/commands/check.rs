@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use crate::{
-    Init, Plugin, Settings, Spec,
+    Plugin, Settings, Spec,
     config::EngineKind,
     engine::InitState,
     runtime::BuildTimes,
@@ -22,8 +22,8 @@ pub(in crate::service) async fn check(arguments: CheckArguments, settings: &Sett
     let plugin = Plugin::new(bytes, spec.digest)?;
     let entry_points = EntryPoints::of(plugin.interface(), entry.as_deref())?;
     // As `each` to whoever looks at its instances, and it says whether they could begin initialised.
-    let init = (settings.engine.kind == EngineKind::Direct).then_some(Init::Once);
-    let spec = Spec { entry_point: entry, init: init.or(spec.init), ..spec };
+    let asks_init = settings.engine.kind == EngineKind::Direct;
+    let spec = Spec { entry_point: entry, asks_init, ..spec };
     let prepared = super::pool_builder(settings).build()?.prepare_with("check", spec, Some(plugin.clone())).await?;
     let (took, init) = (prepared.took(), prepared.init_state().clone());
     // Not published: the runtime closes in the background, or with the process.
