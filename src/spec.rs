@@ -182,9 +182,9 @@ impl Spec {
     }
 
     /// Adds a module from which the plugin, or another such module, imports by this name. Each instance of the plugin
-    /// has its own instance of it. The names `main`, `extism:host/env`, `extism:host/user` and `wasi_snapshot_preview1`
-    /// are taken, and the `direct` engine links a plugin with at most eight. A build of others fails with
-    /// [`InvalidRequest`](crate::Error::InvalidRequest).
+    /// has its own instance of it. A module named `extism:host/user` stands in for host functions that you do not have. The
+    /// names `main`, `extism:host/env` and `wasi_snapshot_preview1` are taken, and the `direct` engine links a plugin with at
+    /// most eight. A build of others fails with [`InvalidRequest`](crate::Error::InvalidRequest).
     pub fn link(mut self, name: impl Into<String>, source: impl Into<Source>) -> Self {
         self.linked.push(Linked { name: name.into(), source: source.into(), digest: None });
         self

@@ -85,7 +85,7 @@ pub(crate) fn check_imports(
 
 /// Whether a linked module cannot have this name, because another module is imported by it.
 pub(crate) fn is_taken(name: &str) -> bool {
-    ["", "main", "extism:host/env", "extism:host/user", "wasi_snapshot_preview1"].contains(&name)
+    ["", "main", "extism:host/env", "wasi_snapshot_preview1"].contains(&name)
 }
 
 /// Sorts linked modules so that each comes after those that it imports from.

@@ -99,7 +99,7 @@ async fn linked_modules_reach_the_engine_after_those_that_they_import_from() {
 #[tokio::test(start_paused = true)]
 async fn a_name_that_is_taken_cannot_be_linked() {
     let empty = || Source::bytes(wasm("(module)"));
-    for name in ["", "main", "extism:host/env", "extism:host/user", "wasi_snapshot_preview1"] {
+    for name in ["", "main", "extism:host/env", "wasi_snapshot_preview1"] {
         let spec = Spy::spec().link(name, empty());
         is_refused(spec, "invalid_request", &format!("{name:?}: the name is taken")).await;
     }

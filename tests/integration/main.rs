@@ -46,6 +46,8 @@ mod isolation;
 mod last_words;
 mod lifecycle;
 #[cfg(feature = "service")]
+mod linking;
+#[cfg(feature = "service")]
 mod loads;
 #[cfg(feature = "service")]
 mod manifests;

@@ -75,6 +75,13 @@ impl Compiled {
         self.0.modules.main()
     }
 
+    /// Whether Extism's kernel is in that module. It is beside it where the plugin is linked with other modules, or where a
+    /// host function stands in for one of the kernel's.
+    #[must_use]
+    pub fn has_kernel(&self) -> bool {
+        self.0.modules.has_kernel()
+    }
+
     /// Compiles the plugin, or takes what was compiled before. Blocks; `stop` ends a compile in a worker.
     pub(super) fn new(
         variant: Arc<EngineVariant>,

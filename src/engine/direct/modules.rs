@@ -181,6 +181,11 @@ impl Modules {
         module.imports().map(find).collect()
     }
 
+    /// Whether the kernel is in the plugin's own module.
+    pub(super) fn has_kernel(&self) -> bool {
+        self.whole.is_some()
+    }
+
     /// The plugin's own module.
     pub(super) fn main(&self) -> Option<&Module> {
         self.linked.last().map(|linked| &*linked.module)
