@@ -1,17 +1,16 @@
-//! The least that wasmtime takes for the same work: one engine with slots, and for each fresh evaluation a store, a
-//! kernel of its own, the plugin's instance, and a call. No limits, deadlines, permits or metrics.
+//! The least that wasmtime takes for the same work: the same code on the same slots, and for each fresh evaluation a store,
+//! an instance and a call. No limits, deadlines, permits or metrics.
 
 use std::{hint::black_box, sync::Arc};
 
-use evalpool::Isolation;
-use wasmtime::{
-    Caller as Guest, Config, Enabled, Engine, Extern, Instance, InstanceAllocationStrategy, Linker, Memory, Module,
-    ModuleExport, PoolingAllocationConfig, Store, TypedFunc,
+use evalpool::{
+    Isolation,
+    engine::{CompiledPlugin, direct::Compiled},
 };
+use tokio::runtime::Runtime;
+use wasmtime::{Caller as Guest, InstancePre, Linker, Memory, ModuleExport, Store, TypedFunc};
 
-use crate::{measure::Caller, plugins::Sample};
-
-const KERNEL: &[u8] = include_bytes!("../../src/engine/direct/prepare/kernel.wasm");
+use crate::{measure::Caller, plugins::Sample, support::direct_without_pool};
 
 /// Where the kernel's memory says what the input and the output are: see its text.
 const INPUT: [usize; 2] = [8, 16];
@@ -21,33 +20,20 @@ const OUTPUT: [usize; 2] = [24, 32];
 const INPUT_AT: usize = 128;
 const FIRST_BLOCK: u64 = 1024;
 
-/// A compiled plugin and all that its instances need. A store's data is where the next block of memory is.
+/// A compiled plugin with the kernel in it, ready to be instantiated. A store's data is where the next block of memory is.
 pub(crate) struct Bare {
-    engine: Engine,
-    kernel: Module,
-    plugin: Module,
-    linker: Linker<u64>,
-    imports: Vec<(Option<ModuleExport>, String, String)>,
+    ready: InstancePre<u64>,
+    memory: ModuleExport,
     sample: &'static Sample,
+    /// Has the code and the slots.
+    _plugin: Arc<dyn CompiledPlugin>,
 }
 
 impl Bare {
-    pub(crate) fn new(sample: &'static Sample) -> Arc<Self> {
-        let mut slots = PoolingAllocationConfig::new();
-        slots
-            .max_memory_size(64 << 20)
-            .table_elements(100_000)
-            .linear_memory_keep_resident(64 << 10)
-            .pagemap_scan(Enabled::Auto);
-        let mut config = Config::new();
-        config
-            .allocation_strategy(InstanceAllocationStrategy::Pooling(slots))
-            .memory_reservation(64 << 20)
-            .epoch_interruption(true);
-        let engine = Engine::new(&config).unwrap();
-        let kernel = Module::new(&engine, KERNEL).unwrap();
-        let plugin = Module::new(&engine, (sample.wasm)()).unwrap();
-        let mut linker: Linker<u64> = Linker::new(&engine);
+    pub(crate) fn new(runtime: &Runtime, sample: &'static Sample) -> Arc<Self> {
+        let plugin = direct_without_pool(runtime, (sample.wasm)());
+        let module = plugin.as_any().downcast_ref::<Compiled>().unwrap().module().unwrap().clone();
+        let mut linker: Linker<u64> = Linker::new(module.engine());
         let environment = "extism:host/env";
         let alloc = |mut guest: Guest<'_, u64>, length: u64| {
             let at = *guest.data();
@@ -57,30 +43,19 @@ impl Bare {
         linker.func_wrap(environment, "alloc", alloc).unwrap();
         linker.func_wrap(environment, "free", |_: u64| {}).unwrap();
         linker.func_wrap(environment, "length", |_: u64| 0_u64).unwrap();
-        linker.define_unknown_imports_as_traps(&plugin).unwrap();
-        let imports = plugin
-            .imports()
-            .map(|import| {
-                (kernel.get_export_index(import.name()), import.name().to_owned(), import.module().to_owned())
-            })
-            .collect();
-        Arc::new(Self { engine, kernel, plugin, linker, imports, sample })
+        linker.define_unknown_imports_as_traps(&module).unwrap();
+        let ready = linker.instantiate_pre(&module).unwrap();
+        // What was added to the plugin comes last.
+        let memory = module.get_export_index(module.exports().last().unwrap().name()).unwrap();
+        Arc::new(Self { ready, memory, sample, _plugin: plugin })
     }
 
     async fn instantiate(&self) -> Ready {
-        let mut store = Store::new(&self.engine, FIRST_BLOCK);
+        let mut store = Store::new(self.ready.module().engine(), FIRST_BLOCK);
         store.epoch_deadline_async_yield_and_update(1);
         store.set_epoch_deadline(1);
-        let kernel = Instance::new_async(&mut store, &self.kernel, &[]).await.unwrap();
-        let memory = kernel.get_memory(&mut store, "memory").unwrap();
-        let mut externs: Vec<Extern> = Vec::with_capacity(self.imports.len());
-        for (export, name, module) in &self.imports {
-            externs.push(match export {
-                Some(export) => kernel.get_module_export(&mut store, export).unwrap(),
-                None => self.linker.get(&mut store, module, name).unwrap(),
-            });
-        }
-        let instance = Instance::new_async(&mut store, &self.plugin, &externs).await.unwrap();
+        let instance = self.ready.instantiate_async(&mut store).await.unwrap();
+        let memory = instance.get_module_export(&mut store, &self.memory).unwrap().into_memory().unwrap();
         let run = instance.get_typed_func(&mut store, self.sample.entry_point).unwrap();
         Ready { store, memory, run }
     }

@@ -1,4 +1,11 @@
 //! What large inputs and outputs cost, with Extism's kernel in the plugin's own module and beside it.
+//!
+//! # What is not reached
+//!
+//! Twice as fast: it is as fast. A PDK calls the kernel for each eight bytes, and a call within a module takes as long as one
+//! between two, 4.3 ns: the function asks whether it is to give way, and whether the address is in reach. Only code without
+//! the call would be faster. wasmtime can inline functions within a module, but then it inlines the plugin's own as well,
+//! and those are missing where a trap says where the guest was.
 
 use std::time::Duration;
 

@@ -1,5 +1,19 @@
 //! All that can run the same plugins, side by side: bare wasmtime, `direct` through the pool, the `extism` crate, its
 //! own pool, and the `extism` engine through ours. Fresh instances and kept ones, for one task and for many.
+//!
+//! Bare wasmtime instantiates the same code, with the kernel in it, on slots of the same kind.
+//!
+//! # What is not reached
+//!
+//! - 70,000 fresh evaluations a second of the Rust PDK's plugin by 64 tasks on two threads: 27,000 to 36,000, and bare wasmtime
+//!   33,000 to 44,000 in the same runs, while *one* task makes 56,000. Such a plugin grows its memory in each evaluation, so
+//!   wasmtime opens pages of its slot (`mprotect`), and closes them before the next instance; with two scans of page maps these
+//!   are all system calls that there are. On two threads they wait for each other's lock on the address space, and each close
+//!   interrupts the other core, which has to forget its translations: more than a third of all samples (`perf`). Pages that
+//!   stayed open would be in reach of the next instance, unless its code compared each address with the size.
+//! - 1.15 x bare for one task: 1.44 x with the Rust PDK's plugin, 2.0 x (2.4 µs more) with the trivial one. That is what a pool
+//!   does beside: permits, clocks, the registry, metering, the next instance made by another task. No function has more than
+//!   4 % of the samples.
 
 use std::time::Duration;
 
@@ -68,7 +82,7 @@ pub(crate) fn compare(report: &mut Report, length: Duration) {
 
 fn compare_on(report: &mut Report, sample: &'static Sample, isolation: Isolation, length: Duration) {
     let runtime = &runtime(2);
-    let bare = Bare::new(sample);
+    let bare = Bare::new(runtime, sample);
     let compiled = raw_extism::compile(sample);
     let pools = [pooled::direct(isolation, |_| {}), pooled::adapter(isolation, |_| {})];
     let through = |pool: &EvaluatorPool| {
@@ -124,8 +138,7 @@ fn one_task(report: &mut Report, sample: &Sample, isolation: Isolation, rounds: 
         let (faster, bare) = (p50s(EXTISM, runner), p50s(runner, BARE));
         let given = format!("p50 {p50:.1} µs, p99 {p99:.1} µs, {faster:.2} x extism, p50 {bare:.2} x bare");
         if runner == DIRECT && isolation == Isolation::Fresh && sample.name == TOTALS.name {
-            let met = p50 <= 25.0 || bare <= 1.3;
-            report.judged(&what, &given, "p50 at most 25 µs or 1.3 x bare", met);
+            report.judged(&what, &given, "p50 at most 1.15 x bare", bare <= 1.15);
             let times = p99 / p50;
             report.judged("    its p99", &format!("{times:.1} x its p50"), "at most 3 x", times <= 3.0);
         } else {
@@ -135,11 +148,7 @@ fn one_task(report: &mut Report, sample: &Sample, isolation: Isolation, rounds: 
 }
 
 fn many_tasks(report: &mut Report, sample: &Sample, isolation: Isolation, rounds: &[Vec<f64>]) {
-    let wanted = match isolation {
-        Isolation::Fresh if sample.name == TOTALS.name => Some(10),
-        Isolation::Reuse if sample.name == TRIVIAL.name => Some(5),
-        _ => None,
-    };
+    let (is_fresh, is_trivial) = (isolation == Isolation::Fresh, sample.name == TRIVIAL.name);
     for (runner, name) in NAMES.iter().enumerate() {
         let what = format!("  {name}");
         if runner >= rounds[0].len() {
@@ -149,10 +158,13 @@ fn many_tasks(report: &mut Report, sample: &Sample, isolation: Isolation, rounds
         let rate = median(rounds.iter().map(|round| round[runner]));
         let times = median(rounds.iter().map(|round| round[runner] / round[EXTISM]));
         let given = format!("{rate:.0} calls a second, {times:.2} x extism");
-        match wanted {
-            Some(least) if runner == DIRECT => {
-                report.judged(&what, &given, &format!("at least {least} x extism"), times >= f64::from(least));
-            }
+        let mut at_least = |least: f64| {
+            report.judged(&what, &given, &format!("at least {least:.0} a second"), rate >= least);
+        };
+        match (runner, is_fresh, is_trivial) {
+            (DIRECT, true, true) => at_least(160_000.0),
+            (DIRECT, true, false) => at_least(70_000.0),
+            (DIRECT, false, true) => report.judged(&what, &given, "at least 5 x extism", times >= 5.0),
             _ => figure(&what, &given),
         }
     }
