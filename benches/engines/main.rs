@@ -16,6 +16,7 @@
 //! | `hits` | a hit on an engine that does nothing, beside a mutex with an LRU; of 10 to 100,000 evaluators |
 //! | `endless`, `gallery` | a short evaluation beside hostile guests |
 //! | `collected` | how late a guest ends that does nothing but collect, and a short evaluation beside many |
+//! | `dirty` | fresh evaluations of guests that write to many pages |
 //! | `segments` | fresh evaluations of a plugin with many data segments |
 //! | `echo` | large inputs and outputs, with Extism's kernel in the plugin's module and beside it |
 //! | `init` | fresh evaluations of plugins whose initialisers run in each instance, and once; `--plugin FILE` adds one |
@@ -29,6 +30,7 @@ mod back;
 mod bare;
 mod builds;
 mod collected;
+mod dirty;
 mod echo;
 mod hits;
 mod init;
@@ -63,7 +65,7 @@ const TASKS: usize = 64;
 
 type Part = fn(&mut Report, Duration);
 
-const PARTS: [(&str, Part); 15] = [
+const PARTS: [(&str, Part); 16] = [
     ("runners", runners::compare),
     ("workers", workers::one_and_two),
     ("recorder", recorder::with_and_without),
@@ -71,6 +73,7 @@ const PARTS: [(&str, Part); 15] = [
     ("endless", neighbours::beside_endless),
     ("gallery", neighbours::beside_gallery),
     ("collected", collected::full_heaps),
+    ("dirty", dirty::many_pages),
     ("segments", segments::many_and_one),
     ("echo", echo::of_a_mebibyte),
     ("init", init::each_and_once),

@@ -35,9 +35,19 @@ const TABLES: u64 = 4;
 
 const STACK: u64 = 2 << 20;
 
-/// Bytes of a linear memory that stay resident while its slot is free, and are zeroed by hand. Most plugins touch no
-/// more, and zeroing costs less than giving pages back to the system and faulting them in again.
-const KEEP_RESIDENT: usize = 64 << 10;
+/// Bytes of a linear memory that a guest has changed and that stay resident while its slot is free: they become what they
+/// were by hand. That costs a third to half of what it costs to give pages back to the system and to fault them in again
+/// (`cargo bench --bench engines -- dirty`); beyond the caches of a core it gains less.
+const MOST_RESIDENT: u64 = 4 << 20;
+
+/// Most plugins touch no more.
+const LEAST_RESIDENT: u64 = 64 << 10;
+
+/// All free slots together keep at most this part of `pool.memory`, unless that is less than the least for each.
+const RESIDENT_PART: u64 = 8;
+
+/// Bytes of a table that stay resident.
+const RESIDENT_OF_TABLE: usize = 64 << 10;
 
 /// Slots of each kind that stay as they were used last, for the next instance of the same module. An instance has two
 /// memories, and what does not find them anew maps them: with a hundred, fifty plugins took each other's.
@@ -51,6 +61,8 @@ pub(super) struct SlotLayout {
     memory: u64,
     guard: u64,
     table_elements: u64,
+    /// Bytes of a memory that stay resident while its slot is free.
+    resident: u64,
 }
 
 impl SlotLayout {
@@ -63,7 +75,10 @@ impl SlotLayout {
         const PAGE: u64 = 65_536;
         let table_elements = limits.table_elements.clamp(1, 10_000_000);
         let memory = limits.memory.div_ceil(PAGE) * PAGE;
-        let layout = |guard| Self { instances: pool.max_instances as u64, wide: false, memory, guard, table_elements };
+        let instances = pool.max_instances as u64;
+        let each = pool.memory / RESIDENT_PART / instances.clamp(1, MOST_WARM);
+        let resident = each.clamp(LEAST_RESIDENT, MOST_RESIDENT);
+        let layout = |guard| Self { instances, wide: false, memory, guard, table_elements, resident };
         // Guards only save bounds checks on constant offsets, so they shrink first. All slots have the same, as all code has:
         // if they can be such that wide slots fit too, they are.
         let layouts = || [32 << 20, 1 << 20, PAGE].into_iter().map(layout);
@@ -161,8 +176,8 @@ impl SlotLayout {
             .max_memory_size(usize::try_from(self.memory).unwrap_or(usize::MAX))
             .table_elements(usize::try_from(self.table_elements).unwrap_or(usize::MAX))
             .max_unused_warm_slots(count(self.instances.min(MOST_WARM)))
-            .linear_memory_keep_resident(KEEP_RESIDENT)
-            .table_keep_resident(KEEP_RESIDENT)
+            .linear_memory_keep_resident(usize::try_from(self.resident).unwrap_or(usize::MAX))
+            .table_keep_resident(RESIDENT_OF_TABLE)
             // Asks the system which pages were touched, from Linux 6.7 on, instead of taking them for the first ones.
             .pagemap_scan(Enabled::Auto);
         config.allocation_strategy(pool).async_stack_size(usize::try_from(STACK).unwrap_or(usize::MAX));
@@ -232,6 +247,18 @@ mod tests {
         let defaults = layout(1024, 64 << 20, 1 << 45).unwrap();
         let before = 1024 * (5 * (96_u128 << 20) + 16 * 8 * u128::from(defaults.table_elements) + u128::from(STACK));
         assert!(defaults.bytes() * 2 < before, "{} of {before}", defaults.bytes());
+    }
+
+    #[test]
+    fn free_slots_keep_an_eighth_of_the_memory_at_most_or_little_each() {
+        let resident = |memory: u64, max_instances| {
+            let pool = PoolSettings { max_instances, memory, ..PoolSettings::default() };
+            SlotLayout::new(&pool, &LimitSettings::default(), u64::MAX >> 17).unwrap().resident
+        };
+        assert_eq!(resident(2 << 30, 1024), (2 << 30) / 8 / MOST_WARM);
+        assert_eq!(resident(2 << 30, 16), MOST_RESIDENT);
+        assert_eq!(resident(u64::MAX, 1024), MOST_RESIDENT);
+        assert_eq!(resident(64 << 20, 1024), LEAST_RESIDENT);
     }
 
     #[test]
