@@ -211,7 +211,7 @@ pub(super) async fn evaluate(
     };
     let evaluated = app.guests.run(id, evaluation.in_current_span()).await?;
     if let (Some(ui), Err(error)) = (&app.ui, &evaluated) {
-        ui.failures.note(&name, error);
+        ui.failures.note(id, error);
     }
     let response = evaluated.map_err(|error| match error {
         Error::PayloadTooLarge { what: "input", limit } if asked.was_request() => {
@@ -319,6 +319,9 @@ pub(super) async fn remove(
     })
     .await?;
     app.note_change(evaluator.name(), "removed");
+    if let Some(ui) = &app.ui {
+        ui.failures.forget(evaluator.id());
+    }
     let closed = evaluator.close().await;
     // No build reads the plugin's file any more.
     drop(claims);

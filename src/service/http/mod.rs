@@ -109,11 +109,14 @@ impl App {
 
     /// Notes for the page what was done to an evaluator.
     fn note_change(&self, name: &str, what: &'static str) {
-        let Some(ui) = &self.ui else { return };
-        ui.history.changed(name, what);
-        if what == "removed" {
-            ui.failures.forget(name);
+        if let Some(ui) = &self.ui {
+            ui.history.changed(name, what);
         }
+    }
+
+    /// How often tokens were read.
+    fn version_of_tokens(&self) -> u64 {
+        self.tokens.as_ref().map_or(0, |tokens| tokens.version())
     }
 
     pub(super) fn work(&self) -> &Work {

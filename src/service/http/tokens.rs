@@ -3,7 +3,10 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -14,6 +17,7 @@ use sha2::{Digest, Sha256};
 pub(in crate::service) struct Tokens {
     file: PathBuf,
     hashes: ArcSwap<Vec<[u8; 32]>>,
+    version: AtomicU64,
 }
 
 impl Tokens {
@@ -23,7 +27,7 @@ impl Tokens {
     ///
     /// The file cannot be read, or holds no token.
     pub(in crate::service) fn read(file: &Path) -> io::Result<Self> {
-        Ok(Self { file: file.to_owned(), hashes: ArcSwap::from_pointee(read(file)?) })
+        Ok(Self { file: file.to_owned(), hashes: ArcSwap::from_pointee(read(file)?), version: AtomicU64::new(0) })
     }
 
     /// Reads the file again. If that fails, the tokens stay as they are.
@@ -33,7 +37,13 @@ impl Tokens {
     /// As [`read`](Self::read).
     pub(in crate::service) fn read_again(&self) -> io::Result<()> {
         self.hashes.store(Arc::new(read(&self.file)?));
+        self.version.fetch_add(1, Ordering::Release);
         Ok(())
+    }
+
+    /// Another number each time that they were read.
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// Whether a request shows one of the tokens, as `authorization: Bearer TOKEN`.

@@ -54,10 +54,11 @@ pub(super) async fn events(State(app): State<Arc<App>>, uri: Uri) -> Result<Resp
     };
     let watcher = ui(&app)?.history.watch(next, is_mapped).ok_or_else(too_many)?;
     let greeting = format!("event: hello\ndata: {{\"version\":\"{}\"}}\n\n", env!("CARGO_PKG_VERSION"));
-    let events = stream::unfold((app, watcher, Some(greeting)), |(app, mut watcher, greeting)| async move {
+    let version = app.version_of_tokens();
+    let events = stream::unfold((app, watcher, Some(greeting)), move |(app, mut watcher, greeting)| async move {
         let text = match greeting {
             Some(greeting) => greeting,
-            None => next_event(&app, &mut watcher).await?,
+            None => next_event(&app, &mut watcher, version).await?,
         };
         Some((Ok::<_, Infallible>(text), (app, watcher, None)))
     });
@@ -70,9 +71,10 @@ pub(super) async fn events(State(app): State<Arc<App>>, uri: Uri) -> Result<Resp
     Ok((headers, Body::from_stream(events)).into_response())
 }
 
-async fn next_event(app: &App, watcher: &mut Watcher) -> Option<String> {
+async fn next_event(app: &App, watcher: &mut Watcher, version: u64) -> Option<String> {
     loop {
-        if app.work.is_draining() {
+        // Whoever reads shows a token again once they have changed.
+        if app.work.is_draining() || app.version_of_tokens() != version {
             return None;
         }
         if let Some(text) = watcher.read(&app.ui.as_ref()?.history) {
@@ -103,13 +105,14 @@ async fn search_by<T: Serialize + Send + 'static>(
 ) -> Result<Response, Problem> {
     let search = request::search(uri)?;
     let ui = ui(&app)?.clone();
-    let found = {
-        let closed = |error| Error::internal("nobody may search any more", error);
-        let _turn = ui.searches.acquire().await.map_err(closed)?;
-        let ui = ui.clone();
-        blocking(move || Ok(find(&app, &ui, &search))).await?
+    let closed = |error| Error::internal("nobody may search any more", error);
+    let turn = ui.searches.clone().acquire_owned().await.map_err(closed)?;
+    let search = move || {
+        // The search's, not the request's: it goes on when its client leaves.
+        let _turn = turn;
+        Ok(find(&app, &ui, &search))
     };
-    json(&found)
+    json(&blocking(search).await?)
 }
 
 /// One evaluator, with what the page alone shows: its runtime and its last failures.
@@ -125,8 +128,9 @@ pub(super) async fn evaluator(State(app): State<Arc<App>>, Name(name): Name, uri
     no_parameters(&uri)?;
     let ui = ui(&app)?.clone();
     let whole = blocking(move || {
-        let runtime = app.pool.get(&name).and_then(|evaluator| ui.history.runtime(evaluator.id()));
-        let failures = ui.failures.of(&name);
+        let evaluator = app.pool.get(&name).ok_or_else(|| Error::NotFound { name: name.clone() })?;
+        let runtime = ui.history.runtime(evaluator.id());
+        let failures = ui.failures.of(evaluator.id(), evaluator.is_debugged());
         Ok(Whole { shown: shown(&app, name)?, runtime, failures })
     })
     .await?;

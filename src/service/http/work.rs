@@ -13,6 +13,8 @@ struct WorkState {
 pub(in crate::service) struct Work {
     /// One value holds both, so that each request is either counted or refused.
     state: watch::Sender<WorkState>,
+    /// Of its own: whoever waits for it is not woken by each request.
+    draining: watch::Sender<bool>,
 }
 
 impl Work {
@@ -34,12 +36,13 @@ impl Work {
     /// Refuses new requests from now on.
     pub(in crate::service) fn drain(&self) {
         self.state.send_modify(|state| state.draining = true);
+        self.draining.send_replace(true);
     }
 
     /// Waits until new requests are refused.
     pub(super) async fn draining(&self) {
         // Cannot fail: `self` holds the sender.
-        let _ = self.state.subscribe().wait_for(|state| state.draining).await;
+        let _ = self.draining.subscribe().wait_for(|draining| *draining).await;
     }
 
     /// Waits until no request is in flight.

@@ -2,13 +2,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use serde::Serialize;
 
 use super::now;
-use crate::{Error, ErrorKind, LastWords};
+use crate::{Error, ErrorKind, EvaluatorId, LastWords};
 
 /// Failures that are kept of one evaluator.
 const OF_ONE: usize = 8;
@@ -50,8 +50,8 @@ struct State {
     next: u64,
     bytes: usize,
     /// By their number: the oldest first.
-    all: BTreeMap<u64, (Arc<str>, Failure)>,
-    of: HashMap<Arc<str>, VecDeque<u64>>,
+    all: BTreeMap<u64, (EvaluatorId, Failure)>,
+    of: HashMap<EvaluatorId, VecDeque<u64>>,
 }
 
 impl Failures {
@@ -61,7 +61,7 @@ impl Failures {
     }
 
     /// Keeps why an evaluation of this evaluator failed. What a guest left behind is kept only if its clients may see it.
-    pub(in crate::service) fn note(&self, name: &str, error: &Error) {
+    pub(in crate::service) fn note(&self, evaluator: EvaluatorId, error: &Error) {
         let kind = error.kind();
         if matches!(kind, ErrorKind::Cancelled | ErrorKind::Closed | ErrorKind::ShuttingDown) {
             return;
@@ -71,7 +71,7 @@ impl Failures {
         let hides = words.is_some() && shown.is_none();
         let at = now();
         let mut state = self.lock();
-        if let Some(last) = state.last_of(name)
+        if let Some(last) = state.last_of(evaluator)
             && (last.kind, last.hides) == (kind.as_str(), hides)
             && at.saturating_sub(last.at) < TOGETHER
         {
@@ -88,37 +88,38 @@ impl Failures {
             stdout: shown.map_or_else(String::new, |words| cut(words.stdout())),
             hides,
         };
-        state.add(name, failure);
+        state.add(evaluator, failure);
     }
 
-    /// Those of an evaluator, the last one first.
-    pub(in crate::service) fn of(&self, name: &str) -> Vec<Failure> {
+    /// Those of an evaluator, the last one first; what guests left behind only if it shows that now.
+    pub(in crate::service) fn of(&self, evaluator: EvaluatorId, is_debugged: bool) -> Vec<Failure> {
         let state = self.lock();
-        let numbers = state.of.get(name).into_iter().flatten().rev();
-        numbers.filter_map(|number| Some(state.all.get(number)?.1.clone())).collect()
+        let numbers = state.of.get(&evaluator).into_iter().flatten().rev();
+        let found = numbers.filter_map(|number| Some(state.all.get(number)?.1.clone()));
+        found.map(|failure| if is_debugged { failure } else { failure.hidden() }).collect()
     }
 
-    /// Forgets those of an evaluator that is removed: another of its name may be somebody else's.
-    pub(in crate::service) fn forget(&self, name: &str) {
+    /// Forgets those of an evaluator that is removed. One that is registered by its name later is another.
+    pub(in crate::service) fn forget(&self, evaluator: EvaluatorId) {
         let mut state = self.lock();
-        for number in state.of.get(name).cloned().unwrap_or_default() {
+        for number in state.of.get(&evaluator).cloned().unwrap_or_default() {
             state.remove(number);
         }
     }
 }
 
 impl State {
-    fn last_of(&mut self, name: &str) -> Option<&mut Failure> {
-        let number = self.of.get(name)?.back()?;
+    fn last_of(&mut self, evaluator: EvaluatorId) -> Option<&mut Failure> {
+        let number = self.of.get(&evaluator)?.back()?;
         Some(&mut self.all.get_mut(number)?.1)
     }
 
-    fn add(&mut self, name: &str, failure: Failure) {
-        let (number, name) = (self.next, Arc::<str>::from(name));
+    fn add(&mut self, evaluator: EvaluatorId, failure: Failure) {
+        let number = self.next;
         self.next += 1;
-        self.bytes += failure.bytes(&name);
-        self.all.insert(number, (name.clone(), failure));
-        let own = self.of.entry(name).or_default();
+        self.bytes += failure.bytes();
+        self.all.insert(number, (evaluator, failure));
+        let own = self.of.entry(evaluator).or_default();
         own.push_back(number);
         let too_many = own.front().copied().filter(|_| own.len() > OF_ONE);
         if let Some(oldest) = too_many {
@@ -132,20 +133,27 @@ impl State {
     }
 
     fn remove(&mut self, number: u64) {
-        let Some((name, failure)) = self.all.remove(&number) else { return };
-        self.bytes -= failure.bytes(&name);
-        let Some(own) = self.of.get_mut(&name) else { return };
+        let Some((evaluator, failure)) = self.all.remove(&number) else { return };
+        self.bytes -= failure.bytes();
+        let Some(own) = self.of.get_mut(&evaluator) else { return };
         own.retain(|kept| *kept != number);
         if own.is_empty() {
-            self.of.remove(&name);
+            self.of.remove(&evaluator);
         }
     }
 }
 
 impl Failure {
-    fn bytes(&self, name: &str) -> usize {
+    /// Without what the guest left behind.
+    fn hidden(self) -> Self {
+        let Self { stack, stderr, stdout, hides, .. } = &self;
+        let hides = *hides || !(stack.is_empty() && stderr.is_empty() && stdout.is_empty());
+        Self { hides, stack: Vec::new(), stderr: String::new(), stdout: String::new(), ..self }
+    }
+
+    fn bytes(&self) -> usize {
         let stack: usize = self.stack.iter().map(|frame| frame.len() + size_of::<String>()).sum();
-        OVERHEAD + name.len() + self.detail.len() + stack + self.stderr.len() + self.stdout.len()
+        OVERHEAD + self.detail.len() + stack + self.stderr.len() + self.stdout.len()
     }
 }
 
@@ -162,36 +170,36 @@ mod tests {
 
     #[test]
     fn each_evaluator_keeps_its_last_few_however_often_another_fails() {
-        let failures = Failures::default();
-        failures.note("quiet", &Error::guest_error("once"));
+        let (failures, quiet, loud) = (Failures::default(), EvaluatorId(1), EvaluatorId(2));
+        failures.note(quiet, &Error::guest_error("once"));
         for at in 0..100 {
             let mut error = Error::guest_error("x".repeat(at * 100));
             if at % 2 == 0 {
                 error = Error::invalid_request("x".repeat(at * 100));
             }
-            failures.note("loud", &error);
-            failures.note("loud", &error);
+            failures.note(loud, &error);
+            failures.note(loud, &error);
         }
-        let loud = failures.of("loud");
-        assert_eq!((loud.len(), loud[0].kind, loud[0].times), (OF_ONE, "guest_error", 2));
-        assert!(loud.iter().all(|failure| failure.detail.len() <= TEXT + 3));
-        assert_eq!(failures.of("quiet").len(), 1);
-        failures.forget("loud");
-        assert_eq!(failures.of("loud"), []);
+        let kept = failures.of(loud, true);
+        assert_eq!((kept.len(), kept[0].kind, kept[0].times), (OF_ONE, "guest_error", 2));
+        assert!(kept.iter().all(|failure| failure.detail.len() <= TEXT + 3));
+        assert_eq!(failures.of(quiet, true).len(), 1);
+        failures.forget(loud);
+        assert_eq!(failures.of(loud, true), []);
     }
 
     #[test]
     fn all_of_them_together_take_so_many_bytes() {
         let failures = Failures::default();
         for at in 0..2000 {
-            failures.note(&format!("evaluator-{at}"), &Error::guest_error("x".repeat(TEXT)));
+            failures.note(EvaluatorId(at), &Error::guest_error("x".repeat(TEXT)));
         }
         let state = failures.lock();
         assert!(state.bytes <= BYTES && state.bytes > BYTES - 2 * TEXT, "{}", state.bytes);
         assert_eq!(state.of.len(), state.all.len());
-        let bytes: usize = state.all.values().map(|(name, failure)| failure.bytes(name)).sum();
+        let bytes: usize = state.all.values().map(|(_, failure)| failure.bytes()).sum();
         assert_eq!(bytes, state.bytes);
         drop(state);
-        assert_eq!((failures.of("evaluator-0").len(), failures.of("evaluator-1999").len()), (0, 1));
+        assert_eq!((failures.of(EvaluatorId(0), true).len(), failures.of(EvaluatorId(1999), true).len()), (0, 1));
     }
 }

@@ -16,7 +16,10 @@ pub(super) mod page;
 mod sample;
 pub(super) mod search;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use tokio::{
     sync::Semaphore,
@@ -41,17 +44,18 @@ const SEARCHES: usize = 2;
 pub(super) struct Ui {
     pub(super) history: History,
     pub(super) failures: Failures,
-    pub(super) searches: Semaphore,
+    pub(super) searches: Arc<Semaphore>,
 }
 
 impl Ui {
     pub(super) fn new() -> Self {
-        Self { history: History::default(), failures: Failures::default(), searches: Semaphore::new(SEARCHES) }
+        let searches = Arc::new(Semaphore::new(SEARCHES));
+        Self { history: History::default(), failures: Failures::default(), searches }
     }
 }
 
 /// Samples the pool each second, for ever.
-pub(super) async fn watch(ui: std::sync::Arc<Ui>, pool: EvaluatorPool, exporter: Exporter) {
+pub(super) async fn watch(ui: Arc<Ui>, pool: EvaluatorPool, exporter: Exporter) {
     let mut ticks = interval(SECOND);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{EvaluatorId, EvaluatorInfo, EvaluatorPool, PoolSnapshot, RuntimeState, TenantInfo};
 
+/// Tenants that are read at once.
+const PART: usize = 256;
+
 /// What is looked for.
 #[derive(Debug, Default)]
 pub(in crate::service) struct Search {
@@ -121,8 +124,17 @@ pub(in crate::service) fn evaluators(pool: &EvaluatorPool, search: &Search, last
 
 /// Looks through all tenants.
 pub(in crate::service) fn tenants(pool: &EvaluatorPool, search: &Search) -> Found<TenantInfo> {
-    let mut found = pool.tenants(None, usize::MAX);
-    found.retain(|tenant| has(&tenant.name, &search.text));
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        // In parts: each is read under a lock that every upload takes too.
+        let part = pool.tenants(after.as_deref(), PART);
+        after = part.last().map(|tenant| tenant.name.clone());
+        let is_last = part.len() < PART;
+        found.extend(part.into_iter().filter(|tenant| has(&tenant.name, &search.text)));
+        if is_last {
+            break;
+        }
+    }
     let compare = |a: &TenantInfo, b: &TenantInfo| match search.sort {
         // Tenants have none of the others.
         Sort::Name | Sort::Tenant | Sort::State | Sort::Mean | Sort::LastUsed => a.name.cmp(&b.name),

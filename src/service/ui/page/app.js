@@ -16,11 +16,20 @@ let view = null;
 
 const VIEWS = { '': overview, evaluators, evaluator, tenants, pool, upload };
 
+// What is no encoded text stays as it is: there is no evaluator of that name.
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 // `#/evaluator/NAME?key=value`
 function route() {
   const [path, query = ''] = location.hash.replace(/^#\/?/, '').split('?');
   const [name, rest] = path.split('/');
-  return { name, rest: rest ? decodeURIComponent(rest) : '', parameters: new URLSearchParams(query) };
+  return { name, rest: decoded(rest ?? ''), parameters: new URLSearchParams(query) };
 }
 
 function show(isFirst = false) {

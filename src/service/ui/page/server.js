@@ -5,7 +5,8 @@ let asking = null;
 
 const authorization = () => {
   const token = sessionStorage.getItem(KEY);
-  return token ? { authorization: `Bearer ${token}` } : {};
+  // No header can carry anything else, so it is none.
+  return token && /^[\x21-\x7e]+$/.test(token) ? { authorization: `Bearer ${token}` } : {};
 };
 
 // Asks for a token once, however many requests lack one.
@@ -59,7 +60,11 @@ export async function get(path, parameters = {}, signal) {
   return response.json();
 }
 
-export const evaluatorPath = (name) => `/v1/evaluators/${encodeURIComponent(name)}`;
+// A browser takes `.` for the folder itself, however it is written, and would ask for something else.
+export function evaluatorPath(name) {
+  if (name === '.') throw new Error('a browser cannot name the evaluator "."');
+  return `/v1/evaluators/${encodeURIComponent(name)}`;
+}
 
 // Reads server-sent events by `fetch`, which can send a token. Calls `on(event, data)` for each, until the stream ends.
 export async function events(path, on, signal) {
