@@ -9,6 +9,7 @@
 //! caller. Considered and not taken: accounts under the registry's lock (each `memory.grow` would take it), and asking the
 //! system what this process holds (it does not say which runtime holds it, nor what closing one would free).
 
+mod room;
 mod tenants;
 
 use std::{
@@ -22,7 +23,10 @@ use std::{
 use serde::Serialize;
 
 pub(crate) use self::tenants::{Given, Granted, MakeRoom, NoRoom};
-use self::tenants::{OwnCharge, Tenants};
+use self::{
+    room::Room,
+    tenants::{OwnCharge, Tenants},
+};
 use crate::{
     error::{Bound, Error},
     turns::TenantId,
@@ -137,12 +141,6 @@ pub struct MemoryAccount {
     budget: Arc<MemoryBudget>,
     held: Arc<Held>,
     room: Option<Room>,
-}
-
-#[derive(Clone)]
-struct Room {
-    of: Arc<dyn MakeRoom>,
-    tenant: TenantId,
 }
 
 /// What one compiled plugin holds.
@@ -289,6 +287,15 @@ impl MemoryAccount {
         held.reserved.clear();
     }
 
+    /// It does not run this code after all.
+    #[cfg(feature = "direct")]
+    pub(crate) fn runs_not(&self, code: &Arc<Charge>) {
+        let mut held = self.code();
+        if let Some(last) = held.runs.iter().rposition(|(known, _)| Arc::ptr_eq(known, code)) {
+            drop(held.runs.swap_remove(last));
+        }
+    }
+
     pub(crate) fn weight(&self) -> Weight {
         let Held { instances, last, .. } = &*self.held;
         let (instances, instance) = (instances.load(Ordering::Relaxed), last.load(Ordering::Relaxed));
@@ -313,12 +320,6 @@ impl MemoryAccount {
 impl fmt::Debug for MemoryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("MemoryBudget").field(&self.uses()).finish()
-    }
-}
-
-impl fmt::Debug for Room {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Room")
     }
 }
 

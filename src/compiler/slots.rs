@@ -56,10 +56,11 @@ impl BuildSlots {
         self.begin(permit, renounce)
     }
 
-    /// A slot that no build wants now, for work that is ended by `renounce` once one does; `None` for work that cannot be.
-    pub(super) async fn idle(self: &Arc<Self>, renounce: Option<Arc<Renounce>>) -> BuildSlot {
-        let Ok(permit) = self.free.clone().acquire_owned().await else { unreachable!("the semaphore is never closed") };
-        self.begin(permit, renounce)
+    /// A slot that no build wants now, if there is one, for work that is ended by `renounce` once one does; without, for work
+    /// that cannot be.
+    pub(super) fn idle(self: &Arc<Self>, renounce: Option<Arc<Renounce>>) -> Option<BuildSlot> {
+        let permit = self.free.clone().try_acquire_owned().ok()?;
+        Some(self.begin(permit, renounce))
     }
 
     fn begin(self: &Arc<Self>, permit: OwnedSemaphorePermit, renounce: Option<Arc<Renounce>>) -> BuildSlot {

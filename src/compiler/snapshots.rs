@@ -1,24 +1,25 @@
 //! Snapshots of plugins that are initialised once, made behind the first calls.
 //!
-//! The runtime is published before: its callers do not wait twice. Then a task of the background runtime waits for its
-//! tenant's turn and for a compile slot that no build wants, and has the engine compile. A build that wants the slot gets it
-//! at once, if the engine can end a compile; the snapshot is tried again later, and rather later than often.
+//! The runtime is published before: its callers do not wait twice. Then a task of the background runtime looks for a compile
+//! slot that no build wants, and has the engine compile, with what others leave of the processors. A build that wants the slot
+//! gets it at once, if the engine can end a compile; the snapshot is tried again later, and rather later than often. It stands
+//! in no line, so that no build waits behind it.
 //!
 //! Nothing waits for the task: while it waits itself, it holds nothing of the runtime, and while the engine compiles, a close
-//! ends that. An engine that cannot be interrupted keeps the runtime's place until it has ended, as with a build.
+//! ends that. An engine that cannot be interrupted keeps the runtime's place and the slot until it has ended, as with a build.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::sync::Notify;
 
 use super::{
     Compiler,
     slots::{BuildSlots, Renounce},
 };
 use crate::{
-    engine::{FairShare, InitState},
+    engine::InitState,
+    error::ErrorKind,
     runtime::{Runtime, WeakRuntime},
-    turns::TenantId,
 };
 
 /// How long the first pause is before a snapshot is tried again. Each is twice as long as the one before.
@@ -27,16 +28,17 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause.
 const MOST_PAUSE: Duration = Duration::from_mins(1);
 
+/// So often it may fail by itself, and not since somebody else wanted the slot or the room.
+const MOST_FAILURES: u32 = 3;
+
 impl Compiler {
     /// Has the snapshot of a runtime made that was just published, if its plugin is to have one.
-    pub(crate) fn snapshot(&self, runtime: &Runtime, share: Option<FairShare>, tenant: TenantId) {
+    pub(crate) fn snapshot(&self, runtime: &Runtime) {
         match runtime.program().compiled.init_state() {
             InitState::Pending => {
                 let making = Making {
                     slots: self.slots.clone(),
                     interrupts: self.engine.interrupts_compiles(),
-                    share,
-                    tenant,
                     runtime: runtime.downgrade(),
                 };
                 self.background.spawn(making.run());
@@ -56,26 +58,36 @@ fn refused(runtime: &Runtime, why: &str) {
 struct Making {
     slots: Arc<BuildSlots>,
     interrupts: bool,
-    share: Option<FairShare>,
-    tenant: TenantId,
     runtime: WeakRuntime,
+}
+
+/// What came of an attempt.
+enum Attempt {
+    Done,
+    /// Somebody else wants what it takes.
+    Later,
+    Failed,
 }
 
 impl Making {
     async fn run(self) {
-        let mut pause = PAUSE;
-        while !self.attempt().await {
+        let (mut pause, mut failures) = (PAUSE, 0);
+        loop {
+            match self.attempt().await {
+                Attempt::Done => return,
+                Attempt::Later => {}
+                Attempt::Failed => failures += 1,
+            }
+            if failures >= MOST_FAILURES {
+                return;
+            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(MOST_PAUSE);
         }
     }
 
-    /// Whether there is nothing more to do.
-    async fn attempt(&self) -> bool {
-        let building = match &self.share {
-            Some(share) => Some(share.begin_build(self.tenant).await),
-            None => None,
-        };
+    async fn attempt(&self) -> Attempt {
+        let Some(runtime) = self.runtime.upgrade() else { return Attempt::Done };
         let wanted = Arc::new(Notify::new());
         let renounce: Arc<Renounce> = {
             let wanted = wanted.clone();
@@ -84,24 +96,24 @@ impl Making {
                 true
             })
         };
-        let slot = self.slots.idle(self.interrupts.then_some(renounce)).await;
-        let Some(runtime) = self.runtime.upgrade() else { return true };
-        let began = Instant::now();
+        let Some(slot) = self.slots.idle(self.interrupts.then_some(renounce)) else { return Attempt::Later };
+        let retired = async {
+            // What cannot be ended keeps its slot.
+            if self.interrupts { runtime.retired().await } else { pending().await }
+        };
         let done = tokio::select! {
             biased;
-            () = runtime.retired() => true,
-            () = wanted.notified() => false,
+            () = retired => Attempt::Done,
+            () = wanted.notified() => Attempt::Later,
             made = runtime.program().compiled.snapshot() => match made {
-                Ok(()) => true,
+                Ok(()) => Attempt::Done,
                 Err(error) => {
-                    tracing::debug!(error = %error.chain(), "a snapshot is not made yet");
-                    false
+                    let evaluator = &*runtime.program().report.of.evaluator;
+                    tracing::debug!(evaluator, error = %error.chain(), "a snapshot is not made yet");
+                    if error.kind() == ErrorKind::Overloaded { Attempt::Later } else { Attempt::Failed }
                 }
             },
         };
-        if let Some(building) = building {
-            building.built(began.elapsed());
-        }
         drop(slot);
         if let InitState::Refused(why) = runtime.program().compiled.init_state() {
             refused(&runtime, &why);

@@ -35,7 +35,7 @@ pub(super) async fn build(
             let published = ticket.publish(runtime);
             spans::record_build(published.as_ref().map(drop).map_err(|_| &Error::Cancelled));
             if let Some(runtime) = weak.upgrade().filter(|_| published.is_ok() && !revision.spec.asks_init) {
-                inner.compiler.snapshot(&runtime, inner.share.clone(), revision.id.tenant);
+                inner.compiler.snapshot(&runtime);
             }
         }
         // Nobody wants it any more, and nothing was begun.

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     clock,
-    engine::{Charge, InstanceLimits, MemoryAccount, text::shorten},
+    engine::{Charge, CompilePriority, InstanceLimits, MemoryAccount, text::shorten},
     error::{Error, TryLater},
     host_limits::sure_memory,
     last_words::LastWords,
@@ -53,6 +53,13 @@ impl Deref for InUse {
 
     fn deref(&self) -> &Module {
         &self.loaded
+    }
+}
+
+impl InUse {
+    /// What it takes, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.loaded.charge.bytes()
     }
 }
 
@@ -118,7 +125,7 @@ impl Code {
         if let Some(code) = self.in_use(key, None) {
             // First, so that whoever weighs this code knows that another needs it.
             room.account.runs(code.loaded.charge.clone());
-            room.take(Wanted::to_load(0, true))?;
+            room.take(Wanted::to_load(0, true)).inspect_err(|_| room.account.runs_not(&code.loaded.charge))?;
             return Ok(code);
         }
         if subject.state.is_empty() {
@@ -210,6 +217,10 @@ impl Code {
     }
 
     fn remember(&self, terms: Terms, within: Option<Duration>) {
+        // It had what others left of the processors: that says nothing of the module.
+        if within.is_some() && terms.priority == CompilePriority::Low {
+            return;
+        }
         let mut remembered = lock(&self.over_budget);
         remembered.put(key(terms), OverBudget { until: clock::later(Instant::now(), self.remember), within });
         if remembered.len() > MOST_REMEMBERED {

@@ -146,7 +146,7 @@ impl CompiledPlugin for Compiled {
             let compile = move |stop: &Stop| inner.modules.snapshot(&recorded, &inner.context, stop);
             let made = compiling(&modules.variant.code, context.limits.build_timeout, compile).await;
             match made {
-                Err(error) if [ErrorKind::InvalidPlugin, ErrorKind::BuildTimeout].contains(&error.kind()) => {
+                Err(error) if error.kind() == ErrorKind::InvalidPlugin => {
                     once.refuse(&error.to_string());
                     Ok(())
                 }

@@ -130,7 +130,7 @@ impl DirectInstance {
         let mut state = State::new(&globals);
         for memory in &recorder.memories {
             let memory = instance.get_module_export(&mut *store, memory).and_then(wasmtime::Extern::into_memory);
-            state.add_memory(memory.ok_or_else(gone)?.data(&*store));
+            state.add_memory(memory.ok_or_else(gone)?.data(&*store))?;
         }
         Ok((state, host))
     }

@@ -146,7 +146,13 @@ impl Modules {
 
     /// Compiles what later instances [begin with](Once). Blocks; `stop` ends a compile in a worker.
     pub(super) fn snapshot(&self, recorded: &Recorded, context: &PluginContext, stop: &Stop) -> Result<(), Error> {
-        let Some(once) = &self.once else { return Ok(()) };
+        let (Some(once), Some(main)) = (&self.once, self.linked.last()) else { return Ok(()) };
+        // Nothing has to go for what nobody waits for. The code is about as large as that of the plugin as it is.
+        let bytes = main.module.bytes().saturating_add(recorded.image());
+        if !context.memory.has_room(bytes) {
+            let why = "it would take what others use of pool.memory";
+            return Err(Error::overloaded("no room for a snapshot", why, &ErrorKind::OutOfMemory.into()));
+        }
         once.compile(recorded, &self.variant, &self.linker, context, stop)
     }
 

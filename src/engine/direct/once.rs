@@ -44,11 +44,7 @@ use crate::{
     engine::{Charge, CompilePriority, InitState},
     error::Error,
     source::Digest,
-    units::Size,
 };
-
-/// More than this in memories is not made a part of a module. In bytes.
-const MOST_IMAGE: u64 = 32 << 20;
 
 /// How far a plugin that is to be initialised once has come.
 pub(super) struct Once {
@@ -86,6 +82,13 @@ pub(super) struct Snapshot {
     _code: InUse,
 }
 
+impl Recorded {
+    /// What instances begin with, in bytes.
+    pub(super) fn image(&self) -> u64 {
+        self.state.image()
+    }
+}
+
 impl Once {
     /// Of the plugin with these bytes.
     pub(super) fn new(recorder: Result<Recorder, String>, wasm: &Bytes) -> Self {
@@ -120,16 +123,10 @@ impl Once {
 
     /// An instance of this plugin was read.
     pub(super) fn read(&self, read: Result<(State, Initialised), String>, context: &PluginContext) {
-        let most = |(state, host): (State, Initialised)| match state.image() {
-            image if image > MOST_IMAGE => {
-                Err(format!("after its initialisers its memory holds {}, more than {}", Size(image), Size(MOST_IMAGE)))
-            }
-            _ => Ok((state, host)),
-        };
         self.awaits.store(false, Ordering::Relaxed);
         let mut current = self.stage();
         let Stage::Awaited(_, wasm) = &*current else { return };
-        *current = match read.and_then(most) {
+        *current = match read {
             Ok((state, host)) => {
                 let wasm = wasm.clone();
                 let charge = context.memory.unloaded((wasm.len() + state.bytes().len()) as u64);

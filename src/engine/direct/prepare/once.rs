@@ -28,7 +28,7 @@ use super::{
     rewrite::{MEMORY, export},
     segments::{self, Memory},
 };
-use crate::source::Digest;
+use crate::{source::Digest, units::Size};
 
 /// The kind of an export that is a global.
 const GLOBAL: u8 = 3;
@@ -44,12 +44,15 @@ pub(super) const REFUSED: &str = "each:";
 /// A page of the system's: zeros between two others stay out only if they fill one.
 const PAGE: usize = 4096;
 
+/// More than this in memories is not made a part of a module. In bytes, of whole pages.
+const MOST_IMAGE: u64 = 32 << 20;
+
 static ZEROS: [u8; PAGE] = [0; PAGE];
 
 /// A state on its way to the module that begins with it.
 pub(in super::super) struct State {
     bytes: Vec<u8>,
-    /// Bytes of memories that are not zero.
+    /// Bytes of memories that are not zero, in whole pages.
     image: u64,
 }
 
@@ -63,7 +66,11 @@ impl State {
     }
 
     /// One more memory. Takes some milliseconds for tens of megabytes.
-    pub(in super::super) fn add_memory(&mut self, data: &[u8]) {
+    ///
+    /// # Errors
+    ///
+    /// They hold too much. Nothing is copied before that is known.
+    pub(in super::super) fn add_memory(&mut self, data: &[u8]) -> Result<(), String> {
         let mut runs: Vec<Range<usize>> = Vec::new();
         for (at, page) in (0..).step_by(PAGE).zip(data.chunks(PAGE)) {
             if ZEROS.get(..page.len()) == Some(page) {
@@ -74,6 +81,14 @@ impl State {
                 _ => runs.push(at..at + page.len()),
             }
         }
+        let holds: usize = runs.iter().map(ExactSizeIterator::len).sum();
+        self.image = self.image.saturating_add(holds as u64);
+        if self.image > MOST_IMAGE {
+            let holds = Size(self.image);
+            return Err(format!("after its initialisers its memory holds {holds}, more than {}", Size(MOST_IMAGE)));
+        }
+        // With their places, of which each takes ten bytes at most.
+        self.bytes.reserve_exact(holds.saturating_add((runs.len() + 1).saturating_mul(20)));
         leb::unsigned(&mut self.bytes, data.len() as u64);
         leb::unsigned(&mut self.bytes, runs.len() as u64);
         for run in runs {
@@ -83,8 +98,8 @@ impl State {
             leb::unsigned(&mut self.bytes, (run.start + zeros) as u64);
             leb::unsigned(&mut self.bytes, len as u64);
             self.bytes.extend(all.get(zeros..zeros + len).unwrap_or_default());
-            self.image += len as u64;
         }
+        Ok(())
     }
 
     pub(in super::super) fn image(&self) -> u64 {
@@ -131,7 +146,9 @@ impl<'a> Read<'a> {
 pub(super) fn record(wasm: &[u8], digest: Digest) -> Option<Vec<u8>> {
     let module = Module::read(wasm)?;
     let (last, _) = module.exports.last()?;
-    Map::read(str::from_utf8(wasm.get(last.clone())?).ok()?)?;
+    let last = str::from_utf8(wasm.get(last.clone())?).ok()?;
+    // The name is ours, and not one that the plugin has chosen.
+    Map::read(last).filter(|_| last.starts_with(&map::name_of(digest, "")))?;
     let (names, kernel) =
         (|what: &str, index: u32| map::name_of(digest, format!("{what}{index:08x}")), module.memories.len());
     let mut new = Vec::new();

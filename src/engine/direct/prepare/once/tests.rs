@@ -56,7 +56,7 @@ fn read(store: &mut Store<()>, instance: Instance, recorder: &Recorder) -> State
     let mut state = State::new(&globals.collect::<Vec<_>>());
     for memory in &recorder.memories {
         let memory = instance.get_module_export(&mut *store, memory).unwrap().into_memory().unwrap();
-        state.add_memory(memory.data(&*store));
+        state.add_memory(memory.data(&*store)).unwrap();
     }
     state
 }

@@ -1,0 +1,30 @@
+//! Room for what is built: who makes it, and whether there is some already.
+
+use std::{fmt, sync::Arc};
+
+use super::MakeRoom;
+#[cfg(feature = "direct")]
+use super::{MemoryAccount, MemoryUse};
+use crate::turns::TenantId;
+
+#[derive(Clone)]
+pub(super) struct Room {
+    pub(super) of: Arc<dyn MakeRoom>,
+    pub(super) tenant: TenantId,
+}
+
+#[cfg(feature = "direct")]
+impl MemoryAccount {
+    /// Whether there is room for so many bytes, without anything that is used having to go.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        let MemoryUse { code, instances, cache, limit } = self.budget.uses();
+        let used = code.saturating_add(instances).saturating_add(cache).saturating_sub(self.budget.unused());
+        used.saturating_add(bytes) <= limit
+    }
+}
+
+impl fmt::Debug for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Room")
+    }
+}
