@@ -88,15 +88,22 @@ async fn a_plugin_that_takes_too_much_memory_to_compile_is_told_so_and_not_compi
 async fn a_plugin_that_takes_too_long_to_compile_is_not_compiled_again_soon_but_with_more_time() {
     let pool = pool(|settings| settings.limits.build_timeout = Duration::from_millis(300));
     let spec = bytes(bombs::nested_loops());
-    let error = fails(&pool, "first", spec.clone()).await;
-    assert_eq!((error.kind().as_str(), error.retry_after()), ("build_timeout", None));
-    eventually("its worker is gone", || ended(&pool, Ended::Timeout) == 1).await;
-    let again = fails(&pool, "second", spec.clone()).await;
-    assert_eq!(again.kind(), "build_timeout");
-    assert!(again.retry_after().is_some_and(|after| after > Duration::from_secs(30)), "{:?}", again.retry_after());
-    let longer = fails(&pool, "third", spec.build_timeout(Duration::from_millis(400))).await;
+    let mut compiled = 0;
+    let after = loop {
+        let error = fails(&pool, &format!("{compiled}"), spec.clone()).await;
+        assert_eq!(error.kind(), "build_timeout");
+        // A worker that had hardly any of the processors says nothing of the plugin: a busy machine takes more than one.
+        match error.retry_after() {
+            Some(after) => break after,
+            None => compiled += 1,
+        }
+        eventually("its worker is gone", || ended(&pool, Ended::Timeout) == compiled).await;
+        assert!(compiled < 100, "it is compiled again and again");
+    };
+    assert!(compiled > 0 && after > Duration::from_secs(30), "{compiled}, {after:?}");
+    let longer = fails(&pool, "longer", spec.build_timeout(Duration::from_millis(400))).await;
     assert_eq!((longer.kind().as_str(), longer.retry_after()), ("build_timeout", None));
-    eventually("its worker is gone too", || ended(&pool, Ended::Timeout) == 2).await;
+    eventually("its worker is gone too", || ended(&pool, Ended::Timeout) == compiled + 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
