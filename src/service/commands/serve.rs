@@ -89,7 +89,10 @@ pub(in crate::service) async fn serve(
         let connections = Connections::of_operators(service);
         tokio::spawn(listen::serve(listener, http::admin_router(app.clone()), connections, pending()))
     });
-    let sampling = app.ui().map(|ui| tokio::spawn(ui::watch(ui, pool.clone(), exporter.clone())));
+    let sampling = app.ui().map(|ui| ui::watch(ui, pool.clone(), exporter.clone()));
+    if let Some(Err(error)) = &sampling {
+        tracing::warn!(%error, "the page shows nothing of what comes: there is no thread for its samples");
+    }
     let upkeep = tokio::spawn(keep_up(exporter));
     print(greeting(address, has_tokens))?;
     for warning in &fit.warnings {
@@ -113,9 +116,7 @@ pub(in crate::service) async fn serve(
     // Whatever anybody may be billed for has ended.
     let _ = spawn_blocking(move || pool.report_usage()).await;
     upkeep.abort();
-    if let Some(sampling) = sampling {
-        sampling.abort();
-    }
+    drop(sampling);
     if let Some(admin) = admin {
         admin.abort();
     }

@@ -17,15 +17,16 @@ mod sample;
 pub(super) mod search;
 
 use std::{
-    sync::Arc,
+    io,
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::{
-    sync::Semaphore,
-    task::spawn_blocking,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::sync::Semaphore;
 
 pub(super) use self::{
     failures::{Failure, Failures},
@@ -54,22 +55,19 @@ impl Ui {
     }
 }
 
-/// Samples the pool each second, for ever.
-pub(super) async fn watch(ui: Arc<Ui>, pool: EvaluatorPool, exporter: Exporter) {
-    let mut ticks = interval(SECOND);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let (ui, pool, exporter) = (ui.clone(), pool.clone(), exporter.clone());
-        // A pool of thousands of runtimes takes a millisecond.
-        let sampled = spawn_blocking(move || {
-            let snapshot = pool.snapshot();
-            ui.history.take(snapshot, exporter.evaluation_times());
-        });
-        if let Err(error) = sampled.await {
-            tracing::error!(%error, "a sample for the page was not taken");
+/// Samples the pool each second, until what this gives is dropped. On a thread of its own: among those of the executor that may
+/// block, a task each second would keep all that are idle from ending.
+pub(super) fn watch(ui: Arc<Ui>, pool: EvaluatorPool, exporter: Exporter) -> io::Result<mpsc::Sender<()>> {
+    let (watched, ended) = mpsc::channel();
+    thread::Builder::new().name("evalpool-page".into()).spawn(move || {
+        loop {
+            ui.history.take(pool.snapshot(), exporter.evaluation_times());
+            if ended.recv_timeout(SECOND) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
         }
-    }
+    })?;
+    Ok(watched)
 }
 
 /// Milliseconds since the Unix epoch.
