@@ -12,8 +12,8 @@
 //! | 250 | 471 µs | 228 to 236 µs | 235 µs |
 //! | 1,000 | 1,660 to 1,680 µs | 1,320 to 1,470 µs | 594 µs |
 //!
-//! So it is 1 MiB, as far as all free slots together keep no more than an eighth of `pool.memory`. With 4 MiB, a server that
-//! served hostile guests held a fifth more after each round of them.
+//! So it is 1 MiB, as far as all free slots together keep no more than an eighth of `pool.memory`. With 4 MiB, a server
+//! held an eighth to a sixth more after a second round of hostile guests; with 1 MiB, a twentieth.
 
 use std::time::Duration;
 

@@ -36,8 +36,8 @@ const TABLES: u64 = 4;
 const STACK: u64 = 2 << 20;
 
 /// Bytes of a linear memory that a guest has changed and that stay resident while its slot is free: they become what they
-/// were by hand. That costs a third to half of what it costs to give pages back to the system and to fault them in again
-/// (`cargo bench --bench engines -- dirty`); beyond the caches of a core it gains less.
+/// were by hand. That costs half to two thirds of what it costs to give pages back to the system and to fault them in again
+/// (`cargo bench --bench engines -- dirty`). With more, free slots hold more after each hostile guest.
 const MOST_RESIDENT: u64 = 1 << 20;
 
 /// Most plugins touch no more.
