@@ -16,7 +16,7 @@ mod telling;
 mod totals;
 
 use std::{
-    sync::{Arc, Mutex, atomic::AtomicUsize},
+    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -24,12 +24,7 @@ use metrics::{Counter, Gauge, Histogram, Unit};
 
 pub use self::totals::PoolTotals;
 pub(crate) use self::{calls::Told, reuse::REUSE_BOUNDS};
-use self::{
-    calls::Untold,
-    reuse::REUSE_WITHIN,
-    telling::{Telling, lock},
-    totals::Total,
-};
+use self::{calls::Untold, reuse::REUSE_WITHIN, telling::Telling, totals::Total};
 use crate::{
     error::{Error, ErrorKind},
     memory::MemoryUse,
@@ -110,6 +105,8 @@ catalogue! {
         "Slots of the direct engine that instances hold.";
     SLOTS_WARM Gauge "evalpool_slots_warm" { "kind" = &["memory", "table", "stack"] }
         "Slots of the direct engine that are free and kept ready for the next instance of the same plugin.";
+    KERNELS_BESIDE Counter "evalpool_kernels_beside_total"
+        "Plugins compiled on the direct engine with Extism's kernel beside their module, not in it: each of their evaluations makes two instances. They are linked with other modules, or a host function stands in for one of the kernel's.";
     REGISTERED Gauge "evalpool_evaluators_registered"
         "Evaluators registered by name, live or cold.";
     WAITING Gauge "evalpool_waiting" { "for" = &["capacity", "instance", "build"] }
@@ -162,6 +159,7 @@ pub(crate) struct Metrics {
     instances: Series<Gauge>,
     slots_live: Series<Gauge>,
     slots_warm: Series<Gauge>,
+    kernels_beside: Total,
     registered: Gauge,
     waiting: Series<Gauge>,
     oldest_wait: Gauge,
@@ -173,8 +171,6 @@ pub(crate) struct Metrics {
     build_seconds: Series<Histogram>,
     compile_workers: Series<Gauge>,
     compile_workers_ended: Series<Total>,
-    /// How many ended workers the counters show.
-    ended: Arc<Mutex<[u64; COMPILE_WORKERS_ENDINGS]>>,
     memory: Series<Gauge>,
     memory_limit: Gauge,
     evictions: Series<Total>,
@@ -225,6 +221,7 @@ impl Metrics {
             instances: gauges(&INSTANCES),
             slots_live: gauges(&SLOTS_LIVE),
             slots_warm: gauges(&SLOTS_WARM),
+            kernels_beside: started(metrics::counter!(KERNELS_BESIDE.name)),
             registered: metrics::gauge!(REGISTERED.name),
             waiting: gauges(&WAITING),
             oldest_wait: metrics::gauge!(OLDEST_WAIT.name),
@@ -235,7 +232,6 @@ impl Metrics {
             build_seconds: histograms(&BUILD_SECONDS),
             compile_workers: gauges(&COMPILE_WORKERS),
             compile_workers_ended: counters(&COMPILE_WORKERS_ENDED),
-            ended: Arc::default(),
             memory: gauges(&MEMORY),
             memory_limit: metrics::gauge!(MEMORY_LIMIT.name),
             evictions: counters(&EVICTIONS),
@@ -296,8 +292,10 @@ impl Metrics {
         self.oldest_wait.set(wait.as_secs_f64());
     }
 
-    /// Instances, memories, tables and stacks that are in use; memories, tables and stacks that are kept warm.
-    pub(crate) fn set_slots(&self, live: [u64; 4], warm: [u64; 3]) {
+    /// Instances, memories, tables and stacks that are in use; memories, tables and stacks that are kept warm; and how many
+    /// plugins so far had the kernel beside them.
+    pub(crate) fn set_slots(&self, live: [u64; 4], warm: [u64; 3], kernels_beside: u64) {
+        self.kernels_beside.raise_to(kernels_beside);
         set(&self.slots_live, live.map(|count| count as f64));
         set(&self.slots_warm, warm.map(|count| count as f64));
     }
@@ -311,12 +309,8 @@ impl Metrics {
     /// Compile workers that wait and that work, and how many have ended in each way so far.
     pub(crate) fn set_compile_workers(&self, state: [usize; 2], ended: [u64; COMPILE_WORKERS_ENDINGS]) {
         set(&self.compile_workers, state.map(|count| count as f64));
-        let mut shown = lock(&self.ended);
-        let more: [_; COMPILE_WORKERS_ENDINGS] = std::array::from_fn(|how| ended[how].saturating_sub(shown[how]));
-        *shown = std::array::from_fn(|how| ended[how].max(shown[how]));
-        drop(shown);
-        for ((_, counter), more) in self.compile_workers_ended.iter().zip(more) {
-            counter.increment(more);
+        for ((_, counter), ended) in self.compile_workers_ended.iter().zip(ended) {
+            counter.raise_to(ended);
         }
     }
 

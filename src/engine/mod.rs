@@ -199,6 +199,9 @@ pub struct Slots {
     pub warm: SlotCounts,
     /// Bytes that free slots keep.
     pub kept: u64,
+    /// Plugins compiled so far that have Extism's kernel beside their own module, not in it: each of their instances takes a
+    /// second slot. They are linked with other modules, or a host function stands in for one of the kernel's.
+    pub kernels_beside: u64,
 }
 
 /// Slots by kind.

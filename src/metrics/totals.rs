@@ -49,6 +49,12 @@ impl Total {
         self.sum.fetch_add(more, Ordering::Relaxed);
         self.told.increment(more);
     }
+
+    /// The same for what is counted elsewhere, by its sum so far; what comes late and is less changes nothing.
+    pub(super) fn raise_to(&self, sum: u64) {
+        let before = self.sum.fetch_max(sum, Ordering::Relaxed);
+        self.told.increment(sum.saturating_sub(before));
+    }
 }
 
 /// What was counted under each word, in all these series together.

@@ -145,10 +145,11 @@ impl PoolInner {
         let slots = self.weigh();
         self.metrics.set_memory(self.memory.uses());
         let slots = slots?;
-        let Slots { live, warm, .. } = slots;
+        let Slots { live, warm, kernels_beside, .. } = slots;
         self.metrics.set_slots(
             [live.instances, live.memories, live.tables, live.stacks],
             [warm.memories, warm.tables, warm.stacks],
+            kernels_beside,
         );
         Some(slots)
     }

@@ -26,7 +26,8 @@ const FIXTURES: [(&str, &[u8]); 8] = [
 #[tokio::test]
 async fn every_fixture_has_the_kernel_in_its_own_module_unless_it_is_linked_with_others() {
     let pool = builder(EngineKind::Direct).build().unwrap();
-    for (entry_point, plugin) in FIXTURES {
+    let beside = || pool.slots().unwrap().kernels_beside;
+    for (count, (entry_point, plugin)) in (0..).zip(FIXTURES) {
         let host = HostFunction::bytes("host_upper", |bytes| Ok(bytes.to_ascii_uppercase()));
         let alone = Spec::bytes(plugin.to_vec()).host_function(host).entry_point(entry_point);
         let linked = alone.clone().link("nothing", Source::bytes(wasm("(module)")));
@@ -38,6 +39,8 @@ async fn every_fixture_has_the_kernel_in_its_own_module_unless_it_is_linked_with
                 .await
                 .unwrap();
             assert_eq!(has_kernel, expected, "{entry_point}");
+            // Those that were linked, this one included.
+            assert_eq!(beside(), count + u64::from(!expected), "{entry_point}");
             drop(executable);
             evaluator.close().await;
         }

@@ -87,7 +87,10 @@ mod variant;
 mod wasi;
 mod workers;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+};
 
 pub use self::compiled::Compiled;
 use self::workers::Stop;
@@ -137,6 +140,9 @@ impl Engine for DirectEngine {
             let kind = Kind { fueled: request.limits.fuel.is_some(), wide };
             let compile = move |stop: &Stop| Compiled::new(variants.get(kind)?, &clients, request, stop);
             let compiled = compiling(&self.variants.code, within, compile).await?;
+            if !compiled.has_kernel() {
+                self.variants.kernels_beside.fetch_add(1, Ordering::Relaxed);
+            }
             Ok(Box::new(compiled) as Box<dyn CompiledPlugin>)
         })
     }
@@ -174,7 +180,8 @@ impl Engine for DirectEngine {
     }
 
     fn slots(&self) -> Option<Slots> {
-        let mut slots = Slots::default();
+        let kernels_beside = self.variants.kernels_beside.load(Ordering::Relaxed);
+        let mut slots = Slots { kernels_beside, ..Slots::default() };
         for variant in self.variants.made() {
             let Some(metrics) = variant.engine.pooling_allocator_metrics() else { continue };
             slots.live.instances += metrics.core_instances();

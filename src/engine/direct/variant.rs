@@ -14,7 +14,7 @@
 
 use std::{
     io::ErrorKind,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
 };
 
 use tokio::sync::Semaphore;
@@ -51,6 +51,8 @@ pub(super) struct EngineVariants {
     pub(super) layout: SlotLayout,
     pub(super) code: Arc<Code>,
     pub(super) share: FairShare,
+    /// Plugins compiled so far that have no kernel in their own module.
+    pub(super) kernels_beside: AtomicU64,
     /// One that counts no fuel, then one for specs that limit it; the same with wide slots. Made when first needed.
     made: [OnceLock<Arc<EngineVariant>>; 4],
 }
@@ -104,7 +106,7 @@ impl EngineVariants {
         let code = Code::new(cache, workers, pool.negative_ttl, limits.compile_memory);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (code, share) = (Arc::new(code), FairShare::new(cores));
-        let this = Self { layout, code, share, made: Default::default() };
+        let this = Self { layout, code, share, kernels_beside: AtomicU64::new(0), made: Default::default() };
         this.get(Kind { fueled: false, wide: false })?;
         Ok(this)
     }

@@ -162,9 +162,9 @@ async fn beside_a_neighbour(isolation: Isolation, deadlines: Deadlines, gallery:
     eventually("everything but the neighbour is closed", || pool.runtimes() <= 1).await;
     pool.close().await;
     assert_eq!(pool.runtimes(), 0);
-    if let Some(slots) = pool.slots() {
-        assert_eq!(slots.live, evalpool::engine::SlotCounts::default());
-    }
+    let slots = pool.slots().expect("the engine has slots");
+    assert_eq!(slots.live, evalpool::engine::SlotCounts::default());
+    assert_eq!(slots.kernels_beside, 0, "each has the kernel in its own module, whatever it is made of");
 }
 
 /// Evaluates again and again until told to stop; how often.

@@ -30,6 +30,10 @@ fn each_hostile_plugin_meets_its_deadline_over_http_and_leaves_nothing_behind() 
     over_http(those_that_meet_a_deadline(true), "evalpool::plugin: message");
 }
 
+/// Rounds after which the server may hold more than before: sixteen instances have two memories each, whose slots keep at most
+/// one MiB, and a server at rest has some 60, of which a tenth is [more](is_resident_as_before).
+const MOST_GROWTH: usize = 5;
+
 /// `logged` is a part of what one of them logs.
 fn over_http((deadlines, gallery): (Deadlines, Vec<Hostile>), logged: &str) {
     let milliseconds = |time: Duration| format!("{}ms", time.as_millis());
@@ -51,19 +55,23 @@ fn over_http((deadlines, gallery): (Deadlines, Vec<Hostile>), logged: &str) {
         }
         at_rest(&server)
     };
-    // What is taken once and kept, is so after the first; or after the second, where lanes that met otherwise took more. What
-    // leaks is taken each time.
+    // What is taken once and kept, is so after the first. What leaks is taken each time; what free slots keep is not: that
+    // grows until each slot, by chance, was the one of a guest that changes much.
     let (mut warm, mut after) = (round(), round());
-    if !is_resident_as_before(after, warm) {
+    for _ in 0..MOST_GROWTH {
+        println!("warm:  {warm:?}\nafter: {after:?}");
+        if is_resident_as_before(after, warm) {
+            break;
+        }
         (warm, after) = (after, round());
     }
-    println!("warm:  {warm:?}\nafter: {after:?}");
     assert!(wrong.is_empty(), "{} are wrong\n{}", wrong.len(), wrong.join("\n"));
     assert_each_line_is_the_programs(&server.log(), logged);
     assert_eq!(after.executable_mappings, warm.executable_mappings);
     assert_eq!(after.threads, warm.threads);
     assert_eq!(after.open_files, warm.open_files);
     assert_eq!(after.address_space_gib, warm.address_space_gib);
+    assert_eq!(server.metric("evalpool_kernels_beside_total", ""), 0, "each has the kernel in its own module");
     assert!(
         is_resident_as_before(after, warm),
         "{} MiB resident, and {} before",

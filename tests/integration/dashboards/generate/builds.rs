@@ -46,6 +46,8 @@ pub(super) fn dashboard() -> Dashboard {
             .query(sum_by("state", &of("evalpool_compile_workers", "")), "{{state}}"),
         lines("Compile workers ended", "ops", "How compile workers ended, a second. `done` is a replacement; `killed`: nobody wanted the build any more.", "`timeout` and `memory`: a plugin was over `limits.build_timeout` or `limits.compile_memory`; the log names its evaluator. `crashed`: look for the system's out-of-memory killer (`dmesg`).")
             .query(sum_by("how", &rate("evalpool_compile_workers_ended_total", "")), "{{how}}"),
+        lines("Kernels beside plugins", "ops", "Plugins compiled, a second, whose module does not have Extism's kernel in it: each of their evaluations makes two instances, some microseconds more. Always 0 on the `extism` engine.", "Expected of plugins that are linked with other modules, and where a host function stands in for one of the kernel's. If the time counts, merge what is linked into one module before it is uploaded.")
+            .query(sum(&rate("evalpool_kernels_beside_total", "")), "beside"),
     ];
     let closes = vec![
         lines("Closes by reason", "ops", "Runtimes closed, a second, by reason. `invalid`: the guard closed what a failed build had opened. `forced`: calls in flight were interrupted after their grace; drawn only when it happens.", "Forced at a deploy: calls run longer than `pool.grace`; raise it. Forced without one: somebody closes evaluators that are in use.")
