@@ -157,6 +157,14 @@ pub(crate) fn check_wasm2(wasm: &[u8], engine: &str) -> Result<(), Error> {
     read(wasm, WASM2).map(drop).map_err(beyond)
 }
 
+/// How many exports an inspected module has.
+#[cfg(feature = "direct")]
+pub(crate) fn export_count(wasm: &[u8]) -> u64 {
+    let sections = Parser::new(0).parse_all(wasm).map_while(Result::ok);
+    let count = |section| if let Payload::ExportSection(exports) = section { exports.count().into() } else { 0 };
+    sections.map(count).sum()
+}
+
 /// Bytes from the first to the last that the memories of an inspected module begin with.
 #[cfg(feature = "direct")]
 pub(crate) fn data_size(wasm: &[u8]) -> u64 {

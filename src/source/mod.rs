@@ -38,7 +38,7 @@ pub use self::{
 pub use self::{http::HttpSource, secret::Secret};
 #[cfg(feature = "direct")]
 pub(crate) use self::{
-    inspect::{data_size, is_valid},
+    inspect::{data_size, export_count, is_valid},
     weight::MOST_MEMORIES,
 };
 use crate::{error::Error, pages};

@@ -22,6 +22,9 @@ const MOST_GLOBALS: u64 = 10_000;
 /// Imports. Each is looked up for each instance, between two ticks. Plugins have a few dozen.
 const MOST_IMPORTS: u64 = 1_000;
 
+/// Exports. Each is looked up by name, and kept in some 400 bytes beside the code. Plugins have a few dozen.
+const MOST_EXPORTS: u64 = 10_000;
+
 /// Parameters and results of all function types, each of which needs code that passes it on: a third of a second's
 /// work. Plugins have a few hundred.
 const MOST_PASSED: u64 = 50_000;
@@ -47,6 +50,7 @@ pub(super) struct Weight {
     own_memories: u64,
     types: u64,
     imports: u64,
+    exports: u64,
     globals: u64,
     tags: u64,
     passed: u64,
@@ -126,6 +130,7 @@ impl Weight {
                     self.work_out(&global?.init_expr)?;
                 }
             }
+            Payload::ExportSection(section) => self.exports = section.count().into(),
             Payload::TagSection(section) => self.tags = section.count().into(),
             Payload::ElementSection(section) => {
                 for element in section.clone() {
@@ -199,6 +204,7 @@ impl Weight {
             ("values to work out before it runs", self.work(), MOST_WORK),
             ("elements of tables", self.elements.items, MOST_PLAIN),
             ("imports", self.imports, MOST_IMPORTS),
+            ("exports", self.exports, MOST_EXPORTS),
             ("globals", self.globals, MOST_GLOBALS),
             ("tags", self.tags, MOST_GLOBALS),
             ("types and fields of types", self.types, MOST_TYPES),
@@ -262,6 +268,10 @@ mod tests {
         assert_eq!(weight(&structures(50_000)).check(), Ok(()));
         assert!(weight(&structures(50_001)).check().unwrap_err().contains("100002 types and fields of types"));
         assert!(weight(&"(tag)".repeat(10_001)).check().unwrap_err().contains("10001 tags"));
+        let exports =
+            |count| (0..count).map(|name| format!("(export \"{name}\" (func 0))")).collect::<Vec<_>>().concat();
+        assert_eq!(weight(&format!("(func) {}", exports(10_000))).check(), Ok(()));
+        assert!(weight(&format!("(func) {}", exports(10_001))).check().unwrap_err().contains("10001 exports"));
         let import = "(import \"a\" \"b\" (func (type 0)))";
         let imports = |count: usize| format!("{} {}", types(1), import.repeat(count));
         assert_eq!(weight(&imports(10)).check(), Ok(()));

@@ -28,7 +28,7 @@ use crate::{
     host_limits::sure_memory,
     last_words::LastWords,
     memory::{GiveWay, MemoryBudget},
-    source::data_size,
+    source::{data_size, export_count},
     units::Size,
 };
 
@@ -37,6 +37,9 @@ const REMEMBERED: u32 = 12;
 
 /// What a worker takes of its address space before it compiles. In bytes.
 const WORKER: u64 = 512 << 20;
+
+/// What wasmtime keeps for an export, beside the code. In bytes, as measured with 100,000.
+const OF_EXPORT: u64 = 400;
 
 /// How many modules that were over their budget are remembered at most.
 const MOST_REMEMBERED: usize = 4096;
@@ -122,6 +125,7 @@ impl Code {
     ) -> Result<InUse, Error> {
         let key = key(terms);
         room.account.kept_by(self);
+        room.names = 0;
         if let Some(code) = self.in_use(key, None) {
             // First, so that whoever weighs this code knows that another needs it.
             room.account.runs(code.loaded.charge.clone());
@@ -131,6 +135,7 @@ impl Code {
         if subject.state.is_empty() {
             room.image = data_size(subject.wasm);
         }
+        room.names = export_count(subject.wasm) * OF_EXPORT;
         let kept = self.kept.load(engine, key, terms.maps, |wanted| room.take(wanted))?;
         let loaded = kept.map_or_else(|| self.compile(engine, terms, subject, limits, room), Ok)?;
         let loaded = Arc::new(loaded);
@@ -252,6 +257,8 @@ pub(super) struct Room<'a> {
     pub(super) stop: &'a Stop,
     /// Bytes that memories of the module begin with: wasmtime keeps them once more where code is not mapped.
     pub(super) image: u64,
+    /// Bytes of the names of its exports.
+    pub(super) names: u64,
     /// Bytes of the first instance, once it is to be reckoned with.
     pub(super) instance: u64,
     /// The charge of the first instance, once there is room for it.
@@ -263,7 +270,8 @@ impl Room<'_> {
     fn take(&mut self, wanted: Wanted) -> Result<(Charge, Charge), Error> {
         self.first = None;
         let image = if wanted.is_mapped { 0 } else { self.image };
-        let reserve = self.account.reserve(wanted.loaded.saturating_add(image), wanted.unloaded, self.instance);
+        let loaded = wanted.loaded.saturating_add(image).saturating_add(self.names);
+        let reserve = self.account.reserve(loaded, wanted.unloaded, self.instance);
         let reserved = Handle::current().block_on(async {
             tokio::select! {
                 reserved = reserve => reserved,

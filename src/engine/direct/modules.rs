@@ -89,7 +89,7 @@ impl Modules {
             first: Mutex::default(),
         };
         let names: Vec<&str> = request.linked.iter().map(|linked| linked.name.as_str()).collect();
-        let mut room = Room { account: &request.memory, stop, image: 0, instance: 0, first: None };
+        let mut room = Room { account: &request.memory, stop, image: 0, names: 0, instance: 0, first: None };
         let all = request.linked.iter().map(|linked| (linked.digest, &linked.wasm));
         // Linked modules would have to import the kernel from the plugin, which imports from them.
         let once = request.init == Init::Once;

@@ -164,7 +164,8 @@ impl Once {
         // Nobody waits for it.
         terms.priority = CompilePriority::Low;
         terms.restored = Some(Digest::of_all(&[context.digest.to_string().as_bytes(), state.bytes()]));
-        let mut room = Room { account: &context.memory, stop, image: state.image(), instance: 0, first: None };
+        let mut room =
+            Room { account: &context.memory, stop, image: state.image(), names: 0, instance: 0, first: None };
         let subject = Subject { wasm, state: state.bytes() };
         let code = variant.module(terms, subject, &context.limits, &mut room)?;
         let missing = || Error::internal("a snapshot is not what it was made of", "the kernel's memory is gone");

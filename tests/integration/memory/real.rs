@@ -164,3 +164,21 @@ fn clients_are_told_to_come_again_and_a_plugin_that_never_fits_is_refused() {
     assert_eq!(server.metric("evalpool_memory_limit_bytes", ""), 32 * MIB);
     assert!(server.metric("evalpool_memory_bytes", "instances") >= 14 * MIB);
 }
+
+#[tokio::test]
+async fn names_of_exports_are_weighed_with_the_code() {
+    let pool = pool(64 * MIB, |_| {});
+    let exports: Vec<_> = (0..9_999).map(|name| format!(r#"(export "{name}" (func 0))"#)).collect();
+    let exports = exports.concat();
+    let plain = wasm(r#"(module (func (export "run")))"#);
+    let named = wasm(&format!(r#"(module (func (export "run")) {exports})"#));
+    let mut code = Vec::new();
+    for plugin in [plain, named] {
+        let evaluator = pool.evaluator("one", spec(plugin).entry_point("run")).unwrap();
+        evaluator.evaluate("").await.unwrap();
+        code.push(pool.memory().code);
+        evaluator.close().await;
+        assert_eq!(pool.memory().code, 0);
+    }
+    assert!(code[1] > code[0] + 3 * MIB, "{code:?}");
+}
