@@ -88,4 +88,6 @@ mod usage;
 #[cfg(feature = "service")]
 mod variables;
 #[cfg(feature = "service")]
+mod words;
+#[cfg(feature = "service")]
 mod workers;
