@@ -10,7 +10,8 @@
 //!   wasmtime opens pages of its slot (`mprotect`), and closes them before the next instance; with two scans of page maps these
 //!   are all system calls that there are. On two threads they wait for each other's lock on the address space, and each close
 //!   interrupts the other core, which has to forget its translations: more than a third of all samples (`perf`). Pages that
-//!   stayed open would be in reach of the next instance, unless its code compared each address with the size.
+//!   stayed open would be in reach of the next instance, unless its code compared each address with the size. wasmtime has such
+//!   code, but only without traps by signals (`Config::signals_based_traps`), and then without guards against Spectre.
 //! - 1.15 x bare for one task: 1.44 x with the Rust PDK's plugin, 2.0 x (2.4 µs more) with the trivial one. That is what a pool
 //!   does beside: permits, clocks, the registry, metering, the next instance made by another task. No function has more than
 //!   4 % of the samples.
