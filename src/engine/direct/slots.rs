@@ -43,8 +43,9 @@ const MOST_RESIDENT: u64 = 1 << 20;
 /// Most plugins touch no more.
 const LEAST_RESIDENT: u64 = 64 << 10;
 
-/// All free slots together keep at most this part of `pool.memory`, unless that is less than the least for each.
-const RESIDENT_PART: u64 = 8;
+/// All free slots together keep at most this part of `pool.memory`, unless that is less than the least for each. What slots
+/// keep of a module that is gone, wasmtime does not tell any more, so that nobody is charged for it.
+const RESIDENT_PART: u64 = 64;
 
 /// Bytes of a table that stay resident.
 const RESIDENT_OF_TABLE: usize = 64 << 10;
@@ -255,7 +256,7 @@ mod tests {
             let pool = PoolSettings { max_instances, memory, ..PoolSettings::default() };
             SlotLayout::new(&pool, &LimitSettings::default(), u64::MAX >> 17).unwrap().resident
         };
-        assert_eq!(resident(2 << 30, 1024), (2 << 30) / 8 / MOST_WARM);
+        assert_eq!(resident(8 << 30, 1024), (8 << 30) / 64 / MOST_WARM);
         assert_eq!(resident(2 << 30, 16), MOST_RESIDENT);
         assert_eq!(resident(u64::MAX, 1024), MOST_RESIDENT);
         assert_eq!(resident(64 << 20, 1024), LEAST_RESIDENT);
