@@ -1,7 +1,9 @@
 // The page in a real browser: node page.mjs PROGRAM [FOLDER FOR SCREENSHOTS].
 
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -20,7 +22,7 @@ const HOSTILE = '<img src=x onerror="hacked=1"><b>x</b>';
 const PATIENCE = Number(process.env.PATIENCE ?? 60_000);
 
 const folder = await mkdtemp(join(tmpdir(), 'evalpool-ui-'));
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: ['--no-sandbox', '--disable-gpu'] });
+const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: ['--no-sandbox', '--disable-gpu', '--host-resolver-rules=MAP evil.test 127.0.0.1'] });
 const wrong = [];
 
 // A page in which nothing may go wrong: no error, no request to elsewhere, nothing that the policy forbids.
@@ -258,6 +260,39 @@ step('a server that starts again is found again', async ({ page, server, again }
   await page.locator('#connection:not(.live)').waitFor();
   await again();
   await page.locator('#connection.live').waitFor();
+});
+
+step("another site's page cannot use the server, by its address or by a name of its own", async ({ server }) => {
+  const elsewhere = createServer((_, response) => response.end('<!doctype html><title>x</title>')).listen(0, '127.0.0.1');
+  await once(elsewhere, 'listening');
+  const page = await (await browser.newContext()).newPage();
+  const called = async () => (await server.get('greet')).evaluations;
+  const before = await called();
+  for (const host of ['localhost', 'evil.test']) {
+    await page.goto(`http://${host}:${elsewhere.address().port}/`);
+    const answers = await page.evaluate(async (url) => {
+      const send = (method, mode) => fetch(url, { method, mode, body: method === 'GET' ? undefined : '{}' }).then((answer) => answer.type, () => 'none');
+      return [await send('POST', 'no-cors'), await send('POST', 'cors'), await send('DELETE', 'cors'), await send('GET', 'cors')];
+    }, `${server.url}/v1/evaluators/greet`);
+    // What is opaque may have been an answer of any kind.
+    assert.deepEqual(answers, ['opaque', 'none', 'none', 'none']);
+    // A form goes there with the whole page.
+    const [sent] = await Promise.all([page.waitForResponse('**/greet'), page.waitForURL('**/greet'), page.evaluate((url) => {
+      const form = Object.assign(document.createElement('form'), { method: 'post', enctype: 'text/plain', action: url });
+      document.body.append(form);
+      form.submit();
+    }, `${server.url}/v1/evaluators/greet`)]);
+    assert.equal(sent.status(), 403);
+  }
+  assert.equal(await called(), before);
+  const { port } = new URL(server.url);
+  assert.equal((await page.goto(`http://evil.test:${port}/`)).status(), 421);
+  const link = `http://localhost:${port}/`;
+  await page.goto(`http://evil.test:${elsewhere.address().port}/`);
+  const [visit] = await Promise.all([page.waitForResponse(link), page.evaluate((to) => { location.href = to; }, link)]);
+  assert.equal(visit.status(), 200);
+  await page.context().close();
+  elsewhere.close();
 });
 
 step('where a token is wanted it is asked for, and kept in the tab', async () => {
