@@ -14,7 +14,7 @@ import { Server } from './server.mjs';
 
 const [program, screenshots] = process.argv.slice(2);
 const plugin = (name) => new URL(`../plugins/${name}`, import.meta.url).pathname;
-const [CRASH, TEXT] = [plugin('c/crash.wasm'), plugin('c/text.wasm')];
+const [CRASH, TEXT, SAYS] = [plugin('c/crash.wasm'), plugin('c/text.wasm'), plugin('rust/totals.wasm')];
 const AXE = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 // Short enough for the message of the plugin that crashes.
 const HOSTILE = '<img src=x onerror="hacked=1"><b>x</b>';
@@ -144,8 +144,26 @@ step("a trap's stack and what was written are seen, as soon as debug is on", asy
     await see(page, 'give_up', within);
     await see(page, `no such order: ${HOSTILE}`, within);
   }
+  await see(page, 'p99', '.facts');
   await isAccessible(page, 'evaluator');
   await shoot(page, 'evaluator-light');
+});
+
+step('what a plugin says is seen as it says it, as text', async ({ page, server }) => {
+  await server.put('shop/says', SAYS, '?entry_point=log_it&debug=true');
+  await go(page, server, '#/evaluator/shop%2Fsays');
+  await see(page, 'Nothing yet');
+  await server.post('shop/says', HOSTILE);
+  await page.locator('.lines li', { hasText: HOSTILE }).waitFor();
+  assert.equal(await page.locator('.lines code').first().innerText(), 'info');
+  for (let call = 0; call < 60; call += 1) await server.post('shop/says', `line ${call}`);
+  await page.locator('.lines li', { hasText: 'line 59' }).waitFor();
+  assert.ok(await page.locator('.lines').evaluate((it) => it.scrollTop + it.clientHeight >= it.scrollHeight - 4), 'the end is seen');
+  assert.equal(await page.locator('main img').count(), 0);
+  await isAccessible(page, 'lines');
+  await shoot(page, 'lines-light');
+  await go(page, server, '#/evaluator/greet');
+  await see(page, 'Lines are kept while its debug is on.');
 });
 
 step('what an output, an error or an address says is text and never markup', async ({ page, server }) => {
@@ -166,14 +184,14 @@ step('what an output, an error or an address says is text and never markup', asy
 
 step('ten thousand evaluators are searched, sorted and paged', async ({ page, server }) => {
   await go(page, server, '#/evaluators');
-  await see(page, '1 to 50 of 10,003');
+  await see(page, '1 to 50 of 10,004');
   await page.getByRole('button', { name: 'Next' }).click();
-  await see(page, '51 to 100 of 10,003');
+  await see(page, '51 to 100 of 10,004');
   await page.getByLabel('Search names').fill('NUMBER-7777');
   await see(page, '1 to 1 of 1');
   await page.getByRole('link', { name: 'many-7/number-7777' }).waitFor();
   await page.getByLabel('Search names').fill('');
-  await see(page, '1 to 50 of 10,003');
+  await see(page, '1 to 50 of 10,004');
   await page.getByRole('button', { name: 'Calls' }).click();
   await page.locator('tbody tr').first().getByText('shop/').waitFor();
   assert.equal(await page.locator('th[aria-sort=descending]').innerText(), 'Calls ↓'.replace(' ↓', ''));
@@ -217,7 +235,7 @@ step('tenants show what they used, may have and were refused', async ({ page, se
   await isAccessible(page, 'tenants');
   await shoot(page, 'tenants-light');
   await page.getByRole('link', { name: 'shop', exact: true }).click();
-  await see(page, '1 to 2 of 2');
+  await see(page, '1 to 3 of 3');
   await shoot(page, 'evaluators-light');
 });
 

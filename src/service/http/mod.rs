@@ -89,6 +89,10 @@ impl App {
         guests: Guests,
     ) -> Self {
         let limits = &settings.limits;
+        let ui = settings.service.has_ui().then(|| Arc::new(Ui::new(settings.service.max_connections)));
+        if let Some(ui) = ui.clone() {
+            pool.keep_logs(move |evaluator, tenant, level, text| ui.lines.note(evaluator, tenant, level, text));
+        }
         Self {
             pool,
             store: Arc::new(store),
@@ -103,7 +107,7 @@ impl App {
             guests: Arc::new(guests),
             exporter,
             lines: Lines::new(settings.log.requests_per_second),
-            ui: settings.service.has_ui().then(|| Arc::new(Ui::new())),
+            ui,
         }
     }
 
