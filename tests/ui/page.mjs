@@ -362,7 +362,7 @@ try {
     console.log(`ok ${title} (${Date.now() - began} ms)`);
   }
 } catch (error) {
-  console.error(error);
+  console.error(error, wrong);
   process.exitCode = 1;
 } finally {
   await browser.close();

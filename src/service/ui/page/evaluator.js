@@ -186,12 +186,12 @@ export function evaluator({ name }) {
 
   const element = el('div', {}, el('p', { class: 'crumbs' }, el('a', { href: '#/evaluators' }, 'Evaluators')), el('h1', {}, name), error, done,
     el('div', { class: 'columns' },
-      el('section', { class: 'card', 'aria-labelledby': 'what-title' }, el('h2', { id: 'what-title' }, 'What it is'), what,
+      el('div', { class: 'column' }, el('section', { class: 'card', 'aria-labelledby': 'what-title' }, el('h2', { id: 'what-title' }, 'What it is'), what,
         el('p', { class: 'actions' }, el('a', { class: 'button', href: `#/upload?${link}` }, 'Upload another version'), ' ', debug, ' ', el('button', { type: 'button', onclick: unload }, 'Close its runtime'))),
-      caller(name, load),
+      caller(name, load)),
+      el('div', { class: 'column' }, el('section', { class: 'card', 'aria-labelledby': 'log-title' }, el('h2', { id: 'log-title' }, 'Log'), log),
       el('section', { class: 'card', 'aria-labelledby': 'failures-title' }, el('h2', { id: 'failures-title' }, 'Last failures'), failures),
-      el('section', { class: 'card', 'aria-labelledby': 'log-title' }, el('h2', { id: 'log-title' }, 'Log'), log),
-      el('section', { class: 'card', 'aria-labelledby': 'spec-title' }, el('h2', { id: 'spec-title' }, 'Spec'), el('p', { class: 'help' }, 'Without the values of config.'), spec)));
+      el('section', { class: 'card', 'aria-labelledby': 'spec-title' }, el('h2', { id: 'spec-title' }, 'Spec'), el('p', { class: 'help' }, 'Without the values of config.'), spec))));
   load();
   return { element, title: name, leave: () => { isLeft = true; clearTimeout(timer); } };
 }
