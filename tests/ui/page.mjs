@@ -257,10 +257,11 @@ step('in the dark and on a phone nothing is cut off or unreadable', async ({ ser
     ['phone', { viewport: { width: 360, height: 740 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true }],
   ]) {
     const page = await open(server, options);
-    for (const [view, hash] of [['overview', '#/'], ['evaluators', '#/evaluators?sort=evaluations&descending=true'], ['evaluator', '#/evaluator/shop%2Fcrash'], ['tenants', '#/tenants'], ['pool', '#/pool'], ['upload', '#/upload']]) {
+    for (const [view, hash] of [['overview', '#/'], ['evaluators', '#/evaluators?sort=evaluations&descending=true'], ['evaluator', '#/evaluator/shop%2Fcrash'], ['lines', '#/evaluator/shop%2Fsays'], ['tenants', '#/tenants'], ['pool', '#/pool'], ['upload', '#/upload']]) {
       await go(page, server, hash);
       if (view === 'overview') await load(page);
       if (view === 'evaluators' || view === 'tenants') await page.locator('tbody td').first().waitFor();
+      if (view === 'lines') await page.locator('.lines li', { hasText: 'line 59' }).waitFor();
       if (view === 'evaluator') await see(page, 'give_up', '.failures');
       if (view === 'pool') await page.locator('.map .cell').first().waitFor();
       await fits(page, `${view} ${name}`);
