@@ -154,8 +154,8 @@ export function evaluator({ name }) {
       ['Entry point', it.entry_point ?? 'each call names one'], ['Plugin', it.size_bytes === null ? 'not read yet' : bytes(it.size_bytes)],
       ['Instances', number(it.instances)], ['Runtime', runtime && runtime.age_seconds !== null ? `${seconds(runtime.age_seconds)} old, ${bytes(runtime.memory_bytes)}, ${count(runtime.uses, 'use')}` : 'none'],
       ['Calls', number(it.evaluations)], ['Outcomes', outcomes || 'none yet'], ['Guest time', seconds(it.usage.guest_seconds)],
-      ['Mean time', it.usage.evaluations > 0 ? seconds(it.usage.seconds / it.usage.evaluations) : '–'],
-      ['Of late', it.p99_seconds === null ? 'no calls' : `p50 ${seconds(it.p50_seconds)}, p99 ${seconds(it.p99_seconds)}`], ['Last call', ago(it.last_used)],
+      ['Mean time in the pool', it.usage.evaluations > 0 ? seconds(it.usage.seconds / it.usage.evaluations) : '–'],
+      ['Callers waited of late', it.p99_seconds === null ? 'no calls' : `p50 ${seconds(it.p50_seconds)}, p99 ${seconds(it.p99_seconds)}`], ['Last call', ago(it.last_used)],
       ['Debug', it.debug ? 'on' : 'off'], ['Digest', el('code', { class: 'digest' }, it.digest ?? 'not known yet')],
     ]));
     const text = JSON.stringify(it.failures);
