@@ -34,6 +34,7 @@ pub(crate) fn direct_without_pool(runtime: &Runtime, wasm: Vec<u8>) -> Arc<dyn C
         tenant: TenantId::default(),
         evaluator: "bench".into(),
         labels: None,
+        log: None,
         digest: Digest::of(&wasm),
         wasm: wasm.into(),
         linked: Arc::new([]),

@@ -1,4 +1,7 @@
-//! Which headers plugins with `input = "request"` see and set.
+//! What of a request's head the server goes by: the hosts that it may name, and which headers plugins with
+//! `input = "request"` see and set.
+
+use std::net::IpAddr;
 
 use super::ServiceSettings;
 use crate::units::Quoted;
@@ -38,6 +41,25 @@ const OWN: [&str; 12] = [
 ];
 
 const MOST: usize = 100;
+
+/// Says why `service.host_names` cannot be used.
+pub(super) fn check_hosts(service: &ServiceSettings) -> Result<(), String> {
+    let hosts = &service.host_names;
+    if hosts.len() > MOST {
+        return Err(format!("service.host_names has {} names; it can have at most {MOST}", hosts.len()));
+    }
+    let is_name = |host: &String| {
+        let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        (1..=253).contains(&host.len()) && host.bytes().all(is_part) || host.parse::<IpAddr>().is_ok()
+    };
+    match hosts.iter().find(|host| !is_name(host)) {
+        Some(host) => Err(format!(
+            "service.host_names has {}; it takes names and addresses of hosts, without scheme, port, brackets or wildcard",
+            Quoted(host)
+        )),
+        None => Ok(()),
+    }
+}
 
 /// Says which of the two settings cannot be used, and why.
 pub(super) fn check(service: &ServiceSettings) -> Result<(), String> {

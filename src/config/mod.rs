@@ -221,6 +221,12 @@ pub struct ServiceSettings {
     pub data: PathBuf,
     /// A file of tokens. Needed to listen on an address that is not loopback.
     pub token_file: Option<PathBuf>,
+    /// Other names of this server, at most 100, such as that of a proxy before it: host names or addresses, without ports. In
+    /// the environment, separate them by commas. Without `token_file`, a request must be for localhost, a loopback address or one
+    /// of these, so that no web page reaches the server by a name of its own; pages at these hosts may use it, at any of their
+    /// ports. With `token_file` they have no effect. None by default.
+    #[serde(deserialize_with = "list_or_commas")]
+    pub host_names: Vec<String>,
     /// Whether `GET /` is a page that shows what the server does. Its files need no token; what it shows needs one as every
     /// request does. By default it is there where `listen` is a loopback address.
     pub ui: Option<bool>,
@@ -381,6 +387,7 @@ impl Default for ServiceSettings {
             admin_listen: None,
             data: PathBuf::from("./evalpool-data"),
             token_file: None,
+            host_names: Vec::new(),
             ui: None,
             max_connections: 1024,
             body_memory: 512 * 1024 * 1024,

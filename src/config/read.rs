@@ -135,6 +135,7 @@ impl Settings {
         HostPattern::parse_all(&self.engine.allowed_hosts)
             .map_err(|why| SettingsError(format!("engine.allowed_hosts has {why}")))?;
         headers::check(&self.service).map_err(SettingsError)?;
+        headers::check_hosts(&self.service).map_err(SettingsError)?;
         self.tenants.validate()?;
         self.usage.check().map_err(SettingsError)?;
         self.telemetry.check().map_err(SettingsError)?;
@@ -390,6 +391,11 @@ mod tests {
                 "[service]\ntoken_file = 't'\nrequest_headers = ['Authorization']",
                 "in which plugins would see the tokens of service.token_file",
             ),
+            (
+                "[service]\nhost_names = ['a', 'https://b']",
+                r#"service.host_names has "https://b"; it takes names and addresses"#,
+            ),
+            ("[service]\nhost_names = ['']", "service.host_names has \"\""),
             ("[engine]\ninput = 'http'", "expected `bytes` or `request`"),
             ("[engine]\nhttp_user_agent = ''", "engine.http_user_agent is \"\"; it must be 1 to 256"),
             ("[engine]\nhttp_user_agent = \"a\\nb\"", "engine.http_user_agent is \"a\\nb\""),

@@ -29,6 +29,7 @@ pub mod extism;
 mod guest;
 #[cfg_attr(not(all(feature = "direct", feature = "extism")), allow(unused, reason = "each engine uses a part of it"))]
 mod host;
+mod log_sink;
 #[cfg(any(feature = "direct", feature = "extism"))]
 mod text;
 mod variables;
@@ -45,6 +46,7 @@ pub(crate) use self::variables::VariableBudget;
 pub use self::{
     guest::{CallContext, Guest, HostFunctionError},
     host::{HostFunction, Val, ValType},
+    log_sink::LogSink,
     variables::{Changes, KeptVariables, VariableSet},
 };
 use crate::{config::Init, error::Error, last_words::LastWords, source::Digest, usage::Usage, words::words};
@@ -100,6 +102,8 @@ pub struct CompileRequest {
     pub tenant: TenantId,
     /// Its [labels](crate::Spec::label), as they stand in the log: `key=value` and a space between two.
     pub labels: Option<Arc<str>>,
+    /// Who else takes what it logs; nobody by default.
+    pub log: Option<LogSink>,
     /// A WebAssembly binary that has been inspected.
     pub wasm: Bytes,
     /// The digest of those bytes.

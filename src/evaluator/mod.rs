@@ -282,6 +282,12 @@ impl Evaluator {
         self.inner.meter.belongs_to(tenant)
     }
 
+    /// Whom it belongs to now.
+    #[cfg(feature = "service")]
+    pub(crate) fn tenant(&self) -> Arc<str> {
+        self.inner.meter.tenant()
+    }
+
     pub(crate) fn revision_id(&self) -> Option<RevisionId> {
         self.inner.revision.load().as_ref().map(|revision| revision.id)
     }

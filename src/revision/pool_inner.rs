@@ -3,22 +3,24 @@
 use std::{
     hash::{BuildHasher, RandomState},
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use tokio::{sync::Semaphore, time::Instant};
+use tracing::Level;
 
 use crate::{
     background::Background,
     compiler::Compiler,
     config::{EngineSettings, LimitSettings, PoolSettings, Settings, TenantBounds, TenantSettings},
-    engine::{CompileWorkerCounts, Engine, FairShare, Slots, VariableBudget},
+    engine::{CompileWorkerCounts, Engine, FairShare, LogSink, Slots, VariableBudget},
     memory::MemoryBudget,
     metrics::Metrics,
     registry::{Limits, Quotas, Registry, RevisionId, TenantHolds},
+    response::EvaluatorId,
     runtime::{Directory, Runtime},
     tenants::{TenantInfo, Tenants},
     turns::{TenantId, Weights},
@@ -58,7 +60,12 @@ pub(crate) struct PoolInner {
     next: AtomicU64,
     /// What turns tenants' names into numbers: keyed, so that nobody can choose another's.
     tenant_keys: RandomState,
+    /// Where plugins' lines go beside the log. Nowhere unless that is said.
+    logs: OnceLock<Arc<KeepLog>>,
 }
+
+/// Takes a line: whose, of which tenant, how urgent, and its text.
+type KeepLog = dyn Fn(EvaluatorId, &str, Level, &str) + Send + Sync;
 
 impl PoolInner {
     /// Takes its metric handles from the recorder that is installed now.
@@ -95,9 +102,23 @@ impl PoolInner {
             sweeping: AtomicBool::new(false),
             next: AtomicU64::new(1),
             tenant_keys: RandomState::new(),
+            logs: OnceLock::new(),
         };
         this.set_bounds(tenants);
         this
+    }
+
+    /// Gives what plugins with [`debug`](crate::Spec::debug) log from their next build on to this as well.
+    #[cfg(feature = "service")]
+    pub(crate) fn keep_logs(&self, keep: impl Fn(EvaluatorId, &str, Level, &str) + Send + Sync + 'static) {
+        // One that is there stays.
+        let _ = self.logs.set(Arc::new(keep));
+    }
+
+    /// What takes the lines of a revision's plugin, which belongs to this tenant.
+    pub(super) fn log_sink(&self, revision: RevisionId, tenant: &str) -> Option<LogSink> {
+        let (keep, tenant) = (self.logs.get()?.clone(), tenant.to_owned());
+        Some(LogSink::new(move |level, text| keep(EvaluatorId(revision.evaluator), &tenant, level, text)))
     }
 
     /// What tenants may have from now on.

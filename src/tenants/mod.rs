@@ -295,6 +295,13 @@ impl Meter {
         (metered.tenant.clone(), totals)
     }
 
+    /// Whom its evaluator belongs to.
+    #[cfg(feature = "service")]
+    pub(crate) fn tenant(&self) -> Arc<str> {
+        let state = self.tenants.state();
+        state.meters.get(&self.number).map_or_else(|| "".into(), |metered| metered.tenant.clone())
+    }
+
     pub(crate) fn belongs_to(&self, tenant: &str) -> bool {
         self.tenants.state().meters.get(&self.number).is_some_and(|metered| *metered.tenant == *tenant)
     }

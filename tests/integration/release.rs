@@ -73,6 +73,7 @@ async fn compile(engine: &dyn Engine, text: &str, seen: &Seen) -> Result<Box<dyn
         tenant: TenantId::default(),
         evaluator: "released".into(),
         labels: None,
+        log: None,
         digest: Digest::of(&wasm),
         wasm: wasm.into(),
         linked: Arc::new([]),

@@ -1,7 +1,9 @@
 // The page in a real browser: node page.mjs PROGRAM [FOLDER FOR SCREENSHOTS].
 
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -12,7 +14,7 @@ import { Server } from './server.mjs';
 
 const [program, screenshots] = process.argv.slice(2);
 const plugin = (name) => new URL(`../plugins/${name}`, import.meta.url).pathname;
-const [CRASH, TEXT] = [plugin('c/crash.wasm'), plugin('c/text.wasm')];
+const [CRASH, TEXT, SAYS] = [plugin('c/crash.wasm'), plugin('c/text.wasm'), plugin('rust/totals.wasm')];
 const AXE = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 // Short enough for the message of the plugin that crashes.
 const HOSTILE = '<img src=x onerror="hacked=1"><b>x</b>';
@@ -20,7 +22,7 @@ const HOSTILE = '<img src=x onerror="hacked=1"><b>x</b>';
 const PATIENCE = Number(process.env.PATIENCE ?? 60_000);
 
 const folder = await mkdtemp(join(tmpdir(), 'evalpool-ui-'));
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: ['--no-sandbox', '--disable-gpu'] });
+const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: ['--no-sandbox', '--disable-gpu', '--host-resolver-rules=MAP evil.test 127.0.0.1'] });
 const wrong = [];
 
 // A page in which nothing may go wrong: no error, no request to elsewhere, nothing that the policy forbids.
@@ -142,8 +144,26 @@ step("a trap's stack and what was written are seen, as soon as debug is on", asy
     await see(page, 'give_up', within);
     await see(page, `no such order: ${HOSTILE}`, within);
   }
+  await see(page, 'p99', '.facts');
   await isAccessible(page, 'evaluator');
   await shoot(page, 'evaluator-light');
+});
+
+step('what a plugin says is seen as it says it, as text', async ({ page, server }) => {
+  await server.put('shop/says', SAYS, '?entry_point=log_it&debug=true');
+  await go(page, server, '#/evaluator/shop%2Fsays');
+  await see(page, 'Nothing yet');
+  await server.post('shop/says', HOSTILE);
+  await page.locator('.lines li', { hasText: HOSTILE }).waitFor();
+  assert.equal(await page.locator('.lines code').first().innerText(), 'info');
+  for (let call = 0; call < 60; call += 1) await server.post('shop/says', `line ${call}`);
+  await page.locator('.lines li', { hasText: 'line 59' }).waitFor();
+  assert.ok(await page.locator('.lines').evaluate((it) => it.scrollTop + it.clientHeight >= it.scrollHeight - 4), 'the end is seen');
+  assert.equal(await page.locator('main img').count(), 0);
+  await isAccessible(page, 'lines');
+  await shoot(page, 'lines-light');
+  await go(page, server, '#/evaluator/greet');
+  await see(page, 'Lines are kept while its debug is on.');
 });
 
 step('what an output, an error or an address says is text and never markup', async ({ page, server }) => {
@@ -164,14 +184,14 @@ step('what an output, an error or an address says is text and never markup', asy
 
 step('ten thousand evaluators are searched, sorted and paged', async ({ page, server }) => {
   await go(page, server, '#/evaluators');
-  await see(page, '1 to 50 of 10,003');
+  await see(page, '1 to 50 of 10,004');
   await page.getByRole('button', { name: 'Next' }).click();
-  await see(page, '51 to 100 of 10,003');
+  await see(page, '51 to 100 of 10,004');
   await page.getByLabel('Search names').fill('NUMBER-7777');
   await see(page, '1 to 1 of 1');
   await page.getByRole('link', { name: 'many-7/number-7777' }).waitFor();
   await page.getByLabel('Search names').fill('');
-  await see(page, '1 to 50 of 10,003');
+  await see(page, '1 to 50 of 10,004');
   await page.getByRole('button', { name: 'Calls' }).click();
   await page.locator('tbody tr').first().getByText('shop/').waitFor();
   assert.equal(await page.locator('th[aria-sort=descending]').innerText(), 'Calls ↓'.replace(' ↓', ''));
@@ -215,7 +235,7 @@ step('tenants show what they used, may have and were refused', async ({ page, se
   await isAccessible(page, 'tenants');
   await shoot(page, 'tenants-light');
   await page.getByRole('link', { name: 'shop', exact: true }).click();
-  await see(page, '1 to 2 of 2');
+  await see(page, '1 to 3 of 3');
   await shoot(page, 'evaluators-light');
 });
 
@@ -237,10 +257,11 @@ step('in the dark and on a phone nothing is cut off or unreadable', async ({ ser
     ['phone', { viewport: { width: 360, height: 740 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true }],
   ]) {
     const page = await open(server, options);
-    for (const [view, hash] of [['overview', '#/'], ['evaluators', '#/evaluators?sort=evaluations&descending=true'], ['evaluator', '#/evaluator/shop%2Fcrash'], ['tenants', '#/tenants'], ['pool', '#/pool'], ['upload', '#/upload']]) {
+    for (const [view, hash] of [['overview', '#/'], ['evaluators', '#/evaluators?sort=evaluations&descending=true'], ['evaluator', '#/evaluator/shop%2Fcrash'], ['lines', '#/evaluator/shop%2Fsays'], ['tenants', '#/tenants'], ['pool', '#/pool'], ['upload', '#/upload']]) {
       await go(page, server, hash);
       if (view === 'overview') await load(page);
       if (view === 'evaluators' || view === 'tenants') await page.locator('tbody td').first().waitFor();
+      if (view === 'lines') await page.locator('.lines li', { hasText: 'line 59' }).waitFor();
       if (view === 'evaluator') await see(page, 'give_up', '.failures');
       if (view === 'pool') await page.locator('.map .cell').first().waitFor();
       await fits(page, `${view} ${name}`);
@@ -258,6 +279,39 @@ step('a server that starts again is found again', async ({ page, server, again }
   await page.locator('#connection:not(.live)').waitFor();
   await again();
   await page.locator('#connection.live').waitFor();
+});
+
+step("another site's page cannot use the server, by its address or by a name of its own", async ({ server }) => {
+  const elsewhere = createServer((_, response) => response.end('<!doctype html><title>x</title>')).listen(0, '127.0.0.1');
+  await once(elsewhere, 'listening');
+  const page = await (await browser.newContext()).newPage();
+  const called = async () => (await server.get('greet')).evaluations;
+  const before = await called();
+  for (const host of ['localhost', 'evil.test']) {
+    await page.goto(`http://${host}:${elsewhere.address().port}/`);
+    const answers = await page.evaluate(async (url) => {
+      const send = (method, mode) => fetch(url, { method, mode, body: method === 'GET' ? undefined : '{}' }).then((answer) => answer.type, () => 'none');
+      return [await send('POST', 'no-cors'), await send('POST', 'cors'), await send('DELETE', 'cors'), await send('GET', 'cors')];
+    }, `${server.url}/v1/evaluators/greet`);
+    // What is opaque may have been an answer of any kind.
+    assert.deepEqual(answers, ['opaque', 'none', 'none', 'none']);
+    // A form goes there with the whole page.
+    const [sent] = await Promise.all([page.waitForResponse('**/greet'), page.waitForURL('**/greet'), page.evaluate((url) => {
+      const form = Object.assign(document.createElement('form'), { method: 'post', enctype: 'text/plain', action: url });
+      document.body.append(form);
+      form.submit();
+    }, `${server.url}/v1/evaluators/greet`)]);
+    assert.equal(sent.status(), 403);
+  }
+  assert.equal(await called(), before);
+  const { port } = new URL(server.url);
+  assert.equal((await page.goto(`http://evil.test:${port}/`)).status(), 421);
+  const link = `http://localhost:${port}/`;
+  await page.goto(`http://evil.test:${elsewhere.address().port}/`);
+  const [visit] = await Promise.all([page.waitForResponse(link), page.evaluate((to) => { location.href = to; }, link)]);
+  assert.equal(visit.status(), 200);
+  await page.context().close();
+  elsewhere.close();
 });
 
 step('where a token is wanted it is asked for, and kept in the tab', async () => {
@@ -309,7 +363,7 @@ try {
     console.log(`ok ${title} (${Date.now() - began} ms)`);
   }
 } catch (error) {
-  console.error(error);
+  console.error(error, wrong);
   process.exitCode = 1;
 } finally {
   await browser.close();

@@ -45,6 +45,10 @@ export class Server {
     await answer.arrayBuffer();
   }
 
+  async get(name) {
+    return (await fetch(`${this.url}/v1/evaluators/${encodeURIComponent(name)}`)).json();
+  }
+
   // Stores the evaluator `like` once more under each of these names. The server must not run.
   async store(like, names) {
     const folder = join(this.folder, 'data', 'evaluators');

@@ -60,7 +60,8 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
     for (name, level) in log::FUNCTIONS {
         linker.func_wrap(MODULE, name, move |mut caller: Caller<'_>, message: u64| log(&mut caller, level, message))?;
     }
-    linker.func_wrap(MODULE, "get_log_level", || match LevelFilter::current().into_level() {
+    linker.func_wrap(MODULE, "get_log_level", |caller: Caller<'_>| match LevelFilter::current().into_level() {
+        _ if caller.data().context.log.is_some() => 0,
         None => i32::MAX,
         Some(Level::TRACE) => 0,
         Some(Level::DEBUG) => 1,
@@ -109,12 +110,13 @@ fn take_text(caller: &mut Caller<'_>, offset: u64, what: &str) -> Result<String>
 
 fn log(caller: &mut Caller<'_>, level: Level, message: u64) -> Result<()> {
     let kernel = Kernel::of(caller)?;
-    if level <= LevelFilter::current() {
+    if level <= LevelFilter::current() || caller.data().context.log.is_some() {
         let invalid = || HostTrap::Failed(format!("invalid handle offset for log message: {message}"));
         let bytes = kernel.read(&*caller, message).ok_or_else(invalid)?;
         let mut budget = caller.data().log;
         let context = &caller.data().context;
-        budget.write(level, &context.evaluator, context.labels.as_deref(), context.digest, bytes);
+        let (evaluator, labels) = (&*context.evaluator, context.labels.as_deref());
+        budget.write(level, evaluator, labels, context.digest, context.log.as_ref(), bytes);
         caller.data_mut().log = budget;
     }
     free(caller, [message])

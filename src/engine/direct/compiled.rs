@@ -100,6 +100,7 @@ impl Compiled {
             memory: request.memory,
             evaluator: request.evaluator,
             labels: request.labels,
+            log: request.log,
             digest: request.digest,
             wide: request.wide,
             wasi: request.wasi,

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use tracing::Level;
 
-use crate::source::Digest;
+use crate::{engine::LogSink, source::Digest};
 
 /// The functions that PDKs call to log, and their levels.
 pub(super) const FUNCTIONS: [(&str, Level); 5] = [
@@ -35,6 +35,7 @@ impl LogBudget {
         evaluator: &str,
         labels: Option<&str>,
         plugin: Digest,
+        sink: Option<&LogSink>,
         message: &[u8],
     ) {
         self.written = self.written.saturating_add(1);
@@ -43,6 +44,9 @@ impl LogBudget {
             Ordering::Equal => "this evaluation has written enough; the rest is not shown".into(),
             Ordering::Greater => return,
         };
+        if let Some(sink) = sink {
+            sink.write(level, &text);
+        }
         macro_rules! write {
             ($($level:ident),*) => { match level {
                 $(Level::$level => {

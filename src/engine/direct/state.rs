@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     engine::{
-        CallContext, Changes, Charge, FairShare, InstanceLimits, KeptVariables, MemoryAccount, Permit, TenantId,
-        VariableSet,
+        CallContext, Changes, Charge, FairShare, InstanceLimits, KeptVariables, LogSink, MemoryAccount, Permit,
+        TenantId, VariableSet,
     },
     source::Digest,
     usage::{HttpUsage, Usage},
@@ -36,6 +36,7 @@ pub(super) struct PluginContext {
     pub(super) memory: MemoryAccount,
     pub(super) evaluator: Arc<str>,
     pub(super) labels: Option<Arc<str>>,
+    pub(super) log: Option<LogSink>,
     pub(super) digest: Digest,
     /// Whether its instances may have a collected heap.
     pub(super) wide: bool,

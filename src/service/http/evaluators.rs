@@ -1,6 +1,6 @@
 //! The requests about evaluators.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Extension,
@@ -25,13 +25,15 @@ use super::{
     },
 };
 use crate::{
-    CloseReport, Data, Error, ErrorKind, Evaluator, EvaluatorInfo, Input, Plugin, Timings, Usage,
+    CloseReport, Data, Error, ErrorKind, Evaluator, EvaluatorId, EvaluatorInfo, Input, LastWords, Plugin, Timings,
+    Usage,
     data::InputSource,
     service::{
         connections::Connection,
         document::{Document, MAX_DOCUMENT},
         store::{Current, Staged},
         telemetry,
+        ui::Ui,
     },
     tenants::of_name,
     units::Size,
@@ -209,9 +211,11 @@ pub(super) async fn evaluate(
         let call = if let Some(parent) = parent { call.with(parent) } else { call };
         evaluator.evaluate_from(&*shared, call).await
     };
+    let began = app.ui.as_ref().map(|_| Instant::now());
     let evaluated = app.guests.run(id, evaluation.in_current_span()).await?;
-    if let (Some(ui), Err(error)) = (&app.ui, &evaluated) {
-        ui.failures.note(id, error);
+    if let (Some(ui), Some(began)) = (&app.ui, began) {
+        ui.latencies.note(id, began.elapsed());
+        note(&app, ui, (id, &name), evaluated.as_ref());
     }
     let response = evaluated.map_err(|error| match error {
         Error::PayloadTooLarge { what: "input", limit } if asked.was_request() => {
@@ -248,6 +252,22 @@ pub(super) async fn evaluate(
     headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static("sandbox"));
     // Bytes would bring a type of their own.
     Ok((status, Extension(answer::Charged), used, headers, Body::from(body)).into_response())
+}
+
+/// Keeps for the page what an evaluation left behind.
+fn note(app: &App, ui: &Ui, (id, name): (EvaluatorId, &str), evaluated: Result<&crate::Response, &Error>) {
+    let written = evaluated.map(|response| response.written().and_then(LastWords::for_clients));
+    if matches!(written, Ok(None)) {
+        return;
+    }
+    // If it is removed meanwhile, so is what it left.
+    let Some(tenant) = app.pool.get(name).filter(|evaluator| evaluator.id() == id).map(|it| it.tenant()) else {
+        return;
+    };
+    match written {
+        Ok(words) => words.into_iter().for_each(|words| ui.lines.written(id, &tenant, words)),
+        Err(error) => ui.failures.note(id, &tenant, error),
+    }
 }
 
 /// Shows one evaluator.
@@ -320,7 +340,7 @@ pub(super) async fn remove(
     .await?;
     app.note_change(evaluator.name(), "removed");
     if let Some(ui) = &app.ui {
-        ui.failures.forget(evaluator.id());
+        ui.forget(evaluator.id());
     }
     let closed = evaluator.close().await;
     // No build reads the plugin's file any more.

@@ -8,6 +8,7 @@
 //! | [`form`] | uploads in parts |
 //! | [`lines`] | a line of the log for each request |
 //! | [`operations`] | health, readiness, metrics |
+//! | [`origin`] | which web pages may use the service |
 //! | [`request`] | names, parameters and conditions, parsed |
 //! | [`body`], [`linger`] | request bodies, bounded in size, time and sum, and the rest of one that is not read |
 //! | [`answer`] | answers, bounded in sum with them |
@@ -27,6 +28,7 @@ mod form;
 mod lines;
 mod linger;
 mod operations;
+mod origin;
 mod problem;
 mod request;
 mod tenants;
@@ -47,7 +49,7 @@ use axum::{
 use futures_util::FutureExt;
 use tracing::Instrument;
 
-use self::{exchange::Allowed, lines::Lines, problem::Problem};
+use self::{exchange::Allowed, lines::Lines, origin::Hosts, problem::Problem};
 pub(super) use self::{tokens::Tokens, work::Work};
 use super::{
     connections::Connections, document::Ceilings, exporter::Exporter, guests::Guests, store::Store,
@@ -66,6 +68,8 @@ pub(super) struct App {
     /// Which headers pass to and from plugins that take requests.
     allowed: Allowed,
     tokens: Option<Arc<Tokens>>,
+    /// By which names the server is reached, where nobody needs a token.
+    hosts: Hosts,
     work: Work,
     guests: Arc<Guests>,
     exporter: Exporter,
@@ -85,6 +89,10 @@ impl App {
         guests: Guests,
     ) -> Self {
         let limits = &settings.limits;
+        let ui = settings.service.has_ui().then(|| Arc::new(Ui::new(settings.service.max_connections)));
+        if let Some(ui) = ui.clone() {
+            pool.keep_logs(move |evaluator, tenant, level, text| ui.lines.note(evaluator, tenant, level, text));
+        }
         Self {
             pool,
             store: Arc::new(store),
@@ -94,11 +102,12 @@ impl App {
             connections: Connections::new(&settings.service),
             allowed: Allowed::new(&settings.service),
             tokens,
+            hosts: Hosts::new(&settings.service.host_names),
             work: Work::default(),
             guests: Arc::new(guests),
             exporter,
             lines: Lines::new(settings.log.requests_per_second),
-            ui: settings.service.has_ui().then(|| Arc::new(Ui::new())),
+            ui,
         }
     }
 
@@ -171,7 +180,8 @@ pub(super) fn admin_router(app: Arc<App>) -> Router {
 
 fn whole(guarded: Router<Arc<App>>, app: Arc<App>) -> Router {
     Router::new()
-        .merge(guarded)
+        .merge(guarded.route_layer(middleware::from_fn_with_state(app.clone(), origin::check)))
+        // These tell nobody anything, and whoever probes them may name any host.
         .route("/healthz", get(operations::healthz))
         .route("/readyz", get(operations::readyz))
         .fallback(no_route)

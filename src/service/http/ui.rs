@@ -10,6 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use bytes::Bytes;
 use futures_util::stream;
 use serde::Serialize;
 
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     Error, ErrorKind, RuntimeInfo,
     service::ui::{
-        Failure, Ui, Watcher,
+        Failure, Line, Ui, Watcher,
         page::{FILES, File, POLICY},
         search,
     },
@@ -54,13 +55,14 @@ pub(super) async fn events(State(app): State<Arc<App>>, uri: Uri) -> Result<Resp
     };
     let watcher = ui(&app)?.history.watch(next, is_mapped).ok_or_else(too_many)?;
     let greeting = format!("event: hello\ndata: {{\"version\":\"{}\"}}\n\n", env!("CARGO_PKG_VERSION"));
+    let greeting = vec![Bytes::from(greeting)].into_iter();
     let version = app.version_of_tokens();
-    let events = stream::unfold((app, watcher, Some(greeting)), move |(app, mut watcher, greeting)| async move {
-        let text = match greeting {
-            Some(greeting) => greeting,
-            None => next_event(&app, &mut watcher, version).await?,
-        };
-        Some((Ok::<_, Infallible>(text), (app, watcher, None)))
+    let events = stream::unfold((app, watcher, greeting), move |(app, mut watcher, mut event)| async move {
+        if event.len() == 0 {
+            event = next_event(&app, &mut watcher, version).await?.into_iter();
+        }
+        let part = event.next()?;
+        Some((Ok::<_, Infallible>(part), (app, watcher, event)))
     });
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
@@ -71,14 +73,14 @@ pub(super) async fn events(State(app): State<Arc<App>>, uri: Uri) -> Result<Resp
     Ok((headers, Body::from_stream(events)).into_response())
 }
 
-async fn next_event(app: &App, watcher: &mut Watcher, version: u64) -> Option<String> {
+async fn next_event(app: &App, watcher: &mut Watcher, version: u64) -> Option<Vec<Bytes>> {
     loop {
         // Whoever reads shows a token again once they have changed.
         if app.work.is_draining() || app.version_of_tokens() != version {
             return None;
         }
-        if let Some(text) = watcher.read(&app.ui.as_ref()?.history) {
-            return Some(text);
+        if let Some(event) = watcher.read(&app.ui.as_ref()?.history) {
+            return Some(event);
         }
         tokio::select! {
             () = watcher.news() => {}
@@ -89,8 +91,10 @@ async fn next_event(app: &App, watcher: &mut Watcher, version: u64) -> Option<St
 
 /// Evaluators, looked through, sorted and cut.
 pub(super) async fn evaluators(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
-    search_by(app, &uri, |app, ui, search| search::evaluators(&app.pool, search, ui.history.snapshot().as_deref()))
-        .await
+    search_by(app, &uri, |app, ui, search| {
+        search::evaluators(&app.pool, search, ui.history.snapshot().as_deref(), &ui.latencies)
+    })
+    .await
 }
 
 /// Tenants, likewise.
@@ -115,14 +119,18 @@ async fn search_by<T: Serialize + Send + 'static>(
     json(&blocking(search).await?)
 }
 
-/// One evaluator, with what the page alone shows: its runtime and its last failures.
+/// One evaluator, with what the page alone shows: its runtime, how long its calls took of late, its last failures and lines.
 pub(super) async fn evaluator(State(app): State<Arc<App>>, Name(name): Name, uri: Uri) -> Result<Response, Problem> {
     #[derive(Serialize)]
     struct Whole {
         #[serde(flatten)]
         shown: Shown,
         runtime: Option<RuntimeInfo>,
+        p50_seconds: Option<f64>,
+        p99_seconds: Option<f64>,
         failures: Vec<Failure>,
+        /// `null` if its debug is off: then none are kept.
+        log: Option<Vec<Line>>,
     }
 
     no_parameters(&uri)?;
@@ -130,8 +138,12 @@ pub(super) async fn evaluator(State(app): State<Arc<App>>, Name(name): Name, uri
     let whole = blocking(move || {
         let evaluator = app.pool.get(&name).ok_or_else(|| Error::NotFound { name: name.clone() })?;
         let runtime = ui.history.runtime(evaluator.id());
-        let failures = ui.failures.of(evaluator.id(), evaluator.is_debugged());
-        Ok(Whole { shown: shown(&app, name)?, runtime, failures })
+        let (id, is_debugged) = (evaluator.id(), evaluator.is_debugged());
+        let (failures, log) = (ui.failures.of(id, is_debugged), is_debugged.then(|| ui.lines.of(id)));
+        let times = ui.latencies.of(id);
+        let [p50_seconds, p99_seconds] = [times.map(|times| times.p50), times.map(|times| times.p99)]
+            .map(|time| time.map(|time| time.as_secs_f64()));
+        Ok(Whole { shown: shown(&app, name)?, runtime, p50_seconds, p99_seconds, failures, log })
     })
     .await?;
     json(&whole)

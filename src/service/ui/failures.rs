@@ -1,26 +1,20 @@
 //! The last errors of each evaluator, for who wants to know why it fails: a few of each, and so many bytes in all.
 
-use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-use super::now;
+use super::{
+    kept::{self, Kept, Most},
+    now,
+};
 use crate::{Error, ErrorKind, EvaluatorId, LastWords};
 
-/// Failures that are kept of one evaluator.
-const OF_ONE: usize = 8;
-
-/// Bytes that are kept in all.
-const BYTES: usize = 2 << 20;
+/// A few of each, and 2 MiB in all.
+const MOST: Most = Most { of_one: 8, bytes_of_one: 8 * 6 * TEXT, bytes: 2 << 20 };
 
 /// Bytes that are kept of one text.
 const TEXT: usize = 4096;
-
-/// What one failure takes beside its texts.
-const OVERHEAD: usize = 256;
 
 /// One of the same kind as the last one of its evaluator is counted with it for so many milliseconds.
 const TOGETHER: u64 = 1000;
@@ -42,26 +36,23 @@ pub(in crate::service) struct Failure {
 }
 
 /// Those of all evaluators.
-#[derive(Default)]
-pub(in crate::service) struct Failures(Mutex<State>);
+pub(in crate::service) struct Failures(Mutex<Kept<Failure>>);
 
-#[derive(Default)]
-struct State {
-    next: u64,
-    bytes: usize,
-    /// By their number: the oldest first.
-    all: BTreeMap<u64, (EvaluatorId, Failure)>,
-    of: HashMap<EvaluatorId, VecDeque<u64>>,
+impl Default for Failures {
+    fn default() -> Self {
+        Self(Mutex::new(Kept::new(MOST)))
+    }
 }
 
 impl Failures {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Kept<Failure>> {
         // Nothing panics under it.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps why an evaluation of this evaluator failed. What a guest left behind is kept only if its clients may see it.
-    pub(in crate::service) fn note(&self, evaluator: EvaluatorId, error: &Error) {
+    /// Keeps why an evaluation of this tenant's evaluator failed. What a guest left behind is kept only if its clients may see
+    /// it.
+    pub(in crate::service) fn note(&self, evaluator: EvaluatorId, tenant: &str, error: &Error) {
         let kind = error.kind();
         if matches!(kind, ErrorKind::Cancelled | ErrorKind::Closed | ErrorKind::ShuttingDown) {
             return;
@@ -70,8 +61,8 @@ impl Failures {
         let shown = words.and_then(LastWords::for_clients);
         let hides = words.is_some() && shown.is_none();
         let at = now();
-        let mut state = self.lock();
-        if let Some(last) = state.last_of(evaluator)
+        let mut kept = self.lock();
+        if let Some(last) = kept.last_of(evaluator)
             && (last.kind, last.hides) == (kind.as_str(), hides)
             && at.saturating_sub(last.at) < TOGETHER
         {
@@ -88,58 +79,20 @@ impl Failures {
             stdout: shown.map_or_else(String::new, |words| cut(words.stdout())),
             hides,
         };
-        state.add(evaluator, failure);
+        let texts = failure.texts();
+        kept.add(evaluator, tenant, failure, texts);
     }
 
     /// Those of an evaluator, the last one first; what guests left behind only if it shows that now.
     pub(in crate::service) fn of(&self, evaluator: EvaluatorId, is_debugged: bool) -> Vec<Failure> {
-        let state = self.lock();
-        let numbers = state.of.get(&evaluator).into_iter().flatten().rev();
-        let found = numbers.filter_map(|number| Some(state.all.get(number)?.1.clone()));
+        let kept = self.lock();
+        let found = kept.of(evaluator).rev().cloned();
         found.map(|failure| if is_debugged { failure } else { failure.hidden() }).collect()
     }
 
-    /// Forgets those of an evaluator that is removed. One that is registered by its name later is another.
+    /// Forgets those of an evaluator that is removed.
     pub(in crate::service) fn forget(&self, evaluator: EvaluatorId) {
-        let mut state = self.lock();
-        for number in state.of.get(&evaluator).cloned().unwrap_or_default() {
-            state.remove(number);
-        }
-    }
-}
-
-impl State {
-    fn last_of(&mut self, evaluator: EvaluatorId) -> Option<&mut Failure> {
-        let number = self.of.get(&evaluator)?.back()?;
-        Some(&mut self.all.get_mut(number)?.1)
-    }
-
-    fn add(&mut self, evaluator: EvaluatorId, failure: Failure) {
-        let number = self.next;
-        self.next += 1;
-        self.bytes += failure.bytes();
-        self.all.insert(number, (evaluator, failure));
-        let own = self.of.entry(evaluator).or_default();
-        own.push_back(number);
-        let too_many = own.front().copied().filter(|_| own.len() > OF_ONE);
-        if let Some(oldest) = too_many {
-            self.remove(oldest);
-        }
-        while self.bytes > BYTES
-            && let Some(oldest) = self.all.keys().next().copied()
-        {
-            self.remove(oldest);
-        }
-    }
-
-    fn remove(&mut self, number: u64) {
-        let Some((evaluator, failure)) = self.all.remove(&number) else { return };
-        self.bytes -= failure.bytes();
-        let Some(own) = self.of.get_mut(&evaluator) else { return };
-        own.retain(|kept| *kept != number);
-        if own.is_empty() {
-            self.of.remove(&evaluator);
-        }
+        self.lock().forget(evaluator);
     }
 }
 
@@ -151,17 +104,15 @@ impl Failure {
         Self { hides, stack: Vec::new(), stderr: String::new(), stdout: String::new(), ..self }
     }
 
-    fn bytes(&self) -> usize {
+    fn texts(&self) -> usize {
         let stack: usize = self.stack.iter().map(|frame| frame.len() + size_of::<String>()).sum();
-        OVERHEAD + self.detail.len() + stack + self.stderr.len() + self.stdout.len()
+        self.detail.len() + stack + self.stderr.len() + self.stdout.len()
     }
 }
 
-/// A text, or its end if it is long: what comes last says why.
+/// A text, or its end if it is long.
 fn cut(text: &str) -> String {
-    let from = text.len().saturating_sub(TEXT);
-    let kept = text.get(text.ceil_char_boundary(from)..).unwrap_or_default();
-    if from > 0 { format!("…{kept}") } else { kept.to_owned() }
+    kept::cut(text, TEXT)
 }
 
 #[cfg(test)]
@@ -171,35 +122,20 @@ mod tests {
     #[test]
     fn each_evaluator_keeps_its_last_few_however_often_another_fails() {
         let (failures, quiet, loud) = (Failures::default(), EvaluatorId(1), EvaluatorId(2));
-        failures.note(quiet, &Error::guest_error("once"));
+        failures.note(quiet, "a", &Error::guest_error("once"));
         for at in 0..100 {
             let mut error = Error::guest_error("x".repeat(at * 100));
             if at % 2 == 0 {
                 error = Error::invalid_request("x".repeat(at * 100));
             }
-            failures.note(loud, &error);
-            failures.note(loud, &error);
+            failures.note(loud, "a", &error);
+            failures.note(loud, "a", &error);
         }
         let kept = failures.of(loud, true);
-        assert_eq!((kept.len(), kept[0].kind, kept[0].times), (OF_ONE, "guest_error", 2));
+        assert_eq!((kept.len(), kept[0].kind, kept[0].times), (MOST.of_one, "guest_error", 2));
         assert!(kept.iter().all(|failure| failure.detail.len() <= TEXT + 3));
         assert_eq!(failures.of(quiet, true).len(), 1);
         failures.forget(loud);
         assert_eq!(failures.of(loud, true), []);
-    }
-
-    #[test]
-    fn all_of_them_together_take_so_many_bytes() {
-        let failures = Failures::default();
-        for at in 0..2000 {
-            failures.note(EvaluatorId(at), &Error::guest_error("x".repeat(TEXT)));
-        }
-        let state = failures.lock();
-        assert!(state.bytes <= BYTES && state.bytes > BYTES - 2 * TEXT, "{}", state.bytes);
-        assert_eq!(state.of.len(), state.all.len());
-        let bytes: usize = state.all.values().map(|(_, failure)| failure.bytes()).sum();
-        assert_eq!(bytes, state.bytes);
-        drop(state);
-        assert_eq!((failures.of(EvaluatorId(0), true).len(), failures.of(EvaluatorId(1999), true).len()), (0, 1));
     }
 }

@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -20,8 +21,11 @@ use crate::{EvaluatorId, PoolSnapshot, RuntimeInfo};
 /// Samples that are kept.
 const KEPT: usize = 600;
 
-/// Pages that may read at once.
-pub(in crate::service) const WATCHERS: usize = 16;
+/// Pages that may read at once, where connections are more than twice as many.
+const WATCHERS: usize = 16;
+
+/// Bytes of samples after which an event ends, and another goes on. A reader that is slow holds one event's.
+const EVENT: usize = 32 * 1024;
 
 /// Runtimes that are shown one by one. Of more nobody sees each.
 const CELLS: usize = 4096;
@@ -55,19 +59,17 @@ struct State {
     next: u64,
     before: Option<Before>,
     changes: Vec<Change>,
-    /// Every runtime as JSON, if anybody wants that.
-    map: Option<Arc<str>>,
-}
-
-impl Default for History {
-    fn default() -> Self {
-        let state = Mutex::default();
-        let (watchers, mapped) = (Arc::new(Semaphore::new(WATCHERS)), Arc::default());
-        Self { state, news: watch::Sender::new(0), watchers, mapped }
-    }
+    /// An event of every runtime, if anybody wants that.
+    map: Option<Bytes>,
 }
 
 impl History {
+    /// Of a server with so many connections, of which its readers leave half to others.
+    pub(super) fn new(connections: usize) -> Self {
+        let (state, watchers) = (Mutex::default(), Arc::new(Semaphore::new(WATCHERS.min(connections / 2))));
+        Self { state, news: watch::Sender::new(0), watchers, mapped: Arc::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics under it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -141,26 +143,30 @@ impl Drop for Mapped {
 }
 
 impl Watcher {
-    /// The samples that it has not read, as events; `None` if there is none.
-    pub(in crate::service) fn read(&mut self, history: &History) -> Option<String> {
-        let (unread, map) = {
+    /// The samples that it has not read, as an event, or the first of them, and an event of every runtime; `None` if there is none. Every runtime
+    /// is in memory once for all that read it.
+    pub(in crate::service) fn read(&mut self, history: &History) -> Option<Vec<Bytes>> {
+        let mut text = "event: samples\ndata: [".to_owned();
+        let map = {
             let state = history.lock();
             // One from before a restart begins anew.
             let next = if self.next > state.next { 0 } else { self.next };
             let first = state.next - state.samples.len() as u64;
             let known = usize::try_from(next.saturating_sub(first)).unwrap_or(usize::MAX);
-            self.next = state.next;
-            let unread: Vec<_> = state.samples.iter().skip(known).cloned().collect();
-            (unread, state.map.clone().filter(|_| self.mapped.is_some()))
+            let mut unread = state.samples.iter().skip(known);
+            text.push_str(unread.next()?);
+            self.next = next.max(first) + 1;
+            for sample in unread {
+                if text.len() > EVENT {
+                    break;
+                }
+                text.extend([",", sample]);
+                self.next += 1;
+            }
+            state.map.clone().filter(|_| self.mapped.is_some() && self.next == state.next)
         };
-        if unread.is_empty() {
-            return None;
-        }
-        let mut text = format!("event: samples\ndata: [{}]\n\n", unread.join(","));
-        if let Some(map) = map {
-            text.extend(["event: runtimes\ndata: ", &*map, "\n\n"]);
-        }
-        Some(text)
+        text.push_str("]\n\n");
+        Some([Bytes::from(text)].into_iter().chain(map).collect())
     }
 
     /// Waits for the next sample.
@@ -170,7 +176,7 @@ impl Watcher {
     }
 }
 
-/// Every runtime in few bytes.
+/// An event of every runtime in few bytes.
 fn map(snapshot: &PoolSnapshot) -> String {
     #[derive(Serialize)]
     struct Map<'a> {
@@ -193,7 +199,7 @@ fn map(snapshot: &PoolSnapshot) -> String {
         Cell(&it.name, &it.tenant, revision, state, instances, busy, uses, bytes, age, unused, evaluator)
     });
     let map = Map { all: snapshot.runtimes.len(), cells: cells.collect() };
-    serde_json::to_string(&map).unwrap_or_else(|_| "null".to_owned())
+    format!("event: runtimes\ndata: {}\n\n", serde_json::to_string(&map).unwrap_or_else(|_| "null".to_owned()))
 }
 
 #[cfg(test)]
@@ -206,6 +212,12 @@ mod tests {
         }
     }
 
+    /// The text of the next event, and of those that come with it.
+    fn read(watcher: &mut Watcher, history: &History) -> Option<String> {
+        let parts = watcher.read(history)?.concat();
+        Some(String::from_utf8(parts).unwrap())
+    }
+
     fn numbers(text: &str) -> Vec<u64> {
         let samples = text.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
         let samples: Vec<serde_json::Value> = serde_json::from_str(samples).unwrap();
@@ -214,28 +226,33 @@ mod tests {
 
     #[test]
     fn it_keeps_ten_minutes_and_a_watcher_reads_each_sample_once() {
-        let history = History::default();
+        let history = History::new(1024);
         let mut early = history.watch(0, false).unwrap();
-        assert_eq!(early.read(&history), None);
+        assert_eq!(read(&mut early, &history), None);
         take(&history, 2);
-        assert_eq!(numbers(&early.read(&history).unwrap()), [0, 1]);
-        assert_eq!(early.read(&history), None);
+        assert_eq!(numbers(&read(&mut early, &history).unwrap()), [0, 1]);
+        assert_eq!(read(&mut early, &history), None);
         take(&history, KEPT + 10);
-        let read = numbers(&early.read(&history).unwrap());
-        assert_eq!((read.len(), read[0]), (KEPT, 12), "what it missed is gone");
+        let all = |watcher: &mut Watcher| {
+            let events: Vec<_> = std::iter::from_fn(|| read(watcher, &history)).collect();
+            assert!(events.len() > 1 && events.iter().all(|event| event.len() < EVENT + 2048), "{}", events.len());
+            events.iter().flat_map(|event| numbers(event)).collect::<Vec<_>>()
+        };
+        let unread: Vec<_> = (12..12 + KEPT as u64).collect();
+        assert_eq!(all(&mut early), unread, "what it missed is gone");
         let mut again = history.watch(610, false).unwrap();
-        assert_eq!(numbers(&again.read(&history).unwrap()), [610, 611]);
+        assert_eq!(numbers(&read(&mut again, &history).unwrap()), [610, 611]);
         let mut of_another_process = history.watch(1_000_000, false).unwrap();
-        assert_eq!(numbers(&of_another_process.read(&history).unwrap()).len(), KEPT);
+        assert_eq!(all(&mut of_another_process), unread);
     }
 
     #[test]
     fn no_more_than_some_read_at_once_and_runtimes_are_written_for_those_who_want_them() {
-        let history = History::default();
+        let history = History::new(1024);
         let mut all: Vec<_> = (0..WATCHERS).filter_map(|at| history.watch(0, at == 0)).collect();
         assert!(all.len() == WATCHERS && history.watch(0, false).is_none());
         take(&history, 1);
-        let [first, second] = [0, 1].map(|at| all[at].read(&history).unwrap());
+        let [first, second] = [0, 1].map(|at| read(&mut all[at], &history).unwrap());
         assert!(first.contains("event: runtimes") && !second.contains("event: runtimes"));
         all.remove(0);
         take(&history, 1);
@@ -244,11 +261,20 @@ mod tests {
     }
 
     #[test]
+    fn readers_leave_half_of_the_connections_to_others() {
+        for (connections, most) in [(1, 0), (3, 1), (16, 8), (1000, WATCHERS)] {
+            let history = History::new(connections);
+            let all: Vec<_> = std::iter::from_fn(|| history.watch(0, false)).collect();
+            assert_eq!(all.len(), most, "{connections}");
+        }
+    }
+
+    #[test]
     fn a_sample_tells_changes_up_to_a_number() {
-        let history = History::default();
+        let history = History::new(1024);
         (0..CHANGES + 5).for_each(|_| history.changed("a", "uploaded"));
         take(&history, 2);
-        let text = history.watch(0, false).unwrap().read(&history).unwrap();
+        let text = read(&mut history.watch(0, false).unwrap(), &history).unwrap();
         assert_eq!(text.matches("uploaded").count(), CHANGES);
     }
 }

@@ -4,7 +4,9 @@
 //! |---|---|
 //! | [`history`] | a sample a second, of the last ten minutes |
 //! | [`sample`] | one of them |
-//! | [`failures`] | the last errors of evaluators |
+//! | [`latencies`] | how long their calls took of late |
+//! | [`failures`], [`lines`] | the last errors of evaluators, and what their plugins say |
+//! | [`kept`] | how much of that is kept |
 //! | [`search`] | evaluators and tenants, sorted and cut |
 //! | [`page`] | the files that a browser loads |
 //!
@@ -12,6 +14,9 @@
 
 mod failures;
 mod history;
+mod kept;
+mod latencies;
+mod lines;
 pub(super) mod page;
 mod sample;
 pub(super) mod search;
@@ -31,9 +36,11 @@ use tokio::sync::Semaphore;
 pub(super) use self::{
     failures::{Failure, Failures},
     history::{Change, History, Watcher},
+    latencies::Latencies,
+    lines::{Line, Lines},
 };
 use super::exporter::Exporter;
-use crate::EvaluatorPool;
+use crate::{EvaluatorId, EvaluatorPool};
 
 /// Between two samples.
 const SECOND: Duration = Duration::from_secs(1);
@@ -45,13 +52,24 @@ const SEARCHES: usize = 2;
 pub(super) struct Ui {
     pub(super) history: History,
     pub(super) failures: Failures,
+    pub(super) lines: Lines,
+    pub(super) latencies: Latencies,
     pub(super) searches: Arc<Semaphore>,
 }
 
 impl Ui {
-    pub(super) fn new() -> Self {
-        let searches = Arc::new(Semaphore::new(SEARCHES));
-        Self { history: History::default(), failures: Failures::default(), searches }
+    /// Of a server with so many connections.
+    pub(super) fn new(connections: usize) -> Self {
+        let (history, searches) = (History::new(connections), Arc::new(Semaphore::new(SEARCHES)));
+        let (failures, lines, latencies) = (Failures::default(), Lines::default(), Latencies::default());
+        Self { history, failures, lines, latencies, searches }
+    }
+
+    /// Forgets what an evaluator left that is removed. One that is registered by its name later is another.
+    pub(super) fn forget(&self, evaluator: EvaluatorId) {
+        self.failures.forget(evaluator);
+        self.lines.forget(evaluator);
+        self.latencies.forget(evaluator);
     }
 }
 

@@ -1,10 +1,11 @@
 //! Evaluators and tenants as the page lists them: looked through, sorted and cut here, so that a hundred thousand are as
 //! quick to page through as ten.
 
-use std::{cmp::Ordering, collections::HashMap};
+use std::{cmp::Ordering, collections::HashMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::Latencies;
 use crate::{EvaluatorId, EvaluatorInfo, EvaluatorPool, PoolSnapshot, RuntimeState, TenantInfo};
 
 /// Tenants that are read at once.
@@ -37,6 +38,7 @@ pub(in crate::service) enum Sort {
     Evaluations,
     Errors,
     Mean,
+    P99,
     Guest,
     Memory,
     LastUsed,
@@ -71,15 +73,18 @@ pub(in crate::service) struct Row {
     errors: u64,
     /// An evaluation's time, with its waits, on average; `null` if none has ended.
     mean_seconds: Option<f64>,
+    /// Of 100 calls of late, 99 took no longer; `null` if there were none, or too many others were called since.
+    p99_seconds: Option<f64>,
     guest_seconds: f64,
     memory_bytes: u64,
     last_used: Option<u64>,
 }
 
 impl Row {
-    fn of(info: EvaluatorInfo, memory: &HashMap<EvaluatorId, u64>) -> Self {
+    fn of(info: EvaluatorInfo, memory: &HashMap<EvaluatorId, u64>, p99: Option<Duration>) -> Self {
         let usage = info.usage;
         Self {
+            p99_seconds: p99.map(|p99| p99.as_secs_f64()),
             memory_bytes: memory.get(&info.id).copied().unwrap_or_default(),
             name: info.name,
             tenant: info.tenant,
@@ -95,7 +100,12 @@ impl Row {
 }
 
 /// Looks through all evaluators. `last` is the pool as it was seen last: it knows what runtimes hold.
-pub(in crate::service) fn evaluators(pool: &EvaluatorPool, search: &Search, last: Option<&PoolSnapshot>) -> Found<Row> {
+pub(in crate::service) fn evaluators(
+    pool: &EvaluatorPool,
+    search: &Search,
+    last: Option<&PoolSnapshot>,
+    latencies: &Latencies,
+) -> Found<Row> {
     let mut memory = HashMap::<_, u64>::new();
     for runtime in last.iter().flat_map(|last| &last.runtimes) {
         *memory.entry(runtime.evaluator).or_default() += runtime.memory_bytes;
@@ -109,14 +119,23 @@ pub(in crate::service) fn evaluators(pool: &EvaluatorPool, search: &Search, last
         }
         let found = named.len();
         let page: Vec<_> = search.cut(named.into_iter()).collect();
-        return Found { rows: pool.infos(&page).into_iter().map(|info| Row::of(info, &memory)).collect(), found };
+        let row = |info: EvaluatorInfo| {
+            let p99 = latencies.of(info.id).map(|times| times.p99);
+            Row::of(info, &memory, p99)
+        };
+        return Found { rows: pool.infos(&page).into_iter().map(row).collect(), found };
     }
     if let Some(tenant) = &search.tenant {
         named.retain(|evaluator| evaluator.belongs_to(tenant));
     }
     let is_wanted = |info: &EvaluatorInfo| search.state.is_none_or(|state| state.is(info.state));
     let wanted = pool.infos(&named).into_iter().filter(is_wanted);
-    let mut rows: Vec<_> = wanted.map(|info| Row::of(info, &memory)).collect();
+    let times = latencies.all();
+    let row = |info: EvaluatorInfo| {
+        let p99 = times.get(&info.id).map(|times| times.p99);
+        Row::of(info, &memory, p99)
+    };
+    let mut rows: Vec<_> = wanted.map(row).collect();
     rows.sort_by(|a, b| search.directed(a.compare(b, search.sort)).then_with(|| a.name.cmp(&b.name)));
     let found = rows.len();
     Found { rows: search.cut(rows.into_iter()).collect(), found }
@@ -137,7 +156,7 @@ pub(in crate::service) fn tenants(pool: &EvaluatorPool, search: &Search) -> Foun
     }
     let compare = |a: &TenantInfo, b: &TenantInfo| match search.sort {
         // Tenants have none of the others.
-        Sort::Name | Sort::Tenant | Sort::State | Sort::Mean | Sort::LastUsed => a.name.cmp(&b.name),
+        Sort::Name | Sort::Tenant | Sort::State | Sort::Mean | Sort::P99 | Sort::LastUsed => a.name.cmp(&b.name),
         Sort::Instances => a.instances.cmp(&b.instances),
         Sort::Evaluations => a.usage.evaluations.cmp(&b.usage.evaluations),
         Sort::Errors => failed(a).cmp(&failed(b)),
@@ -186,6 +205,7 @@ impl Row {
             Sort::Evaluations => self.evaluations.cmp(&other.evaluations),
             Sort::Errors => self.errors.cmp(&other.errors),
             Sort::Mean => self.mean_seconds.unwrap_or(-1.0).total_cmp(&other.mean_seconds.unwrap_or(-1.0)),
+            Sort::P99 => self.p99_seconds.unwrap_or(-1.0).total_cmp(&other.p99_seconds.unwrap_or(-1.0)),
             Sort::Guest => self.guest_seconds.total_cmp(&other.guest_seconds),
             Sort::Memory => self.memory_bytes.cmp(&other.memory_bytes),
             Sort::LastUsed => self.last_used.cmp(&other.last_used),

@@ -157,6 +157,30 @@ fn every_panel_is_described_and_has_a_unit_and_thresholds() {
 }
 
 #[test]
+fn the_bound_of_what_is_stacked_does_not_lie_on_top_of_it() {
+    let mut bounds = 0;
+    for (file, dashboard) in dashboards() {
+        for panel in drawn(&dashboard) {
+            let config = &panel["fieldConfig"];
+            let legends: Vec<_> = list(panel, "targets").iter().map(|target| text(target, "legendFormat")).collect();
+            // Of lines by a label, and one by its own name, that one bounds the others.
+            let (parts, single): (Vec<&str>, Vec<&str>) = legends.iter().partition(|legend| legend.contains("{{"));
+            if parts.is_empty() || config["defaults"]["custom"]["stacking"]["mode"] != "normal" {
+                continue;
+            }
+            for line in single {
+                bounds += 1;
+                let own = list(config, "overrides").iter().filter(|change| change["matcher"]["options"] == line);
+                let mut properties = own.flat_map(|change| list(change, "properties"));
+                let is_apart = properties.any(|it| it["id"] == "custom.stacking" && it["value"]["mode"] == "none");
+                assert!(is_apart, "{file}, {:?}: {line} is stacked", text(panel, "title"));
+            }
+        }
+    }
+    assert!(bounds >= 2, "{bounds}");
+}
+
+#[test]
 fn panels_are_told_apart_and_do_not_overlap() {
     for (file, dashboard) in dashboards() {
         let panels = panels(&dashboard);

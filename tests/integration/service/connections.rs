@@ -139,7 +139,7 @@ fn answers_that_are_not_read_are_bounded_in_sum_and_in_time() {
         let mut stream = narrow(&server);
         stream
             .write_all(
-                b"POST /v1/evaluators/large HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+                b"POST /v1/evaluators/large HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
             )
             .unwrap();
         readers.push(stream);
@@ -206,7 +206,7 @@ fn a_client_that_ends_its_own_side_gets_its_answer() {
 fn get(address: &str, path: &str, headers: &str) -> Answer {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n").as_bytes()).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n").as_bytes()).unwrap();
     Answer::of(stream)
 }
 

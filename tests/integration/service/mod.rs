@@ -8,6 +8,7 @@ mod exchange;
 mod folder;
 mod last_words;
 mod operate;
+mod origin;
 mod patch;
 mod readme;
 mod request;

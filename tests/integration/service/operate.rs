@@ -173,7 +173,7 @@ fn a_signal_in_the_middle_of_a_load_ends_in_order() {
                 // Until the listener is gone. An answer that has begun comes whole.
                 while let Ok(mut stream) = TcpStream::connect(&server.address) {
                     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                    let request = "POST /v1/evaluators/greet HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+                    let request = "POST /v1/evaluators/greet HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
                                    content-length: 14\r\n\r\n{\"name\":\"Ada\"}";
                     let mut answer = Vec::new();
                     if stream.write_all(request.as_bytes()).is_err() || stream.read_to_end(&mut answer).is_err() {

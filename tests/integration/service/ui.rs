@@ -9,8 +9,8 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{letter, server::Server};
-use crate::support::CRASH;
+use super::{SPIN, letter, server::Server};
+use crate::support::{CRASH, wasm};
 
 /// The files that the page names, and it itself.
 fn files(page: &str) -> Vec<&str> {
@@ -183,6 +183,93 @@ fn evaluators_are_looked_through_sorted_and_cut_by_the_server() {
     }
     let tenants = server.get("/ui/tenants?sort=evaluations&descending=true&limit=1").json();
     assert_eq!((&tenants["rows"][0]["name"], &tenants["found"]), (&"zeta".into(), &3.into()));
+}
+
+#[test]
+fn evaluators_are_sorted_by_how_slow_their_calls_were_of_late() {
+    let server = Server::start(&[]);
+    // It never ends by itself.
+    assert_eq!(server.put("a%2Fslow?entry_point=run", &wasm(SPIN)).status, 201);
+    let patch = br#"{"limits":{"exec_timeout":"300ms"}}"#;
+    let json = [("content-type", "application/json")];
+    assert_eq!(server.request("PATCH", "/v1/evaluators/a%2Fslow", &json, patch).status, 200);
+    assert_eq!(server.put("b%2Fquick", &letter('a')).status, 201);
+    server.post("a%2Fslow", b"").is(504, "exec_timeout");
+    for _ in 0..200 {
+        assert_eq!(server.post("b%2Fquick", b"").status, 200);
+    }
+    let found = server.get("/ui/evaluators?sort=p99&descending=true&tenant=a").json();
+    assert!(found["rows"][0]["p99_seconds"].as_f64().unwrap() >= 0.3, "{found}");
+    let all = server.get("/ui/evaluators?sort=p99&descending=true").json();
+    assert_eq!(
+        (&all["rows"][0]["name"], &all["rows"][2]["name"], &all["rows"][2]["p99_seconds"]),
+        (&"a/slow".into(), &"greet".into(), &Value::Null),
+        "{all}"
+    );
+    let by_name = server.get("/ui/evaluators").json();
+    assert_eq!(by_name["rows"][0]["p99_seconds"], all["rows"][0]["p99_seconds"]);
+    let one = server.get("/ui/evaluators/a%2Fslow").json();
+    assert_eq!((&one["p99_seconds"], &one["p50_seconds"]), (&all["rows"][0]["p99_seconds"], &one["p99_seconds"]));
+    let quick = server.get("/ui/evaluators/b%2Fquick").json();
+    assert!(quick["p50_seconds"].as_f64().unwrap() <= quick["p99_seconds"].as_f64().unwrap(), "{quick}");
+}
+
+#[test]
+fn what_a_plugin_says_is_kept_line_by_line_while_its_debug_is_on_and_only_then() {
+    let server = Server::start(&[("LOG_LEVEL", "warn")]);
+    // It logs its input, at two levels, and writes down what levels it is asked for.
+    let says = wasm(
+        r#"(module
+            (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+            (import "extism:host/env" "store_u8" (func $store (param i64 i32)))
+            (import "extism:host/env" "input_length" (func $length (result i64)))
+            (import "extism:host/env" "input_load_u8" (func $load (param i64) (result i32)))
+            (import "extism:host/env" "get_log_level" (func $level (result i32)))
+            (import "extism:host/env" "log_trace" (func $trace (param i64)))
+            (import "extism:host/env" "log_error" (func $error (param i64)))
+            (func $input (result i64) (local $at i64) (local $block i64)
+                (local.set $block (call $alloc (call $length)))
+                (loop $each
+                    (call $store (i64.add (local.get $block) (local.get $at)) (call $load (local.get $at)))
+                    (local.set $at (i64.add (local.get $at) (i64.const 1)))
+                    (br_if $each (i64.lt_u (local.get $at) (call $length))))
+                (local.get $block))
+            (func (export "run")
+                (if (i32.eqz (call $level)) (then (call $trace (call $input))))
+                (call $error (call $input))))"#,
+    );
+    assert_eq!(server.put("says", &says).status, 201);
+    assert_eq!(server.post("says", b"a secret").status, 200);
+    let quiet = server.get("/ui/evaluators/says");
+    assert_eq!(quiet.json()["log"], Value::Null);
+    assert!(!quiet.text().contains("a secret"), "{quiet:?}");
+    let json = [("content-type", "application/json")];
+    let debug = |on: &[u8]| assert_eq!(server.request("PATCH", "/v1/evaluators/says", &json, on).status, 200);
+    debug(br#"{"debug":true}"#);
+    assert_eq!(server.get("/ui/evaluators/says").json()["log"], Value::Array(vec![]), "nothing from before");
+    assert_eq!(server.post("says", "<b>\n\u{1b}[2J é".as_bytes()).status, 200);
+    let loud = server.get("/ui/evaluators/says").json();
+    let line = |at: usize| (loud["log"][at]["level"].as_str().unwrap(), loud["log"][at]["text"].as_str().unwrap());
+    let said = r"<b>\n\u{1b}[2J é";
+    assert_eq!((line(0), line(1)), (("trace", said), ("error", said)), "{loud}");
+    for _ in 0..150 {
+        assert_eq!(server.post("says", b"!").status, 200);
+    }
+    assert_eq!(server.get("/ui/evaluators/says").json()["log"].as_array().unwrap().len(), 200);
+    debug(br#"{"debug":false}"#);
+    assert_eq!(server.get("/ui/evaluators/says").json()["log"], Value::Null);
+    assert_eq!(server.delete("says").status, 204);
+    assert_eq!(server.put("says?debug=true", &says).status, 201);
+    assert_eq!(server.get("/ui/evaluators/says").json()["log"], Value::Array(vec![]), "they went with it");
+}
+
+#[test]
+fn streams_of_events_leave_half_of_the_connections_to_others() {
+    let server = Server::start(&[("SERVICE_MAX_CONNECTIONS", "4")]);
+    let open: Vec<_> = (0..2).map(|_| Events::of(&server, "?runtimes=true")).collect();
+    server.get("/ui/events").is(429, "saturated");
+    assert_eq!(server.post("greet", br#"{"name":"Ada"}"#).status, 200);
+    drop(open);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 import { ago, bytes, clock, count, el, facts, number, seconds, setText } from './dom.js';
 import { Problem, evaluatorPath, get, send } from './server.js';
 
-const AGAIN = 3000;
+// How often it is fetched again, in milliseconds, and while its lines are shown.
+const [AGAIN, SOON] = [3000, 1000];
 // Of an output, more than this is not shown.
 const SHOWN = 64 * 1024;
 
@@ -88,9 +89,13 @@ function caller(name, done) {
 export function evaluator({ name }) {
   const error = el('div', { role: 'alert' });
   const [what, failures, spec] = [el('div'), el('div'), el('pre', { tabindex: 0, 'aria-label': 'Spec' })];
+  const lines = el('ol', { class: 'lines', tabindex: 0, 'aria-label': 'Lines' });
+  const log = el('div');
   const done = el('p', { role: 'status' });
   const link = new URLSearchParams({ name });
   let known = null;
+  let knownLines = null;
+  let again = AGAIN;
   let timer = null;
   let isLeft = false;
 
@@ -108,12 +113,37 @@ export function evaluator({ name }) {
     await load();
   }
 
-  const showWords = () => change({ method: 'PATCH', headers: { 'content-type': 'application/merge-patch+json' }, body: '{"debug":true}' }, evaluatorPath(name), 'Failures from now on show what the plugin left behind.');
+  let isDebugged = false;
+  const debug = el('button', { type: 'button', hidden: true, onclick: () => {
+    const body = JSON.stringify({ debug: !isDebugged });
+    const said = isDebugged ? 'No line is kept from now on.' : 'Failures from now on show what the plugin left behind, to its callers too.';
+    return change({ method: 'PATCH', headers: { 'content-type': 'application/merge-patch+json' }, body }, evaluatorPath(name), said);
+  } });
   const unload = () => change({ method: 'DELETE' }, `${evaluatorPath(name)}/runtime`, 'Its runtime is closed. The next call builds it again.');
 
   function failure(it) {
     return el('li', {}, el('p', {}, el('time', {}, clock(it.at)), ' ', el('code', { class: 'bad' }, it.kind), it.times > 1 && ` × ${number(it.times)}`),
       el('p', { class: 'detail' }, it.detail), lastWords(it), it.hides && el('p', { class: 'help' }, 'It left more behind, which is not kept: its debug is off.'));
+  }
+
+  function line(it) {
+    return el('li', {}, el('time', {}, clock(it.at)), ' ', el('code', { class: `level ${it.level}` }, it.level), ' ', el('span', {}, it.text));
+  }
+
+  function showLines(kept) {
+    const text = JSON.stringify(kept);
+    if (knownLines === text) return;
+    knownLines = text;
+    again = kept === null ? AGAIN : SOON;
+    if (kept === null) log.replaceChildren(el('p', { class: 'empty' }, 'Lines are kept while its debug is on. Its callers then see stack and output of failures as well.'));
+    else if (kept.length === 0) log.replaceChildren(el('p', { class: 'empty' }, 'Nothing yet. What its plugin logs, or writes to its standard streams, comes here.'));
+    else {
+      // Who reads further up stays there.
+      const isAtEnd = !lines.isConnected || lines.scrollTop + lines.clientHeight >= lines.scrollHeight - 4;
+      lines.replaceChildren(...kept.map(line));
+      if (!lines.isConnected) log.replaceChildren(lines);
+      if (isAtEnd) lines.scrollTop = lines.scrollHeight;
+    }
   }
 
   function show(it) {
@@ -124,16 +154,19 @@ export function evaluator({ name }) {
       ['Entry point', it.entry_point ?? 'each call names one'], ['Plugin', it.size_bytes === null ? 'not read yet' : bytes(it.size_bytes)],
       ['Instances', number(it.instances)], ['Runtime', runtime && runtime.age_seconds !== null ? `${seconds(runtime.age_seconds)} old, ${bytes(runtime.memory_bytes)}, ${count(runtime.uses, 'use')}` : 'none'],
       ['Calls', number(it.evaluations)], ['Outcomes', outcomes || 'none yet'], ['Guest time', seconds(it.usage.guest_seconds)],
-      ['Mean time', it.usage.evaluations > 0 ? seconds(it.usage.seconds / it.usage.evaluations) : '–'], ['Last call', ago(it.last_used)],
+      ['Mean time in the pool', it.usage.evaluations > 0 ? seconds(it.usage.seconds / it.usage.evaluations) : '–'],
+      ['Callers waited of late', it.p99_seconds === null ? 'no calls' : `p50 ${seconds(it.p50_seconds)}, p99 ${seconds(it.p99_seconds)}`], ['Last call', ago(it.last_used)],
       ['Debug', it.debug ? 'on' : 'off'], ['Digest', el('code', { class: 'digest' }, it.digest ?? 'not known yet')],
     ]));
     const text = JSON.stringify(it.failures);
     if (known !== text) {
       known = text;
-      const hides = it.failures.some((one) => one.hides) && !it.debug;
-      failures.replaceChildren(it.failures.length === 0 ? el('p', { class: 'empty' }, 'None since the server started.') : el('ol', { class: 'failures' }, it.failures.map(failure)),
-        hides ? el('p', {}, el('button', { type: 'button', onclick: showWords }, 'Turn debug on'), el('span', { class: 'help' }, ' Its callers then see stack and output of failures as well.')) : '');
+      failures.replaceChildren(it.failures.length === 0 ? el('p', { class: 'empty' }, 'None since the server started.') : el('ol', { class: 'failures' }, it.failures.map(failure)));
     }
+    isDebugged = it.debug;
+    debug.hidden = false;
+    setText(debug, it.debug ? 'Turn debug off' : 'Turn debug on');
+    showLines(it.log);
     setText(spec, JSON.stringify(it.spec, null, 2));
   }
 
@@ -148,16 +181,17 @@ export function evaluator({ name }) {
       error.replaceChildren(problem(failed));
     }
     clearTimeout(timer);
-    timer = setTimeout(() => (document.hidden ? document.addEventListener('visibilitychange', load, { once: true }) : load()), AGAIN);
+    timer = setTimeout(() => (document.hidden ? document.addEventListener('visibilitychange', load, { once: true }) : load()), again);
   }
 
   const element = el('div', {}, el('p', { class: 'crumbs' }, el('a', { href: '#/evaluators' }, 'Evaluators')), el('h1', {}, name), error, done,
     el('div', { class: 'columns' },
-      el('section', { class: 'card', 'aria-labelledby': 'what-title' }, el('h2', { id: 'what-title' }, 'What it is'), what,
-        el('p', { class: 'actions' }, el('a', { class: 'button', href: `#/upload?${link}` }, 'Upload another version'), ' ', el('button', { type: 'button', onclick: unload }, 'Close its runtime'))),
-      caller(name, load),
+      el('div', { class: 'column' }, el('section', { class: 'card', 'aria-labelledby': 'what-title' }, el('h2', { id: 'what-title' }, 'What it is'), what,
+        el('p', { class: 'actions' }, el('a', { class: 'button', href: `#/upload?${link}` }, 'Upload another version'), ' ', debug, ' ', el('button', { type: 'button', onclick: unload }, 'Close its runtime'))),
+      caller(name, load)),
+      el('div', { class: 'column' }, el('section', { class: 'card', 'aria-labelledby': 'log-title' }, el('h2', { id: 'log-title' }, 'Log'), log),
       el('section', { class: 'card', 'aria-labelledby': 'failures-title' }, el('h2', { id: 'failures-title' }, 'Last failures'), failures),
-      el('section', { class: 'card', 'aria-labelledby': 'spec-title' }, el('h2', { id: 'spec-title' }, 'Spec'), el('p', { class: 'help' }, 'Without the values of config.'), spec)));
+      el('section', { class: 'card', 'aria-labelledby': 'spec-title' }, el('h2', { id: 'spec-title' }, 'Spec'), el('p', { class: 'help' }, 'Without the values of config.'), spec))));
   load();
   return { element, title: name, leave: () => { isLeft = true; clearTimeout(timer); } };
 }

@@ -15,6 +15,7 @@ const evaluatorColumns = [
   { sort: 'evaluations', head: 'Calls', figure: true, cell: (it) => number(it.evaluations) },
   { sort: 'errors', head: 'Errors', figure: true, cell: (it) => (it.errors > 0 ? el('span', { class: 'bad' }, number(it.errors)) : '0') },
   { sort: 'mean', head: 'Mean time', figure: true, cell: (it) => seconds(it.mean_seconds) },
+  { sort: 'p99', head: 'p99', figure: true, cell: (it) => seconds(it.p99_seconds) },
   { sort: 'guest', head: 'Guest time', figure: true, cell: (it) => seconds(it.guest_seconds) },
   { sort: 'memory', head: 'Memory', figure: true, cell: (it) => (it.memory_bytes > 0 ? bytes(it.memory_bytes) : '–') },
   { sort: 'last_used', head: 'Last call', figure: true, cell: (it) => ago(it.last_used) },

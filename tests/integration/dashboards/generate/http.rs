@@ -34,7 +34,7 @@ pub(super) fn dashboard() -> Dashboard {
             .query(of("process_threads", ""), "{{instance}}"),
         lines("Open files", "short", "Open file descriptors of each process, below the most that it may have. Every connection is one, and large code is.", "Near the limit no connection is accepted and no plugin is read: raise it (`LimitNOFILE`, `ulimit -n`), or lower `service.max_connections`.")
             .query(of("process_open_fds", ""), "{{instance}}")
-            .query(format!("min({} > 0)", of("process_max_fds", "")), "limit"),
+            .bound(format!("min({} > 0)", of("process_max_fds", "")), "limit"),
     ];
     let answered = |status: &str| sum(&rate("evalpool_http_requests_total", &format!("status=\"{status}\"")));
     let all = sum(&rate("evalpool_http_requests_total", ""));

@@ -102,7 +102,7 @@ fn causes() -> Vec<Panel> {
             .width(8)
             .stacked()
             .query(sum_by("state", &of("evalpool_runtimes_live", "")), "{{state}}")
-            .query(sum(&of("evalpool_runtimes_capacity", "")), "capacity"),
+            .bound(sum(&of("evalpool_runtimes_capacity", "")), "capacity"),
         lines("Evictions by reason", "ops", "Runtimes evicted, a second: for a newcomer (`capacity`), for room in bytes (`memory`), or after `pool.idle_ttl` without a call (`idle`).", "Only `idle` is free of charge. `capacity` with a young age: raise `pool.capacity`. `memory`: raise `pool.memory`, or find who holds it in the dashboard Evaluators and tenants.")
             .width(8)
             .query(sum_by("reason", &rate("evalpool_evictions_total", "")), "{{reason}}"),
@@ -114,7 +114,7 @@ fn causes() -> Vec<Panel> {
         lines("Memory held", "bytes", "What runtimes hold, by what it is for: code that is loaded, instances as large as they are now, and code that is kept for the next build. The line is `pool.memory`.", "At the line all the time, with evictions for `memory`: it is too small, or instances are too large (`limits.memory`). Above it: guests have grown while they ran, and others give way next.")
             .stacked()
             .query(sum_by("kind", &of("evalpool_memory_bytes", "")), "{{kind}}")
-            .query(sum(&of("evalpool_memory_limit_bytes", "")), "limit"),
+            .bound(sum(&of("evalpool_memory_limit_bytes", "")), "limit"),
         lines("Instances discarded by reason", "ops", "Instances dropped rather than given back, a second. `used` is what `isolation = \"fresh\"` does after each evaluation; `max_uses` is the end of a reused one.", "The others are trouble that stayed in its instance: `trap`, `timeout`, `panic`. Whose, the dashboard Evaluators and tenants tells.")
             .query(sum_by("reason", &rate("evalpool_instances_discarded_total", "")), "{{reason}}"),
     ]

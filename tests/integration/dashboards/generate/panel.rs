@@ -22,6 +22,7 @@ pub(super) struct Panel {
     queries: Vec<(String, &'static str)>,
     steps: Vec<(f64, &'static str)>,
     colours: Vec<(&'static str, &'static str)>,
+    bounds: Vec<&'static str>,
     is_stacked: bool,
     max: Option<f64>,
     category: &'static str,
@@ -38,6 +39,7 @@ fn panel(kind: Kind, title: &'static str, unit: &'static str, shows: &str, wrong
         queries: Vec::new(),
         steps: Vec::new(),
         colours: Vec::new(),
+        bounds: Vec::new(),
         is_stacked: false,
         max: None,
         category: "",
@@ -74,6 +76,12 @@ impl Panel {
     pub(super) fn query(mut self, query: impl Into<String>, legend: &'static str) -> Self {
         self.queries.push((query.into(), legend));
         self
+    }
+
+    /// A bound of the others: a dashed line of its own, which is not stacked on them.
+    pub(super) fn bound(mut self, query: impl Into<String>, legend: &'static str) -> Self {
+        self.bounds.push(legend);
+        self.query(query, legend)
     }
 
     /// In twenty-fourths of the page.
@@ -121,19 +129,27 @@ impl Panel {
         if let Some(max) = self.max {
             defaults["max"] = json!(max);
         }
-        let colour = |(line, colour): &(&str, &str)| {
-            json!({
-                "matcher": {"id": "byName", "options": line},
-                "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": colour}}],
-            })
-        };
+        let change = |line: &str, properties: Value| json!({"matcher": {"id": "byName", "options": line}, "properties": properties});
+        let fixed = |colour: &str| json!({"id": "color", "value": {"mode": "fixed", "fixedColor": colour}});
+        let colours = self.colours.iter().map(|(line, colour)| change(line, json!([fixed(colour)])));
+        let bounds = self.bounds.iter().map(|line| {
+            let dashed = json!([
+                fixed("orange"),
+                {"id": "custom.stacking", "value": {"group": false, "mode": "none"}},
+                {"id": "custom.fillOpacity", "value": 0},
+                {"id": "custom.showPoints", "value": "never"},
+                {"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [10, 10]}},
+            ]);
+            change(line, dashed)
+        });
+        let overrides: Vec<_> = colours.chain(bounds).collect();
         let mut whole = json!({
             "id": id,
             "type": self.word(),
             "title": self.title,
             "description": self.description,
             "datasource": source(),
-            "fieldConfig": {"defaults": defaults, "overrides": self.colours.iter().map(colour).collect::<Vec<_>>()},
+            "fieldConfig": {"defaults": defaults, "overrides": overrides},
             "gridPos": {"h": self.height(), "w": self.width, "x": x, "y": y},
             "options": self.options(),
             "targets": self.queries.iter().enumerate().map(|(at, query)| self.target(at, query)).collect::<Vec<_>>(),
