@@ -17,6 +17,7 @@ mod shortage;
 mod telemetry;
 mod tenants;
 mod threads;
+mod top;
 mod ui;
 mod upload;
 mod usage;
