@@ -215,6 +215,11 @@ fn a_server_that_goes_away_is_awaited_and_shown_again_when_it_is_back() {
     let address = server.address.clone();
     let Some(terminal) = Terminal::start(&command(&server), 80, 24) else { return };
     terminal.shows(&["greet", "live"]);
+    // It hangs: the connection stays.
+    server.signal("STOP");
+    terminal.shows(&["away", "it takes too long", "greet"]);
+    server.signal("CONT");
+    terminal.shows(&["live", "q leave"]);
     drop(server);
     terminal.shows(&["away", "does not answer", "greet"]);
     let server = Server::start_on(&address, folder.path(), &[]);

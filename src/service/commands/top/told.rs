@@ -146,7 +146,21 @@ pub(super) struct Evaluator {
     pub(super) usage: Usage,
     pub(super) spec: Value,
     pub(super) runtime: Option<Runtime>,
+    /// Of its calls of late, half took no longer, and 99 of 100.
+    pub(super) p50_seconds: Option<f64>,
+    pub(super) p99_seconds: Option<f64>,
     pub(super) failures: Vec<Failure>,
+    /// The last lines of its log; `None` if none are kept.
+    pub(super) log: Option<Vec<Logged>>,
+}
+
+/// A line of its log.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Logged {
+    pub(super) at: u64,
+    pub(super) level: Text,
+    pub(super) text: Text,
 }
 
 /// What its evaluations have used.

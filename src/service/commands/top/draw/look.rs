@@ -68,6 +68,9 @@ fn lines(look: &Look, it: &Evaluator, changes: &[(u64, Text)], now: u64, columns
     page.fact("Outcomes", &outcomes.collect::<Vec<_>>().join(", "));
     let mean = maybe_seconds(Some(mean).filter(|mean| mean.is_finite()));
     page.fact("CPU time", &format!("{}; mean {mean}, with waits", seconds(it.usage.guest_seconds)));
+    if let (Some(half), Some(most)) = (it.p50_seconds, it.p99_seconds) {
+        page.fact("Of late", &format!("p50 {}, p99 {}", seconds(half), seconds(most)));
+    }
     let rate = look.rates.last().and_then(|(_, rate)| *rate).unwrap_or_default();
     let room = columns.saturating_sub(TERM + 12).min(CHART);
     let chart = chart(&look.rates, room, Column::Mean);
@@ -85,6 +88,15 @@ fn lines(look: &Look, it: &Evaluator, changes: &[(u64, Text)], now: u64, columns
             it.usage.evaluations - it.usage.outcomes.get(&Text::from("ok".to_owned())).copied().unwrap_or_default();
         let kept = if failed > 0.0 && sum(&it.usage.outcomes) > 0.0 { "none is kept" } else { "none" };
         page.text(2, kept, Style::new().dim());
+    }
+    if let Some(log) = &it.log {
+        page.head("Last lines of its log");
+        for line in log {
+            page.text(2, &format!("{}: {} {}", ago(now, line.at), line.level, line.text), Style::new());
+        }
+        if log.is_empty() {
+            page.text(2, "none", Style::new().dim());
+        }
     }
     page.head("Changes in the last ten minutes");
     for (at, what) in changes {

@@ -51,6 +51,7 @@ fn evaluator(text: &str) -> Value {
         "digest": "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "instances": 3, "evaluations": 1234,
         "last_used": 1_800_000_080_000_u64, "debug": true,
         "usage": {"evaluations": 1234, "outcomes": {"ok": 1230, "guest_trap": 4}, "seconds": 3.4, "guest_seconds": 2.5},
+        "p50_seconds": 0.0021, "p99_seconds": 0.04, "log": [{"at": 1_800_000_060_000_u64, "level": "warn", "text": text}],
         "spec": {"limits": {"memory": 33_554_432}, "static_data": text},
         "runtime": {"busy": 1, "uses": 1234, "memory_bytes": 7_000_000, "age_seconds": 75.5},
         "failures": [{"at": 1_800_000_070_000_u64, "times": 3, "kind": "guest_trap", "detail": format!("the plugin trapped: {text}"),
@@ -287,8 +288,10 @@ fn an_evaluator_is_shown_whole_and_one_leaves_it_for_the_table() {
     press(&mut state, KeyCode::Enter);
     answer(&mut state, &evaluator("acme/price"));
     let mut shown = screen(&mut state, 80, 24);
-    press(&mut state, KeyCode::End);
-    shown.extend(screen(&mut state, 80, 24));
+    for code in [KeyCode::PageDown, KeyCode::End] {
+        press(&mut state, code);
+        shown.extend(screen(&mut state, 80, 24));
+    }
     shows(&shown, &["State       live", "guest_trap 4, ok 1230", "0123456789abcdef", "19 s ago: guest_trap, 3 times"]);
     shows(
         &shown,
@@ -296,6 +299,8 @@ fn an_evaluator_is_shown_whole_and_one_leaves_it_for_the_table() {
             "the plugin trapped: acme/price",
             "0: give_up",
             "standard error",
+            "p50 2.1 ms, p99 40 ms",
+            "29 s ago: warn acme/price",
             "32 s ago: replaced",
             "\"memory\": 33554432",
         ],
