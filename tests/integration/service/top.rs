@@ -221,7 +221,7 @@ fn a_server_that_goes_away_is_awaited_and_shown_again_when_it_is_back() {
     server.signal("CONT");
     terminal.shows(&["live", "q leave"]);
     drop(server);
-    terminal.shows(&["away", "does not answer", "greet"]);
+    terminal.shows(&["away", "no answer: ", "greet"]);
     let server = Server::start_on(&address, folder.path(), &[]);
     assert_eq!(server.put("newer", &letter('a')).status, 201);
     terminal.shows(&["live", "newer", "q leave"]);
@@ -256,7 +256,7 @@ fn a_token_is_read_from_its_file_and_again_when_the_server_refuses_it() {
 #[ignore = "slow lane: needs tmux, which .ci/run installs"]
 fn a_server_that_is_not_there_or_has_no_page_is_said_where_it_was_typed() {
     let Some(terminal) = Terminal::start("top --url http://127.0.0.9:1", 120, 24) else { return };
-    terminal.shows(&["error: http://127.0.0.9:1: the server does not answer: Connection refused"]);
+    terminal.shows(&["error: http://127.0.0.9:1: no answer: Connection refused"]);
     terminal.ends_with(1);
     let server = Server::start(&[("SERVICE_UI", "false")]);
     let terminal = Terminal::start(&command(&server), 120, 24).unwrap();

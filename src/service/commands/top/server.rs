@@ -64,7 +64,9 @@ impl Refusal {
 
     fn no_answer(error: &reqwest::Error) -> Self {
         let why = if error.is_timeout() { "it takes too long".to_owned() } else { http_client::innermost(error) };
-        Self::new(format!("the server does not answer: {why}"))
+        // The number says no more than the words before it.
+        let why = why.split(" (os error").next().unwrap_or_default();
+        Self::new(format!("no answer: {why}"))
     }
 }
 

@@ -65,10 +65,13 @@ pub(super) fn maybe_seconds(value: Option<f64>) -> String {
 pub(super) fn since(now: u64, then: u64) -> String {
     match now.saturating_sub(then) {
         ..2000 => "now".to_owned(),
-        // To the second: a decimal would be none of the clock's.
-        passed @ ..10_000 => format!("{} s", passed / 1000),
-        passed => seconds((passed / 1000) as f64),
+        passed => whole(passed / 1000),
     }
+}
+
+/// The same of whole seconds.
+pub(super) fn whole(time: u64) -> String {
+    if time < 10 { format!("{time} s") } else { seconds(time as f64) }
 }
 
 /// How many columns a text takes.

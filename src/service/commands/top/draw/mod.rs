@@ -10,11 +10,12 @@ use ratatui::{
     layout::Rect,
     style::{Modifier, Style, Stylize},
     text::{Line, Span},
+    widgets::Paragraph,
 };
 
 use super::{
     state::{Link, State},
-    words::{cut, fit, seconds, width},
+    words::{cut, fit, whole, width, wrap},
 };
 
 /// Heads of tables and names of figures.
@@ -25,8 +26,10 @@ pub(super) fn draw(frame: &mut Frame, state: &mut State) {
     let mut left = area;
     head(frame, line(&mut left), state);
     // The footer is the last to go where there is little room.
-    let foot = Rect { y: left.bottom().saturating_sub(1), height: left.height.min(1), ..left };
-    left.height -= foot.height;
+    let footer = footer(state, area);
+    let height = left.height.min(u16::try_from(footer.len()).unwrap_or(u16::MAX));
+    let foot = Rect { y: left.bottom().saturating_sub(height), height, ..left };
+    left.height -= height;
     if state.look.is_some() {
         look::draw(frame, left, state);
     } else {
@@ -37,12 +40,12 @@ pub(super) fn draw(frame: &mut Frame, state: &mut State) {
             figure.draw(frame, line(&mut left));
         }
         if left.height > 12 {
-            let of = format!("of the last {}", seconds(state.samples.len() as f64));
+            let of = format!("of the last {}", whole(state.samples.len() as u64));
             frame.render_widget(Line::from(of).right_aligned().dim(), line(&mut left));
         }
         table::draw(frame, left, state);
     }
-    footer(frame, foot, state);
+    frame.render_widget(Paragraph::new(footer), foot);
 }
 
 /// Takes the first line of an area; an empty one if there is none.
@@ -58,7 +61,7 @@ fn head(frame: &mut Frame, area: Rect, state: &State) {
     let link = match &state.link {
         Link::Live if state.samples.is_empty() => Span::raw("waiting"),
         Link::Live => Span::raw("live").green(),
-        Link::Away(since, _) => Span::raw(format!("away {}", seconds(since.elapsed().as_secs() as f64))).red(),
+        Link::Away(since, _) => Span::raw(format!("away {}", whole(since.elapsed().as_secs()))).red(),
     };
     let room = columns.saturating_sub(link.width() + 2);
     let version = if state.version.is_empty() { "evalpool".to_owned() } else { format!("evalpool {}", state.version) };
@@ -72,35 +75,40 @@ fn head(frame: &mut Frame, area: Rect, state: &State) {
     frame.render_widget(Line::from(link).right_aligned(), area);
 }
 
-fn footer(frame: &mut Frame, area: Rect, state: &State) {
+/// Why something is not as it should be, what is typed, or what may be.
+fn footer(state: &State, area: Rect) -> Vec<Line<'static>> {
     let columns = usize::from(area.width);
     if state.is_typing {
-        let (label, help) = ("Search: ", "Enter keep  Esc clear");
-        let room = columns.saturating_sub(label.len() + 1);
-        // The end of a long one, where the next letter goes.
-        let text = &state.search.text;
-        let text = text.get(text.len().saturating_sub(room)..).unwrap_or_default();
-        let mut spans = vec![Span::styled(label, BOLD), Span::raw(text.to_owned()), Span::raw(" ").reversed()];
-        if room >= text.len() + help.len() + 2 {
-            spans.push(Span::raw(format!("  {help}")).dim());
-        }
-        frame.render_widget(Line::from(spans), area);
-        return;
+        return vec![typing(&state.search.text, columns)];
     }
-    let why = match (&state.link, &state.problem) {
-        (Link::Away(_, why), _) | (Link::Live, Some(why)) => why,
-        (Link::Live, None) => {
-            let keys: &[&str] = if state.look.is_some() {
-                &["Esc back", "↑↓ scroll", "PgUp PgDn page", "Home End"]
-            } else {
-                &["Enter look", "/ search", "s sort", "q leave", "r reverse", "f state", "t tenant", "PgDn page"]
-            };
-            let keys = fit(keys.iter().map(|key| (*key).to_owned()), columns);
-            frame.render_widget(Line::from(keys).dim(), area);
-            return;
+    if let (Link::Away(_, why), _) | (Link::Live, Some(why)) = (&state.link, &state.problem) {
+        // Whole, unless that takes what there is to see.
+        let most = usize::from(area.height / 4).max(1);
+        let mut lines = wrap(&why.to_string(), columns.max(1));
+        if lines.len() > most {
+            let rest = lines.split_off(most - 1).join(" ");
+            lines.push(cut(&rest, columns));
         }
+        return lines.into_iter().map(|line| Line::from(line).red()).collect();
+    }
+    let keys: &[&str] = if state.look.is_some() {
+        &["Esc back", "↑↓ scroll", "PgUp PgDn page", "Home End"]
+    } else {
+        &["Enter look", "/ search", "s sort", "q leave", "r reverse", "f state", "t tenant", "PgDn page"]
     };
-    frame.render_widget(Line::from(cut(&why.to_string(), columns)).red(), area);
+    vec![Line::from(fit(keys.iter().map(|key| (*key).to_owned()), columns)).dim()]
+}
+
+fn typing(text: &str, columns: usize) -> Line<'static> {
+    let (label, help) = ("Search: ", "Enter keep  Esc clear");
+    let room = columns.saturating_sub(label.len() + 1);
+    // The end of a long one, where the next letter goes.
+    let shown = text.get(text.len().saturating_sub(room)..).unwrap_or_default().to_owned();
+    let mut spans = vec![Span::styled(label, BOLD), Span::raw(shown), Span::raw(" ").reversed()];
+    if room >= text.len() + help.len() + 2 {
+        spans.push(Span::raw(format!("  {help}")).dim());
+    }
+    Line::from(spans)
 }
 
 #[cfg(test)]

@@ -325,9 +325,13 @@ fn the_row_that_is_chosen_stays_so_when_the_table_moves_or_the_terminal_changes(
 #[test]
 fn a_server_that_is_away_is_said_to_be_and_one_that_began_anew_has_a_new_history() {
     let mut state = state();
-    state.hear(Err(Refusal::new("the server does not answer:\u{1b} refused")));
+    state.hear(Err(Refusal::new("no answer:\u{1b} refused")));
     let shown = screen(&mut state, 80, 24);
-    shows(&shown, &["away 0 s", r"does not answer:\u{1b} refused", "16 of 256"]);
+    shows(&shown, &["away 0 s", r"no answer:\u{1b} refused", "16 of 256"]);
+    let long = "401: the server does not take the token of --token-file";
+    state.hear(Err(Refusal::new(long)));
+    let shown = screen(&mut state, 40, 10);
+    assert_eq!(shown[8..].join(" "), long, "it is whole, on two lines");
     state.hear(Ok(Event::Version("0.2.0".to_owned())));
     state.hear(Ok(Event::Samples(samples(3))));
     assert_eq!((state.samples.len(), state.next()), (3, 3));
