@@ -12,7 +12,9 @@ fn main() -> ExitCode {
     let outcome = Program::parse(std::env::args_os()).and_then(|program| {
         // Dropped last: what the end of the command has to tell is sent as well.
         let telemetry = program.telemetry()?;
-        log::install(program.log(), telemetry.as_ref());
+        if let Some(log) = program.log() {
+            log::install(log, telemetry.as_ref());
+        }
         program.run(exporter::install()?)
     });
     outcome.map_or_else(Exit::report, |()| ExitCode::SUCCESS)

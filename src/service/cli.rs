@@ -44,6 +44,8 @@ pub(super) enum Command {
     Check(CheckArguments),
     /// Drives many evaluators through one bounded pool, and reports how that went.
     Load(LoadArguments),
+    /// Shows what a server does, in a terminal, as its status page does.
+    Top(TopArguments),
 }
 
 #[derive(Debug, Args)]
@@ -155,6 +157,17 @@ pub(super) struct LoadArguments {
     pub(super) options: PluginOptions,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct TopArguments {
+    /// The server, such as <https://pool.example.com> [default: where `service.listen` says, 127.0.0.1:8080]
+    #[arg(long, value_name = "URL")]
+    pub(super) url: Option<String>,
+    /// A file whose first line is a token that the server takes. Empty lines and those that begin with # are passed over
+    /// [default: `service.token_file`, without --url]
+    #[arg(long, value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
+}
+
 /// Where a guest's input comes from.
 #[derive(Debug, Clone)]
 pub(super) enum Input {
@@ -196,6 +209,7 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Co
             options.read_manifest(settings.limits.plugin_size)?;
             options.raise(&mut settings);
         }
+        Command::Top(_) => {}
     }
     Ok((command, settings))
 }

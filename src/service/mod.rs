@@ -3,7 +3,7 @@
 //! | room | what it does |
 //! |---|---|
 //! | `cli` | flags, and the settings below them |
-//! | `commands` | `serve`, `run`, `check` and `load` |
+//! | `commands` | `serve`, `run`, `check`, `load` and `top` |
 //! | `document` | the spec as clients write it, and the operator's ceilings over it |
 //! | `http` | routes and their handlers |
 //! | `guests` | the threads that run guests, apart from those of HTTP |
@@ -80,10 +80,11 @@ impl Program {
         Ok(Self { command, settings })
     }
 
-    /// How to log. `run` shows what its plugin logs; the other commands do so from level `debug`.
+    /// How to log. `run` shows what its plugin logs; the other commands do so from level `debug`. `None` for `top`, which
+    /// has the terminal for itself.
     #[must_use]
-    pub fn log(&self) -> log::Log<'_> {
-        log::Log {
+    pub fn log(&self) -> Option<log::Log<'_>> {
+        Some(log::Log {
             settings: &self.settings.log,
             with_plugins: matches!(self.command, Command::Run(_)),
             with_last_words: match self.command {
@@ -91,9 +92,10 @@ impl Program {
                 // Its chaos makes guests fail, and it counts them.
                 Command::Load(_) => matches!(self.settings.log.level, LogLevel::Debug | LogLevel::Trace),
                 Command::Serve(_) => true,
+                Command::Top(_) => return None,
             },
             with_usage: matches!(self.command, Command::Serve(_)) && self.settings.usage.interval.is_some(),
-        }
+        })
     }
 
     /// Begins to send spans, if this is a server that is to.
@@ -126,6 +128,7 @@ impl Program {
                 Command::Run(arguments) => commands::run(arguments, &settings).await,
                 Command::Check(arguments) => commands::check(arguments, &settings).await,
                 Command::Load(arguments) => commands::load(arguments, settings, exporter).await,
+                Command::Top(arguments) => commands::top(arguments, &settings.service).await,
             }
         });
         runtime.shutdown_timeout(LAST_THREADS);

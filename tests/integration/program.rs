@@ -194,6 +194,8 @@ fn usage_that_cannot_be_understood_is_one_line_and_2() {
         (&["load", "--duration", "soon"], "250ms"),
         (&["load", "--isolation", "used"], "`fresh` or `reuse`"),
         (&["load", "--entry", "x"], "--plugin"),
+        (&["top", "--url"], "--url"),
+        (&["top", "localhost"], "'localhost'"),
     ] {
         let line = refusal(&run(arguments), 2);
         assert!(line.contains(said), "{arguments:?}: {line} lacks {said}");
@@ -203,7 +205,7 @@ fn usage_that_cannot_be_understood_is_one_line_and_2() {
 #[test]
 fn help_is_printed_for_who_asks_and_for_who_says_nothing() {
     let help = printed(&run(&["--help"]));
-    for command in ["serve", "run", "check", "load"] {
+    for command in ["serve", "run", "check", "load", "top"] {
         assert!(help.contains(command));
         let of_command = printed(&run(&[command, "--help"]));
         assert!(of_command.contains("--config") && of_command.contains("Usage: evalpool"), "{of_command}");

@@ -8,6 +8,7 @@ mod options;
 mod run;
 mod serve;
 mod signals;
+mod top;
 
 use std::{
     fs::File,
@@ -18,7 +19,7 @@ use std::{
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
-pub(super) use self::{check::check, load::load, options::PluginOptions, run::run, serve::serve};
+pub(super) use self::{check::check, load::load, options::PluginOptions, run::run, serve::serve, top::top};
 use super::{Exit, cli::Input};
 use crate::{Error, PoolBuilder, Settings, units::Size};
 

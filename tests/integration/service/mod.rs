@@ -18,6 +18,7 @@ mod shortage;
 mod telemetry;
 mod tenants;
 mod threads;
+mod top;
 mod ui;
 mod upload;
 mod usage;

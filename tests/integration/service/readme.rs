@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::server::{Server, program};
 
 /// The sections with commands, in the order in which a newcomer meets them. `.ci/run` runs those of the first two.
-const SECTIONS: [&str; 9] = [
+const SECTIONS: [&str; 10] = [
     "Try it",
     "Embed it",
     "Serve it",
@@ -22,6 +22,7 @@ const SECTIONS: [&str; 9] = [
     "See what is used",
     "Answer whole requests",
     "Measure your own load",
+    "Watch it",
 ];
 
 fn root() -> &'static Path {
@@ -43,6 +44,11 @@ fn section(title: &str) -> String {
 fn blocks(section: &str, kind: &str) -> Vec<String> {
     let begin = format!("```{kind}\n");
     section.split(&begin).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+}
+
+/// What a section has its reader type.
+pub(super) fn typed(title: &str) -> String {
+    blocks(&section(title), "sh").concat()
 }
 
 /// What came of a command.
@@ -239,6 +245,14 @@ fn see_what_is_used() {
         shown[what] = tenant[what].clone();
     }
     assert_eq!(tenant, shown);
+}
+
+/// A reader has a terminal; `service::top` does it there.
+#[test]
+fn watch_it() {
+    let done = Reader::of("Watch it");
+    statuses(&done, &[2]);
+    assert!(done[0].stderr.contains("terminal"), "{done:?}");
 }
 
 #[test]

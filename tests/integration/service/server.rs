@@ -68,9 +68,18 @@ impl Server {
         Self::start_as(program(), folder, settings)
     }
 
-    pub(super) fn start_as(mut command: Command, folder: &Path, settings: &[(&str, &str)]) -> Self {
+    pub(super) fn start_as(command: Command, folder: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::listen(command, "127.0.0.1:0", folder, settings)
+    }
+
+    /// At this address.
+    pub(super) fn start_on(address: &str, folder: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::listen(program(), address, folder, settings)
+    }
+
+    fn listen(mut command: Command, address: &str, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let data = folder.join("data");
-        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(&data).env("EVALPOOL_LOG_LEVEL", "debug");
+        command.args(["serve", "--listen", address, "--data"]).arg(&data).env("EVALPOOL_LOG_LEVEL", "debug");
         // No machine is too slow for these. What is to meet a deadline has a shorter one of its own.
         let patient = ["EXEC", "BUILD", "WAIT"].map(|what| (format!("LIMITS_{what}_TIMEOUT"), "2m"));
         let patient = patient.iter().map(|(setting, value)| (setting.as_str(), *value));
