@@ -15,7 +15,7 @@ use wasmtime::{Engine, Module};
 use super::{
     cache::{Cache, Wanted, lock},
     classify,
-    in_memory::{Key, Loaded},
+    in_memory::{Keeps, Key, Loaded},
     in_process,
     prepare::Subject,
     sealed::{Destination, Sealed},
@@ -45,6 +45,7 @@ const MOST_REMEMBERED: usize = 4096;
 pub(super) struct InUse {
     loaded: Arc<Loaded>,
     key: Key,
+    keeps: Keeps,
     code: Arc<Code>,
 }
 
@@ -57,9 +58,9 @@ impl Deref for InUse {
 }
 
 impl InUse {
-    /// What it takes, in bytes.
-    pub(super) fn bytes(&self) -> u64 {
-        self.loaded.charge.bytes()
+    /// What it takes.
+    pub(super) fn charge(&self) -> &Arc<Charge> {
+        &self.loaded.charge
     }
 }
 
@@ -73,7 +74,7 @@ impl Drop for InUse {
         }
         let last = live.remove(&self.key);
         // Under the lock: there is no moment at which nobody has it.
-        let gone = last.map(|(loaded, _)| self.code.kept.give_back(self.key, loaded));
+        let gone = last.map(|(loaded, _)| self.code.kept.give_back(self.key, loaded, self.keeps));
         drop(live);
         drop(gone);
     }
@@ -120,9 +121,9 @@ impl Code {
         limits: &InstanceLimits,
         room: &mut Room<'_>,
     ) -> Result<InUse, Error> {
-        let key = key(terms);
+        let (key, keeps) = (key(terms), terms.keeps);
         room.account.kept_by(self);
-        if let Some(code) = self.in_use(key, None) {
+        if let Some(code) = self.in_use(key, keeps, None) {
             // First, so that whoever weighs this code knows that another needs it.
             room.account.runs(code.loaded.charge.clone());
             room.take(Wanted::to_load(0, true)).inspect_err(|_| room.account.runs_not(&code.loaded.charge))?;
@@ -135,21 +136,21 @@ impl Code {
         let loaded = kept.map_or_else(|| self.compile(engine, terms, subject, limits, room), Ok)?;
         let loaded = Arc::new(loaded);
         // Another may have been faster: then this one goes, without the lock.
-        let code = self.in_use(key, Some(&loaded));
+        let code = self.in_use(key, keeps, Some(&loaded));
         let code = code.ok_or_else(|| Error::internal("compiled code is gone", "it was just loaded"))?;
         room.account.runs(code.loaded.charge.clone());
         Ok(code)
     }
 
     /// Code that somebody runs, or that is kept as it was run; else `new`.
-    fn in_use(self: &Arc<Self>, key: Key, new: Option<&Arc<Loaded>>) -> Option<InUse> {
+    fn in_use(self: &Arc<Self>, key: Key, keeps: Keeps, new: Option<&Arc<Loaded>>) -> Option<InUse> {
         let mut live = lock(&self.live);
         let (loaded, users) = match live.entry(key) {
             Entry::Occupied(live) => live.into_mut(),
             Entry::Vacant(free) => free.insert((new.cloned().or_else(|| self.kept.mapped(key))?, 0)),
         };
         *users += 1;
-        Some(InUse { loaded: loaded.clone(), key, code: self.clone() })
+        Some(InUse { loaded: loaded.clone(), key, keeps, code: self.clone() })
     }
 
     fn compile(
@@ -172,7 +173,9 @@ impl Code {
             let sealed = Sealed::new(&code, to);
             (sealed.map_err(|error| Error::overloaded("no memory for compiled code", &error, &error))?, charges)
         };
-        self.kept.take(engine, key(terms), code, charges).map_err(|error| classify::invalid(&error, limits))
+        self.kept
+            .take(engine, key(terms), code, charges, terms.keeps)
+            .map_err(|error| classify::invalid(&error, limits))
     }
 
     fn why(&self, failed: Failed, terms: Terms) -> Error {
