@@ -1,7 +1,7 @@
 //! From a module's bytes to its code: what is in use already, what is kept, or what is compiled now.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     io,
     ops::Deref,
     sync::{Arc, Mutex},
@@ -86,6 +86,8 @@ pub(super) struct Code {
     live: Mutex<HashMap<Key, (Arc<Loaded>, usize)>>,
     kept: Cache,
     pub(super) workers: Option<Workers>,
+    /// What snapshots are being made of.
+    restoring: Mutex<HashSet<Key>>,
     over_budget: Mutex<LruCache<Key, OverBudget>>,
     remember: Duration,
     /// `limits.compile_memory`.
@@ -106,6 +108,7 @@ impl Code {
             live: Mutex::default(),
             kept,
             workers,
+            restoring: Mutex::default(),
             over_budget: Mutex::new(LruCache::unbounded()),
             remember: negative_ttl.saturating_mul(REMEMBERED),
             memory,
@@ -123,6 +126,8 @@ impl Code {
     ) -> Result<InUse, Error> {
         let (key, keeps) = (key(terms), terms.keeps);
         room.account.kept_by(self);
+        // Who waits for one holds a slot, and could not be ended: it asks again later, and finds the code.
+        let _alone = terms.restored.map(|_| self.alone(key)).transpose()?;
         if let Some(code) = self.in_use(key, keeps, None) {
             // First, so that whoever weighs this code knows that another needs it.
             room.account.runs(code.loaded.charge.clone());
@@ -140,6 +145,19 @@ impl Code {
         let code = code.ok_or_else(|| Error::internal("compiled code is gone", "it was just loaded"))?;
         room.account.runs(code.loaded.charge.clone());
         Ok(code)
+    }
+
+    /// The right to make a snapshot of one state, or to find that it is made.
+    ///
+    /// # Errors
+    ///
+    /// `overloaded`: another has it.
+    fn alone(&self, key: Key) -> Result<Alone<'_>, Error> {
+        if lock(&self.restoring).insert(key) {
+            return Ok(Alone { code: self, key });
+        }
+        let why = "a snapshot of the same state is being made for another evaluator";
+        Err(Error::overloaded("a snapshot has to wait", why, &io::ErrorKind::ResourceBusy.into()))
     }
 
     /// Code that somebody runs, or that is kept as it was run; else `new`.
@@ -248,6 +266,18 @@ impl Code {
     }
 }
 
+/// The right to make the snapshot of one state, until it is dropped.
+struct Alone<'a> {
+    code: &'a Code,
+    key: Key,
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        lock(&self.code.restoring).remove(&self.key);
+    }
+}
+
 /// Room for what a build makes.
 pub(super) struct Room<'a> {
     pub(super) account: &'a MemoryAccount,
@@ -291,4 +321,21 @@ fn key(terms: Terms) -> Key {
     let flags = [terms.kind.wide, terms.links, terms.recorded, terms.restored.is_some()];
     let other: u64 = (0..).zip(flags).map(|(bit, is_set)| u64::from(is_set) << bit).sum();
     Key { plugin: terms.restored.unwrap_or(terms.digest), engine: terms.engine.wrapping_add(other) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::CodeCache, error::ErrorKind, source::Digest};
+
+    #[test]
+    fn of_those_that_want_a_snapshot_of_one_state_one_makes_it() {
+        let code = Code::new(Cache::open(&CodeCache::Off, 0).unwrap(), None, Duration::ZERO, 0);
+        let [one, other] = [b"one", b"two"].map(|bytes| Key { plugin: Digest::of(bytes), engine: 1 });
+        let first = code.alone(one).unwrap();
+        assert_eq!(code.alone(one).err().unwrap().kind(), ErrorKind::Overloaded);
+        assert!(code.alone(other).is_ok());
+        drop(first);
+        assert!(code.alone(one).is_ok());
+    }
 }
