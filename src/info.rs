@@ -5,8 +5,14 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use crate::{
-    config::Init, engine::InitState, memory::MemoryUse, metrics::PoolTotals, registry::RuntimeState,
-    response::EvaluatorId, source::Digest, usage::UsageTotals,
+    config::Init,
+    engine::{InitState, SnapshotInfo},
+    memory::MemoryUse,
+    metrics::PoolTotals,
+    registry::RuntimeState,
+    response::EvaluatorId,
+    source::Digest,
+    usage::{UsageTotals, seconds},
 };
 
 /// An evaluator at one moment, as the pool lists it.
@@ -75,6 +81,9 @@ pub struct InitInfo {
     /// Why the initialisers run in each instance all the same; `None` if they need not, or if nobody has tried yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// What they did when they ran once: of the snapshot that instances begin with, or that is being compiled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotInfo>,
 }
 
 impl InitInfo {
@@ -83,7 +92,8 @@ impl InitInfo {
     }
 
     /// Notes how it is with a runtime.
-    pub(crate) fn note(&mut self, state: &InitState) {
+    pub(crate) fn note(&mut self, state: &InitState, snapshot: Option<SnapshotInfo>) {
+        self.snapshot = snapshot;
         self.in_use = *state == InitState::Once;
         self.refused = match state {
             InitState::Refused(why) => Some(why.to_string()),
@@ -190,10 +200,6 @@ pub struct RuntimeInfo {
     /// Time since a lease on it last began or ended; `None` if it is not live.
     #[serde(rename = "unused_seconds", serialize_with = "maybe_seconds")]
     pub unused: Option<Duration>,
-}
-
-fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(time.as_secs_f64())
 }
 
 #[expect(clippy::ref_option, reason = "serde passes it so")]

@@ -49,6 +49,8 @@ pub struct Spec {
     pub(crate) input: Option<Input>,
     pub(crate) vars: Option<Vars>,
     pub(crate) init: Option<Init>,
+    #[expect(clippy::option_option, reason = "not said, off, or a duration")]
+    pub(crate) init_refresh: Option<Option<Duration>>,
     /// Whether it is only asked if initialisers can run once: nothing comes of it, and nothing is logged.
     pub(crate) asks_init: bool,
     pub(crate) trusted: Option<bool>,
@@ -105,6 +107,7 @@ impl Spec {
             input: None,
             vars: None,
             init: None,
+            init_refresh: None,
             asks_init: false,
             trusted: None,
             memory: None,
@@ -143,6 +146,9 @@ impl Spec {
         /// Whether the plugin's initialisers run in each instance, or once. Only the `direct` engine runs them
         /// [once](Init::Once); a build on another fails with [`InvalidRequest`](crate::Error::InvalidRequest).
         fn init(init: Init) => init = Some(init);
+        /// How old what the initialisers drew of time and randomness gets before they run [once](Init::Once) more, as
+        /// [`engine.init_refresh`](crate::config::EngineSettings::init_refresh) says; `None`, or no time, for never.
+        fn init_refresh(every: Option<Duration>) => init_refresh = Some(every);
         /// Whether you trust the plugin. The `extism` [engine](crate::engine::choosing) refuses others with
         /// [`InvalidRequest`](crate::Error::InvalidRequest).
         fn trusted(trusted: bool) => trusted = Some(trusted);

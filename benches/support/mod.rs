@@ -43,6 +43,7 @@ pub(crate) fn direct_without_pool(runtime: &Runtime, wasm: Vec<u8>) -> Arc<dyn C
         config: Arc::default(),
         variables: None,
         init: Init::Each,
+        init_refresh: None,
         allowed_hosts: Arc::new([]),
         host_functions: Arc::new([]),
         limits: limits(),

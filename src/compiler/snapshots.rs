@@ -5,6 +5,9 @@
 //! gets it at once, if the engine can end a compile; the snapshot is tried again later, and rather later than often. It stands
 //! in no line, so that no build waits behind it.
 //!
+//! Where initialisers drew time or randomness, the engine has an instance run them again from time to time, within a bound of
+//! its own on what that takes of the processors; the task then compiles what came of it in the same way.
+//!
 //! Nothing waits for the task: while it waits itself, it holds nothing of the runtime, and while the engine compiles, a close
 //! ends that. An engine that cannot be interrupted keeps the runtime's place and the slot until it has ended, as with a build.
 
@@ -17,7 +20,7 @@ use super::{
     slots::{BuildSlots, Renounce},
 };
 use crate::{
-    engine::InitState,
+    engine::{BoxFuture, InitState},
     error::ErrorKind,
     runtime::{Runtime, WeakRuntime},
 };
@@ -71,6 +74,19 @@ enum Attempt {
 
 impl Making {
     async fn run(self) {
+        self.make().await;
+        while let Some(read) = self.read_anew() {
+            read.await;
+            self.make().await;
+        }
+    }
+
+    /// What to wait for, if there is a runtime whose snapshot is made anew from time to time.
+    fn read_anew(&self) -> Option<BoxFuture<'static, ()>> {
+        self.runtime.upgrade()?.program().compiled.read_anew()
+    }
+
+    async fn make(&self) {
         let (mut pause, mut failures) = (PAUSE, 0);
         loop {
             match self.attempt().await {

@@ -76,10 +76,11 @@ pub enum Init {
     #[default]
     Each,
     /// Once for a runtime: the state after them is compiled behind the first calls, and instances made from then on begin
-    /// with it. What initialisers drew of time and randomness is then the same in all evaluations, until the runtime is
-    /// closed: do not use it for a plugin that draws keys or tokens there, or whose language seeds its random numbers or
-    /// hash maps there and relies on nobody knowing the seed (Go does). What they log is logged once. Only on the `direct`
-    /// engine; where it cannot be done, initialisers run in each instance, and the log says why.
+    /// with it. What initialisers drew of time and randomness is then shared by all evaluations until the next snapshot
+    /// ([`init_refresh`](EngineSettings::init_refresh)): do not use it for a plugin that draws keys or tokens there, or whose
+    /// language seeds its random numbers or hash maps there and relies on nobody knowing the seed (Go does). What they log is
+    /// logged once. Only on the `direct` engine; where it cannot be done, initialisers run in each instance, and the log says
+    /// why.
     Once,
 }
 

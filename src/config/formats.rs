@@ -1,6 +1,11 @@
 //! How values are written in a file or the environment: sizes, lists, words.
 
+#[cfg(feature = "service")]
+use std::time::Duration;
+
 use serde::Deserialize;
+#[cfg(feature = "service")]
+use serde::Serialize;
 
 /// `64MiB`, or a number of bytes.
 pub(crate) fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
@@ -69,6 +74,12 @@ pub(super) mod off_or_duration {
         }
     }
 }
+
+/// A duration, or the word `off`, as a spec says it.
+#[cfg(feature = "service")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct OffOrDuration(#[serde(with = "off_or_duration")] pub(crate) Option<Duration>);
 
 /// A word of a closed set. A wrong word gets serde's own error, which lists the right ones.
 pub(super) fn word<'de, D, T>(deserializer: D) -> Result<T, D::Error>

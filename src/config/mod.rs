@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::host_memory;
 
 pub(crate) use self::formats::size;
-use self::formats::{list_or_commas, off_or_number, word};
+use self::formats::{list_or_commas, off_or_duration, off_or_number, word};
 pub(crate) use self::hosts::{HostPattern, default_hosts};
 pub use self::{
     choices::{EngineKind, Eviction, Init, Input, Isolation, Vars, Wasi},
@@ -34,7 +34,7 @@ pub use self::{
 };
 #[cfg(feature = "service")]
 pub(crate) use self::{
-    formats::{object, strings, take},
+    formats::{OffOrDuration, object, strings, take},
     kubernetes::ignored as ignored_variables,
 };
 #[cfg(feature = "service")]
@@ -170,6 +170,12 @@ pub struct EngineSettings {
     /// Whether plugins' initialisers run in each instance, or once. The `extism` engine cannot run them once. Default `each`.
     #[serde(deserialize_with = "word")]
     pub init: Init,
+    /// How old what initialisers drew that run once gets before they run once more, and instances made from then on begin with
+    /// what they did then; `"off"` or `"0s"` for as old as the runtime. It is done only for plugins whose initialisers drew
+    /// time or randomness and that ran since, only in an idle compile slot, together at most 5 % of one core, later rather
+    /// than more. Default `10m`.
+    #[serde(with = "off_or_duration")]
+    pub init_refresh: Option<Duration>,
     /// Size of the variables that are kept for all evaluators, in bytes. An evaluation that would add to them over it fails
     /// with [`Saturated`](crate::Error::Saturated). Default `256MiB`.
     #[serde(deserialize_with = "size")]
@@ -367,6 +373,7 @@ impl Default for EngineSettings {
             input: Input::default(),
             vars: Vars::default(),
             init: Init::default(),
+            init_refresh: Some(Duration::from_mins(10)),
             vars_size: 256 * 1024 * 1024,
             trusted: false,
             allowed_hosts: Vec::new(),

@@ -49,7 +49,14 @@ pub use self::{
     log_sink::LogSink,
     variables::{Changes, KeptVariables, VariableSet},
 };
-use crate::{config::Init, error::Error, last_words::LastWords, source::Digest, usage::Usage, words::words};
+use crate::{
+    config::Init,
+    error::Error,
+    last_words::LastWords,
+    source::Digest,
+    usage::{Usage, seconds},
+    words::words,
+};
 pub use crate::{
     fair_share::FairShare,
     memory::{Charge, MemoryAccount},
@@ -124,6 +131,9 @@ pub struct CompileRequest {
     /// How often initialisers run. [`Once`](Init::Once) is only for an engine that [can](Engine::initialises_once): see
     /// [`CompiledPlugin::snapshot`].
     pub init: Init,
+    /// How old a snapshot gets before another is made, if initialisers drew time or randomness; `None` for as old as its
+    /// runtime. See [`CompiledPlugin::read_anew`].
+    pub init_refresh: Option<Duration>,
     /// Hosts that `http_request` may reach: see [`Spec::allowed_hosts`](crate::Spec::allowed_hosts).
     pub allowed_hosts: Arc<[String]>,
     /// What `extism:host/user` and other modules import.
@@ -179,6 +189,29 @@ pub enum InitState {
     Once,
     /// Each by itself, though they were to be initialised once. Why that cannot be, for the plugin's author.
     Refused(Arc<str>),
+}
+
+/// What initialisers drew that run once: all instances then share it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[expect(clippy::exhaustive_structs, reason = "there is nothing else to draw")]
+pub struct Drawn {
+    /// They looked at a clock.
+    pub time: bool,
+    /// They drew random numbers.
+    pub randomness: bool,
+}
+
+/// What instances begin with, or will, whose plugin is initialised once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SnapshotInfo {
+    /// How long ago its initialisers ran. In JSON, in seconds.
+    #[serde(rename = "age_seconds", serialize_with = "seconds")]
+    pub age: Duration,
+    /// What they drew.
+    pub drew: Drawn,
+    /// How many times it was made anew since the plugin was built.
+    pub refreshes: u64,
 }
 
 /// One call of an instance.
@@ -332,7 +365,8 @@ pub trait CompiledPlugin: Send + Sync + 'static {
     /// [last words](Error::last_words) of the initialisers.
     fn instantiate(&self, permit: Permit) -> BoxFuture<'_, Result<Box<dyn Instance>, Error>>;
 
-    /// Compiles the state in which its first instance was when that was made, for later instances to begin with. Does nothing
+    /// Compiles the state in which an instance was when that was made, the first one or one that was [read
+    /// anew](Self::read_anew), for later instances to begin with. Does nothing
     /// for a plugin that is not to be initialised once, nor when it is done already or [cannot](InitState::Refused) be done.
     /// The default does nothing.
     ///
@@ -349,6 +383,21 @@ pub trait CompiledPlugin: Send + Sync + 'static {
     /// How its instances are initialised now. The default: each by itself.
     fn init_state(&self) -> InitState {
         InitState::Each
+    }
+
+    /// What there is to tell of the snapshot that instances begin with, or that is being compiled. The default: none.
+    fn snapshot_info(&self) -> Option<SnapshotInfo> {
+        None
+    }
+
+    /// For a plugin whose [snapshot](Self::snapshot) is made anew from time to time: ends once an instance was made that runs the
+    /// initialisers again and whose state is now to be compiled, by another call of `snapshot`; or once the plugin is gone. It
+    /// holds nothing of the plugin. `None`, as by default, if no other snapshot will be made.
+    ///
+    /// An engine makes one anew only for instances that are asked for, only if initialisers drew time or randomness, and only
+    /// within a bound on what all of that takes of the processors.
+    fn read_anew(&self) -> Option<BoxFuture<'static, ()>> {
+        None
     }
 
     /// The engine's own object, for those who know its type.

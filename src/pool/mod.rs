@@ -145,6 +145,7 @@ impl EvaluatorPool {
         let lease = revision.lease(&self.inner).await?;
         if let Some(program) = lease.resident().map(Runtime::program) {
             (prepared.took, prepared.init) = (program.took, program.compiled.init_state());
+            prepared.snapshot = program.compiled.snapshot_info();
         }
         Ok(prepared)
     }
@@ -158,9 +159,16 @@ impl EvaluatorPool {
         let seat = (bounded && is_one_more).then(|| self.inner.tenants.seat(tenant)).transpose()?;
         let (id, is_new) = open.map_or_else(|| (self.inner.unique(), true), |evaluator| (evaluator.id().0, false));
         let revision = Revision::new(&self.inner, id, name, spec);
-        let (took, init) = (BuildTimes::default(), InitState::Each);
-        let prepared =
-            Prepared { pool: self.clone(), id, is_new, revision: Some(revision.clone()), took, init, _seat: seat };
+        let prepared = Prepared {
+            pool: self.clone(),
+            id,
+            is_new,
+            revision: Some(revision.clone()),
+            took: BuildTimes::default(),
+            init: InitState::Each,
+            snapshot: None,
+            _seat: seat,
+        };
         Ok((prepared, revision))
     }
 
@@ -233,7 +241,8 @@ impl EvaluatorPool {
                 let state = runtime.map_or(RuntimeState::Cold, |runtime| runtime.state);
                 let mut info = evaluator.info(state, runtime.map_or(0, |runtime| runtime.instances));
                 if let Some(resident) = runtime.and_then(|runtime| runtime.resident.as_ref()) {
-                    info.init.note(&resident.program().compiled.init_state());
+                    let compiled = &resident.program().compiled;
+                    info.init.note(&compiled.init_state(), compiled.snapshot_info());
                 }
                 info
             })

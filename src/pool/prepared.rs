@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::EvaluatorPool;
 use crate::{
-    engine::InitState,
+    engine::{InitState, SnapshotInfo},
     evaluator::Evaluator,
     info::EvaluatorInfo,
     registry::{CloseReason, RuntimeState},
@@ -25,6 +25,7 @@ pub struct Prepared {
     pub(super) revision: Option<Arc<Revision>>,
     pub(super) took: BuildTimes,
     pub(super) init: InitState,
+    pub(super) snapshot: Option<SnapshotInfo>,
     /// Its tenant may have one more evaluator.
     pub(super) _seat: Option<Seat>,
 }
@@ -42,11 +43,17 @@ impl Prepared {
         &self.init
     }
 
+    /// What its initialisers drew, if it may be initialised once.
+    #[must_use]
+    pub fn snapshot_info(&self) -> Option<SnapshotInfo> {
+        self.snapshot
+    }
+
     /// What it will be registered as.
     #[must_use]
     pub fn info(&self) -> Option<EvaluatorInfo> {
         let mut info = self.revision.as_ref()?.describe(EvaluatorId(self.id), RuntimeState::Live, 1);
-        info.init.note(&self.init);
+        info.init.note(&self.init, self.snapshot);
         Some(info)
     }
 

@@ -81,6 +81,7 @@ pub(super) fn blueprint(
         config: spec.config.clone(),
         variables: revision.variables.clone(),
         init: revision.init,
+        init_refresh: spec.init_refresh.unwrap_or(inner.engine.init_refresh).filter(|every| !every.is_zero()),
         allowed_hosts: hosts.unwrap_or_else(|| default_hosts(&inner.engine.allowed_hosts).collect()),
         host_functions: spec.host_functions.clone(),
         limits,

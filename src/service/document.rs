@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     Data, Digest, Error, Init, Input, Isolation, Settings, Source, Spec, Vars, Wasi,
-    config::{self, LimitSettings, hosts_within, nearest, size},
+    config::{self, LimitSettings, OffOrDuration, hosts_within, nearest, size},
     data::PerCall,
     units::{Quoted, Size, Time},
 };
@@ -23,13 +23,14 @@ const MOST_NESTED: usize = 125;
 /// The smallest memory: one page.
 const PAGE: u64 = 64 * 1024;
 
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 14] = [
     "entry_point",
     "isolation",
     "wasi",
     "input",
     "vars",
     "init",
+    "init_refresh",
     "debug",
     "config",
     "allowed_hosts",
@@ -57,6 +58,8 @@ pub(super) struct Document {
     pub(super) vars: Option<Vars>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) init: Option<Init>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) init_refresh: Option<OffOrDuration>,
     /// Whether those who call it see the last words of its guests.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) debug: bool,
@@ -118,6 +121,7 @@ impl Document {
             input: take(&mut fields, "input", "")?,
             vars: take(&mut fields, "vars", "")?,
             init: take(&mut fields, "init", "")?,
+            init_refresh: take(&mut fields, "init_refresh", "")?,
             debug: take(&mut fields, "debug", "")?.unwrap_or_default(),
             config: texts(&mut fields, "config")?,
             allowed_hosts: take(&mut fields, "allowed_hosts", "")?,
@@ -193,6 +197,7 @@ impl Document {
             input: self.input.or(self.static_data.as_ref().map(|_| Input::Bytes)),
             vars: self.vars,
             init: self.init,
+            init_refresh: self.init_refresh.map(|OffOrDuration(every)| every),
             debug: self.debug,
             config: self.config.clone().into(),
             labels: self.labels.clone().into(),

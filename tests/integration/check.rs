@@ -3,6 +3,7 @@
 use evalpool::Digest;
 
 use crate::{
+    init::DRAWS,
     program::{Folder, printed, refusal, run},
     support::{GREET, TEXT, WORDS, wasm},
 };
@@ -35,6 +36,12 @@ fn a_check_says_whether_a_plugin_can_be_initialised_once() {
     let check = |options: &[&str]| printed(&run(&[&["check", &words, "--entry", "remember"], options].concat()));
     let says = |text: &str, what: &str| assert!(text.contains(&format!("snapshot      {what}\n")), "{text}");
     says(&check(&[]), "possible: with init = once, instances begin initialised");
+    let draws = folder.file("draws.wasm", wasm(DRAWS));
+    let shares = "and share for init_refresh the time and the random numbers that they drew";
+    says(
+        &printed(&run(&["check", &draws])),
+        &format!("possible: with init = once, instances begin initialised, {shares}"),
+    );
     let other = folder.file("other.wasm", wasm("(module)"));
     says(&check(&["--link", &format!("other={other}")]), "not possible: it is linked with other modules");
     says(&check(&["--engine", "extism", "--trusted"]), "not possible: only the direct engine makes one");

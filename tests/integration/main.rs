@@ -38,6 +38,7 @@ mod hostile;
 mod http;
 #[cfg(feature = "service")]
 mod init;
+mod init_refresh;
 #[cfg(feature = "service")]
 mod instructions;
 #[cfg(feature = "service")]

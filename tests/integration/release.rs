@@ -24,7 +24,7 @@ const GUEST: &str = r#"(module
     (func $start) (start $start)
     (func (export "run") (if (i64.ne (call $length) (i64.const 0)) (then unreachable))))"#;
 
-fn engine(kind: EngineKind) -> Arc<dyn Engine> {
+pub(crate) fn engine(kind: EngineKind) -> Arc<dyn Engine> {
     let Settings { pool, limits, engine, .. } = settings(kind);
     match kind {
         EngineKind::Direct => Arc::new(DirectEngine::new(&pool, &limits, &engine).unwrap()),
@@ -59,17 +59,10 @@ impl Seen {
     }
 }
 
-/// A plugin whose host function holds something, and whether that is gone.
-async fn compile(engine: &dyn Engine, text: &str, seen: &Seen) -> Result<Box<dyn CompiledPlugin>, Error> {
-    let wasm = wasm(text);
-    let held = Arc::new(());
-    let weak = Arc::downgrade(&held);
-    let function = HostFunction::bytes("held", move |_| {
-        let _ = &held;
-        Ok(Vec::new())
-    });
-    let limits = settings(EngineKind::Direct).limits;
-    let request = CompileRequest {
+/// How to compile a plugin that nobody knows, as one among many.
+pub(crate) fn request(text: &str) -> CompileRequest {
+    let (wasm, limits) = (wasm(text), settings(EngineKind::Direct).limits);
+    CompileRequest {
         tenant: TenantId::default(),
         evaluator: "released".into(),
         labels: None,
@@ -82,8 +75,9 @@ async fn compile(engine: &dyn Engine, text: &str, seen: &Seen) -> Result<Box<dyn
         config: Arc::default(),
         variables: None,
         init: Init::Each,
+        init_refresh: None,
         allowed_hosts: Arc::new([]),
-        host_functions: Arc::new([function]),
+        host_functions: Arc::new([]),
         limits: InstanceLimits {
             memory: limits.memory,
             table_elements: limits.table_elements,
@@ -94,12 +88,22 @@ async fn compile(engine: &dyn Engine, text: &str, seen: &Seen) -> Result<Box<dyn
         },
         initial_memory: 0,
         wide: false,
-        // As the compile of one among many.
         priority: CompilePriority::Low,
         memory: MemoryAccount::unbounded(),
-        permit: seen.permit(move || weak.upgrade().is_none()),
-    };
-    engine.compile(request).await
+        permit: Permit::new(()),
+    }
+}
+
+/// A plugin whose host function holds something, and whether that is gone.
+async fn compile(engine: &dyn Engine, text: &str, seen: &Seen) -> Result<Box<dyn CompiledPlugin>, Error> {
+    let held = Arc::new(());
+    let weak = Arc::downgrade(&held);
+    let function = HostFunction::bytes("held", move |_| {
+        let _ = &held;
+        Ok(Vec::new())
+    });
+    let permit = seen.permit(move || weak.upgrade().is_none());
+    engine.compile(CompileRequest { host_functions: Arc::new([function]), permit, ..request(text) }).await
 }
 
 async fn call(instance: &mut dyn Instance, input: &'static [u8]) -> Result<(), Error> {

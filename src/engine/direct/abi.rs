@@ -36,6 +36,9 @@ pub(super) fn link(linker: &mut Linker<GuestState>) -> Result<()> {
     }
     linker.func_wrap(MODULE, "config_get", |mut caller: Caller<'_>, key: u64| {
         let key = take_text(&mut caller, key, "config key")?;
+        if caller.data().context.config.contains_key(&key) {
+            caller.data_mut().reads_config();
+        }
         Kernel::of(&caller)?.write_found(&mut caller, |state| state.context.config.get(&key).map(String::as_bytes))
     })?;
     linker.func_wrap(MODULE, "var_get", |mut caller: Caller<'_>, name: u64| {

@@ -27,7 +27,7 @@ use wasmtime::Engine;
 
 use super::{
     classify,
-    in_memory::{InMemory, Key, Loaded, Unused},
+    in_memory::{InMemory, Keeps, Key, Loaded, Unused},
     sealed::{Destination, Sealed},
 };
 use crate::{config::CodeCache, engine::Charge, error::Error, memory::MemoryBudget};
@@ -132,9 +132,16 @@ impl Cache {
         key: Key,
         code: Sealed,
         (charge, unloaded): (Charge, Charge),
+        keeps: Keeps,
     ) -> wasmtime::Result<Loaded> {
+        let in_memory = matches!(self.kept, Kept::Memory(_));
+        let may_keep = match keeps {
+            Keeps::Anywhere => true,
+            Keeps::InMemory => in_memory,
+            Keeps::Nowhere => false,
+        };
         // What is mapped is kept in memory once nobody runs it.
-        let keeps = self.limit >= code.len() && !(code.is_mapped() && matches!(self.kept, Kept::Memory(_)));
+        let keeps = may_keep && self.limit >= code.len() && !(code.is_mapped() && in_memory);
         let kept = if keeps { code.try_clone().ok() } else { None };
         let loaded = load(engine, code, charge)?;
         if let Some(code) = kept {
@@ -168,8 +175,9 @@ impl Cache {
     }
 
     /// Nobody runs this code any more. Gives what is not kept: the caller drops it, without a lock.
-    pub(super) fn give_back(&self, key: Key, loaded: Arc<Loaded>) -> Vec<Unused> {
+    pub(super) fn give_back(&self, key: Key, loaded: Arc<Loaded>, keeps: Keeps) -> Vec<Unused> {
         match &self.kept {
+            _ if keeps == Keeps::Nowhere => {}
             Kept::Memory(kept) if loaded.is_mapped => return lock(kept).put(key, Unused::Mapped(loaded)),
             Kept::Memory(kept) => lock(kept).used(key),
             Kept::Folder { .. } => {}
@@ -272,7 +280,7 @@ mod tests {
     fn take(cache: &Cache, engine: &Engine, account: &Arc<MemoryBudget>, (key, code): &(Key, Vec<u8>)) -> Arc<Loaded> {
         let sealed = Sealed::new(code, Destination::new(code.len() as u64, true)).unwrap();
         let wanted = Wanted::to_load(sealed.len(), sealed.is_mapped());
-        Arc::new(cache.take(engine, *key, sealed, charges(account, wanted)).unwrap())
+        Arc::new(cache.take(engine, *key, sealed, charges(account, wanted), Keeps::Anywhere).unwrap())
     }
 
     fn charges(account: &Arc<MemoryBudget>, wanted: Wanted) -> (Charge, Charge) {
@@ -320,7 +328,7 @@ mod tests {
         let run = take(&cache, &engine, &account, &a);
         assert!(cache.mapped(a.0).is_none(), "it is in use");
         assert_eq!((account.uses().code, account.uses().cache), (size, 0));
-        assert!(cache.give_back(a.0, run).is_empty());
+        assert!(cache.give_back(a.0, run, Keeps::Anywhere).is_empty());
         assert_eq!((account.uses().code, account.uses().cache), (0, size));
         let run = cache.mapped(a.0).unwrap();
         assert_eq!((account.uses().code, account.unused()), (size, 0));
@@ -328,7 +336,7 @@ mod tests {
         for (key, run) in
             [(a.0, run), (b.0, take(&cache, &engine, &account, &b)), (c.0, take(&cache, &engine, &account, &c))]
         {
-            cache.give_back(key, run);
+            cache.give_back(key, run, Keeps::Anywhere);
         }
         assert!(cache.mapped(a.0).is_none(), "no room for all three");
         assert_eq!(account.unused(), 2 * size);
@@ -345,7 +353,7 @@ mod tests {
         let cache = Cache::open(&CodeCache::Memory, 1 << 20).unwrap();
         for module in [&small, &large] {
             let run = take(&cache, &engine, &account, module);
-            cache.give_back(module.0, run);
+            cache.give_back(module.0, run, Keeps::Anywhere);
         }
         assert!(cache.mapped(large.0).is_none(), "no room for it");
         assert!(load(&cache, &engine, small.0).is_some(), "it would have stayed");
@@ -358,10 +366,10 @@ mod tests {
         let mut kept = InMemory::new(u64::MAX);
         kept.most_mapped = 1;
         let cache = Cache { kept: Kept::Memory(Mutex::new(kept)), limit: u64::MAX };
-        cache.give_back(small.0, take(&cache, &engine, &account, &small));
+        cache.give_back(small.0, take(&cache, &engine, &account, &small), Keeps::Anywhere);
         let [a, b] = ["a", "b"].map(|name| module(&engine, name, 1 << 20));
         for large in [&a, &b] {
-            cache.give_back(large.0, take(&cache, &engine, &account, large));
+            cache.give_back(large.0, take(&cache, &engine, &account, large), Keeps::Anywhere);
         }
         assert!(load(&cache, &engine, small.0).is_some(), "it holds no file");
         assert!(cache.mapped(a.0).is_none() && cache.mapped(b.0).is_some(), "one file");
@@ -393,7 +401,7 @@ mod tests {
         let cache = Cache::open(&CodeCache::Memory, a.1.len() as u64 * 5 / 2).unwrap();
         let [run_a, run_b] = [&a, &b].map(|module| take(&cache, &engine, &account, module));
         for (key, run) in [(b.0, run_b), (a.0, run_a)] {
-            assert_eq!(cache.give_back(key, run).len(), 1, "the module goes, and its bytes stay");
+            assert_eq!(cache.give_back(key, run, Keeps::Anywhere).len(), 1, "the module goes, and its bytes stay");
         }
         take(&cache, &engine, &account, &c);
         assert!(load(&cache, &engine, b.0).is_none() && load(&cache, &engine, a.0).is_some());

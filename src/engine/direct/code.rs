@@ -1,7 +1,7 @@
 //! From a module's bytes to its code: what is in use already, what is kept, or what is compiled now.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     io,
     ops::Deref,
     sync::{Arc, Mutex},
@@ -15,7 +15,7 @@ use wasmtime::{Engine, Module};
 use super::{
     cache::{Cache, Wanted, lock},
     classify,
-    in_memory::{Key, Loaded},
+    in_memory::{Keeps, Key, Loaded},
     in_process,
     prepare::Subject,
     sealed::{Destination, Sealed},
@@ -48,6 +48,7 @@ const MOST_REMEMBERED: usize = 4096;
 pub(super) struct InUse {
     loaded: Arc<Loaded>,
     key: Key,
+    keeps: Keeps,
     code: Arc<Code>,
 }
 
@@ -60,9 +61,9 @@ impl Deref for InUse {
 }
 
 impl InUse {
-    /// What it takes, in bytes.
-    pub(super) fn bytes(&self) -> u64 {
-        self.loaded.charge.bytes()
+    /// What it takes.
+    pub(super) fn charge(&self) -> &Arc<Charge> {
+        &self.loaded.charge
     }
 }
 
@@ -76,7 +77,7 @@ impl Drop for InUse {
         }
         let last = live.remove(&self.key);
         // Under the lock: there is no moment at which nobody has it.
-        let gone = last.map(|(loaded, _)| self.code.kept.give_back(self.key, loaded));
+        let gone = last.map(|(loaded, _)| self.code.kept.give_back(self.key, loaded, self.keeps));
         drop(live);
         drop(gone);
     }
@@ -88,6 +89,8 @@ pub(super) struct Code {
     live: Mutex<HashMap<Key, (Arc<Loaded>, usize)>>,
     kept: Cache,
     pub(super) workers: Option<Workers>,
+    /// What snapshots are being made of.
+    restoring: Mutex<HashSet<Key>>,
     over_budget: Mutex<LruCache<Key, OverBudget>>,
     remember: Duration,
     /// `limits.compile_memory`.
@@ -108,6 +111,7 @@ impl Code {
             live: Mutex::default(),
             kept,
             workers,
+            restoring: Mutex::default(),
             over_budget: Mutex::new(LruCache::unbounded()),
             remember: negative_ttl.saturating_mul(REMEMBERED),
             memory,
@@ -123,10 +127,12 @@ impl Code {
         limits: &InstanceLimits,
         room: &mut Room<'_>,
     ) -> Result<InUse, Error> {
-        let key = key(terms);
+        let (key, keeps) = (key(terms), terms.keeps);
         room.account.kept_by(self);
         room.names = 0;
-        if let Some(code) = self.in_use(key, None) {
+        // Who waits for one holds a slot, and could not be ended: it asks again later, and finds the code.
+        let _alone = terms.restored.map(|_| self.alone(key)).transpose()?;
+        if let Some(code) = self.in_use(key, keeps, None) {
             // First, so that whoever weighs this code knows that another needs it.
             room.account.runs(code.loaded.charge.clone());
             room.take(Wanted::to_load(0, true)).inspect_err(|_| room.account.runs_not(&code.loaded.charge))?;
@@ -140,21 +146,34 @@ impl Code {
         let loaded = kept.map_or_else(|| self.compile(engine, terms, subject, limits, room), Ok)?;
         let loaded = Arc::new(loaded);
         // Another may have been faster: then this one goes, without the lock.
-        let code = self.in_use(key, Some(&loaded));
+        let code = self.in_use(key, keeps, Some(&loaded));
         let code = code.ok_or_else(|| Error::internal("compiled code is gone", "it was just loaded"))?;
         room.account.runs(code.loaded.charge.clone());
         Ok(code)
     }
 
+    /// The right to make a snapshot of one state, or to find that it is made.
+    ///
+    /// # Errors
+    ///
+    /// `overloaded`: another has it.
+    fn alone(&self, key: Key) -> Result<Alone<'_>, Error> {
+        if lock(&self.restoring).insert(key) {
+            return Ok(Alone { code: self, key });
+        }
+        let why = "a snapshot of the same state is being made for another evaluator";
+        Err(Error::overloaded("a snapshot has to wait", why, &io::ErrorKind::ResourceBusy.into()))
+    }
+
     /// Code that somebody runs, or that is kept as it was run; else `new`.
-    fn in_use(self: &Arc<Self>, key: Key, new: Option<&Arc<Loaded>>) -> Option<InUse> {
+    fn in_use(self: &Arc<Self>, key: Key, keeps: Keeps, new: Option<&Arc<Loaded>>) -> Option<InUse> {
         let mut live = lock(&self.live);
         let (loaded, users) = match live.entry(key) {
             Entry::Occupied(live) => live.into_mut(),
             Entry::Vacant(free) => free.insert((new.cloned().or_else(|| self.kept.mapped(key))?, 0)),
         };
         *users += 1;
-        Some(InUse { loaded: loaded.clone(), key, code: self.clone() })
+        Some(InUse { loaded: loaded.clone(), key, keeps, code: self.clone() })
     }
 
     fn compile(
@@ -177,7 +196,9 @@ impl Code {
             let sealed = Sealed::new(&code, to);
             (sealed.map_err(|error| Error::overloaded("no memory for compiled code", &error, &error))?, charges)
         };
-        self.kept.take(engine, key(terms), code, charges).map_err(|error| classify::invalid(&error, limits))
+        self.kept
+            .take(engine, key(terms), code, charges, terms.keeps)
+            .map_err(|error| classify::invalid(&error, limits))
     }
 
     fn why(&self, failed: Failed, terms: Terms) -> Error {
@@ -250,6 +271,18 @@ impl Code {
     }
 }
 
+/// The right to make the snapshot of one state, until it is dropped.
+struct Alone<'a> {
+    code: &'a Code,
+    key: Key,
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        lock(&self.code.restoring).remove(&self.key);
+    }
+}
+
 /// Room for what a build makes.
 pub(super) struct Room<'a> {
     pub(super) account: &'a MemoryAccount,
@@ -296,4 +329,21 @@ fn key(terms: Terms) -> Key {
     let flags = [terms.kind.wide, terms.links, terms.recorded, terms.restored.is_some()];
     let other: u64 = (0..).zip(flags).map(|(bit, is_set)| u64::from(is_set) << bit).sum();
     Key { plugin: terms.restored.unwrap_or(terms.digest), engine: terms.engine.wrapping_add(other) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::CodeCache, error::ErrorKind, source::Digest};
+
+    #[test]
+    fn of_those_that_want_a_snapshot_of_one_state_one_makes_it() {
+        let code = Code::new(Cache::open(&CodeCache::Off, 0).unwrap(), None, Duration::ZERO, 0);
+        let [one, other] = [b"one", b"two"].map(|bytes| Key { plugin: Digest::of(bytes), engine: 1 });
+        let first = code.alone(one).unwrap();
+        assert_eq!(code.alone(one).err().unwrap().kind(), ErrorKind::Overloaded);
+        assert!(code.alone(other).is_ok());
+        drop(first);
+        assert!(code.alone(one).is_ok());
+    }
 }

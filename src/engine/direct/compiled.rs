@@ -11,16 +11,15 @@ use super::{
     in_process,
     instance::DirectInstance,
     modules::Modules,
-    once::Once,
-    prepare::Recorder,
+    once::{Once, Reading},
     state::PluginContext,
     variant::EngineVariant,
     workers::{Stop, Why},
 };
 use crate::{
     clock,
-    engine::{BoxFuture, CompileRequest, CompiledPlugin, InitState, Instance, Permit},
-    error::{Error, ErrorKind, panic_text},
+    engine::{BoxFuture, CompileRequest, CompiledPlugin, InitState, Instance, Permit, SnapshotInfo},
+    error::{Error, panic_text},
 };
 
 /// Does `work` that compiles, on a thread that may block. In workers it ends after `within`, or when this future is dropped.
@@ -126,11 +125,18 @@ impl CompiledPlugin for Compiled {
     fn instantiate(&self, permit: Permit) -> BoxFuture<'_, Result<Box<dyn Instance>, Error>> {
         Box::pin(async move {
             let Inner { modules, context } = &*self.0;
-            let deadline = clock::deadline(context.limits.build_timeout);
-            let instance = DirectInstance::new(modules, context, permit, deadline).await?;
-            let instance = match modules.once.as_ref().and_then(Once::awaited) {
-                Some(recorder) => self.0.clone().read(instance, recorder).await?,
-                None => instance,
+            let within = context.limits.build_timeout;
+            let read = match modules.once.as_ref().and_then(Once::next_is_read) {
+                // If it fails, there is time left for one that need not be read.
+                Some(reading) if reading.is_anew() => self.0.read(reading, permit.clone(), within / 2).await.ok(),
+                Some(reading) => Some(self.0.read(reading, permit.clone(), within).await?),
+                None => None,
+            };
+            let instance = if let Some(instance) = read {
+                instance
+            } else {
+                let begun = modules.once.as_ref().and_then(Once::made);
+                DirectInstance::new(modules, context, begun, permit, clock::deadline(within)).await?
             };
             Ok(Box::new(instance) as Box<dyn Instance>)
         })
@@ -139,25 +145,30 @@ impl CompiledPlugin for Compiled {
     fn snapshot(&self) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
             let Inner { modules, context } = &*self.0;
-            let Some((once, recorded)) = modules.once.as_ref().and_then(|once| Some((once, once.recorded()?))) else {
-                return Ok(());
-            };
+            let code = &modules.variant.code;
+            // A worker uses one thread for what nobody waits for.
+            let cores =
+                || std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
+            let width = if code.workers.is_some() { 1 } else { cores() };
+            let Some(attempt) = modules.once.as_ref().and_then(|once| once.attempt(width)) else { return Ok(()) };
             // What compiles has all that it works for, the permit included: a close waits until it has ended.
-            let inner = self.0.clone();
+            let (inner, recorded) = (self.0.clone(), attempt.recorded());
             let compile = move |stop: &Stop| inner.modules.snapshot(&recorded, &inner.context, stop);
-            let made = compiling(&modules.variant.code, context.limits.build_timeout, compile).await;
-            match made {
-                Err(error) if error.kind() == ErrorKind::InvalidPlugin => {
-                    once.refuse(&error.to_string());
-                    Ok(())
-                }
-                made => made,
-            }
+            let made = compiling(code, context.limits.build_timeout, compile).await;
+            attempt.ended(made)
         })
     }
 
     fn init_state(&self) -> InitState {
         self.0.modules.once.as_ref().map_or(InitState::Each, Once::told)
+    }
+
+    fn snapshot_info(&self) -> Option<SnapshotInfo> {
+        self.0.modules.once.as_ref()?.info()
+    }
+
+    fn read_anew(&self) -> Option<BoxFuture<'static, ()>> {
+        self.0.modules.once.as_ref()?.read_anew()
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -166,15 +177,23 @@ impl CompiledPlugin for Compiled {
 }
 
 impl Inner {
-    /// Reads the first instance, on a thread that may block.
-    async fn read(self: Arc<Self>, mut instance: DirectInstance, how: Arc<Recorder>) -> Result<DirectInstance, Error> {
-        let read = spawn_blocking(move || {
-            let read = instance.record(&how);
-            if let Some(once) = &self.modules.once {
-                once.read(read, &self.context);
+    /// Makes an instance that initialises itself, and reads it, on a thread that may block.
+    async fn read(&self, reading: Reading<'_>, permit: Permit, within: Duration) -> Result<DirectInstance, Error> {
+        let made = DirectInstance::new(&self.modules, &self.context, None, permit, clock::deadline(within)).await;
+        let mut instance = match made {
+            Ok(instance) => instance,
+            Err(error) => {
+                reading.failed();
+                return Err(error);
             }
-            instance
+        };
+        let of = reading.of();
+        let read = spawn_blocking(move || {
+            let read = instance.record(&of.recorder);
+            (instance, read)
         });
-        read.await.map_err(|error| Error::internal("an instance could not be read", error))
+        let (instance, read) = read.await.map_err(|error| Error::internal("an instance could not be read", error))?;
+        reading.done(read, &self.context);
+        Ok(instance)
     }
 }

@@ -25,6 +25,17 @@ pub(super) struct Key {
     pub(super) engine: u64,
 }
 
+/// Where code may be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keeps {
+    /// Where all is.
+    Anywhere,
+    /// In memory, if that is where code is kept: it may hold secrets.
+    InMemory,
+    /// Nowhere: nobody would find it again.
+    Nowhere,
+}
+
 /// Code that nobody runs, of at most `limit` bytes.
 pub(super) struct InMemory {
     code: LruCache<Key, Unused>,

@@ -16,6 +16,7 @@ use super::{
     kernel::Kernel,
     log::LogBudget,
     modules::Modules,
+    once::Snapshot,
     prepare::{Recorder, State},
     stack,
     state::{GuestState, Initialised, PluginContext},
@@ -42,6 +43,8 @@ struct Guest {
     entry: Option<(String, Entry)>,
     context: Arc<PluginContext>,
     left: Left,
+    /// What it began with. Its code stays for as long.
+    _begun: Option<Arc<Snapshot>>,
     _linked: Option<OwnedSemaphorePermit>,
     _permit: Permit,
 }
@@ -74,10 +77,12 @@ pub(super) struct DirectInstance {
 }
 
 impl DirectInstance {
-    /// Instantiates the kernel and the plugin's modules, and runs their initialisers, all before `deadline`.
+    /// Instantiates the kernel and the plugin's modules, and runs their initialisers, all before `deadline`. Or it begins with a
+    /// snapshot of what these did.
     pub(super) async fn new(
         modules: &Modules,
         context: &Arc<PluginContext>,
+        begun: Option<Arc<Snapshot>>,
         permit: Permit,
         deadline: Instant,
     ) -> Result<Self, Error> {
@@ -86,7 +91,7 @@ impl DirectInstance {
             Self { guest: None, streams: context.wasi.then(Arc::default), stack: Vec::new(), left: Left::default() };
         let (streams, left) = (this.streams.clone(), this.left.clone());
         let linked = modules.slots_of_linked()?;
-        let guest = || Guest::new(modules, context.clone(), (streams, left), (linked, permit), deadline);
+        let guest = || Guest::new(modules, context.clone(), begun, (streams, left), (linked, permit), deadline);
         let made = in_guest(|| AssertUnwindSafe(guest()).catch_unwind());
         let error = match clock::timeout_at(deadline, made).await {
             Ok(Ok(Ok(guest))) => {
@@ -184,6 +189,7 @@ impl Guest {
     async fn new(
         modules: &Modules,
         context: Arc<PluginContext>,
+        begun: Option<Arc<Snapshot>>,
         (streams, left): (Option<Arc<Streams>>, Left),
         (linked, permit): (Option<OwnedSemaphorePermit>, Permit),
         deadline: Instant,
@@ -212,10 +218,20 @@ impl Guest {
             store.set_fuel(fuel)?;
         }
         let slot = store.data().run_permit.slot();
-        let made = slot.run(|| modules.instantiate(&mut store)).await;
+        let made = slot.run(|| modules.instantiate(&mut store, begun.as_deref())).await;
         let (instance, kernel) = made.map_err(|error| store.data().budget.why(error))?;
         store.data_mut().run_permit.rest();
-        Ok(Self { store, instance, kernel, entry: None, context, left, _linked: linked, _permit: permit })
+        Ok(Self {
+            store,
+            instance,
+            kernel,
+            entry: None,
+            context,
+            left,
+            _begun: begun,
+            _linked: linked,
+            _permit: permit,
+        })
     }
 
     /// Adds what the last call has used so far.

@@ -33,6 +33,7 @@
 //! | `once` | plugins that are initialised once: from an instance's state to what others begin with |
 //! | `variant` | the wasmtime engines, by fuel and by slots, and what all guests on one of them share |
 //! | `code` | a module's code: in use already, kept, or compiled now |
+//! | `refresh` | how much it may take to make snapshots anew |
 //! | `workers` | processes that compile |
 //! | `in_process` | compiles in this process, where there are none |
 //! | `functions` | the embedder's host functions, in wasmtime's terms |
@@ -41,6 +42,7 @@
 //! | `kernel` | the memory through which guest and host exchange bytes |
 //! | `state` | what the host keeps for one guest, and for one plugin |
 //! | `clock` | a guest's monotonic clock |
+//! | `drawn` | what initialisers draw of time and chance |
 //! | `streams` | what a guest writes to WASI's standard output and error |
 //! | `http` | the client behind `http_request`, and what it may reach |
 //! | `log` | how much plugins may log, and where it goes |
@@ -65,6 +67,7 @@ mod classify;
 mod clock;
 mod code;
 mod compiled;
+mod drawn;
 mod fair_share;
 mod functions;
 mod http;
@@ -76,6 +79,7 @@ mod log;
 mod modules;
 mod once;
 mod prepare;
+mod refresh;
 mod sealed;
 mod slots;
 mod stack;

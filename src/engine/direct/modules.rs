@@ -13,7 +13,7 @@ use super::{
     code::{InUse, Room},
     functions,
     kernel::Kernel,
-    once::{Once, Recorded},
+    once::{Once, Recorded, Snapshot},
     prepare::{self, Recorder, Subject},
     state::{GuestState, PluginContext},
     tunables::FIRST_HEAP,
@@ -113,7 +113,9 @@ impl Modules {
             let imports = this.imports(&module, &names, &request.host_functions)?;
             let initialisers = Initialisers::of(&module, is_main, digest);
             if is_main && once {
-                this.once = Some(Once::new(this.recorder(&module, &initialisers, request), wasm));
+                let recorder = this.recorder(&module, &initialisers, request);
+                let (every, refreshes) = (request.init_refresh, this.variant.refreshes.clone());
+                this.once = Some(Once::new(recorder, wasm, every, refreshes));
             }
             this.linked.push(Linked { module, imports, initialisers });
         }
@@ -148,7 +150,7 @@ impl Modules {
     pub(super) fn snapshot(&self, recorded: &Recorded, context: &PluginContext, stop: &Stop) -> Result<(), Error> {
         let (Some(once), Some(main)) = (&self.once, self.linked.last()) else { return Ok(()) };
         // Nothing has to go for what nobody waits for. The code is about as large as that of the plugin as it is.
-        let bytes = main.module.bytes().saturating_add(recorded.image());
+        let bytes = main.module.charge().bytes().saturating_add(recorded.image());
         if !context.memory.has_room(bytes) {
             let why = "it would take what others use of pool.memory";
             return Err(Error::overloaded("no room for a snapshot", why, &ErrorKind::OutOfMemory.into()));
@@ -210,11 +212,15 @@ impl Modules {
         })
     }
 
-    /// Instantiates the kernel, then each module with its initialisers.
-    pub(super) async fn instantiate(&self, store: &mut Store<GuestState>) -> wasmtime::Result<(Instance, Kernel)> {
+    /// Instantiates the kernel, then each module with its initialisers; or what has `begun` already.
+    pub(super) async fn instantiate(
+        &self,
+        store: &mut Store<GuestState>,
+        begun: Option<&Snapshot>,
+    ) -> wasmtime::Result<(Instance, Kernel)> {
         // The limiter charges the same in a moment.
         drop(self.first.lock().unwrap_or_else(PoisonError::into_inner).take());
-        if let Some(begun) = self.once.as_ref().and_then(Once::made) {
+        if let Some(begun) = begun {
             let instance = begun.ready.instantiate_async(&mut *store).await?;
             Kernel::is_in(store, instance, &begun.memory);
             store.data_mut().begin_as(&begun.host);

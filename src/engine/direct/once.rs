@@ -4,6 +4,8 @@
 //!   Modules::new       compiles the plugin so that its state can be read        → Awaited, or Refused
 //!   the first instance, the probe: its initialisers have run, it was not called → Read
 //!   Once::compile      behind the first calls: a module that begins so          → Made
+//!   an instance that is made when that is old, if its initialisers drew of time or chance:
+//!                      it initialises itself, and is read as the first was      → Read, and so on
 //! ```
 //!
 //! Until it is made, and where it is refused, each instance runs the initialisers; the two kinds of instances can be told
@@ -17,69 +19,138 @@
 //!
 //! Code is kept under the digest of all that went in: the plugin and the state. So evaluators of one plugin with one config
 //! share it, and a plugin whose initialisers draw nothing has its snapshot again at once when it was evicted. One that draws
-//! randomness gets another for each runtime.
+//! gets another for each runtime, which nobody would find again: it is not kept. One that was given config values is kept in
+//! memory only: its code may hold them.
+//!
+//! **Made anew.** Instances are made for evaluations alone. So a plugin that nobody calls is not read again, and nothing has to
+//! count calls. The evaluation whose instance is read pays for initialisers as with `each`. Those that run keep the snapshot
+//! with which they began, which is gone with the last of them. There is one attempt at a time for all plugins, within a
+//! [budget](super::refresh), whose turn goes from the instance that is read to the end of its compile; if anything goes
+//! wrong, the old snapshot stays, and another is tried later.
 //!
 //! Considered and not taken: an instance of its own for the state (a permit more, and the initialisers once more); keeping
 //! snapshots by plugin and config (what was drawn of randomness would outlive the runtime, and be shared by evaluators and
 //! processes); giving back the plain code once the snapshot is there (the runtime's charge is for its life, and instances
-//! that were made of it may be in use).
+//! that were made of it may be in use); a timer that makes snapshots anew (it would have to know who was called since).
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use tokio::{sync::Notify, time::Instant};
 use wasmtime::{InstancePre, Linker, ModuleExport};
 
 use super::{
     classify,
     code::{InUse, Room},
+    in_memory::Keeps,
     prepare::{self, Recorder, State, Subject},
+    refresh::{Refreshes, Turn, nanos},
     state::{GuestState, Initialised, PluginContext},
     variant::EngineVariant,
     workers::Stop,
 };
 use crate::{
-    engine::{Charge, CompilePriority, InitState},
-    error::Error,
+    engine::{BoxFuture, Charge, CompilePriority, Drawn, InitState, MemoryAccount, SnapshotInfo},
+    error::{Error, ErrorKind},
     source::Digest,
 };
+
+/// When nothing is to be read anew.
+const NEVER: u64 = u64::MAX;
+
+/// After an attempt to make one anew that others ended, the next comes no later than this.
+const AGAIN: Duration = Duration::from_mins(1);
 
 /// How far a plugin that is to be initialised once has come.
 pub(super) struct Once {
     /// What instances begin with.
-    made: OnceLock<Snapshot>,
-    /// Whether the next instance is to be read. Asked for each instance, without the lock.
-    awaits: AtomicBool,
+    made: ArcSwapOption<Snapshot>,
     stage: Mutex<Stage>,
+    /// Whether the first instance is to be read. Asked for each instance, without the lock.
+    awaits: AtomicBool,
+    /// How old a snapshot gets before it is made anew, if it is.
+    every: Option<Duration>,
+    /// From when on an instance is to be read anew, in nanoseconds since `began`; [`NEVER`] where none is, or while it is.
+    due: AtomicU64,
+    began: Instant,
+    refreshes: Arc<Refreshes>,
+    /// How many were made anew.
+    refreshed: AtomicU64,
+    /// Told when something was read anew, and at the end.
+    read_anew: Arc<Notify>,
 }
 
 #[derive(Clone)]
 enum Stage {
     /// The first instance is to be read.
-    Awaited(Arc<Recorder>, Bytes),
+    Awaited(Arc<Plain>),
     /// To be compiled.
     Read(Arc<Recorded>),
-    Made,
+    /// With what it takes to make another, if there is to be one.
+    Made(Option<Arc<Plain>>),
     /// Initialisers run in each instance.
     Refused(Arc<str>),
 }
 
+/// A plugin as it is: what is read of its instances, and the module that such a state goes into.
+pub(super) struct Plain {
+    pub(super) recorder: Recorder,
+    wasm: Bytes,
+    /// Once its build has ended, this is why it is in memory.
+    charge: OnceLock<Charge>,
+}
+
+/// The right to read the next instance. If it is dropped without, another is read later.
+pub(super) struct Reading<'a> {
+    once: &'a Once,
+    plain: Arc<Plain>,
+    /// That it is read anew, since when, and when it is tried again if it cannot be.
+    anew: Option<(Turn, Instant, Duration)>,
+}
+
 /// What was read of an instance.
 pub(super) struct Recorded {
+    plain: Arc<Plain>,
     state: State,
     host: Arc<Initialised>,
-    wasm: Bytes,
+    read: Instant,
+    /// If it was read anew.
+    turn: Option<Turn>,
     _charge: Charge,
 }
 
-/// What instances are made of. The instances' template goes before the code.
+/// What instances are made of, each of which holds it. The instances' template goes before the code.
 pub(super) struct Snapshot {
     pub(super) ready: InstancePre<GuestState>,
     pub(super) memory: ModuleExport,
     pub(super) host: Arc<Initialised>,
-    _code: InUse,
+    /// When its initialisers ran.
+    read: Instant,
+    code: InUse,
+    account: MemoryAccount,
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        // While its plugin goes on without it.
+        self.account.runs_not(self.code.charge());
+    }
+}
+
+/// One attempt to compile what was read. Dropping it ends the attempt: one for what was read anew is not made twice.
+pub(super) struct Attempt<'a> {
+    once: &'a Once,
+    recorded: Arc<Recorded>,
+    began: Instant,
+    /// How many processors it may use.
+    width: u32,
 }
 
 impl Recorded {
@@ -90,14 +161,29 @@ impl Recorded {
 }
 
 impl Once {
-    /// Of the plugin with these bytes.
-    pub(super) fn new(recorder: Result<Recorder, String>, wasm: &Bytes) -> Self {
+    /// Of the plugin with these bytes. If its initialisers draw of time or chance, a snapshot that is older than `every` is made
+    /// anew.
+    pub(super) fn new(
+        recorder: Result<Recorder, String>,
+        wasm: &Bytes,
+        every: Option<Duration>,
+        refreshes: Arc<Refreshes>,
+    ) -> Self {
         let stage = match recorder {
-            Ok(recorder) => Stage::Awaited(Arc::new(recorder), wasm.clone()),
+            Ok(recorder) => Stage::Awaited(Arc::new(Plain { recorder, wasm: wasm.clone(), charge: OnceLock::new() })),
             Err(why) => Stage::Refused(why.into()),
         };
-        let awaits = AtomicBool::new(matches!(stage, Stage::Awaited(..)));
-        Self { made: OnceLock::new(), awaits, stage: Mutex::new(stage) }
+        Self {
+            made: ArcSwapOption::empty(),
+            awaits: AtomicBool::new(matches!(stage, Stage::Awaited(_))),
+            stage: Mutex::new(stage),
+            every,
+            due: AtomicU64::new(NEVER),
+            began: Instant::now(),
+            refreshes,
+            refreshed: AtomicU64::new(0),
+            read_anew: Arc::default(),
+        }
     }
 
     fn stage(&self) -> MutexGuard<'_, Stage> {
@@ -106,47 +192,47 @@ impl Once {
     }
 
     /// What instances begin with, if it was made.
-    pub(super) fn made(&self) -> Option<&Snapshot> {
-        self.made.get()
+    pub(super) fn made(&self) -> Option<Arc<Snapshot>> {
+        self.made.load_full()
     }
 
-    /// How to read the next instance, if one is to be read.
-    pub(super) fn awaited(&self) -> Option<Arc<Recorder>> {
-        if !self.awaits.load(Ordering::Relaxed) {
+    /// Whether the next instance is to be read.
+    pub(super) fn next_is_read(&self) -> Option<Reading<'_>> {
+        if self.awaits.load(Ordering::Relaxed) {
+            let Stage::Awaited(plain) = &*self.stage() else { return None };
+            return Some(Reading { once: self, plain: plain.clone(), anew: None });
+        }
+        if self.due.load(Ordering::Relaxed) == NEVER {
             return None;
         }
-        match &*self.stage() {
-            Stage::Awaited(recorder, _) => Some(recorder.clone()),
-            Stage::Read(_) | Stage::Made | Stage::Refused(_) => None,
+        let (now, every) = (Instant::now(), self.every?);
+        let is_due = || self.due.load(Ordering::Relaxed) <= nanos(now.saturating_duration_since(self.began));
+        // Again once it is this one's turn: another may have been faster.
+        let turn = if is_due() { self.refreshes.turn(now).filter(|_| is_due())? } else { return None };
+        let Stage::Made(Some(plain)) = &*self.stage() else { return None };
+        self.due.store(NEVER, Ordering::Relaxed);
+        Some(Reading { once: self, plain: plain.clone(), anew: Some((turn, now, every.min(AGAIN))) })
+    }
+
+    /// Another may be read from then on.
+    fn due_after(&self, from: Instant, pause: Duration) {
+        let due = nanos(from.saturating_duration_since(self.began)).saturating_add(nanos(pause));
+        self.due.store(due.min(NEVER - 1), Ordering::Relaxed);
+    }
+
+    /// What is to be compiled, if anything is, by a compiler that uses so many processors.
+    pub(super) fn attempt(&self, width: u32) -> Option<Attempt<'_>> {
+        let Stage::Read(recorded) = &*self.stage() else { return None };
+        Some(Attempt { once: self, recorded: recorded.clone(), began: Instant::now(), width })
+    }
+
+    /// What was read anew is not compiled, unless it was already. Another is read after a while.
+    fn give_up(&self, recorded: &Arc<Recorded>, pause: Duration) {
+        let mut stage = self.stage();
+        if matches!(&*stage, Stage::Read(current) if Arc::ptr_eq(current, recorded)) {
+            *stage = Stage::Made(Some(recorded.plain.clone()));
+            self.due_after(Instant::now(), pause);
         }
-    }
-
-    /// An instance of this plugin was read.
-    pub(super) fn read(&self, read: Result<(State, Initialised), String>, context: &PluginContext) {
-        self.awaits.store(false, Ordering::Relaxed);
-        let mut current = self.stage();
-        let Stage::Awaited(_, wasm) = &*current else { return };
-        *current = match read {
-            Ok((state, host)) => {
-                let wasm = wasm.clone();
-                let charge = context.memory.unloaded((wasm.len() + state.bytes().len()) as u64);
-                Stage::Read(Arc::new(Recorded { state, host: Arc::new(host), wasm, _charge: charge }))
-            }
-            Err(why) => Stage::Refused(why.into()),
-        };
-    }
-
-    /// What is to be compiled, if anything is.
-    pub(super) fn recorded(&self) -> Option<Arc<Recorded>> {
-        match &*self.stage() {
-            Stage::Read(recorded) => Some(recorded.clone()),
-            Stage::Awaited(..) | Stage::Made | Stage::Refused(_) => None,
-        }
-    }
-
-    /// Why it stays as it is, from now on.
-    pub(super) fn refuse(&self, why: &str) {
-        *self.stage() = Stage::Refused(why.into());
     }
 
     /// Compiles what was read, or takes what was compiled before. From then on instances begin with it. Blocks; `stop` ends a
@@ -159,30 +245,170 @@ impl Once {
         context: &PluginContext,
         stop: &Stop,
     ) -> Result<(), Error> {
-        let Recorded { state, host, wasm, .. } = recorded;
+        let Recorded { plain, state, host, read, .. } = recorded;
         let mut terms = variant.terms(context.digest, true, &context.limits);
         // Nobody waits for it.
         terms.priority = CompilePriority::Low;
         terms.restored = Some(Digest::of_all(&[context.digest.to_string().as_bytes(), state.bytes()]));
+        terms.keeps = match host.drew {
+            Drawn { time: false, randomness: false } if host.reads_config => Keeps::InMemory,
+            Drawn { time: false, randomness: false } => Keeps::Anywhere,
+            _ => Keeps::Nowhere,
+        };
         let mut room =
             Room { account: &context.memory, stop, image: state.image(), names: 0, instance: 0, first: None };
-        let subject = Subject { wasm, state: state.bytes() };
+        let subject = Subject { wasm: &plain.wasm, state: state.bytes() };
         let code = variant.module(terms, subject, &context.limits, &mut room)?;
         let missing = || Error::internal("a snapshot is not what it was made of", "the kernel's memory is gone");
         let memory = prepare::kernel_memory(&code, context.digest).ok_or_else(missing)?;
         let ready = linker.instantiate_pre(&code).map_err(|error| classify::invalid(&error, &context.limits))?;
+        let account = context.memory.clone();
+        let snapshot = Snapshot { ready, memory, host: host.clone(), read: *read, code, account };
+        let every = self.every.filter(|_| host.drew != Drawn::default());
+        let mut stage = self.stage();
         // If another was faster, its one stays.
-        let _ = self.made.set(Snapshot { ready, memory, host: host.clone(), _code: code });
+        if !matches!(&*stage, Stage::Read(current) if std::ptr::eq(&raw const **current, recorded)) {
+            return Ok(());
+        }
         // The state itself is in the code now.
-        *self.stage() = Stage::Made;
+        *stage = Stage::Made(every.map(|_| plain.clone()));
+        let old = self.made.swap(Some(Arc::new(snapshot)));
+        if let Some(every) = every {
+            self.due_after(*read, every);
+        }
+        drop(stage);
+        self.refreshed.fetch_add(u64::from(old.is_some()), Ordering::Relaxed);
         Ok(())
     }
 
     pub(super) fn told(&self) -> InitState {
         match &*self.stage() {
-            Stage::Awaited(..) | Stage::Read(_) => InitState::Pending,
-            Stage::Made => InitState::Once,
+            Stage::Read(recorded) if recorded.turn.is_some() => InitState::Once,
+            Stage::Made(_) => InitState::Once,
+            Stage::Awaited(_) | Stage::Read(_) => InitState::Pending,
             Stage::Refused(why) => InitState::Refused(why.clone()),
+        }
+    }
+
+    /// What there is to be told of the snapshot, or of what will be one.
+    pub(super) fn info(&self) -> Option<SnapshotInfo> {
+        let made = self.made().map(|made| (made.read, made.host.drew));
+        let (read, drew) = made.or_else(|| match &*self.stage() {
+            Stage::Read(recorded) => Some((recorded.read, recorded.host.drew)),
+            _ => None,
+        })?;
+        let refreshes = self.refreshed.load(Ordering::Relaxed);
+        Some(SnapshotInfo { age: read.elapsed(), drew, refreshes })
+    }
+
+    /// Ends when an instance was read anew, or there will be none; `None` if there will be none.
+    pub(super) fn read_anew(&self) -> Option<BoxFuture<'static, ()>> {
+        let goes_on = match &*self.stage() {
+            Stage::Made(plain) => plain.is_some(),
+            Stage::Read(recorded) => recorded.turn.is_some(),
+            Stage::Awaited(_) | Stage::Refused(_) => false,
+        };
+        goes_on.then(|| Box::pin(self.read_anew.clone().notified_owned()) as _)
+    }
+}
+
+impl Drop for Once {
+    fn drop(&mut self) {
+        self.read_anew.notify_one();
+    }
+}
+
+impl Reading<'_> {
+    /// Whether there is a snapshot, in place of which another is to be made.
+    pub(super) fn is_anew(&self) -> bool {
+        self.anew.is_some()
+    }
+
+    pub(super) fn of(&self) -> Arc<Plain> {
+        self.plain.clone()
+    }
+
+    /// An instance that initialised itself was read.
+    pub(super) fn done(mut self, read: Result<(State, Initialised), String>, context: &PluginContext) {
+        let once = self.once;
+        let (left, host) = match read {
+            Ok(read) => read,
+            Err(_) if self.is_anew() => return self.failed(),
+            Err(why) => {
+                once.awaits.store(false, Ordering::Relaxed);
+                *once.stage() = Stage::Refused(why.into());
+                return;
+            }
+        };
+        let turn = self.anew.take().map(|(turn, since, _)| {
+            turn.charge(since.elapsed(), Instant::now());
+            turn
+        });
+        let (plain, is_anew) = (self.plain.clone(), turn.is_some());
+        plain.charge.get_or_init(|| context.memory.unloaded(plain.wasm.len() as u64));
+        let charge = context.memory.unloaded(left.bytes().len() as u64);
+        let recorded =
+            Recorded { plain, state: left, host: Arc::new(host), read: Instant::now(), turn, _charge: charge };
+        {
+            let mut stage = once.stage();
+            // Of two that were made at once, the first counts.
+            if matches!(&*stage, Stage::Awaited(_) | Stage::Made(Some(_))) {
+                *stage = Stage::Read(Arc::new(recorded));
+            }
+        }
+        once.awaits.store(false, Ordering::Relaxed);
+        if is_anew {
+            once.read_anew.notify_one();
+        }
+    }
+
+    /// The instance could not be made, or cannot be read: what is wrong with it may be so again.
+    pub(super) fn failed(mut self) {
+        if let (Some((_, _, pause)), Some(every)) = (&mut self.anew, self.once.every) {
+            *pause = every;
+        }
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        if let Some((turn, since, pause)) = self.anew.take() {
+            turn.charge(since.elapsed(), Instant::now());
+            self.once.due_after(Instant::now(), pause);
+        }
+    }
+}
+
+impl Attempt<'_> {
+    pub(super) fn recorded(&self) -> Arc<Recorded> {
+        self.recorded.clone()
+    }
+
+    /// What came of it, for whoever would try again.
+    pub(super) fn ended(self, made: Result<(), Error>) -> Result<(), Error> {
+        let (once, recorded) = (self.once, &self.recorded);
+        match made {
+            Err(error) if recorded.turn.is_some() => {
+                tracing::debug!(error = %error.chain(), "a snapshot is not made anew yet");
+                if error.kind() != ErrorKind::Overloaded {
+                    once.give_up(recorded, once.every.unwrap_or(AGAIN));
+                }
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::InvalidPlugin => {
+                *once.stage() = Stage::Refused(error.to_string().into());
+                Ok(())
+            }
+            made => made,
+        }
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if let Some(turn) = &self.recorded.turn {
+            turn.charge(self.began.elapsed().saturating_mul(self.width), Instant::now());
+            self.once.give_up(&self.recorded, self.once.every.map_or(AGAIN, |every| every.min(AGAIN)));
         }
     }
 }

@@ -11,6 +11,7 @@ use super::{
     allocator::Allocator,
     classify::{HostTrap, by_system},
     clock::Clock,
+    drawn::Draws,
     fair_share::RunPermit,
     http::{Http, Response},
     log::LogBudget,
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     engine::{
-        CallContext, Changes, Charge, FairShare, InstanceLimits, KeptVariables, LogSink, MemoryAccount, Permit,
+        CallContext, Changes, Charge, Drawn, FairShare, InstanceLimits, KeptVariables, LogSink, MemoryAccount, Permit,
         TenantId, VariableSet,
     },
     source::Digest,
@@ -118,11 +119,19 @@ impl GuestState {
         }
     }
 
+    /// The guest is given a config value.
+    pub(super) fn reads_config(&mut self) {
+        if let Some(initial) = &mut self.initial {
+            initial.reads_config = true;
+        }
+    }
+
     /// What is kept for a guest whose initialisers have just run; or why others cannot begin with it. What each evaluation
     /// begins anew is not in it (log, response, deadline), nor what its memories and tables say (what is left of its budget),
     /// nor blocks of the kernel, which each evaluation clears.
     pub(super) fn initialised(&mut self) -> Result<Initialised, String> {
-        if let Some(Initial { reached: Some(what) }) = self.initial.take() {
+        let Initial { reached, draws, reads_config } = self.initial.take().unwrap_or_default();
+        if let Some(what) = reached {
             return Err(format!("its initialisers call {what}"));
         }
         if self.wasi.is_some() && self.streams.as_ref().is_some_and(|streams| streams.is_any_closed()) {
@@ -130,12 +139,13 @@ impl GuestState {
         }
         let variables =
             Variables { own: self.variables.own.clone(), bytes: self.variables.bytes, ..Variables::default() };
-        Ok(Initialised { variables, clock: self.clock.after() })
+        let drew = draws.map(|draws| draws.drawn()).unwrap_or_default();
+        Ok(Initialised { variables, clock: self.clock.after(), drew, reads_config })
     }
 
     /// Begins as one that was initialised.
     pub(super) fn begin_as(&mut self, initialised: &Initialised) {
-        let Initialised { variables: Variables { own, bytes, .. }, clock } = initialised;
+        let Initialised { variables: Variables { own, bytes, .. }, clock, .. } = initialised;
         self.initial = None;
         self.clock = *clock;
         self.variables = Variables { own: own.clone(), bytes: *bytes, ..Variables::default() };
@@ -160,12 +170,25 @@ impl GuestState {
 pub(super) struct Initial {
     /// The first thing of which another guest would have no part.
     reached: Option<String>,
+    draws: Option<Arc<Draws>>,
+    /// They were given a config value.
+    reads_config: bool,
+}
+
+impl Initial {
+    /// Where it is noted what they draw.
+    pub(super) fn draws(&mut self) -> Arc<Draws> {
+        self.draws.get_or_insert_default().clone()
+    }
 }
 
 /// What the host keeps for a guest that was initialised.
 pub(super) struct Initialised {
     variables: Variables,
     clock: Clock,
+    pub(super) drew: Drawn,
+    /// Its memory may hold config values, or what was made of them.
+    pub(super) reads_config: bool,
 }
 
 /// What a guest may still take: bytes of linear memory, the kernel's, its allocator's and the collected heap included, and

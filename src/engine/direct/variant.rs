@@ -25,8 +25,10 @@ use super::{
     cache::Cache,
     classify,
     code::{Code, InUse, Room},
+    in_memory::Keeps,
     kernel::KernelModule,
     prepare::Subject,
+    refresh::Refreshes,
     sealed::MAPPED,
     slots::{self, SlotLayout},
     stack,
@@ -53,6 +55,7 @@ pub(super) struct EngineVariants {
     pub(super) share: FairShare,
     /// Plugins compiled so far that have no kernel in their own module.
     pub(super) kernels_beside: AtomicU64,
+    refreshes: Arc<Refreshes>,
     /// One that counts no fuel, then one for specs that limit it; the same with wide slots. Made when first needed.
     made: [OnceLock<Arc<EngineVariant>>; 4],
 }
@@ -65,6 +68,7 @@ pub(super) struct EngineVariant {
     pub(super) ticker: Arc<Ticker>,
     pub(super) share: FairShare,
     pub(super) code: Arc<Code>,
+    pub(super) refreshes: Arc<Refreshes>,
     kind: Kind,
     /// Slots for linked modules that no instance has taken.
     pub(super) linked: Arc<Semaphore>,
@@ -106,7 +110,8 @@ impl EngineVariants {
         let code = Code::new(cache, workers, pool.negative_ttl, limits.compile_memory);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (code, share) = (Arc::new(code), FairShare::new(cores));
-        let this = Self { layout, code, share, kernels_beside: AtomicU64::new(0), made: Default::default() };
+        let (kernels_beside, refreshes) = (AtomicU64::new(0), Refreshes::new());
+        let this = Self { layout, code, share, kernels_beside, refreshes, made: Default::default() };
         this.get(Kind { fueled: false, wide: false })?;
         Ok(this)
     }
@@ -126,13 +131,19 @@ impl EngineVariants {
         let lacks = |why| Error::overloaded("no address space for wide slots", why, &ErrorKind::OutOfMemory.into());
         let layout = if kind.wide { self.layout.widened(slots::available()).map_err(lacks)? } else { self.layout };
         // Two that want it at once may both make one, of which one stays.
-        let new = EngineVariant::new(layout, kind, self.share.clone(), self.code.clone())?;
+        let new = EngineVariant::new(layout, kind, self.share.clone(), self.code.clone(), self.refreshes.clone())?;
         Ok(made.get_or_init(|| new).clone())
     }
 }
 
 impl EngineVariant {
-    fn new(layout: SlotLayout, kind: Kind, share: FairShare, code: Arc<Code>) -> Result<Arc<Self>, Error> {
+    fn new(
+        layout: SlotLayout,
+        kind: Kind,
+        share: FairShare,
+        code: Arc<Code>,
+        refreshes: Arc<Refreshes>,
+    ) -> Result<Arc<Self>, Error> {
         let failed = |error: wasmtime::Error| {
             classify::shortage(&error)
                 .unwrap_or_else(|| Error::internal("the engine cannot be made", format!("{error:#}")))
@@ -149,7 +160,7 @@ impl EngineVariant {
         let (version, maps) = (tunables::version(&engine), kernel.can_be_mapped(&engine));
         let linked = Arc::new(Semaphore::new(usize::try_from(layout.linked()).unwrap_or(Semaphore::MAX_PERMITS)));
         let ticker = Arc::new(ticker);
-        Ok(Arc::new(Self { engine, kernel, abi, ticker, share, code, kind, linked, maps, version }))
+        Ok(Arc::new(Self { engine, kernel, abi, ticker, share, code, refreshes, kind, linked, maps, version }))
     }
 
     /// How the module with this digest is compiled for this engine, with the kernel in it if it `links`.
@@ -165,6 +176,7 @@ impl EngineVariant {
             maps,
             within: limits.build_timeout,
             priority: CompilePriority::Normal,
+            keeps: Keeps::Anywhere,
         }
     }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write};
 use crate::{
     Plugin, Settings, Spec,
     config::EngineKind,
-    engine::InitState,
+    engine::{Drawn, InitState},
     runtime::BuildTimes,
     service::{
         Exit,
@@ -26,13 +26,19 @@ pub(in crate::service) async fn check(arguments: CheckArguments, settings: &Sett
     let spec = Spec { entry_point: entry, asks_init, ..spec };
     let prepared = super::pool_builder(settings).build()?.prepare_with("check", spec, Some(plugin.clone())).await?;
     let (took, init) = (prepared.took(), prepared.init_state().clone());
+    let drew = prepared.snapshot_info().map(|snapshot| snapshot.drew).unwrap_or_default();
     // Not published: the runtime closes in the background, or with the process.
     drop(prepared);
     let calls = entry_points.default().unwrap_or("it has to be named");
-    print(describe(&plugin, calls, (took, &init), options.memory().unwrap_or(settings.limits.memory)))
+    print(describe(&plugin, calls, (took, &init, drew), options.memory().unwrap_or(settings.limits.memory)))
 }
 
-fn describe(plugin: &Plugin, calls: &str, (took, init): (BuildTimes, &InitState), most_memory: u64) -> String {
+fn describe(
+    plugin: &Plugin,
+    calls: &str,
+    (took, init, drew): (BuildTimes, &InitState, Drawn),
+    most_memory: u64,
+) -> String {
     let interface = plugin.interface();
     let mut imports: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for import in interface.imports() {
@@ -53,7 +59,18 @@ fn describe(plugin: &Plugin, calls: &str, (took, init): (BuildTimes, &InitState)
     line("exports", &interface.exports().join(", "));
     line("time", &format!("{} to compile, {} to initialise", Time(took.compile), Time(took.init)));
     let snapshot = match init {
-        InitState::Pending | InitState::Once => "possible: with init = once, instances begin initialised".to_owned(),
+        InitState::Pending | InitState::Once => {
+            let begins = "possible: with init = once, instances begin initialised";
+            let shared = match drew {
+                Drawn { time: false, randomness: false } => "",
+                Drawn { time: true, randomness: false } => ", and share for init_refresh the time that they were told",
+                Drawn { time: false, randomness: true } => {
+                    ", and share for init_refresh the random numbers that they drew"
+                }
+                Drawn { .. } => ", and share for init_refresh the time and the random numbers that they drew",
+            };
+            format!("{begins}{shared}")
+        }
         InitState::Refused(why) => format!("not possible: {why}"),
         InitState::Each => "not possible: only the direct engine makes one".to_owned(),
     };

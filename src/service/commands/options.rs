@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     Data, Digest, Init, Plugin, Settings, Source, Spec, Vars, Wasi, compiler,
-    config::{HostPattern, LimitSettings, strings},
+    config::{HostPattern, LimitSettings, OffOrDuration, strings},
     data::Static,
     engine::MAX_LINKED,
     service::{
@@ -88,6 +88,10 @@ pub(in crate::service) struct PluginOptions {
     /// Whether initialisers run in each instance, or once: each or once [default: as set, else each]
     #[arg(long, value_name = "each|once", value_parser = word::<Init>)]
     init: Option<Init>,
+    /// How old what they drew that run once gets, if they drew time or randomness, before they run once more: a duration, or
+    /// off [default: as set, else 10m]
+    #[arg(long, value_name = "DURATION|off", value_parser = word::<OffOrDuration>)]
+    init_refresh: Option<OffOrDuration>,
 }
 
 impl PluginOptions {
@@ -175,6 +179,7 @@ impl PluginOptions {
             wasi: self.wasi,
             vars: self.vars,
             init: self.init,
+            init_refresh: self.init_refresh.map(|OffOrDuration(every)| every),
             memory: self.memory(),
             output_size: self.output_size,
             instances: self.instances(),

@@ -32,7 +32,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
 
 /// The parameters of an upload: what of a document is harmless in a log.
 pub(super) fn upload(uri: &Uri) -> Result<Document, Error> {
-    let mut said = parameters(uri, &["entry_point", "isolation", "wasi", "vars", "init", "input", "debug", "digest"])?;
+    let known = ["entry_point", "isolation", "wasi", "vars", "init", "init_refresh", "input", "debug", "digest"];
+    let mut said = parameters(uri, &known)?;
     Ok(Document {
         entry_point: entry_point(&mut said)?,
         isolation: value(&mut said, "isolation", word)?,
@@ -40,6 +41,7 @@ pub(super) fn upload(uri: &Uri) -> Result<Document, Error> {
         input: value(&mut said, "input", word)?,
         vars: value(&mut said, "vars", word)?,
         init: value(&mut said, "init", word)?,
+        init_refresh: value(&mut said, "init_refresh", word)?,
         debug: value(&mut said, "debug", str::parse)?.unwrap_or_default(),
         digest: value(&mut said, "digest", str::parse)?,
         ..Document::default()

@@ -41,7 +41,8 @@ fn an_upload_in_parts_says_what_its_plugin_needs() {
     let settings = [("ENGINE_ALLOWED_HOSTS", "*.example.com")];
     let mut server = Server::start_in(folder.path(), &settings);
     let said = json!({
-        "entry_point": "setting", "isolation": "reuse", "wasi": "off", "vars": "kept", "init": "once", "debug": true,
+        "entry_point": "setting", "isolation": "reuse", "wasi": "off", "vars": "kept", "init": "once",
+        "init_refresh": "1h", "debug": true,
         "config": {"api_key": SECRET, "region": "eu"},
         "allowed_hosts": ["api.example.com"],
         "limits": {"memory": "32MiB", "output_size": 1024, "build_timeout": "1m", "exec_timeout": "1m", "fuel": 9_000_000,
@@ -52,7 +53,8 @@ fn an_upload_in_parts_says_what_its_plugin_needs() {
     let put = server.put_form("key", &[("spec", &spec(&said)), ("plugin", WORDS)]);
     assert_eq!((put.status, put.header("location")), (201, Some("/v1/evaluators/key")), "{put:?}");
     let shown = json!({
-        "entry_point": "setting", "isolation": "reuse", "wasi": "off", "vars": "kept", "init": "once", "debug": true,
+        "entry_point": "setting", "isolation": "reuse", "wasi": "off", "vars": "kept", "init": "once",
+        "init_refresh": "1h", "debug": true,
         "config": {"api_key": null, "region": null},
         "allowed_hosts": ["api.example.com"],
         "limits": {"memory": 32 << 20, "output_size": 1024, "build_timeout": "1m", "exec_timeout": "1m",

@@ -48,31 +48,32 @@ pub(super) struct New {
     pub(super) contents: Vec<u8>,
 }
 
-/// A module, and where the contents of its new sections begin.
+/// A module, and where the contents of its sections are.
 pub(super) struct Written {
     pub(super) bytes: Vec<u8>,
-    begins: Vec<(u8, usize)>,
+    sections: Vec<Section>,
 }
 
 /// The module with `new` sections, which are in order. All others stay as they are.
 pub(super) fn write(wasm: &[u8], sections: &[Section], new: &[New]) -> Option<Written> {
     let extent = wasm.len() + new.iter().map(|new| new.contents.len() + 16).sum::<usize>();
-    let mut written = Written { bytes: Vec::with_capacity(extent), begins: Vec::with_capacity(new.len()) };
+    let mut written =
+        Written { bytes: Vec::with_capacity(extent), sections: Vec::with_capacity(sections.len() + new.len()) };
     written.bytes.extend(wasm.get(..HEADER)?);
     let mut new = new.iter().peekable();
     for section in sections {
         let at = place(section.id);
         // Those that the module did not have go in front of the first that comes later.
         while let Some(next) = new.next_if(|next| at.is_some_and(|at| place(next.id).is_some_and(|place| place < at))) {
-            written.add(next)?;
+            written.section(next.id, &next.contents)?;
         }
         match new.next_if(|next| next.id == section.id) {
-            Some(next) => written.add(next)?,
+            Some(next) => written.section(next.id, &next.contents)?,
             None => written.section(section.id, wasm.get(section.contents.clone())?)?,
         }
     }
     for next in new {
-        written.add(next)?;
+        written.section(next.id, &next.contents)?;
     }
     Some(written)
 }
@@ -83,21 +84,22 @@ fn place(id: u8) -> Option<usize> {
 }
 
 impl Written {
-    fn add(&mut self, new: &New) -> Option<()> {
-        self.section(new.id, &new.contents)?;
-        self.begins.push((new.id, self.bytes.len() - new.contents.len()));
-        Some(())
-    }
-
     fn section(&mut self, id: u8, contents: &[u8]) -> Option<()> {
         self.bytes.push(id);
         leb::unsigned(&mut self.bytes, u32::try_from(contents.len()).ok()?.into());
+        let begin = self.bytes.len();
         self.bytes.extend(contents);
+        self.sections.push(Section { id, contents: begin..self.bytes.len() });
         Some(())
     }
 
-    /// Where the contents of a new section begin.
+    /// Where the contents of a section begin.
     pub(super) fn begin(&self, id: u8) -> Option<usize> {
-        self.begins.iter().find(|(known, _)| *known == id).map(|(_, begin)| *begin)
+        Some(self.contents(id)?.start)
+    }
+
+    /// Where the contents of a section are.
+    pub(super) fn contents(&self, id: u8) -> Option<Range<usize>> {
+        self.sections.iter().find(|section| section.id == id).map(|section| section.contents.clone())
     }
 }

@@ -22,7 +22,7 @@ use std::ops::Range;
 use wasmparser::{BinaryReader, MemoryType, Operator, Parser, Payload, ValType};
 
 use super::{
-    binary::{self, New, Section, id},
+    binary::{self, New, Section, Written, id},
     leb,
     map::{self, Map},
     rewrite::{MEMORY, export},
@@ -175,7 +175,8 @@ pub(super) fn record(wasm: &[u8], digest: Digest) -> Option<Vec<u8>> {
     contents.extend(wasm.get(section.start + leb::length(wasm.get(section.clone())?)?..last)?);
     contents.extend(new.concat());
     contents.extend(wasm.get(last..section.end)?);
-    settled(wasm, digest, binary::write(wasm, &module.sections, &[New { id: id::EXPORT, contents }])?.bytes)
+    let was = Landmarks::of(&module)?;
+    settled(&was, digest, binary::write(wasm, &module.sections, &[New { id: id::EXPORT, contents }])?)
 }
 
 /// The prepared module that begins with this state; `None` if that is not one of this module's.
@@ -208,19 +209,36 @@ pub(super) fn restore(wasm: &[u8], digest: Digest, state: &[u8]) -> Option<Vec<u
     for (at, index) in indices {
         leb::overwrite(named.get_mut(at)?, index);
     }
+    let was = Landmarks::of(&module)?;
     let is_old = |section: &Section| [id::DATA_COUNT, id::DATA].contains(&section.id);
     let sections: Vec<_> = module.sections.into_iter().filter(|section| !is_old(section)).collect();
-    settled(wasm, digest, binary::write(&named, &sections, &new)?.bytes)
+    settled(&was, digest, binary::write(&named, &sections, &new)?)
 }
 
-/// A module that was `before`, with the map of where its code is now.
-fn settled(before: &[u8], digest: Digest, mut after: Vec<u8>) -> Option<Vec<u8>> {
-    let (was, is) = (Module::read(before)?, Module::read(&after)?);
-    let (name, _) = is.exports.last()?;
+/// Where in a module is what its map speaks of, and its map.
+struct Landmarks {
+    code: usize,
+    /// The name that is the map: the last export's. In bytes before the exports' end.
+    name: Range<usize>,
+}
+
+impl Landmarks {
+    fn of(module: &Module) -> Option<Self> {
+        let exports = module.sections.iter().find(|section| section.id == id::EXPORT)?;
+        let ((name, _), end) = (module.exports.last()?, exports.contents.end);
+        Some(Self { code: module.code?, name: end.checked_sub(name.end)?..end.checked_sub(name.start)? })
+    }
+}
+
+/// A module that was written anew, with the map of where its code is now.
+fn settled(was: &Landmarks, digest: Digest, written: Written) -> Option<Vec<u8>> {
+    let (code, end) = (written.begin(id::CODE)?, written.contents(id::EXPORT)?.end);
+    let name = end.checked_sub(was.name.end)?..end.checked_sub(was.name.start)?;
+    let mut after = written.bytes;
     let mut map = Map::read(str::from_utf8(after.get(name.clone())?).ok()?)?;
-    let moved = u32::try_from(is.code?).ok()?.wrapping_sub(u32::try_from(was.code?).ok()?);
+    let moved = u32::try_from(code).ok()?.wrapping_sub(u32::try_from(was.code).ok()?);
     map.shift = map.shift.wrapping_add(moved);
-    let (name, new) = (name.clone(), map.name(digest));
+    let new = map.name(digest);
     let old = after.get_mut(name)?;
     if old.len() != new.len() {
         return None;

@@ -46,6 +46,7 @@ pub(super) use self::{
 use super::{
     cache::Wanted,
     classify::by_system,
+    in_memory::Keeps,
     in_process::compile,
     prepare::Subject,
     sealed::{Destination, Sealed},
@@ -83,6 +84,8 @@ pub(super) struct Terms {
     /// The time within which the caller stops it.
     pub(super) within: Duration,
     pub(super) priority: CompilePriority,
+    /// Where its code is kept for the next build.
+    pub(super) keeps: Keeps,
 }
 
 /// The workers of one engine.

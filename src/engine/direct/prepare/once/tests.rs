@@ -93,7 +93,7 @@ fn run(store: &mut Store<()>, instance: Instance) -> Vec<(Result<(), String>, BT
 }
 
 /// What a made-up module does.
-fn code(steps: &[(u8, u32, i64)]) -> String {
+fn steps(steps: &[(u8, u32, i64)]) -> String {
     steps.iter().fold(String::new(), |mut code, (what, at, value)| {
         let near = at % 65_000;
         let _ = match what % 9 {
@@ -131,13 +131,45 @@ const PASSIVE: &str = r#"(data "unused") (data $p "passive") (data (i32.const 90
 fn nothing_and_everything_is_read_and_begun_with() {
     let all: Vec<_> = (0..9).map(|what| (what, 5_000 + u32::from(what) * 4_096, i64::from(what) - 4)).collect();
     compare(&module(r#"(data $p "passive")"#, "", ""));
-    compare(&module(PASSIVE, "", &code(&all)));
-    compare(&module(PASSIVE, &code(&all), &code(&all)));
+    compare(&module(PASSIVE, "", &steps(&all)));
+    compare(&module(PASSIVE, &steps(&all), &steps(&all)));
     // No data section before, and a memory that is all zeros beside one that is not.
     let kernels = "(call $store64 (i64.const 100) (i64.const -1))";
     let plain = module("", kernels, "(i32.store (i32.const 9) (i32.add (i32.load (i32.const 9)) (i32.const 1)))");
     compare(&plain);
     compare(&plain.replace(kernels, "(i32.store8 (i32.const 65535) (i32.const 1))"));
+}
+
+/// Where the code begins.
+fn code(wasm: &[u8]) -> usize {
+    let mut payloads = Parser::new(0).parse_all(wasm).map(Result::unwrap);
+    payloads
+        .find_map(|it| if let Payload::CodeSectionStart { range, .. } = it { Some(range.start) } else { None })
+        .unwrap()
+}
+
+#[test]
+fn wherever_code_is_it_is_known_where_it_was() {
+    // One number of exports takes a byte, with those that are added, and the other two.
+    for exports in [0, 108, 113, 118, 200] {
+        let more: String = (0..exports).fold(String::new(), |all, n| all + &format!("(export \"m{n}\" (memory 0))"));
+        let text = module(PASSIVE, "(drop (memory.grow (i32.const 200)))", "")
+            .replace("(func (export \"begin\")", &format!("{more} (func (export \"begin\")"));
+        let wasm = wat::parse_str(text).unwrap();
+        let digest = Digest::of(&wasm);
+        let recorded = compiled(&wasm, Begin::Recorded);
+        let mut store = Store::new(&ENGINE, ());
+        let instance = Instance::new(&mut store, &recorded, &[]).unwrap();
+        call(&mut store, instance, "begin").unwrap();
+        let state = read(&mut store, instance, &Recorder::of(&recorded, digest).unwrap());
+        let was = |begin| {
+            let prepared = prepare(&wasm, digest, true, begin).unwrap();
+            Map::of(&Module::new(&ENGINE, &prepared).unwrap()).unwrap().before(code(&prepared))
+        };
+        for begin in [Begin::Recorded, Begin::Restored(state.bytes())] {
+            assert_eq!(was(begin), was(Begin::Plain), "{exports} exports, {begin:?}");
+        }
+    }
 }
 
 #[test]
@@ -174,6 +206,6 @@ proptest! {
         begin in prop::collection::vec(any::<(u8, u32, i64)>(), 0..24),
         run in prop::collection::vec(any::<(u8, u32, i64)>(), 0..12),
     ) {
-        compare(&module(PASSIVE, &code(&begin), &code(&run)));
+        compare(&module(PASSIVE, &steps(&begin), &steps(&run)));
     }
 }
