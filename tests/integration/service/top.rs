@@ -193,7 +193,7 @@ fn it_shows_a_server_sorts_searches_looks_into_an_evaluator_and_leaves_the_termi
 #[ignore = "slow lane: needs tmux, which .ci/run installs"]
 fn signals_end_it_and_the_terminal_is_as_it_was() {
     let server = Server::start(&[]);
-    for signal in ["TERM", "INT"] {
+    for signal in ["TERM", "INT", "HUP"] {
         let Some(terminal) = Terminal::start(&command(&server), 80, 24) else { return };
         terminal.shows(&["greet", "live"]);
         let pid = fs::read_to_string(terminal.path("pid")).unwrap();

@@ -36,7 +36,7 @@ use self::{
     server::{Event, Events, Refusal, Server, Told},
     state::{After, State, Wanted},
 };
-use super::signals::Signals;
+use super::signals::{self, Signals};
 use crate::{
     config::ServiceSettings,
     service::{Exit, cli::TopArguments},
@@ -59,7 +59,7 @@ pub(in crate::service) async fn top(arguments: TopArguments, service: &ServiceSe
     }
     // Before the terminal is taken: what is wrong is said where it was typed.
     let events = server.events(0).await.map_err(|why| Exit::failed(format!("{}: {why}", server.shown())))?;
-    let mut signals = Signals::new()?;
+    let (mut signals, mut hangup) = (Signals::new()?, signals::hangup()?);
     let mut state = State::new(server.shown());
     let (told, mut heard) = mpsc::channel(1);
     // It ends with the program's threads.
@@ -76,9 +76,12 @@ pub(in crate::service) async fn top(arguments: TopArguments, service: &ServiceSe
         let wanted = state.wanted();
         tokio::select! {
             () = signals.next() => return Ok(()),
+            // The terminal may be there all the same, and is given back.
+            _ = hangup.recv() => return Ok(()),
             input = inputs.recv() => match input {
                 Some(input) if state.handle(&input) == After::Stay => {}
-                _ => return Ok(()),
+                Some(_) => return Ok(()),
+                None => return Err(Exit::failed("the terminal cannot be read any more")),
             },
             Some(event) = heard.recv() => state.hear(event),
             answer = asking.answer(&wanted) => state.take(&wanted, answer),

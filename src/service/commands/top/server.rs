@@ -57,9 +57,13 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// Bytes that are kept of why there is no answer: it is drawn each time, and a stranger's server may say much.
+const MOST_OF_A_REFUSAL: usize = 1024;
+
 impl Refusal {
     pub(super) fn new(why: impl AsRef<str>) -> Self {
-        Self(one_line(why.as_ref()))
+        let why = why.as_ref();
+        Self(one_line(&why[..why.floor_char_boundary(MOST_OF_A_REFUSAL)]))
     }
 
     fn no_answer(error: &reqwest::Error) -> Self {
@@ -127,8 +131,8 @@ impl Server {
                 if [".", ".."].contains(&name.as_sent()) {
                     return Err(Refusal::new("no URL can name this evaluator"));
                 }
-                let found = self.json(&["ui", "evaluators", name.as_sent()], &[]).await?;
-                Ok(Told::One(Box::new(found)))
+                let found: Evaluator = self.json(&["ui", "evaluators", name.as_sent()], &[]).await?;
+                Ok(Told::One(Box::new(found.bounded())))
             }
         }
     }

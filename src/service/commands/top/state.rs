@@ -256,7 +256,8 @@ impl State {
         }
     }
 
-    fn show(&mut self, found: Found) {
+    fn show(&mut self, mut found: Found) {
+        found.rows.truncate(self.search.limit);
         let name = self.rows().get(self.chosen).map(|row| row.name.clone());
         let last_page = found.found.saturating_sub(1) / self.search.limit.max(1);
         // Whoever was on the last page when it went is on the one before.

@@ -14,6 +14,13 @@ const TEXT: usize = 8 * 1024;
 /// Entries that are kept of one list.
 const ENTRIES: usize = 64;
 
+/// Lines that are kept of one evaluator's log: as many as the server has.
+const LINES: usize = 200;
+
+/// Bytes that a word of the metrics' labels has at most, and a text of a change.
+const WORD: usize = 64;
+const CHANGED: usize = 512;
+
 /// A text from the server. Names, errors and outputs in it come from others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(from = "String")]
@@ -23,6 +30,11 @@ impl Text {
     /// As it came, for a request.
     pub(super) fn as_sent(&self) -> &str {
         &self.0
+    }
+
+    fn cut(&mut self, bytes: usize) {
+        self.0.truncate(self.0.floor_char_boundary(bytes));
+        self.0.shrink_to_fit();
     }
 
     /// Its lines, each of them harmless.
@@ -85,7 +97,12 @@ pub(super) struct Sample {
 impl Sample {
     pub(super) fn bounded(mut self) -> Self {
         self.changes.truncate(ENTRIES);
+        for change in &mut self.changes {
+            change.name.cut(CHANGED);
+            change.what.cut(CHANGED);
+        }
         for counts in [&mut self.evaluations, &mut self.builds, &mut self.evictions] {
+            counts.retain(|word, _| word.0.len() <= WORD);
             while counts.len() > ENTRIES {
                 counts.pop_last();
             }
@@ -154,6 +171,17 @@ pub(super) struct Evaluator {
     pub(super) log: Option<Vec<Logged>>,
 }
 
+impl Evaluator {
+    pub(super) fn bounded(mut self) -> Self {
+        self.failures.truncate(ENTRIES);
+        self.failures.iter_mut().for_each(|failure| failure.stack.truncate(ENTRIES));
+        if let Some(log) = &mut self.log {
+            log.truncate(LINES);
+        }
+        self
+    }
+}
+
 /// A line of its log.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -217,5 +245,11 @@ mod tests {
         let many = (0..1000).map(|at| format!("\"{at}\":1.7e308")).collect::<Vec<_>>().join(",");
         let sample: Sample = serde_json::from_str(&format!("{{\"evaluations\":{{{many}}}}}")).unwrap();
         assert_eq!(sample.bounded().evaluations.len(), ENTRIES);
+        let long = format!("{{\"builds\":{{\"{}\":1,\"ok\":2}}}}", "x".repeat(1000));
+        let sample: Sample = serde_json::from_str(&long).unwrap();
+        assert_eq!(sample.bounded().builds.into_values().collect::<Vec<_>>(), [2.0]);
+        let lines = vec!["{}"; 5000].join(",");
+        let evaluator: Evaluator = serde_json::from_str(&format!("{{\"log\":[{lines}]}}")).unwrap();
+        assert_eq!(evaluator.bounded().log.map(|log| log.len()), Some(LINES));
     }
 }

@@ -95,8 +95,12 @@ pub(super) fn cut(text: &str, columns: usize) -> String {
 /// A text in lines of at most so many columns, broken at spaces where there are any.
 pub(super) fn wrap(text: &str, columns: usize) -> Vec<String> {
     let (mut lines, mut rest) = (Vec::new(), text);
-    while width(rest) > columns {
+    loop {
+        // Not the width of all that is left, which would be measured again for each line.
         let (end, first) = fitting(rest, columns);
+        if end == rest.len() {
+            break;
+        }
         // A character that is wider than all columns is on a line of its own all the same.
         let end = if end == 0 { first } else { end };
         let (kept, more) = rest.split_at(end);

@@ -139,8 +139,9 @@ fn said(state: &State, columns: usize) -> String {
         None => "Evaluators".to_owned(),
         Some(list) if list.found == 0 => "No evaluators".to_owned(),
         Some(list) => {
-            let first = search.page * search.limit;
-            format!("Evaluators {}–{} of {}", first + 1, first + list.rows.len(), list.found)
+            let first = search.page.saturating_mul(search.limit);
+            let [from, to] = [1, list.rows.len()].map(|more| first.saturating_add(more));
+            format!("Evaluators {from}–{to} of {}", list.found)
         }
     };
     if !search.text.is_empty() {
