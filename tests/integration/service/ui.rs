@@ -215,6 +215,24 @@ fn evaluators_are_sorted_by_how_slow_their_calls_were_of_late() {
 }
 
 #[test]
+fn what_a_plugin_writes_to_its_streams_is_kept_as_well_if_its_debug_is_on() {
+    let server = Server::start(&[]);
+    assert_eq!(server.put("open?entry_point=say&debug=true", CRASH).status, 201);
+    assert_eq!(server.put("closed?entry_point=say", CRASH).status, 201);
+    for name in ["open", "closed"] {
+        assert_eq!(server.post(name, b"hello").status, 200);
+    }
+    let open = server.get("/ui/evaluators/open").json();
+    let log = open["log"].as_array().unwrap();
+    let lines: Vec<_> = log.iter().map(|line| (line["level"].as_str(), line["text"].as_str())).collect();
+    assert_eq!(lines, [(Some("stderr"), Some("err: hello")), (Some("stdout"), Some("out: hello"))], "{open}");
+    let json = [("content-type", "application/json")];
+    let debug = server.request("PATCH", "/v1/evaluators/closed", &json, br#"{"debug":true}"#);
+    assert_eq!(debug.status, 200);
+    assert_eq!(server.get("/ui/evaluators/closed").json()["log"], Value::Array(vec![]), "nothing from before");
+}
+
+#[test]
 fn what_a_plugin_says_is_kept_line_by_line_while_its_debug_is_on_and_only_then() {
     let server = Server::start(&[("LOG_LEVEL", "warn")]);
     // It logs its input, at two levels, and writes down what levels it is asked for.
