@@ -211,10 +211,10 @@ pub(super) async fn evaluate(
         let call = if let Some(parent) = parent { call.with(parent) } else { call };
         evaluator.evaluate_from(&*shared, call).await
     };
-    let began = app.ui.as_ref().map(|_| Instant::now());
+    let timed = app.ui.clone().map(|ui| Timed { ui, evaluator: id, began: Instant::now() });
     let evaluated = app.guests.run(id, evaluation.in_current_span()).await?;
-    if let (Some(ui), Some(began)) = (&app.ui, began) {
-        ui.latencies.note(id, began.elapsed());
+    drop(timed);
+    if let Some(ui) = &app.ui {
         note(&app, ui, (id, &name), evaluated.as_ref());
     }
     let response = evaluated.map_err(|error| match error {
@@ -252,6 +252,19 @@ pub(super) async fn evaluate(
     headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static("sandbox"));
     // Bytes would bring a type of their own.
     Ok((status, Extension(answer::Charged), used, headers, Body::from(body)).into_response())
+}
+
+/// A call whose time the page shows, however it ends: its client may leave, which drops the handler.
+struct Timed {
+    ui: Arc<Ui>,
+    evaluator: EvaluatorId,
+    began: Instant,
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        self.ui.latencies.note(self.evaluator, self.began.elapsed());
+    }
 }
 
 /// Keeps for the page what an evaluation left behind.

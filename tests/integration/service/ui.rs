@@ -9,7 +9,10 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{SPIN, letter, server::Server};
+use super::{
+    SPIN, letter,
+    server::{Server, eventually},
+};
 use crate::support::{CRASH, wasm};
 
 /// The files that the page names, and it itself.
@@ -212,6 +215,16 @@ fn evaluators_are_sorted_by_how_slow_their_calls_were_of_late() {
     assert_eq!((&one["p99_seconds"], &one["p50_seconds"]), (&all["rows"][0]["p99_seconds"], &one["p99_seconds"]));
     let quick = server.get("/ui/evaluators/b%2Fquick").json();
     assert!(quick["p50_seconds"].as_f64().unwrap() <= quick["p99_seconds"].as_f64().unwrap(), "{quick}");
+}
+
+#[test]
+fn a_call_whose_client_gives_up_counts_among_the_slow_ones() {
+    let server = Server::start(&[("LIMITS_EXEC_TIMEOUT", "10m")]);
+    // It never ends by itself.
+    assert_eq!(server.put("slow?entry_point=run", &wasm(SPIN)).status, 201);
+    assert_eq!(server.get("/ui/evaluators/slow").json()["p99_seconds"], Value::Null);
+    drop(server.begin_evaluation("slow"));
+    eventually("its time is known", || server.get("/ui/evaluators/slow").json()["p99_seconds"].is_f64());
 }
 
 #[test]
