@@ -245,11 +245,9 @@ fn what_a_plugin_writes_to_its_streams_is_kept_as_well_if_its_debug_is_on() {
     assert_eq!(server.get("/ui/evaluators/closed").json()["log"], Value::Array(vec![]), "nothing from before");
 }
 
-#[test]
-fn what_a_plugin_says_is_kept_line_by_line_while_its_debug_is_on_and_only_then() {
-    let server = Server::start(&[("LOG_LEVEL", "warn")]);
-    // It logs its input, at two levels, and writes down what levels it is asked for.
-    let says = wasm(
+/// A plugin that does this when it is run, and can log its input.
+fn logging(does: &str) -> Vec<u8> {
+    wasm(&format!(
         r#"(module
             (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
             (import "extism:host/env" "store_u8" (func $store (param i64 i32)))
@@ -265,9 +263,38 @@ fn what_a_plugin_says_is_kept_line_by_line_while_its_debug_is_on_and_only_then()
                     (local.set $at (i64.add (local.get $at) (i64.const 1)))
                     (br_if $each (i64.lt_u (local.get $at) (call $length))))
                 (local.get $block))
-            (func (export "run")
-                (if (i32.eqz (call $level)) (then (call $trace (call $input))))
-                (call $error (call $input))))"#,
+            (func (export "run") (local $times i32)
+                {does}))"#
+    ))
+}
+
+#[test]
+fn the_log_has_what_it_shows_however_much_a_plugin_says_for_the_page_alone() {
+    let server = Server::start(&[("LOG_LEVEL", "debug")]);
+    let says = logging(
+        "(loop $again
+            (call $trace (call $input))
+            (local.set $times (i32.add (local.get $times) (i32.const 1)))
+            (br_if $again (i32.lt_u (local.get $times) (i32.const 150))))
+         (call $error (call $input))",
+    );
+    assert_eq!(server.put("says?debug=true", &says).status, 201);
+    assert_eq!(server.post("says", b"it matters").status, 200);
+    server.has_logged("it matters");
+    let log = server.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("it matters")).collect();
+    assert!(lines.len() == 1 && lines[0].contains("ERROR"), "{log}");
+    let page = server.get("/ui/evaluators/says").json();
+    assert_eq!(page["log"].as_array().unwrap().len(), 100, "{page}");
+}
+
+#[test]
+fn what_a_plugin_says_is_kept_line_by_line_while_its_debug_is_on_and_only_then() {
+    let server = Server::start(&[("LOG_LEVEL", "warn")]);
+    // It logs its input, at two levels, and writes down what levels it is asked for.
+    let says = logging(
+        r#"(if (i32.eqz (call $level)) (then (call $trace (call $input))))
+           (call $error (call $input))"#,
     );
     assert_eq!(server.put("says", &says).status, 201);
     assert_eq!(server.post("says", b"a secret").status, 200);
