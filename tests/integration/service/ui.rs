@@ -316,6 +316,10 @@ fn what_a_plugin_says_is_kept_line_by_line_while_its_debug_is_on_and_only_then()
     assert_eq!(server.get("/ui/evaluators/says").json()["log"].as_array().unwrap().len(), 200);
     debug(br#"{"debug":false}"#);
     assert_eq!(server.get("/ui/evaluators/says").json()["log"], Value::Null);
+    debug(br#"{"debug":true}"#);
+    assert_eq!(server.get("/ui/evaluators/says").json()["log"], Value::Array(vec![]), "they went with its debug");
+    assert_eq!(server.post("says", b"!").status, 200);
+    assert_ne!(server.get("/ui/evaluators/says").json()["log"], Value::Array(vec![]));
     assert_eq!(server.delete("says").status, 204);
     assert_eq!(server.put("says?debug=true", &says).status, 201);
     assert_eq!(server.get("/ui/evaluators/says").json()["log"], Value::Array(vec![]), "they went with it");
