@@ -293,8 +293,8 @@ fn what_a_plugin_says_is_kept_line_by_line_while_its_debug_is_on_and_only_then()
     let server = Server::start(&[("LOG_LEVEL", "warn")]);
     // It logs its input, at two levels, and writes down what levels it is asked for.
     let says = logging(
-        r#"(if (i32.eqz (call $level)) (then (call $trace (call $input))))
-           (call $error (call $input))"#,
+        "(if (i32.eqz (call $level)) (then (call $trace (call $input))))
+         (call $error (call $input))",
     );
     assert_eq!(server.put("says", &says).status, 201);
     assert_eq!(server.post("says", b"a secret").status, 200);
