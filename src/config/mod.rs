@@ -228,8 +228,8 @@ pub struct ServiceSettings {
     /// A file of tokens. Needed to listen on an address that is not loopback.
     pub token_file: Option<PathBuf>,
     /// Other names of this server, at most 100, such as that of a proxy before it: host names or addresses, without ports. In
-    /// the environment, separate them by commas. Without `token_file`, a request must be for localhost, a loopback address or one
-    /// of these, so that no web page reaches the server by a name of its own; pages at these hosts may use it, at any of their
+    /// the environment, separate them by commas. Without `token_file`, a request must be for an address, localhost, a name without
+    /// a dot or one of these, so that no web page reaches the server by a name of its own; pages at these hosts may use it, at any of their
     /// ports. With `token_file` they have no effect. None by default.
     #[serde(deserialize_with = "list_or_commas")]
     pub host_names: Vec<String>,

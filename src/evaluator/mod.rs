@@ -69,6 +69,7 @@ struct EvaluatorInner {
 
 impl Evaluator {
     pub(crate) fn new(pool: Arc<PoolInner>, id: u64, revision: Arc<Revision>) -> Self {
+        revision.set_owner(id);
         Self {
             inner: Arc::new(EvaluatorInner {
                 meter: pool.tenants.meter(revision.tenant(), &revision.name, id),
@@ -304,6 +305,9 @@ impl Evaluator {
         let current = self.inner.revision.load_full()?;
         ids.insert(revision.id.evaluator);
         self.inner.meter.move_to(revision.tenant(), revision.id.evaluator);
+        // What either logs meanwhile is kept for nobody.
+        current.set_owner(0);
+        revision.set_owner(self.id().0);
         self.inner.revision.store(Some(revision));
         Some(current)
     }

@@ -35,3 +35,50 @@ impl EvaluatorPool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::{Isolation, Spec};
+
+    /// It logs when it starts, and when it is run.
+    const SAYS: &str = r#"(module
+        (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
+        (import "extism:host/env" "log_error" (func $error (param i64)))
+        (func $say (call $error (call $alloc (i64.const 1))))
+        (start $say)
+        (func (export "run") (call $say)))"#;
+
+    #[tokio::test]
+    async fn lines_are_those_of_who_is_published_whatever_it_was_prepared_as() {
+        let pool = EvaluatorPool::builder().build().unwrap();
+        let lines: Arc<Mutex<Vec<EvaluatorId>>> = Arc::default();
+        let kept = lines.clone();
+        pool.keep_logs(move |evaluator, tenant, _, _| {
+            assert_eq!(tenant, "a");
+            kept.lock().unwrap().push(evaluator);
+        });
+        let taken = || std::mem::take(&mut *lines.lock().unwrap());
+        let spec = || Spec::bytes(wat::parse_str(SAYS).unwrap()).debug(true).isolation(Isolation::Reuse);
+        // Nobody has the name, so that each is prepared under a number of its own.
+        let first = pool.prepare("a/says", spec()).await.unwrap();
+        let second = pool.prepare("a/says", spec()).await.unwrap();
+        assert_eq!(taken(), [], "nobody has published them");
+        let (evaluator, _) = first.publish();
+        assert!(second.publish().1);
+        evaluator.evaluate("").await.unwrap();
+        assert_eq!(taken(), [evaluator.id()]);
+        drop(pool.prepare("a/says", spec()).await.unwrap());
+        assert_eq!(taken(), [], "it was refused after it was built");
+        evaluator.unload().await;
+        evaluator.evaluate("").await.unwrap();
+        let again = taken();
+        assert!(!again.is_empty() && again.iter().all(|owner| *owner == evaluator.id()), "{again:?}");
+        let (replaced, _) = pool.prepare("a/says", spec()).await.unwrap().publish();
+        replaced.evaluate("").await.unwrap();
+        assert_eq!(taken(), [evaluator.id()]);
+        pool.close().await;
+    }
+}

@@ -14,7 +14,7 @@ mod resolve;
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -59,6 +59,9 @@ pub(crate) struct Revision {
     /// Set before the revision is taken out of the registry, and read after a build of it was begun. So either the builder
     /// sees it or the registry sees the build.
     retired: AtomicBool,
+    /// The evaluator that this is the revision of now; 0 before it is published, and when it is no more. What its plugin logs
+    /// is kept for that one alone.
+    owner: Arc<AtomicU64>,
 }
 
 /// Whom an evaluator of this name and spec belongs to.
@@ -108,7 +111,13 @@ impl Revision {
             info,
             in_memory: Mutex::default(),
             retired: AtomicBool::new(false),
+            owner: Arc::default(),
         }
+    }
+
+    /// Makes it an evaluator's, or with 0 nobody's.
+    pub(crate) fn set_owner(&self, evaluator: u64) {
+        self.owner.store(evaluator, Ordering::SeqCst);
     }
 
     pub(crate) fn tenant(&self) -> &str {
@@ -184,6 +193,7 @@ impl Revision {
     /// Takes the revision out of service for good. Whoever waits for it is told that the evaluator is closed.
     pub(crate) fn retire(&self, inner: &PoolInner, reason: CloseReason, grace: Option<Duration>) {
         self.retired.store(true, Ordering::SeqCst);
+        self.set_owner(0);
         inner.registry.retire(self.id, reason, grace, &Refused::Error(self.closed()));
     }
 

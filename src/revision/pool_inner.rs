@@ -115,10 +115,13 @@ impl PoolInner {
         let _ = self.logs.set(Arc::new(keep));
     }
 
-    /// What takes the lines of a revision's plugin, which belongs to this tenant.
-    pub(super) fn log_sink(&self, revision: RevisionId, tenant: &str) -> Option<LogSink> {
+    /// What takes the lines of a plugin that belongs to this tenant, while its revision is the evaluator's that `owner` names.
+    pub(super) fn log_sink(&self, owner: Arc<AtomicU64>, tenant: &str) -> Option<LogSink> {
         let (keep, tenant) = (self.logs.get()?.clone(), tenant.to_owned());
-        Some(LogSink::new(move |level, text| keep(EvaluatorId(revision.evaluator), &tenant, level, text)))
+        Some(LogSink::new(move |level, text| match owner.load(Ordering::SeqCst) {
+            0 => {}
+            evaluator => keep(EvaluatorId(evaluator), &tenant, level, text),
+        }))
     }
 
     /// What tenants may have from now on.

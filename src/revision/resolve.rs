@@ -65,7 +65,7 @@ pub(super) fn blueprint(
         evaluator: name.clone(),
         tenant: revision.id.tenant,
         labels,
-        log: inner.log_sink(revision.id, &revision.identity.tenant).filter(|_| spec.debug),
+        log: inner.log_sink(revision.owner.clone(), &revision.identity.tenant).filter(|_| spec.debug),
         wasm: plugin.bytes().clone(),
         digest: plugin.digest(),
         linked: linked

@@ -145,10 +145,11 @@ impl<'a> Checkout<'a> {
         };
         drop(call);
         drop(metered);
-        let (words, report) = (instance.guest.last_words(), &inner.program.report);
+        let (mut words, report) = (instance.guest.last_words(), &inner.program.report);
         match &mut ended {
             Ended::Output(_, written) => {
                 report.written(&words);
+                words.show_to_clients(report.to_clients);
                 *written = words;
             }
             Ended::Failed(error) => {

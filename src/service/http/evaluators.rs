@@ -146,6 +146,9 @@ async fn publish(
         let labels = (!document.labels.is_empty()).then(|| serde_json::to_string(&document.labels).unwrap_or_default());
         tracing::info!(name, digest, entry_point, revision, labels, replaced, "an evaluator was registered");
         app.note_change(&name, what(is_upload, replaced));
+        if let (Some(ui), Some(evaluator), false) = (&app.ui, app.pool.get(&name), document.debug) {
+            ui.lines.forget(evaluator.id());
+        }
         Ok((Shown { info, revision, spec: document.shown()? }, replaced))
     })
     .await?;
@@ -211,10 +214,10 @@ pub(super) async fn evaluate(
         let call = if let Some(parent) = parent { call.with(parent) } else { call };
         evaluator.evaluate_from(&*shared, call).await
     };
-    let began = app.ui.as_ref().map(|_| Instant::now());
+    let timed = app.ui.clone().map(|ui| Timed { ui, evaluator: id, began: Instant::now() });
     let evaluated = app.guests.run(id, evaluation.in_current_span()).await?;
-    if let (Some(ui), Some(began)) = (&app.ui, began) {
-        ui.latencies.note(id, began.elapsed());
+    drop(timed);
+    if let Some(ui) = &app.ui {
         note(&app, ui, (id, &name), evaluated.as_ref());
     }
     let response = evaluated.map_err(|error| match error {
@@ -254,6 +257,19 @@ pub(super) async fn evaluate(
     Ok((status, Extension(answer::Charged), used, headers, Body::from(body)).into_response())
 }
 
+/// A call whose time the page shows, however it ends: its client may leave, which drops the handler.
+struct Timed {
+    ui: Arc<Ui>,
+    evaluator: EvaluatorId,
+    began: Instant,
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        self.ui.latencies.note(self.evaluator, self.began.elapsed());
+    }
+}
+
 /// Keeps for the page what an evaluation left behind.
 fn note(app: &App, ui: &Ui, (id, name): (EvaluatorId, &str), evaluated: Result<&crate::Response, &Error>) {
     let written = evaluated.map(|response| response.written().and_then(LastWords::for_clients));
@@ -261,12 +277,12 @@ fn note(app: &App, ui: &Ui, (id, name): (EvaluatorId, &str), evaluated: Result<&
         return;
     }
     // If it is removed meanwhile, so is what it left.
-    let Some(tenant) = app.pool.get(name).filter(|evaluator| evaluator.id() == id).map(|it| it.tenant()) else {
-        return;
-    };
+    let Some(evaluator) = app.pool.get(name).filter(|evaluator| evaluator.id() == id) else { return };
     match written {
-        Ok(words) => words.into_iter().for_each(|words| ui.lines.written(id, &tenant, words)),
-        Err(error) => ui.failures.note(id, &tenant, error),
+        // It may have been turned off meanwhile.
+        Ok(Some(words)) if evaluator.is_debugged() => ui.lines.written(id, &evaluator.tenant(), words),
+        Ok(_) => {}
+        Err(error) => ui.failures.note(id, &evaluator.tenant(), error),
     }
 }
 
@@ -335,14 +351,16 @@ pub(super) async fn remove(
         let check = |revision| conditions.check(revision);
         let (taken, claims) = shared.store.forget(&name, check, || shared.pool.take(&name))?;
         // Another request may have removed it meanwhile.
-        Ok((taken.ok_or(Error::NotFound { name })?, claims))
+        let taken = taken.ok_or(Error::NotFound { name })?;
+        // Here, since the client may leave, which ends the rest.
+        shared.note_change(taken.name(), "removed");
+        shared.forget(taken.id());
+        Ok((taken, claims))
     })
     .await?;
-    app.note_change(evaluator.name(), "removed");
-    if let Some(ui) = &app.ui {
-        ui.forget(evaluator.id());
-    }
     let closed = evaluator.close().await;
+    // Calls that went on until now have left something.
+    app.forget(evaluator.id());
     // No build reads the plugin's file any more.
     drop(claims);
     gone(closed)

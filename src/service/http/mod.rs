@@ -55,7 +55,7 @@ use super::{
     connections::Connections, document::Ceilings, exporter::Exporter, guests::Guests, store::Store,
     telemetry::requests, ui::Ui,
 };
-use crate::{Error, ErrorKind, EvaluatorPool, Settings};
+use crate::{Error, ErrorKind, EvaluatorId, EvaluatorPool, Settings};
 
 /// State that all requests share.
 pub(super) struct App {
@@ -120,6 +120,13 @@ impl App {
     fn note_change(&self, name: &str, what: &'static str) {
         if let Some(ui) = &self.ui {
             ui.history.changed(name, what);
+        }
+    }
+
+    /// Forgets what an evaluator that is removed left for the page.
+    fn forget(&self, evaluator: EvaluatorId) {
+        if let Some(ui) = &self.ui {
+            ui.forget(evaluator);
         }
     }
 

@@ -6,6 +6,9 @@
 //! | sends a form, or what a form could send | `sec-fetch-site`, or `origin` in browsers without it |
 //! | gave its own name this machine's address after it was loaded (DNS rebinding) | the host that the request names |
 //!
+//! That page has a name that a stranger could register, which has a dot. An address is nobody's to give away, `localhost` and
+//! what is below it are this machine's by definition, and a name of one label is one of the network here, such as a container's.
+//!
 //! Programs that are no browser name the host that they connect to, or none, and send neither of the two headers. With tokens
 //! nothing is looked at: a page of elsewhere has none, and no browser adds one.
 
@@ -21,7 +24,7 @@ use axum::{
 use super::{App, problem::Problem};
 use crate::{ErrorKind, units::Quoted};
 
-/// The hosts of `service.host_names`, in small letters. Those of this machine need not be among them.
+/// The hosts of `service.host_names`, in small letters. Those that no stranger can have need not be among them.
 pub(super) struct Hosts(Vec<String>);
 
 impl Hosts {
@@ -36,10 +39,17 @@ impl Hosts {
         self.0.iter().any(|name| bare.eq_ignore_ascii_case(name) || address.is_some() && name.parse().ok() == address)
     }
 
-    fn is_ours(&self, host: &Authority) -> bool {
-        let (bare, is_plain) = (bare(host), !host.as_str().contains('@'));
-        let is_local = |address: IpAddr| address.to_canonical().is_loopback();
-        is_plain && (bare.eq_ignore_ascii_case("localhost") || bare.parse().is_ok_and(is_local) || self.has(host))
+    /// Whether no stranger's page can be loaded by this host, as a request names it.
+    fn is_ours(&self, host: &str) -> bool {
+        if host.is_empty() {
+            return true;
+        }
+        // With a user it is not what a client sends.
+        let Some(host) = host.parse::<Authority>().ok().filter(|host| !host.as_str().contains('@')) else {
+            return false;
+        };
+        let bare = bare(&host);
+        is_label(bare) || is_below_localhost(bare) || bare.parse::<IpAddr>().is_ok() || self.has(&host)
     }
 
     fn check(&self, request: &Request) -> Result<(), Problem> {
@@ -47,11 +57,11 @@ impl Hosts {
         // A target may name a host as well, and HTTP/1.0 need not name any.
         let named = headers.get_all(header::HOST).iter().map(|host| String::from_utf8_lossy(host.as_bytes()));
         let hosts: Vec<_> = named.chain(request.uri().authority().map(|host| host.as_str().into())).collect();
-        if let Some(other) = hosts.iter().find(|host| !host.parse().is_ok_and(|host| self.is_ours(&host))) {
+        if let Some(other) = hosts.iter().find(|host| !self.is_ours(host)) {
             let detail = format!(
                 "the request is for the host {}, which is not known to be this server: without service.token_file only \
-                 requests for localhost and loopback addresses are answered, so that no web page reaches it by a name of \
-                 its own. Add the host to service.host_names, or set service.token_file",
+                 requests for addresses, localhost and names without a dot are answered, so that no web page reaches it \
+                 by a name of its own. Add the host to service.host_names, or set service.token_file",
                 Quoted(other)
             );
             return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, ErrorKind::InvalidRequest, detail));
@@ -109,6 +119,15 @@ fn bare(host: &Authority) -> &str {
     host.host().trim_start_matches('[').trim_end_matches(']')
 }
 
+/// Whether it is a name without a dot.
+fn is_label(host: &str) -> bool {
+    !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+}
+
+fn is_below_localhost(host: &str) -> bool {
+    host.rsplit_once('.').is_some_and(|(_, last)| last.eq_ignore_ascii_case("localhost"))
+}
+
 fn text<'a>(headers: &'a HeaderMap, name: &'static str) -> Option<&'a str> {
     headers.get(HeaderName::from_static(name)).map(|value| value.to_str().unwrap_or("?"))
 }
@@ -140,37 +159,52 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_this_machine_by_its_loopback_names_or_one_that_is_set() {
+    fn a_host_is_ours_if_it_is_none_that_a_stranger_could_register_or_is_set() {
         for host in [
             "localhost",
             "LOCALHOST:8080",
+            "evalpool.localhost",
             "127.0.0.1:8080",
             "127.8.9.1",
+            "0.0.0.0:8080",
+            "192.168.0.1",
+            "203.0.113.9:80",
             "[::1]:80",
             "[::1]",
+            "[::]:80",
+            "[2001:db8::1]:443",
             "[::ffff:127.0.0.1]:1",
+            "x",
+            "evalpool:8080",
+            "3f2a_evalpool-1",
             "proxy.example",
             "PROXY.example:8443",
-            "[fd00::7]:80",
             "[fd00:0::0007]",
         ] {
             assert_eq!(status(Method::POST, "/", &[("host", host)]), 200, "{host}");
             assert_eq!(status(Method::POST, &format!("http://{host}/"), &[]), 200, "{host}");
         }
+        assert_eq!(status(Method::GET, "/", &[("host", "")]), 200, "a client need not know its name");
         for host in [
             "evil.example",
+            "evil.example:8080",
+            "evil.",
             "localhost.evil.example",
+            "evillocalhost.example",
             "127.0.0.1.evil.example",
-            "0.0.0.0:8080",
-            "192.168.0.1",
-            "[::]:80",
-            "",
             "evil@localhost",
+            "evil@",
             "localhost, evil.example",
+            "localhost,evil",
             "127.1",
+            "127.0.0.256",
             "sub.proxy.example",
+            "evil%2eexample",
             "[::1",
+            "[::g]",
+            ":",
             "ü",
+            " ",
         ] {
             assert_eq!(status(Method::GET, "/", &[("host", host)]), 421, "{host}");
         }

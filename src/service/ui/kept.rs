@@ -7,8 +7,14 @@ use std::{
 
 use crate::EvaluatorId;
 
-/// What one entry takes beside its texts.
-const OVERHEAD: usize = 256;
+/// What an evaluator takes beside its entries: its place in the maps, and its tenant's.
+const OWN: usize = 640;
+
+/// What an entry takes beside itself and its texts: its place among its tenant's, and what the allocator adds.
+const BESIDE: usize = 64;
+
+/// A collection has room for at most so many times what it holds.
+const ROOM: usize = 4;
 
 /// How much is kept.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +56,9 @@ struct Tenant {
 }
 
 impl<T> Kept<T> {
+    /// What one entry takes beside its texts.
+    const ENTRY: usize = ROOM * size_of::<(u64, usize, T)>() + BESIDE;
+
     pub(super) fn new(most: Most) -> Self {
         let (of, tenants, largest) = (HashMap::new(), HashMap::new(), BTreeSet::new());
         Self { most, bytes: 0, of, tenants, largest, next: 0 }
@@ -70,15 +79,16 @@ impl<T> Kept<T> {
             // It belongs to another now, whose it was not.
             self.forget(evaluator);
         }
-        let (number, bytes) = (self.next, texts + OVERHEAD);
+        let (number, bytes) = (self.next, texts + Self::ENTRY);
         self.next += 1;
         let tenant = self.tenants.get_key_value(tenant).map_or_else(|| tenant.into(), |(known, _)| known.clone());
-        let own = Own { tenant: tenant.clone(), bytes: 0, entries: VecDeque::new() };
-        let own = self.of.entry(evaluator).or_insert(own);
+        let new = Own { tenant: tenant.clone(), bytes: 0, entries: VecDeque::new() };
+        let own = self.of.entry(evaluator).or_insert(new);
+        let more = if own.entries.is_empty() { bytes + OWN } else { bytes };
         own.entries.push_back((number, bytes, entry));
-        own.bytes += bytes;
+        own.bytes += more;
         self.tenants.entry(tenant.clone()).or_default().entries.insert(number, evaluator);
-        self.weigh(&tenant, bytes, 0);
+        self.weigh(&tenant, more, 0);
         let Most { of_one, bytes_of_one, bytes } = self.most;
         while self.of.get(&evaluator).is_some_and(|own| own.entries.len() > of_one || own.bytes > bytes_of_one) {
             self.drop_oldest(evaluator);
@@ -101,11 +111,17 @@ impl<T> Kept<T> {
     fn drop_oldest(&mut self, evaluator: EvaluatorId) {
         let Some(own) = self.of.get_mut(&evaluator) else { return };
         let (tenant, dropped) = (own.tenant.clone(), own.entries.pop_front());
-        own.bytes -= dropped.as_ref().map_or(0, |(_, bytes, _)| *bytes);
+        let Some((number, mut bytes, _)) = dropped else { return };
+        own.bytes -= bytes;
         if own.entries.is_empty() {
+            bytes += OWN;
             self.of.remove(&evaluator);
+            if self.of.capacity() > ROOM * self.of.len() {
+                self.of.shrink_to(2 * self.of.len());
+            }
+        } else if own.entries.capacity() > ROOM * own.entries.len() {
+            own.entries.shrink_to(2 * own.entries.len());
         }
-        let Some((number, bytes, _)) = dropped else { return };
         if let Some(tenant) = self.tenants.get_mut(&tenant) {
             tenant.entries.remove(&number);
         }
@@ -122,6 +138,9 @@ impl<T> Kept<T> {
             self.largest.insert((tenant.bytes, name.clone()));
         } else {
             self.tenants.remove(name);
+            if self.tenants.capacity() > ROOM * self.tenants.len() {
+                self.tenants.shrink_to(2 * self.tenants.len());
+            }
         }
     }
 }
@@ -130,20 +149,23 @@ impl<T> Kept<T> {
 pub(super) fn cut(text: &str, most: usize) -> String {
     let from = text.len().saturating_sub(most);
     let kept = text.get(text.ceil_char_boundary(from)..).unwrap_or_default();
-    if from > 0 { format!("…{kept}") } else { kept.to_owned() }
+    if from > 0 { ["…", kept].concat() } else { kept.to_owned() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const MOST: Most = Most { of_one: 4, bytes_of_one: 8 * OVERHEAD, bytes: 40 * OVERHEAD };
+    const ENTRY: usize = Kept::<u64>::ENTRY;
+    const MOST: Most = Most { of_one: 4, bytes_of_one: OWN + 8 * ENTRY, bytes: 40 * (OWN + ENTRY) };
 
     fn check(kept: &Kept<u64>) {
+        assert!(kept.of.values().all(|own| own.entries.capacity() <= ROOM * own.entries.len()));
+        assert!(kept.of.capacity() <= ROOM * kept.of.len() && kept.tenants.capacity() <= ROOM * kept.tenants.len());
         let of: usize = kept.of.values().map(|own| own.bytes).sum();
         let entries = kept.of.values().flat_map(|own| &own.entries);
         let (bytes, count) = entries.fold((0, 0), |(bytes, count), (_, own, _)| (bytes + own, count + 1));
-        assert_eq!((of, bytes), (kept.bytes, kept.bytes));
+        assert_eq!((of, bytes + OWN * kept.of.len()), (kept.bytes, kept.bytes));
         assert_eq!(kept.tenants.values().map(|tenant| tenant.bytes).sum::<usize>(), kept.bytes);
         assert_eq!(kept.tenants.values().map(|tenant| tenant.entries.len()).sum::<usize>(), count);
         assert_eq!(kept.largest.len(), kept.tenants.len());
@@ -158,14 +180,33 @@ mod tests {
             check(&kept);
         }
         assert!(kept.of(EvaluatorId(1)).eq(&[6, 7, 8, 9]));
-        kept.add(EvaluatorId(1), "a", 10, 5 * OVERHEAD);
+        kept.add(EvaluatorId(1), "a", 10, 5 * ENTRY);
         assert!(kept.of(EvaluatorId(1)).eq(&[8, 9, 10]));
-        kept.add(EvaluatorId(1), "a", 11, 9 * OVERHEAD);
+        kept.add(EvaluatorId(1), "a", 11, 9 * ENTRY);
         assert_eq!(kept.of(EvaluatorId(1)).count(), 0, "one that is too large alone is not kept");
         kept.add(EvaluatorId(2), "a", 1, 0);
         kept.forget(EvaluatorId(2));
         check(&kept);
         assert!(kept.tenants.is_empty() && kept.of.is_empty());
+    }
+
+    #[test]
+    fn one_that_had_many_entries_has_no_room_left_for_them() {
+        let mut kept = Kept::new(Most { of_one: 200, bytes_of_one: OWN + 300 * ENTRY, bytes: 1 << 20 });
+        for at in 0..1000 {
+            kept.add(EvaluatorId(at), "a", at, 0);
+        }
+        for at in 0..200 {
+            kept.add(EvaluatorId(1), "a", at, 0);
+            check(&kept);
+        }
+        kept.add(EvaluatorId(1), "a", 1, 299 * ENTRY);
+        assert_eq!(kept.of(EvaluatorId(1)).count(), 1);
+        check(&kept);
+        for at in 0..1000 {
+            kept.forget(EvaluatorId(at));
+            check(&kept);
+        }
     }
 
     #[test]
@@ -176,7 +217,7 @@ mod tests {
         }
         for at in 0..1000 {
             kept.add(EvaluatorId(100 + at), "loud", at, if at % 2 == 0 { 0 } else { 100 });
-            kept.add(EvaluatorId(10_000 + at), "louder", at, 3 * OVERHEAD);
+            kept.add(EvaluatorId(10_000 + at), "louder", at, 3 * ENTRY);
             check(&kept);
         }
         assert!((0..3).all(|evaluator| kept.of(EvaluatorId(evaluator)).count() == 1));

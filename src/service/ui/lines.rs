@@ -77,6 +77,7 @@ impl Lines {
         if !rest.is_empty() {
             text.push('…');
         }
+        text.shrink_to_fit();
         let bytes = text.len();
         self.lock().add(evaluator, tenant, Line { at: now(), level, text }, bytes);
     }
@@ -107,6 +108,7 @@ mod tests {
         assert_eq!((kept[0].level, &*kept[0].text), ("warn", r"a\nforged\r\u{1b}[2J\u{202e}é"));
         assert!(kept[1].text.len() <= 5 * LINE && kept[1].text.ends_with('…'), "{}", kept[1].text.len());
         assert!(!kept[1].text.contains('\0'));
+        assert!(lines.lock().of(evaluator).all(|line| line.text.capacity() == line.text.len()));
     }
 
     #[test]

@@ -43,7 +43,7 @@ fn a_page_that_took_this_machines_address_for_its_own_name_reaches_nothing() {
         );
     }
     assert_eq!(server.get("/v1/evaluators/greet").status, 200, "it is still there");
-    for own in ["localhost", "[::1]", "127.0.0.1", "proxy.example", "Other.example"] {
+    for own in ["localhost", "[::1]", "10.0.0.7", "evalpool", "a.localhost", "proxy.example", "Other.example"] {
         let host = format!("{own}:{port}");
         assert_eq!(server.request("GET", "/v1/evaluators", &[("host", &host)], b"").status, 200, "{host}");
     }
@@ -55,6 +55,7 @@ fn a_page_that_took_this_machines_address_for_its_own_name_reaches_nothing() {
         raw(&server.address, &format!("GET {target} HTTP/{version}\r\n{host}connection: close\r\n\r\n"))
     };
     assert!(get("/v1/tenants", "1.0", "").starts_with("HTTP/1.0 200"), "HTTP/1.0 need not name a host");
+    assert!(get("/v1/tenants", "1.1", "host:\r\n").starts_with("HTTP/1.1 200"), "nor HTTP/1.1 a name");
     assert!(get("http://evil.example/v1/tenants", "1.1", "host: localhost\r\n").starts_with("HTTP/1.1 421"));
     assert!(get("http://localhost/v1/tenants", "1.1", "host: localhost\r\n").starts_with("HTTP/1.1 200"));
     assert!(get("/v1/tenants", "1.1", "host: localhost\r\nhost: evil.example\r\n").starts_with("HTTP/1.1 421"));

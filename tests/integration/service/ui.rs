@@ -9,7 +9,10 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{SPIN, letter, server::Server};
+use super::{
+    SPIN, letter,
+    server::{Server, eventually},
+};
 use crate::support::{CRASH, wasm};
 
 /// The files that the page names, and it itself.
@@ -215,10 +218,36 @@ fn evaluators_are_sorted_by_how_slow_their_calls_were_of_late() {
 }
 
 #[test]
-fn what_a_plugin_says_is_kept_line_by_line_while_its_debug_is_on_and_only_then() {
-    let server = Server::start(&[("LOG_LEVEL", "warn")]);
-    // It logs its input, at two levels, and writes down what levels it is asked for.
-    let says = wasm(
+fn a_call_whose_client_gives_up_counts_among_the_slow_ones() {
+    let server = Server::start(&[("LIMITS_EXEC_TIMEOUT", "10m")]);
+    // It never ends by itself.
+    assert_eq!(server.put("slow?entry_point=run", &wasm(SPIN)).status, 201);
+    assert_eq!(server.get("/ui/evaluators/slow").json()["p99_seconds"], Value::Null);
+    drop(server.begin_evaluation("slow"));
+    eventually("its time is known", || server.get("/ui/evaluators/slow").json()["p99_seconds"].is_f64());
+}
+
+#[test]
+fn what_a_plugin_writes_to_its_streams_is_kept_as_well_if_its_debug_is_on() {
+    let server = Server::start(&[]);
+    assert_eq!(server.put("open?entry_point=say&debug=true", CRASH).status, 201);
+    assert_eq!(server.put("closed?entry_point=say", CRASH).status, 201);
+    for name in ["open", "closed"] {
+        assert_eq!(server.post(name, b"hello").status, 200);
+    }
+    let open = server.get("/ui/evaluators/open").json();
+    let log = open["log"].as_array().unwrap();
+    let lines: Vec<_> = log.iter().map(|line| (line["level"].as_str(), line["text"].as_str())).collect();
+    assert_eq!(lines, [(Some("stderr"), Some("err: hello")), (Some("stdout"), Some("out: hello"))], "{open}");
+    let json = [("content-type", "application/json")];
+    let debug = server.request("PATCH", "/v1/evaluators/closed", &json, br#"{"debug":true}"#);
+    assert_eq!(debug.status, 200);
+    assert_eq!(server.get("/ui/evaluators/closed").json()["log"], Value::Array(vec![]), "nothing from before");
+}
+
+/// A plugin that does this when it is run, and can log its input.
+fn logging(does: &str) -> Vec<u8> {
+    wasm(&format!(
         r#"(module
             (import "extism:host/env" "alloc" (func $alloc (param i64) (result i64)))
             (import "extism:host/env" "store_u8" (func $store (param i64 i32)))
@@ -234,9 +263,38 @@ fn what_a_plugin_says_is_kept_line_by_line_while_its_debug_is_on_and_only_then()
                     (local.set $at (i64.add (local.get $at) (i64.const 1)))
                     (br_if $each (i64.lt_u (local.get $at) (call $length))))
                 (local.get $block))
-            (func (export "run")
-                (if (i32.eqz (call $level)) (then (call $trace (call $input))))
-                (call $error (call $input))))"#,
+            (func (export "run") (local $times i32)
+                {does}))"#
+    ))
+}
+
+#[test]
+fn the_log_has_what_it_shows_however_much_a_plugin_says_for_the_page_alone() {
+    let server = Server::start(&[("LOG_LEVEL", "debug")]);
+    let says = logging(
+        "(loop $again
+            (call $trace (call $input))
+            (local.set $times (i32.add (local.get $times) (i32.const 1)))
+            (br_if $again (i32.lt_u (local.get $times) (i32.const 150))))
+         (call $error (call $input))",
+    );
+    assert_eq!(server.put("says?debug=true", &says).status, 201);
+    assert_eq!(server.post("says", b"it matters").status, 200);
+    server.has_logged("it matters");
+    let log = server.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("it matters")).collect();
+    assert!(lines.len() == 1 && lines[0].contains("ERROR"), "{log}");
+    let page = server.get("/ui/evaluators/says").json();
+    assert_eq!(page["log"].as_array().unwrap().len(), 100, "{page}");
+}
+
+#[test]
+fn what_a_plugin_says_is_kept_line_by_line_while_its_debug_is_on_and_only_then() {
+    let server = Server::start(&[("LOG_LEVEL", "warn")]);
+    // It logs its input, at two levels, and writes down what levels it is asked for.
+    let says = logging(
+        "(if (i32.eqz (call $level)) (then (call $trace (call $input))))
+         (call $error (call $input))",
     );
     assert_eq!(server.put("says", &says).status, 201);
     assert_eq!(server.post("says", b"a secret").status, 200);
@@ -258,6 +316,10 @@ fn what_a_plugin_says_is_kept_line_by_line_while_its_debug_is_on_and_only_then()
     assert_eq!(server.get("/ui/evaluators/says").json()["log"].as_array().unwrap().len(), 200);
     debug(br#"{"debug":false}"#);
     assert_eq!(server.get("/ui/evaluators/says").json()["log"], Value::Null);
+    debug(br#"{"debug":true}"#);
+    assert_eq!(server.get("/ui/evaluators/says").json()["log"], Value::Array(vec![]), "they went with its debug");
+    assert_eq!(server.post("says", b"!").status, 200);
+    assert_ne!(server.get("/ui/evaluators/says").json()["log"], Value::Array(vec![]));
     assert_eq!(server.delete("says").status, 204);
     assert_eq!(server.put("says?debug=true", &says).status, 201);
     assert_eq!(server.get("/ui/evaluators/says").json()["log"], Value::Array(vec![]), "they went with it");

@@ -136,7 +136,7 @@ export function evaluator({ name }) {
     knownLines = text;
     again = kept === null ? AGAIN : SOON;
     if (kept === null) log.replaceChildren(el('p', { class: 'empty' }, 'Lines are kept while its debug is on. Its callers then see stack and output of failures as well.'));
-    else if (kept.length === 0) log.replaceChildren(el('p', { class: 'empty' }, 'Nothing yet. What its plugin logs, or writes to its standard streams, comes here.'));
+    else if (kept.length === 0) log.replaceChildren(el('p', { class: 'empty' }, 'Nothing yet. What its plugin logs, or writes to its standard streams, comes here; on the extism engine nothing does.'));
     else {
       // Who reads further up stays there.
       const isAtEnd = !lines.isConnected || lines.scrollTop + lines.clientHeight >= lines.scrollHeight - 4;
