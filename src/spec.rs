@@ -147,7 +147,8 @@ impl Spec {
         /// [once](Init::Once); a build on another fails with [`InvalidRequest`](crate::Error::InvalidRequest).
         fn init(init: Init) => init = Some(init);
         /// How old what the initialisers drew of time and randomness gets before they run [once](Init::Once) more, as
-        /// [`engine.init_refresh`](crate::config::EngineSettings::init_refresh) says; `None`, or no time, for never.
+        /// [`engine.init_refresh`](crate::config::EngineSettings::init_refresh) says; `None`, or no time, for never. What makes one
+        /// anew takes turns with other plugins: a shorter time than ten seconds is seldom kept.
         fn init_refresh(every: Option<Duration>) => init_refresh = Some(every);
         /// Whether you trust the plugin. The `extism` [engine](crate::engine::choosing) refuses others with
         /// [`InvalidRequest`](crate::Error::InvalidRequest).

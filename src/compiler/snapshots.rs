@@ -20,7 +20,7 @@ use super::{
     slots::{BuildSlots, Renounce},
 };
 use crate::{
-    engine::{BoxFuture, InitState},
+    engine::{BoxFuture, InitState, NO_INITIALISERS},
     error::ErrorKind,
     runtime::{Runtime, WeakRuntime},
 };
@@ -52,10 +52,8 @@ impl Compiler {
     }
 }
 
-/// Said once for each runtime.
 fn refused(runtime: &Runtime, why: &str) {
-    let (evaluator, plugin) = (&*runtime.program().report.of.evaluator, runtime.program().digest);
-    tracing::info!(evaluator, %plugin, "initialisers run in each instance, not once: {why}");
+    runtime.program().report.refused(why, why == NO_INITIALISERS);
 }
 
 struct Making {
@@ -67,6 +65,8 @@ struct Making {
 /// What came of an attempt.
 enum Attempt {
     Done,
+    /// Nobody needs it any more.
+    Retired,
     /// Somebody else wants what it takes.
     Later,
     Failed,
@@ -74,10 +74,10 @@ enum Attempt {
 
 impl Making {
     async fn run(self) {
-        self.make().await;
-        while let Some(read) = self.read_anew() {
+        let mut goes_on = self.make().await;
+        while goes_on && let Some(read) = self.read_anew() {
             read.await;
-            self.make().await;
+            goes_on = self.make().await;
         }
     }
 
@@ -86,16 +86,18 @@ impl Making {
         self.runtime.upgrade()?.program().compiled.read_anew()
     }
 
-    async fn make(&self) {
+    /// Whether another may be made for this runtime later.
+    async fn make(&self) -> bool {
         let (mut pause, mut failures) = (PAUSE, 0);
         loop {
             match self.attempt().await {
-                Attempt::Done => return,
+                Attempt::Done => return true,
+                Attempt::Retired => return false,
                 Attempt::Later => {}
                 Attempt::Failed => failures += 1,
             }
             if failures >= MOST_FAILURES {
-                return;
+                return true;
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(MOST_PAUSE);
@@ -103,7 +105,7 @@ impl Making {
     }
 
     async fn attempt(&self) -> Attempt {
-        let Some(runtime) = self.runtime.upgrade() else { return Attempt::Done };
+        let Some(runtime) = self.runtime.upgrade() else { return Attempt::Retired };
         let wanted = Arc::new(Notify::new());
         let renounce: Arc<Renounce> = {
             let wanted = wanted.clone();
@@ -119,7 +121,7 @@ impl Making {
         };
         let done = tokio::select! {
             biased;
-            () = retired => Attempt::Done,
+            () = retired => Attempt::Retired,
             () = wanted.notified() => Attempt::Later,
             made = runtime.program().compiled.snapshot() => match made {
                 Ok(()) => Attempt::Done,

@@ -1,6 +1,5 @@
 //! How values are written in a file or the environment: sizes, lists, words.
 
-#[cfg(feature = "service")]
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -75,11 +74,28 @@ pub(super) mod off_or_duration {
     }
 }
 
-/// A duration, or the word `off`, as a spec says it.
+/// The shortest time after which what initialisers drew is drawn anew, where it is said in words: attempts take turns.
+const LEAST_REFRESH: Duration = Duration::from_secs(10);
+
+/// How often initialisers that run once run once more, or the word `off`; no time is `off` as well.
+pub(super) fn refresh<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    use serde::de::Error;
+
+    match off_or_duration::deserialize(from)? {
+        Some(every) if every < LEAST_REFRESH && !every.is_zero() => {
+            Err(D::Error::custom(format_args!("init_refresh is {every:?}; it must be at least 10s, or \"off\"")))
+        }
+        every => Ok(every),
+    }
+}
+
+/// `init_refresh`, as a spec says it.
 #[cfg(feature = "service")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct OffOrDuration(#[serde(with = "off_or_duration")] pub(crate) Option<Duration>);
+pub(crate) struct Refresh(
+    #[serde(serialize_with = "off_or_duration::serialize", deserialize_with = "refresh")] pub(crate) Option<Duration>,
+);
 
 /// A word of a closed set. A wrong word gets serde's own error, which lists the right ones.
 pub(super) fn word<'de, D, T>(deserializer: D) -> Result<T, D::Error>

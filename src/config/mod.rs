@@ -34,7 +34,7 @@ pub use self::{
 };
 #[cfg(feature = "service")]
 pub(crate) use self::{
-    formats::{OffOrDuration, object, strings, take},
+    formats::{Refresh, object, strings, take},
     kubernetes::ignored as ignored_variables,
 };
 #[cfg(feature = "service")]
@@ -173,8 +173,8 @@ pub struct EngineSettings {
     /// How old what initialisers drew that run once gets before they run once more, and instances made from then on begin with
     /// what they did then; `"off"` or `"0s"` for as old as the runtime. It is done only for plugins whose initialisers drew
     /// time or randomness and that ran since, only in an idle compile slot, together at most 5 % of one core, later rather
-    /// than more. Default `10m`.
-    #[serde(with = "off_or_duration")]
+    /// than more. At least `10s`. Default `10m`.
+    #[serde(serialize_with = "off_or_duration::serialize", deserialize_with = "formats::refresh")]
     pub init_refresh: Option<Duration>,
     /// Size of the variables that are kept for all evaluators, in bytes. An evaluation that would add to them over it fails
     /// with [`Saturated`](crate::Error::Saturated). Default `256MiB`.

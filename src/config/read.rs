@@ -371,6 +371,7 @@ mod tests {
             ("[engine]\nkind = 'v8'", "engine.kind"),
             ("[engine]\nisolation = 'some'", "expected `fresh` or `reuse`"),
             ("[usage]\ninterval = 'often'", "usage.interval"),
+            ("[engine]\ninit_refresh = '1ms'", "init_refresh is 1ms; it must be at least 10s, or \"off\""),
             ("[usage]\ninterval = '10ms'", "usage.interval is 10ms; it must be at least 1s, or \"off\""),
             ("[telemetry]\nsample = 1.5", "telemetry.sample is 1.5; it must be from 0 to 1"),
             ("[telemetry]\nsample = nan", "telemetry.sample is NaN; it must be from 0 to 1"),

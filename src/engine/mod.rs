@@ -176,6 +176,9 @@ pub struct LinkedModule {
     pub digest: Digest,
 }
 
+/// Why the initialisers of a plugin without any are not run once: nothing that anybody need know.
+pub(crate) const NO_INITIALISERS: &str = "it has no initialisers";
+
 /// How the instances of a compiled plugin are initialised.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -4,7 +4,9 @@ use std::{fmt, sync::Arc};
 
 use super::MakeRoom;
 #[cfg(feature = "direct")]
-use super::{MemoryAccount, MemoryUse};
+use super::{Granted, MemoryAccount, MemoryUse, tenants::OwnCharge};
+#[cfg(all(test, feature = "direct"))]
+use super::{Held, MemoryBudget};
 use crate::turns::TenantId;
 
 #[derive(Clone)]
@@ -15,6 +17,18 @@ pub(super) struct Room {
 
 #[cfg(feature = "direct")]
 impl MemoryAccount {
+    /// Charges what waits to be compiled, to the tenant as well.
+    pub(crate) fn waiting(&self, bytes: u64) -> Granted {
+        Granted { room: self.unloaded(bytes), own: OwnCharge::new(self.held.tenant.clone(), bytes) }
+    }
+
+    /// One that nobody makes room in.
+    #[cfg(test)]
+    pub(crate) fn of_tenant(budget: &Arc<MemoryBudget>, tenant: TenantId) -> Self {
+        let held = Held { tenant: budget.tenant(tenant), ..Held::default() };
+        Self { budget: budget.clone(), held: Arc::new(held), room: None }
+    }
+
     /// Whether there is room for so many bytes, without anything that is used having to go.
     pub(crate) fn has_room(&self, bytes: u64) -> bool {
         let MemoryUse { code, instances, cache, limit } = self.budget.uses();

@@ -35,11 +35,13 @@ pub(crate) struct Report {
     pub(crate) to_clients: bool,
     /// When a failure was last a warning; 0 for never.
     warned: Arc<AtomicU64>,
+    /// When it was said why initialisers run in each instance; 0 for never.
+    refused: Arc<AtomicU64>,
 }
 
 impl Report {
     pub(crate) fn new(of: Arc<Identity>, labels: Option<Arc<str>>, to_clients: bool) -> Self {
-        Self { of, labels, to_clients, warned: Arc::default() }
+        Self { of, labels, to_clients, warned: Arc::default(), refused: Arc::default() }
     }
 
     /// Logs what a guest left behind that failed, and says in the error who may see it.
@@ -54,7 +56,8 @@ impl Report {
                     tracing::$level!(target: target!(), evaluator, labels, kind, stack, stderr, stdout, "{error}");
                 }};
             }
-            if self.may_warn() {
+            static ALL: AtomicU64 = AtomicU64::new(0);
+            if may_say(&self.warned, PAUSE_OF_ONE, &ALL) {
                 line!(warn);
             } else if tracing::enabled!(target: target!(), Level::DEBUG) {
                 line!(debug);
@@ -72,17 +75,37 @@ impl Report {
         }
     }
 
-    fn may_warn(&self) -> bool {
-        static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
-        static WARNED: AtomicU64 = AtomicU64::new(0);
-        // Never 0.
-        let now = u64::try_from(BEGAN.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1);
-        let is_over = |pause| move |last: u64| (last == 0 || now.saturating_sub(last) >= pause).then_some(now);
-        let (relaxed, own) = (Ordering::Relaxed, self.warned.load(Ordering::Relaxed));
-        is_over(PAUSE_OF_ONE)(own).is_some()
-            && WARNED.fetch_update(relaxed, relaxed, is_over(PAUSE_OF_ALL)).is_ok()
-            && self.warned.fetch_update(relaxed, relaxed, is_over(PAUSE_OF_ONE)).is_ok()
+    /// Logs why initialisers run in each instance although they were to run once: once for each revision, unless it is `plain`
+    /// and nobody need know.
+    pub(crate) fn refused(&self, why: &str, is_plain: bool) {
+        static ALL: AtomicU64 = AtomicU64::new(0);
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    evaluator = &*self.of.evaluator,
+                    labels = self.labels.as_deref(),
+                    "initialisers run in each instance, not once: {why}"
+                )
+            };
+        }
+        if !is_plain && may_say(&self.refused, u64::MAX, &ALL) {
+            line!(info);
+        } else {
+            line!(debug);
+        }
     }
+}
+
+/// Whether enough time has passed since it was said of this evaluator, and of any.
+fn may_say(own: &AtomicU64, pause: u64, all: &AtomicU64) -> bool {
+    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    // Never 0.
+    let now = u64::try_from(BEGAN.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+    let is_over = |pause| move |last: u64| (last == 0 || now.saturating_sub(last) >= pause).then_some(now);
+    let relaxed = Ordering::Relaxed;
+    is_over(pause)(own.load(relaxed)).is_some()
+        && all.fetch_update(relaxed, relaxed, is_over(PAUSE_OF_ALL)).is_ok()
+        && own.fetch_update(relaxed, relaxed, is_over(pause)).is_ok()
 }
 
 /// The stack, standard error and standard output; `None` for one that is empty, which is then not shown.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     Data, Digest, Error, Init, Input, Isolation, Settings, Source, Spec, Vars, Wasi,
-    config::{self, LimitSettings, OffOrDuration, hosts_within, nearest, size},
+    config::{self, LimitSettings, Refresh, hosts_within, nearest, size},
     data::PerCall,
     units::{Quoted, Size, Time},
 };
@@ -59,7 +59,7 @@ pub(super) struct Document {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) init: Option<Init>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) init_refresh: Option<OffOrDuration>,
+    pub(super) init_refresh: Option<Refresh>,
     /// Whether those who call it see the last words of its guests.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) debug: bool,
@@ -197,7 +197,7 @@ impl Document {
             input: self.input.or(self.static_data.as_ref().map(|_| Input::Bytes)),
             vars: self.vars,
             init: self.init,
-            init_refresh: self.init_refresh.map(|OffOrDuration(every)| every),
+            init_refresh: self.init_refresh.map(|Refresh(every)| every),
             debug: self.debug,
             config: self.config.clone().into(),
             labels: self.labels.clone().into(),

@@ -253,7 +253,7 @@ async fn where_initialisers_cannot_run_once_they_run_in_each_instance_and_the_re
     let meet = r#"(import "extism:host/user" "meet" (func $meet (param i64) (result i64)))"#;
     let table = "(table $t 2 funcref)";
     let nothing = "(func (export \"run\"))";
-    let cases: [(&str, Spec, &str); 9] = [
+    let cases: [(&str, Spec, &str); 10] = [
         ("none", Spec::bytes(wasm(&format!("(module {nothing})"))), "it has no initialisers"),
         ("table", begin("", "(table.set $t (i32.const 0) (ref.null func))", table), "it has the instruction table.set"),
         (
@@ -274,7 +274,12 @@ async fn where_initialisers_cannot_run_once_they_run_in_each_instance_and_the_re
         ),
         ("http", begin("", &ask, &data).allowed_hosts([host]), "its initialisers call extism:host/env::http_request"),
         ("closes", begin(close, "(drop (call $close (i32.const 1)))", ""), "its initialisers close a standard stream"),
-        ("wide", begin("", "", "(memory $other 1)"), "it uses collected references, exceptions or several memories"),
+        ("extern", begin("", "", "(table 1 externref)"), "it uses externref or collected references"),
+        (
+            "wide",
+            begin("", "", "(memory $other 1)"),
+            "it uses externref or collected references, exceptions or several memories",
+        ),
     ];
     for (name, spec, why) in cases {
         let (evaluator, refused) = once(&pool, name, spec.entry_point("run")).await;
@@ -296,7 +301,7 @@ async fn what_leaves_too_much_in_memory_runs_in_each_instance() {
     let fills = r#"(module (memory 600) (func (export "_initialize") (memory.fill (i32.const 0) (i32.const 1) (i32.const 37748736)))
         (func (export "run")))"#;
     let (_, refused) = once(&pool, "fills", Spec::bytes(wasm(fills))).await;
-    assert_eq!(refused.unwrap(), "after its initialisers its memory holds 36 MiB, more than 32 MiB");
+    assert_eq!(refused.unwrap(), "after its initialisers its memory holds 37748736 bytes, and 32 MiB is the most");
     pool.close().await;
 }
 
@@ -321,6 +326,26 @@ async fn a_state_is_compiled_once_for_all_that_begin_with_it() {
         let _ = once(&pool, name, Spec::new(Source::bytes(wasm(DRAWS)))).await;
         assert_eq!(files(), 3, "the plugin: nobody would find again what it drew");
     }
+    pool.close().await;
+}
+
+#[tokio::test]
+async fn what_comes_of_config_values_is_shared_within_a_tenant_alone() {
+    let pool = pool();
+    let mut code = Vec::new();
+    for (name, spec) in [
+        ("a/first", changes()),
+        ("a/second", changes()),
+        ("b/first", changes()),
+        // They read none.
+        ("a/unset", unset()),
+        ("b/unset", unset()),
+    ] {
+        assert_eq!(once(&pool, name, spec).await.1, None);
+        code.push(pool.memory().code);
+    }
+    let grows: Vec<bool> = code.windows(2).map(|pair| pair[0] < pair[1]).collect();
+    assert_eq!(grows, [false, true, true, false], "{code:?}");
     pool.close().await;
 }
 

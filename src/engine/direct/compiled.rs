@@ -1,8 +1,12 @@
 //! A compiled plugin: its modules and what its instances share.
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{runtime::Handle, task::spawn_blocking, time::timeout};
 use wasmtime::Module;
 
 use super::{
@@ -17,7 +21,7 @@ use super::{
     workers::{Stop, Why},
 };
 use crate::{
-    clock,
+    background, clock,
     engine::{BoxFuture, CompileRequest, CompiledPlugin, InitState, Instance, Permit, SnapshotInfo},
     error::{Error, panic_text},
 };
@@ -143,14 +147,15 @@ impl CompiledPlugin for Compiled {
     }
 
     fn snapshot(&self) -> BoxFuture<'_, Result<(), Error>> {
+        let Inner { modules, context } = &*self.0;
+        let code = &modules.variant.code;
+        // A worker uses one thread for what nobody waits for.
+        let cores = || std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
+        let width = if code.workers.is_some() { 1 } else { cores() };
+        // Before the future is polled, so that it ends the attempt if it never is.
+        let attempt = modules.once.as_ref().and_then(|once| once.attempt(width));
         Box::pin(async move {
-            let Inner { modules, context } = &*self.0;
-            let code = &modules.variant.code;
-            // A worker uses one thread for what nobody waits for.
-            let cores =
-                || std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
-            let width = if code.workers.is_some() { 1 } else { cores() };
-            let Some(attempt) = modules.once.as_ref().and_then(|once| once.attempt(width)) else { return Ok(()) };
+            let Some(attempt) = attempt else { return Ok(()) };
             // What compiles has all that it works for, the permit included: a close waits until it has ended.
             let (inner, recorded) = (self.0.clone(), attempt.recorded());
             let compile = move |stop: &Stop| inner.modules.snapshot(&recorded, &inner.context, stop);
@@ -177,23 +182,51 @@ impl CompiledPlugin for Compiled {
 }
 
 impl Inner {
-    /// Makes an instance that initialises itself, and reads it, on a thread that may block.
-    async fn read(&self, reading: Reading<'_>, permit: Permit, within: Duration) -> Result<DirectInstance, Error> {
-        let made = DirectInstance::new(&self.modules, &self.context, None, permit, clock::deadline(within)).await;
-        let mut instance = match made {
+    /// Makes an instance that initialises itself, and reads it on a thread of the crate's own that may block. If none takes it
+    /// before the time is over, it is used as it is, and another is read later.
+    async fn read(
+        self: &Arc<Self>,
+        reading: Reading<'_>,
+        permit: Permit,
+        within: Duration,
+    ) -> Result<DirectInstance, Error> {
+        let deadline = clock::deadline(within);
+        let made = match DirectInstance::new(&self.modules, &self.context, None, permit, deadline).await {
             Ok(instance) => instance,
             Err(error) => {
                 reading.failed();
                 return Err(error);
             }
         };
-        let of = reading.of();
-        let read = spawn_blocking(move || {
-            let read = instance.record(&of.recorder);
-            (instance, read)
+        // In this order: the instance goes before its code, wherever it goes. And here, if nobody waits for it any more.
+        let made = Arc::new(Mutex::new(Some((made, self.clone()))));
+        let (taken, of) = (Arc::downgrade(&made), reading.of());
+        let threads = background::own().unwrap_or_else(|_| Handle::current());
+        let mut read = threads.spawn_blocking(move || {
+            let mut made = take(&*taken.upgrade()?)?;
+            let read = made.0.record(&of.recorder);
+            Some((made, read))
         });
-        let (instance, read) = read.await.map_err(|error| Error::internal("an instance could not be read", error))?;
+        let ended = match clock::timeout_at(deadline, &mut read).await {
+            Ok(ended) => ended,
+            Err(_) => match take(&made) {
+                Some((instance, _)) => return Ok(instance),
+                // It takes milliseconds.
+                None => read.await,
+            },
+        };
+        let gone = |why: String| Error::internal("an instance could not be read", why);
+        let ended = ended.map_err(|error| gone(error.to_string()))?;
+        let ((instance, _), read) = ended.ok_or_else(|| gone("it is gone".into()))?;
         reading.done(read, &self.context);
         Ok(instance)
     }
+}
+
+/// An instance and what it is made of.
+type Made = (DirectInstance, Arc<Inner>);
+
+fn take(made: &Mutex<Option<Made>>) -> Option<Made> {
+    // Nothing panics under it.
+    made.lock().unwrap_or_else(PoisonError::into_inner).take()
 }

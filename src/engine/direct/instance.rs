@@ -23,6 +23,7 @@ use super::{
     streams::Streams,
 };
 use crate::{
+    background::Background,
     clock,
     engine::{BoxFuture, CallRequest, Instance, Permit, host::in_guest},
     error::{Error, panic_text},
@@ -41,12 +42,28 @@ struct Guest {
     instance: wasmtime::Instance,
     kernel: Kernel,
     entry: Option<(String, Entry)>,
+    /// What it began with. Its code stays for as long.
+    _begun: Option<Begun>,
     context: Arc<PluginContext>,
     left: Left,
-    /// What it began with. Its code stays for as long.
-    _begun: Option<Arc<Snapshot>>,
     _linked: Option<OwnedSemaphorePermit>,
     _permit: Permit,
+}
+
+/// A snapshot that a guest began with. The last that has an old one drops its code where that may take long, and the permits of
+/// plugin and instance go after it.
+struct Begun {
+    snapshot: Option<Arc<Snapshot>>,
+    context: Arc<PluginContext>,
+    permit: Permit,
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if let Some(last) = self.snapshot.take().and_then(Arc::into_inner) {
+            Background::default().drop_elsewhere((last, self.context.clone(), self.permit.clone()));
+        }
+    }
 }
 
 /// What a guest that is gone had used of its last call: a guest that is stopped is dropped, and cannot be asked.
@@ -226,9 +243,13 @@ impl Guest {
             instance,
             kernel,
             entry: None,
+            _begun: begun.map(|begun| Begun {
+                snapshot: Some(begun),
+                context: context.clone(),
+                permit: permit.clone(),
+            }),
             context,
             left,
-            _begun: begun,
             _linked: linked,
             _permit: permit,
         })

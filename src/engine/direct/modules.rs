@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     config::Init,
-    engine::{Charge, CompileRequest, HostFunction, MAX_LINKED},
+    engine::{Charge, CompileRequest, HostFunction, MAX_LINKED, NO_INITIALISERS},
     error::Error,
     source::Digest,
 };
@@ -135,13 +135,13 @@ impl Modules {
             return Err("it is linked with other modules".into());
         }
         if request.wide {
-            return Err("it uses collected references, exceptions or several memories".into());
+            return Err("it uses externref or collected references, exceptions or several memories".into());
         }
         if self.replaces_accessors(&request.host_functions) {
             return Err("host functions take the place of the kernel's".into());
         }
         if own.start.is_none() && own.first.is_none() && own.haskell.is_none() {
-            return Err("it has no initialisers".into());
+            return Err(NO_INITIALISERS.into());
         }
         Recorder::of(module, request.digest)
     }

@@ -20,23 +20,28 @@
 //! Code is kept under the digest of all that went in: the plugin and the state. So evaluators of one plugin with one config
 //! share it, and a plugin whose initialisers draw nothing has its snapshot again at once when it was evicted. One that draws
 //! gets another for each runtime, which nobody would find again: it is not kept. One that was given config values is kept in
-//! memory only: its code may hold them.
+//! memory only, and is its tenant's alone: its code may hold them.
 //!
 //! **Made anew.** Instances are made for evaluations alone. So a plugin that nobody calls is not read again, and nothing has to
 //! count calls. The evaluation whose instance is read pays for initialisers as with `each`. Those that run keep the snapshot
 //! with which they began, which is gone with the last of them. There is one attempt at a time for all plugins, within a
 //! [budget](super::refresh), whose turn goes from the instance that is read to the end of its compile; if anything goes
-//! wrong, the old snapshot stays, and another is tried later.
+//! wrong, the old snapshot stays, and another is tried later. Each plugin pauses for twice as long as what it took is paid for, so
+//! that one that is always due leaves others their turns.
 //!
 //! Considered and not taken: an instance of its own for the state (a permit more, and the initialisers once more); keeping
 //! snapshots by plugin and config (what was drawn of randomness would outlive the runtime, and be shared by evaluators and
 //! processes); giving back the plain code once the snapshot is there (the runtime's charge is for its life, and instances
 //! that were made of it may be in use); a timer that makes snapshots anew (it would have to know who was called since).
 
+mod attempt;
+#[cfg(test)]
+mod tests;
+
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -46,6 +51,7 @@ use bytes::Bytes;
 use tokio::{sync::Notify, time::Instant};
 use wasmtime::{InstancePre, Linker, ModuleExport};
 
+use self::attempt::Attempt;
 use super::{
     classify,
     code::{InUse, Room},
@@ -57,15 +63,17 @@ use super::{
     workers::Stop,
 };
 use crate::{
-    engine::{BoxFuture, Charge, CompilePriority, Drawn, InitState, MemoryAccount, SnapshotInfo},
-    error::{Error, ErrorKind},
+    engine::{BoxFuture, CompilePriority, Drawn, InitState, MemoryAccount, SnapshotInfo},
+    error::Error,
+    memory::Granted,
     source::Digest,
 };
 
 /// When nothing is to be read anew.
 const NEVER: u64 = u64::MAX;
 
-/// After an attempt to make one anew that others ended, the next comes no later than this.
+/// How long the pause is after an attempt to make one anew that others ended. Twice as long after each more of them, but no
+/// longer than a snapshot may get old.
 const AGAIN: Duration = Duration::from_mins(1);
 
 /// How far a plugin that is to be initialised once has come.
@@ -83,6 +91,10 @@ pub(super) struct Once {
     refreshes: Arc<Refreshes>,
     /// How many were made anew.
     refreshed: AtomicU64,
+    /// How often others ended an attempt since one was.
+    ended: AtomicU32,
+    /// How often the first could not be compiled.
+    failures: AtomicU32,
     /// Told when something was read anew, and at the end.
     read_anew: Arc<Notify>,
 }
@@ -104,15 +116,17 @@ pub(super) struct Plain {
     pub(super) recorder: Recorder,
     wasm: Bytes,
     /// Once its build has ended, this is why it is in memory.
-    charge: OnceLock<Charge>,
+    charge: OnceLock<Granted>,
 }
 
 /// The right to read the next instance. If it is dropped without, another is read later.
 pub(super) struct Reading<'a> {
     once: &'a Once,
     plain: Arc<Plain>,
-    /// That it is read anew, since when, and when it is tried again if it cannot be.
-    anew: Option<(Turn, Instant, Duration)>,
+    /// That it is read anew, and since when.
+    anew: Option<(Turn, Instant)>,
+    /// When it is tried again, if not as after others ended it.
+    pause: Option<Duration>,
 }
 
 /// What was read of an instance.
@@ -123,7 +137,7 @@ pub(super) struct Recorded {
     read: Instant,
     /// If it was read anew.
     turn: Option<Turn>,
-    _charge: Charge,
+    _charge: Granted,
 }
 
 /// What instances are made of, each of which holds it. The instances' template goes before the code.
@@ -137,20 +151,18 @@ pub(super) struct Snapshot {
     account: MemoryAccount,
 }
 
+impl Snapshot {
+    /// About as large as this one.
+    fn has_room_for_another(&self) -> bool {
+        self.account.has_room(self.code.charge().bytes())
+    }
+}
+
 impl Drop for Snapshot {
     fn drop(&mut self) {
         // While its plugin goes on without it.
         self.account.runs_not(self.code.charge());
     }
-}
-
-/// One attempt to compile what was read. Dropping it ends the attempt: one for what was read anew is not made twice.
-pub(super) struct Attempt<'a> {
-    once: &'a Once,
-    recorded: Arc<Recorded>,
-    began: Instant,
-    /// How many processors it may use.
-    width: u32,
 }
 
 impl Recorded {
@@ -182,6 +194,8 @@ impl Once {
             began: Instant::now(),
             refreshes,
             refreshed: AtomicU64::new(0),
+            ended: AtomicU32::new(0),
+            failures: AtomicU32::new(0),
             read_anew: Arc::default(),
         }
     }
@@ -200,18 +214,21 @@ impl Once {
     pub(super) fn next_is_read(&self) -> Option<Reading<'_>> {
         if self.awaits.load(Ordering::Relaxed) {
             let Stage::Awaited(plain) = &*self.stage() else { return None };
-            return Some(Reading { once: self, plain: plain.clone(), anew: None });
+            return Some(Reading { once: self, plain: plain.clone(), anew: None, pause: None });
         }
         if self.due.load(Ordering::Relaxed) == NEVER {
             return None;
         }
-        let (now, every) = (Instant::now(), self.every?);
+        let now = Instant::now();
         let is_due = || self.due.load(Ordering::Relaxed) <= nanos(now.saturating_duration_since(self.began));
+        // Nobody reads what nobody would compile, nor what there is no room for: about as much as what there is.
+        let may =
+            || Arc::strong_count(&self.read_anew) > 1 && self.made().is_some_and(|made| made.has_room_for_another());
         // Again once it is this one's turn: another may have been faster.
-        let turn = if is_due() { self.refreshes.turn(now).filter(|_| is_due())? } else { return None };
+        let turn = if is_due() && may() { self.refreshes.turn(now).filter(|_| is_due())? } else { return None };
         let Stage::Made(Some(plain)) = &*self.stage() else { return None };
         self.due.store(NEVER, Ordering::Relaxed);
-        Some(Reading { once: self, plain: plain.clone(), anew: Some((turn, now, every.min(AGAIN))) })
+        Some(Reading { once: self, plain: plain.clone(), anew: Some((turn, now)), pause: None })
     }
 
     /// Another may be read from then on.
@@ -220,18 +237,31 @@ impl Once {
         self.due.store(due.min(NEVER - 1), Ordering::Relaxed);
     }
 
+    /// Not before that, whatever was said. To be called before the turn is given up.
+    fn not_before(&self, from: Instant, pause: Duration) {
+        let due = nanos(from.saturating_duration_since(self.began)).saturating_add(nanos(pause));
+        self.due.fetch_max(due.min(NEVER - 1), Ordering::Relaxed);
+    }
+
+    /// The pause after an attempt that others ended.
+    fn again(&self) -> Duration {
+        let times = self.ended.fetch_add(1, Ordering::Relaxed).min(16);
+        AGAIN.saturating_mul(1 << times).min(self.every.unwrap_or(AGAIN))
+    }
+
     /// What is to be compiled, if anything is, by a compiler that uses so many processors.
     pub(super) fn attempt(&self, width: u32) -> Option<Attempt<'_>> {
         let Stage::Read(recorded) = &*self.stage() else { return None };
         Some(Attempt { once: self, recorded: recorded.clone(), began: Instant::now(), width })
     }
 
-    /// What was read anew is not compiled, unless it was already. Another is read after a while.
-    fn give_up(&self, recorded: &Arc<Recorded>, pause: Duration) {
+    /// What was read anew is not compiled, unless it was already. Another is read after a while: that of an attempt that
+    /// others ended, if none is given.
+    fn give_up(&self, recorded: &Arc<Recorded>, pause: Option<Duration>) {
         let mut stage = self.stage();
         if matches!(&*stage, Stage::Read(current) if Arc::ptr_eq(current, recorded)) {
             *stage = Stage::Made(Some(recorded.plain.clone()));
-            self.due_after(Instant::now(), pause);
+            self.due_after(Instant::now(), pause.unwrap_or_else(|| self.again()));
         }
     }
 
@@ -249,7 +279,10 @@ impl Once {
         let mut terms = variant.terms(context.digest, true, &context.limits);
         // Nobody waits for it.
         terms.priority = CompilePriority::Low;
-        terms.restored = Some(Digest::of_all(&[context.digest.to_string().as_bytes(), state.bytes()]));
+        // Nobody is to learn of another tenant's config by what is there already.
+        let tenant = context.tenant.0.to_le_bytes();
+        let whose: &[u8] = if host.reads_config { &tenant } else { &[] };
+        terms.restored = Some(Digest::of_all(&[context.digest.to_string().as_bytes(), whose, state.bytes()]));
         terms.keeps = match host.drew {
             Drawn { time: false, randomness: false } if host.reads_config => Keeps::InMemory,
             Drawn { time: false, randomness: false } => Keeps::Anywhere,
@@ -278,6 +311,7 @@ impl Once {
         }
         drop(stage);
         self.refreshed.fetch_add(u64::from(old.is_some()), Ordering::Relaxed);
+        self.ended.store(0, Ordering::Relaxed);
         Ok(())
     }
 
@@ -340,19 +374,19 @@ impl Reading<'_> {
                 return;
             }
         };
-        let turn = self.anew.take().map(|(turn, since, _)| {
+        let turn = self.anew.take().map(|(turn, since)| {
             turn.charge(since.elapsed(), Instant::now());
             turn
         });
         let (plain, is_anew) = (self.plain.clone(), turn.is_some());
-        plain.charge.get_or_init(|| context.memory.unloaded(plain.wasm.len() as u64));
-        let charge = context.memory.unloaded(left.bytes().len() as u64);
+        plain.charge.get_or_init(|| context.memory.waiting(plain.wasm.len() as u64));
+        let charge = context.memory.waiting(left.bytes().len() as u64);
         let recorded =
             Recorded { plain, state: left, host: Arc::new(host), read: Instant::now(), turn, _charge: charge };
         {
             let mut stage = once.stage();
             // Of two that were made at once, the first counts.
-            if matches!(&*stage, Stage::Awaited(_) | Stage::Made(Some(_))) {
+            if matches!((&*stage, is_anew), (Stage::Awaited(_), false) | (Stage::Made(Some(_)), true)) {
                 *stage = Stage::Read(Arc::new(recorded));
             }
         }
@@ -364,51 +398,17 @@ impl Reading<'_> {
 
     /// The instance could not be made, or cannot be read: what is wrong with it may be so again.
     pub(super) fn failed(mut self) {
-        if let (Some((_, _, pause)), Some(every)) = (&mut self.anew, self.once.every) {
-            *pause = every;
-        }
+        self.pause = self.once.every;
     }
 }
 
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
-        if let Some((turn, since, pause)) = self.anew.take() {
-            turn.charge(since.elapsed(), Instant::now());
-            self.once.due_after(Instant::now(), pause);
-        }
-    }
-}
-
-impl Attempt<'_> {
-    pub(super) fn recorded(&self) -> Arc<Recorded> {
-        self.recorded.clone()
-    }
-
-    /// What came of it, for whoever would try again.
-    pub(super) fn ended(self, made: Result<(), Error>) -> Result<(), Error> {
-        let (once, recorded) = (self.once, &self.recorded);
-        match made {
-            Err(error) if recorded.turn.is_some() => {
-                tracing::debug!(error = %error.chain(), "a snapshot is not made anew yet");
-                if error.kind() != ErrorKind::Overloaded {
-                    once.give_up(recorded, once.every.unwrap_or(AGAIN));
-                }
-                Ok(())
-            }
-            Err(error) if error.kind() == ErrorKind::InvalidPlugin => {
-                *once.stage() = Stage::Refused(error.to_string().into());
-                Ok(())
-            }
-            made => made,
-        }
-    }
-}
-
-impl Drop for Attempt<'_> {
-    fn drop(&mut self) {
-        if let Some(turn) = &self.recorded.turn {
-            turn.charge(self.began.elapsed().saturating_mul(self.width), Instant::now());
-            self.once.give_up(&self.recorded, self.once.every.map_or(AGAIN, |every| every.min(AGAIN)));
+        if let Some((turn, since)) = self.anew.take() {
+            let now = Instant::now();
+            turn.charge(now.saturating_duration_since(since), now);
+            let pause = self.pause.unwrap_or_else(|| self.once.again());
+            self.once.due_after(now, pause.max(turn.pause()));
         }
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct Refreshes {
 pub(super) struct Turn {
     all: Arc<Refreshes>,
     free_at: AtomicU64,
+    /// What was charged, in nanoseconds.
+    took: AtomicU64,
 }
 
 impl Refreshes {
@@ -48,7 +50,7 @@ impl Refreshes {
             return None;
         }
         self.free_at.compare_exchange(free_at, BUSY, Ordering::Relaxed, Ordering::Relaxed).ok()?;
-        Some(Turn { all: self.clone(), free_at: AtomicU64::new(free_at) })
+        Some(Turn { all: self.clone(), free_at: AtomicU64::new(free_at), took: AtomicU64::new(0) })
     }
 
     fn at(&self, now: Instant) -> u64 {
@@ -61,8 +63,14 @@ impl Turn {
     pub(super) fn charge(&self, took: Duration, now: Instant) {
         let (since, pays) = (self.all.at(now).saturating_sub(nanos(took)), nanos(took.saturating_mul(PAID_IN)));
         let paid = |paid: u64| Some(paid.max(since).saturating_add(pays).min(BUSY - 1));
-        // Nobody else writes it.
+        // Nobody else writes them.
+        self.took.fetch_add(nanos(took), Ordering::Relaxed);
         let _ = self.free_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, paid);
+    }
+
+    /// How long the one that had it is to leave the next turns to others: twice as long as what it took is paid for.
+    pub(super) fn pause(&self) -> Duration {
+        Duration::from_nanos(self.took.load(Ordering::Relaxed)).saturating_mul(2 * PAID_IN)
     }
 }
 

@@ -183,6 +183,7 @@ impl Initial {
 }
 
 /// What the host keeps for a guest that was initialised.
+#[derive(Default)]
 pub(super) struct Initialised {
     variables: Variables,
     clock: Clock,

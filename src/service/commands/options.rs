@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     Data, Digest, Init, Plugin, Settings, Source, Spec, Vars, Wasi, compiler,
-    config::{HostPattern, LimitSettings, OffOrDuration, strings},
+    config::{HostPattern, LimitSettings, Refresh, strings},
     data::Static,
     engine::MAX_LINKED,
     service::{
@@ -90,8 +90,8 @@ pub(in crate::service) struct PluginOptions {
     init: Option<Init>,
     /// How old what they drew that run once gets, if they drew time or randomness, before they run once more: a duration, or
     /// off [default: as set, else 10m]
-    #[arg(long, value_name = "DURATION|off", value_parser = word::<OffOrDuration>)]
-    init_refresh: Option<OffOrDuration>,
+    #[arg(long, value_name = "DURATION|off", value_parser = word::<Refresh>)]
+    init_refresh: Option<Refresh>,
 }
 
 impl PluginOptions {
@@ -179,7 +179,7 @@ impl PluginOptions {
             wasi: self.wasi,
             vars: self.vars,
             init: self.init,
-            init_refresh: self.init_refresh.map(|OffOrDuration(every)| every),
+            init_refresh: self.init_refresh.map(|Refresh(every)| every),
             memory: self.memory(),
             output_size: self.output_size,
             instances: self.instances(),

@@ -62,7 +62,7 @@ pub(super) use self::{
 use crate::source::{Digest, is_valid};
 
 /// Grows with each change of what comes of a module: code that was kept before is not used any more.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// A module that loses fewer segments stays as it is. Sixteen passive ones cost an instance some 40 nanoseconds.
 const WORTHWHILE: usize = 16;

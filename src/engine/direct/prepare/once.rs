@@ -84,8 +84,8 @@ impl State {
         let holds: usize = runs.iter().map(ExactSizeIterator::len).sum();
         self.image = self.image.saturating_add(holds as u64);
         if self.image > MOST_IMAGE {
-            let holds = Size(self.image);
-            return Err(format!("after its initialisers its memory holds {holds}, more than {}", Size(MOST_IMAGE)));
+            let (holds, most) = (self.image, Size(MOST_IMAGE));
+            return Err(format!("after its initialisers its memory holds {holds} bytes, and {most} is the most"));
         }
         // With their places, of which each takes ten bytes at most.
         self.bytes.reserve_exact(holds.saturating_add((runs.len() + 1).saturating_mul(20)));
