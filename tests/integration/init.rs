@@ -71,7 +71,9 @@ const CHANGES: &str = r#"
     (func (export "colours") (result i32)
         (call $block (call $var_get (call $colour))) (call $var_set (call $colour) (call $shape)) (i32.const 0))
     (func (export "shapes") (result i32) (call $block (call $var_get (call $shape))) (i32.const 0))
-    (func (export "fails") (result i32) unreachable)"#;
+    ;; Not at once: where a function begins with a trap, Cranelift makes one of the check of the deadline as well, at another
+    ;; offset, and which of them is met depends on the moment.
+    (func (export "fails") (result i32) (call $change (i64.const 1)) unreachable)"#;
 
 /// Entry points and inputs.
 type Calls<'a> = &'a [(&'a str, &'static [u8])];
