@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind};
 const MOST_FAILURES: u32 = 3;
 
 /// One attempt to compile what was read. Dropping it ends the attempt: one for what was read anew is not made twice.
-pub(in crate::engine::direct) struct Attempt<'a> {
+pub(in super::super) struct Attempt<'a> {
     pub(super) once: &'a Once,
     pub(super) recorded: Arc<Recorded>,
     pub(super) began: Instant,
@@ -20,12 +20,12 @@ pub(in crate::engine::direct) struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    pub(in crate::engine::direct) fn recorded(&self) -> Arc<Recorded> {
+    pub(in super::super) fn recorded(&self) -> Arc<Recorded> {
         self.recorded.clone()
     }
 
     /// What came of it, for whoever would try again.
-    pub(in crate::engine::direct) fn ended(self, made: Result<(), Error>) -> Result<(), Error> {
+    pub(in super::super) fn ended(self, made: Result<(), Error>) -> Result<(), Error> {
         let (once, recorded) = (self.once, &self.recorded);
         match made {
             Err(error) if recorded.turn.is_some() => {

@@ -1,3 +1,5 @@
+//! A state on its way to a snapshot that fails, is paid for, and is tried again.
+
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
