@@ -143,7 +143,7 @@ mod tests {
             let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
             Arc::new(Mutex::new(child))
         };
-        let (sleeps, works) = (start("sleep 600"), start("while :; do :; done"));
+        let (sleeps, works) = (start("exec sleep 600"), start("while :; do :; done"));
         while used(&works).unwrap() < Duration::from_millis(50) {
             std::thread::yield_now();
         }
