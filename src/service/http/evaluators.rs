@@ -214,8 +214,15 @@ pub(super) async fn evaluate(
         let call = if let Some(parent) = parent { call.with(parent) } else { call };
         evaluator.evaluate_from(&*shared, call).await
     };
+    let evaluation = evaluation.in_current_span();
+    // If the client leaves, its guest and the span of it end later, and a shutdown waits for them.
+    let part = app.work.part();
+    let evaluation = async move {
+        let _part = part;
+        evaluation.await
+    };
     let timed = app.ui.clone().map(|ui| Timed { ui, evaluator: id, began: Instant::now() });
-    let evaluated = app.guests.run(id, evaluation.in_current_span()).await?;
+    let evaluated = app.guests.run(id, evaluation).await?;
     drop(timed);
     if let Some(ui) = &app.ui {
         note(&app, ui, (id, &name), evaluated.as_ref());

@@ -19,14 +19,20 @@ pub(in crate::service) struct Work {
 
 impl Work {
     /// Counts a request until the guard is dropped. `None` while the server drains.
-    pub(super) fn begin(&self) -> Option<InFlight<'_>> {
+    pub(super) fn begin(&self) -> Option<InFlight> {
         let begun = self.state.send_if_modified(|state| {
             let admitted = !state.draining;
             state.in_flight += usize::from(admitted);
             admitted
         });
         // Not `then_some`: that would make and drop a guard for a refused request, and count it down.
-        begun.then(|| InFlight(self))
+        begun.then(|| InFlight(self.state.clone()))
+    }
+
+    /// Counts what a request began and what may outlive its handler, until the guard is dropped.
+    pub(super) fn part(&self) -> InFlight {
+        self.state.send_modify(|state| state.in_flight += 1);
+        InFlight(self.state.clone())
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -45,18 +51,18 @@ impl Work {
         let _ = self.draining.subscribe().wait_for(|draining| *draining).await;
     }
 
-    /// Waits until no request is in flight.
+    /// Waits until no request is in flight, nor any part of one whose client has left.
     pub(in crate::service) async fn idle(&self) {
         // Cannot fail: `self` holds the sender.
         let _ = self.state.subscribe().wait_for(|state| state.in_flight == 0).await;
     }
 }
 
-/// A request in flight.
-pub(super) struct InFlight<'a>(&'a Work);
+/// A request in flight, or a part of one.
+pub(super) struct InFlight(watch::Sender<WorkState>);
 
-impl Drop for InFlight<'_> {
+impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.state.send_modify(|state| state.in_flight = state.in_flight.saturating_sub(1));
+        self.0.send_modify(|state| state.in_flight = state.in_flight.saturating_sub(1));
     }
 }
