@@ -255,7 +255,8 @@ async fn where_initialisers_cannot_run_once_they_run_in_each_instance_and_the_re
     let meet = r#"(import "extism:host/user" "meet" (func $meet (param i64) (result i64)))"#;
     let table = "(table $t 2 funcref)";
     let nothing = "(func (export \"run\"))";
-    let cases: [(&str, Spec, &str); 10] = [
+    let elements = "(table $t 2 funcref) (elem $e funcref (ref.null func))";
+    let cases: [(&str, Spec, &str); 14] = [
         ("none", Spec::bytes(wasm(&format!("(module {nothing})"))), "it has no initialisers"),
         ("table", begin("", "(table.set $t (i32.const 0) (ref.null func))", table), "it has the instruction table.set"),
         (
@@ -263,6 +264,22 @@ async fn where_initialisers_cannot_run_once_they_run_in_each_instance_and_the_re
             begin("", "(table.fill $t (i32.const 0) (ref.null func) (i32.const 1))", table),
             "it has the instruction table.fill",
         ),
+        (
+            "grown",
+            begin("", "(drop (table.grow $t (ref.null func) (i32.const 1)))", table),
+            "it has the instruction table.grow",
+        ),
+        (
+            "copied",
+            begin("", "(table.copy $t $t (i32.const 0) (i32.const 1) (i32.const 1))", table),
+            "it has the instruction table.copy",
+        ),
+        (
+            "elements",
+            begin("", "(table.init $t $e (i32.const 0) (i32.const 0) (i32.const 1))", elements),
+            "it has the instruction table.init",
+        ),
+        ("no-elements", begin("", "(elem.drop $e)", elements), "it has the instruction elem.drop"),
         ("dropped", begin("", "(data.drop $d)", "(data $d \"x\")"), "it has the instruction data.drop"),
         (
             "reference",

@@ -29,7 +29,9 @@ async fn every_fixture_has_the_kernel_in_its_own_module_unless_it_is_linked_with
     let beside = || pool.slots().unwrap().kernels_beside;
     for (count, (entry_point, plugin)) in (0..).zip(FIXTURES) {
         let host = HostFunction::bytes("host_upper", |bytes| Ok(bytes.to_ascii_uppercase()));
-        let alone = Spec::bytes(plugin.to_vec()).host_function(host).entry_point(entry_point);
+        // In a module of its own: it stands in for nothing.
+        let namesake = HostFunction::bytes("load_u8", |bytes| Ok(bytes.to_vec()));
+        let alone = Spec::bytes(plugin.to_vec()).host_function(host).host_function(namesake).entry_point(entry_point);
         let linked = alone.clone().link("nothing", Source::bytes(wasm("(module)")));
         for (spec, expected) in [(alone, true), (linked, false)] {
             let evaluator = pool.evaluator(entry_point, spec).unwrap();

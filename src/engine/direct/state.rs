@@ -339,3 +339,38 @@ impl Variables {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sets this variable to as many bytes as there is room for, and says how many that were.
+    fn fill(variables: &mut Variables, name: &str) -> usize {
+        let most = (0..=VariableSet::MOST).rev().step_by(8);
+        most.into_iter().find(|bytes| variables.set(name.into(), vec![0; *bytes]).is_ok()).unwrap()
+    }
+
+    #[test]
+    fn what_a_variable_took_is_free_again_once_it_is_removed_and_no_more_than_that() {
+        let mut kept = VariableSet::default();
+        kept.set("kept".into(), vec![0; 4000].into());
+        let mut variables = Variables::default();
+        variables.begin(Arc::new(kept));
+        for name in ["own", "other"] {
+            variables.set(name.into(), vec![0; 2000]).unwrap();
+        }
+        let with_all = fill(&mut variables, "rest");
+        for (name, value) in [("own", 2000), ("kept", 4000)] {
+            variables.remove("rest");
+            let before = variables.bytes;
+            variables.remove(name);
+            assert_eq!(before - variables.bytes, VariableSet::size(name, &vec![0; value]));
+            // Of what is not there, nothing comes back.
+            variables.remove(name);
+            assert_eq!(before - variables.bytes, VariableSet::size(name, &vec![0; value]));
+            assert!(variables.get(name).is_none());
+        }
+        assert!(fill(&mut variables, "rest") >= with_all + 6000 - 8);
+        assert!(variables.set("more".into(), vec![0; 8]).is_err());
+    }
+}

@@ -97,3 +97,52 @@ impl Uses {
         victim.map(|(revision, _)| revision)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::turns::TenantId;
+
+    const CAPACITY: usize = 3;
+
+    fn revision(number: u64) -> RevisionId {
+        RevisionId { evaluator: 0, number, tenant: TenantId::default() }
+    }
+
+    #[test]
+    fn a_period_begins_whenever_four_times_as_many_went_as_there_are_places() {
+        let mut uses = Uses::new(Eviction::Lfu, CAPACITY);
+        for number in 0..=36 {
+            assert_eq!(uses.period(), number / 12);
+            let often = uses.back(revision(number));
+            uses.evicted(revision(number), often);
+        }
+    }
+
+    #[test]
+    fn as_many_that_went_are_remembered_and_they_go_on_from_where_they_were() {
+        let mut uses = Uses::new(Eviction::Lfu, CAPACITY);
+        let often = Often { count: 6, period: 1 };
+        uses.period = 1;
+        for number in 0..11 {
+            uses.evicted(revision(number), often);
+        }
+        assert_eq!(uses.back(revision(0)).count, 7);
+        for number in 11..24 {
+            uses.evicted(revision(number), often);
+        }
+        // Two periods on, the count is a quarter of what it was.
+        assert_eq!((uses.period(), uses.gone.len()), (3, 12));
+        assert_eq!(uses.back(revision(12)).count, 2);
+        assert_eq!(uses.back(revision(11)).count, 1, "forgotten");
+        assert_eq!(uses.gone.len(), 11);
+    }
+
+    #[test]
+    fn who_goes_by_the_last_use_alone_remembers_nothing() {
+        let mut uses = Uses::new(Eviction::Lru, CAPACITY);
+        let often = uses.back(revision(1));
+        uses.evicted(revision(1), often);
+        assert_eq!((uses.gone.len(), uses.evicted), (0, 0));
+    }
+}

@@ -9,7 +9,7 @@ use super::super::document::{Document, MAX_DOCUMENT};
 use crate::{Digest, Isolation, ParseDigestError, Wasi};
 
 /// A larger file was not written by this program. A document grows a little by how numbers are written.
-const MAX_RECORD: u64 = 16 * MAX_DOCUMENT;
+pub(super) const MAX_RECORD: u64 = 16 * MAX_DOCUMENT;
 
 /// Unknown fields are refused: this version must not ignore a restriction that a later one wrote.
 #[derive(Serialize, Deserialize)]

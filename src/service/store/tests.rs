@@ -239,3 +239,29 @@ fn an_evaluator_whose_plugin_is_missing_or_cut_is_left_out() {
     assert_eq!(open(&folder).1, set(["a"]));
     assert_eq!(files(&folder, "evaluators"), set(["a.json", "b.json"]), "it may come back");
 }
+
+#[test]
+fn only_temporary_files_are_tidied_away() {
+    let folder = TempDir::new().unwrap();
+    let left = ["a.part", ".evalpool-notes", "evalpool-a.part", "a.json"];
+    for name in left.iter().chain(&[".evalpool-a.part"]) {
+        fs::write(folder.path().join(name), "x").unwrap();
+    }
+    let rest: BTreeSet<_> = files::tidied(folder.path()).unwrap().into_iter().collect();
+    assert_eq!(rest, left.iter().map(|name| folder.path().join(name)).collect());
+    assert_eq!(files(&folder, "."), left.iter().map(|name| (*name).to_owned()).collect());
+}
+
+#[test]
+fn a_record_larger_than_any_is_not_read() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("large.json");
+    let file = fs::File::create(&path).unwrap();
+    let reason = |bytes| {
+        file.set_len(bytes).unwrap();
+        record::read(&path).err().unwrap().to_string()
+    };
+    assert!(reason(record::MAX_RECORD + 1).contains("not a small regular file"));
+    // It is read, and is no record.
+    assert!(reason(record::MAX_RECORD).contains("expected value"));
+}

@@ -338,6 +338,21 @@ fn static_data_is_what_each_call_is_merged_into_and_labels_are_logged() {
 }
 
 #[test]
+fn what_a_call_is_merged_into_counts_as_its_input() {
+    let server = Server::start(&[("LIMITS_INPUT_SIZE", "64")]);
+    let echo = wasm(&format!(r#"(module {IMPORTS} (func (export "run") (result i32) (call $echo) i32.const 0))"#));
+    let said = json!({"static_data": {"a": "x".repeat(20)}});
+    assert_eq!(server.put_form("x", &[("spec", &spec(&said)), ("plugin", &echo)]).status, 201);
+    let of = |bytes: usize| server.post("x", json!({"b": "y".repeat(bytes)}).to_string().as_bytes());
+    // {"a":"…","b":"…"}
+    assert_eq!(of(64 - 20 - 15).body.len(), 64);
+    let refused = of(64 - 20 - 14);
+    refused.is(413, "payload_too_large");
+    let detail = refused.json()["detail"].to_string();
+    assert!(detail.contains("64") && !detail.contains("the JSON that its plugin gets"), "{detail}");
+}
+
+#[test]
 fn static_data_that_is_taken_is_read_again_however_deep_it_is_nested() {
     let folder = TempDir::new().unwrap();
     let nested = |levels| format!(r#"{{"static_data": {}{}}}"#, "[".repeat(levels), "]".repeat(levels));

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     sync::{
         atomic::{AtomicUsize, Ordering},
@@ -65,6 +65,19 @@ fn tokens_are_read_again_when_the_server_is_told_to() {
     server.signal("HUP");
     eventually("the second is a token", || status("second") == 200);
     assert_eq!(status("first"), 401);
+    // Nor does who reads the page's events go on with a token of before.
+    let begun = server.begin("GET", "/ui/events", "authorization: Bearer second\r\n", b"");
+    let mut events = BufReader::new(begun);
+    let mut line = String::new();
+    events.read_line(&mut line).unwrap();
+    assert_eq!(line, "HTTP/1.1 200 OK\r\n");
+    fs::write(&file, "second\nthird").unwrap();
+    server.signal("HUP");
+    eventually("the third is a token", || status("third") == 200);
+    while line != "0\r\n" {
+        line.clear();
+        assert_ne!(events.read_line(&mut line).unwrap(), 0, "the answer has an end");
+    }
     fs::write(&file, "").unwrap();
     server.signal("HUP");
     server.has_logged("the tokens stay as they are");

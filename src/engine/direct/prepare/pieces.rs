@@ -292,3 +292,83 @@ impl Code<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use wasmparser::RefType;
+
+    use super::*;
+
+    /// Two memories, two tables and segments of which the first of each has one unit more than is done at once.
+    fn spaces() -> Spaces {
+        let memory = |pages| MemoryType {
+            memory64: false,
+            shared: false,
+            initial: 1,
+            maximum: Some(pages),
+            page_size_log2: None,
+        };
+        let table = |most| TableType {
+            element_type: RefType::FUNCREF,
+            table64: false,
+            initial: 1,
+            maximum: Some(most),
+            shared: false,
+        };
+        Spaces {
+            memories: vec![memory(2), memory(1)],
+            tables: vec![table(ELEMENTS + 1), table(ELEMENTS)],
+            data: vec![BYTES + 1, BYTES],
+            elements: vec![ELEMENTS + 1, ELEMENTS],
+        }
+    }
+
+    #[test]
+    fn every_instruction_that_can_do_more_than_a_piece_is_cut_and_no_other() {
+        let spaces = spaces();
+        let of = |index: u32| {
+            [
+                (Operator::MemoryFill { mem: index }, Bulk::Fill { memory: index }, BYTES),
+                (Operator::MemoryCopy { dst_mem: index, src_mem: 0 }, Bulk::Copy { to: index, from: 0 }, BYTES),
+                (Operator::MemoryCopy { dst_mem: 0, src_mem: index }, Bulk::Copy { to: 0, from: index }, BYTES),
+                (Operator::MemoryInit { data_index: index, mem: 0 }, Bulk::Init { segment: index, memory: 0 }, BYTES),
+                (Operator::MemoryInit { data_index: 0, mem: index }, Bulk::Init { segment: 0, memory: index }, BYTES),
+                (Operator::TableFill { table: index }, Bulk::FillTable { table: index }, ELEMENTS),
+                (
+                    Operator::TableCopy { dst_table: index, src_table: 0 },
+                    Bulk::CopyTable { to: index, from: 0 },
+                    ELEMENTS,
+                ),
+                (
+                    Operator::TableCopy { dst_table: 0, src_table: index },
+                    Bulk::CopyTable { to: 0, from: index },
+                    ELEMENTS,
+                ),
+                (
+                    Operator::TableInit { elem_index: index, table: 0 },
+                    Bulk::InitTable { segment: index, table: 0 },
+                    ELEMENTS,
+                ),
+                (
+                    Operator::TableInit { elem_index: 0, table: index },
+                    Bulk::InitTable { segment: 0, table: index },
+                    ELEMENTS,
+                ),
+            ]
+        };
+        for (operator, bulk, piece) in of(0) {
+            assert_eq!(Bulk::of(&operator, None, &spaces), Some(bulk), "{operator:?}");
+            assert_eq!(Bulk::of(&operator, Some(piece + 1), &spaces), Some(bulk), "{operator:?}");
+            assert_eq!(Bulk::of(&operator, Some(piece), &spaces), None, "{operator:?}");
+        }
+        // What it works on has no more than a piece.
+        for (operator, ..) in of(1) {
+            assert_eq!(Bulk::of(&operator, None, &spaces), None, "{operator:?}");
+        }
+        // What does not exist is refused by the engine.
+        for (operator, ..) in of(2) {
+            assert_eq!(Bulk::of(&operator, None, &spaces), None, "{operator:?}");
+        }
+        assert_eq!(Bulk::of(&Operator::MemoryGrow { mem: 0 }, None, &spaces), None);
+    }
+}
