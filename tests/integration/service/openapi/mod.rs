@@ -88,6 +88,21 @@ fn whoever_reaches_the_server_may_read_it_and_no_page_of_elsewhere() {
     assert!(DOCUMENT["openapi"].as_str().unwrap().starts_with("3.1."));
 }
 
+/// They come from below the routes; the document tells of them in words.
+#[test]
+fn what_is_no_request_gets_one_of_three_answers_without_a_body() {
+    let server = Server::start(&[]);
+    let headers = "x: y\r\n".repeat(100);
+    let long = format!("/{}", "x".repeat(64 << 10));
+    for (status, method, path, headers) in
+        [(400, "NO REQUEST", "/", ""), (414, "GET", long.as_str(), ""), (431, "GET", "/", headers.as_str())]
+    {
+        let answer = Answer::of(server.begin(method, path, headers, b""));
+        assert_eq!((answer.status, &*answer.body), (status, &b""[..]));
+        assert!(DOCUMENT["info"]["description"].as_str().unwrap().contains(&format!(" {status} to ")));
+    }
+}
+
 #[test]
 fn its_references_lead_somewhere_and_nothing_in_it_is_left_over() {
     let led: BTreeSet<_> = SOURCE.split("\"$ref\": \"#/").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
