@@ -1,6 +1,6 @@
-//! The same things have the same names in the code, the documents, the dashboards, the runbook, the page and the OpenAPI
+//! The same things have the same names in the code, the documents, the dashboards, the runbook, the page and the `OpenAPI`
 //! document. (That metrics and labels exist, the tests of the dashboards hold; that each error kind is described, those of
-//! problems; that the OpenAPI document is complete, its own.)
+//! problems; that the `OpenAPI` document is complete, its own.)
 
 use std::{collections::BTreeSet, fs, path::Path};
 

@@ -7,7 +7,7 @@
 //! | [`exchange`] | requests and responses as JSON documents, for plugins that want them |
 //! | [`form`] | uploads in parts |
 //! | [`lines`] | a line of the log for each request |
-//! | [`openapi`] | the OpenAPI document |
+//! | [`openapi`] | the document of all that clients can ask |
 //! | [`operations`] | health, readiness, metrics |
 //! | [`origin`] | which web pages may use the service |
 //! | [`request`] | names, parameters and conditions, parsed |

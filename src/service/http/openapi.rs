@@ -1,4 +1,4 @@
-//! `GET /openapi.json`: what clients can ask, as an OpenAPI 3.1 document.
+//! `GET /openapi.json`: what clients can ask, as a document for programs (`OpenAPI` 3.1).
 //!
 //! It is written by hand, in the file beside this one, and the tests in `tests/integration/service/openapi` hold it against the
 //! routes, the README, the error kinds, and every answer that any test gets from a server. Considered and not taken:

@@ -1,4 +1,4 @@
-//! The OpenAPI document is true: it has what the code, the README and the list of errors have, in the same words, and a server
+//! The `OpenAPI` document is true: it has what the code, the README and the list of errors have, in the same words, and a server
 //! does what it says.
 
 mod answers;
