@@ -64,3 +64,18 @@ pub(in crate::service) fn check(method: &str, path: &str, answer: &Answer) {
         assert!(wrong.is_empty(), "{wrong:#?}");
     }
 }
+
+#[test]
+fn an_answer_that_the_document_has_not_is_found() {
+    let problem = |status: u16, kind: &str| Answer {
+        status,
+        headers: vec![("content-type".to_owned(), "application/problem+json".to_owned())],
+        body: format!(r#"{{"type": "x:", "title": "", "status": {status}, "detail": "", "kind": "{kind}"}}"#).into(),
+    };
+    let holds = |method, path, answer| std::panic::catch_unwind(|| check(method, path, &answer)).is_ok();
+    assert!(holds("GET", "/v1/tenants/acme", problem(404, "not_found")));
+    assert!(!holds("GET", "/v1/tenants/acme", problem(404, "closed")), "of another kind");
+    assert!(!holds("GET", "/v1/tenants", problem(404, "not_found")), "of a status that it does not have");
+    assert!(!holds("POST", "/v1/evaluators/acme", problem(429, "saturated")), "without a header that it needs");
+    assert!(!holds("GET", "/v1/tenants", problem(200, "not_found")), "of another type");
+}

@@ -25,7 +25,7 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(SOURCE)
 const METHODS: [&str; 5] = ["GET", "PUT", "PATCH", "POST", "DELETE"];
 
 /// What a reference leads to, or what is there itself.
-fn resolved<'a>(value: &'a Value) -> &'a Value {
+fn resolved(value: &Value) -> &Value {
     let Some(reference) = value.get("$ref") else { return value };
     let there = DOCUMENT.pointer(reference.as_str().and_then(|text| text.strip_prefix('#')).unwrap());
     resolved(there.unwrap_or_else(|| panic!("{reference} leads nowhere")))
