@@ -1,11 +1,23 @@
-//! The same things have the same names in the code, the documents, the dashboards, the runbook and the page. (That metrics and
-//! labels exist, the tests of the dashboards hold; that each error kind is described, those of problems.)
+//! The same things have the same names in the code, the documents, the dashboards, the runbook, the page and the `OpenAPI`
+//! document. (That metrics and labels exist, the tests of the dashboards hold; that each error kind is described, those of
+//! problems; that the `OpenAPI` document is complete, its own.)
 
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// What people read, beside the dashboards and the page.
-const DOCUMENTS: [&str; 7] =
-    ["README.md", "ARCHITECTURE.md", "SECURITY.md", "ERRORS.md", "RUNBOOK.md", "config/alerts.yml", "config/rules.yml"];
+const DOCUMENTS: [&str; 8] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "SECURITY.md",
+    "ERRORS.md",
+    "RUNBOOK.md",
+    "config/alerts.yml",
+    "config/rules.yml",
+    OPENAPI,
+];
+
+/// What programs read of the requests.
+const OPENAPI: &str = "src/service/http/openapi.json";
 
 const EXAMPLE: &str = include_str!("../../config/evalpool.toml");
 
@@ -78,7 +90,7 @@ fn every_setting_that_is_named_exists() {
 
 /// A word of several parts is a field of an answer, an error kind or a label's value: it is the code's word, too.
 #[test]
-fn the_page_uses_the_words_of_the_code() {
+fn the_page_and_the_openapi_document_use_the_words_of_the_code() {
     let mut code = BTreeSet::new();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     while let Some(folder) = folders.pop() {
@@ -91,7 +103,9 @@ fn the_page_uses_the_words_of_the_code() {
             }
         }
     }
-    for (path, text) in files("src/service/ui/page", ".js") {
+    let mut texts = files("src/service/ui/page", ".js");
+    texts.push((OPENAPI.to_owned(), read(OPENAPI)));
+    for (path, text) in texts {
         for word in words(&text).filter(|word| word.contains('_') && !word.contains(char::is_uppercase)) {
             assert!(code.contains(word), "{path} has {word}, which the code has not");
         }

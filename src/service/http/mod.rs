@@ -7,6 +7,7 @@
 //! | [`exchange`] | requests and responses as JSON documents, for plugins that want them |
 //! | [`form`] | uploads in parts |
 //! | [`lines`] | a line of the log for each request |
+//! | [`openapi`] | the document of all that clients can ask |
 //! | [`operations`] | health, readiness, metrics |
 //! | [`origin`] | which web pages may use the service |
 //! | [`request`] | names, parameters and conditions, parsed |
@@ -27,6 +28,7 @@ mod exchange;
 mod form;
 mod lines;
 mod linger;
+mod openapi;
 mod operations;
 mod origin;
 mod problem;
@@ -174,7 +176,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
     }
     let guarded = guarded.route_layer(middleware::from_fn_with_state(app.clone(), authorise));
     let files = if app.ui.is_some() { ui::files() } else { Router::new() };
-    whole(guarded.merge(files), app)
+    whole(guarded.merge(files).route("/openapi.json", get(openapi::document)), app)
 }
 
 /// The routes of `service.admin_listen`: health, readiness and metrics.

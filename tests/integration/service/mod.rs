@@ -7,6 +7,7 @@ mod evaluate;
 mod exchange;
 mod folder;
 mod last_words;
+mod openapi;
 mod operate;
 mod origin;
 mod patch;

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::server::{Server, program};
 
 /// The sections with commands, in the order in which a newcomer meets them. `.ci/run` runs those of the first two.
-const SECTIONS: [&str; 10] = [
+const SECTIONS: [&str; 11] = [
     "Try it",
     "Embed it",
     "Serve it",
@@ -22,6 +22,7 @@ const SECTIONS: [&str; 10] = [
     "See what is used",
     "Answer whole requests",
     "Measure your own load",
+    "Requests",
     "Watch it",
 ];
 
@@ -245,6 +246,13 @@ fn see_what_is_used() {
         shown[what] = tenant[what].clone();
     }
     assert_eq!(tenant, shown);
+}
+
+#[test]
+fn requests() {
+    let done = Reader::of("Requests");
+    statuses(&done, &[200]);
+    assert_eq!(done[0].json()["info"]["title"], "evalpool");
 }
 
 /// A reader has a terminal; `service::top` does it there.

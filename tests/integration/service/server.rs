@@ -15,7 +15,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::answer::Answer;
+use super::{answer::Answer, openapi};
 use crate::support::process::{FRUGAL, Held};
 
 /// Far longer than anything here takes, however busy the machine is.
@@ -124,6 +124,7 @@ impl Server {
         if answer.status >= 400 && method != "HEAD" {
             answer.assert_is_problem(&self.data);
         }
+        openapi::check(method, path, &answer);
         answer
     }
 
