@@ -82,6 +82,13 @@ async function fits(page, where) {
   assert.ok(width <= window, `${where}: ${width} px in a window of ${window}`);
 }
 
+// The overview shows what came: each second it draws its charts anew.
+const redrawn = (page) => page.evaluate((patience) => new Promise((resolve, reject) => {
+  const seen = new MutationObserver(() => resolve(seen.disconnect()));
+  seen.observe(document.querySelector('main'), { subtree: true, childList: true, attributes: true });
+  setTimeout(() => reject(new Error('the overview is not live')), patience);
+}), PATIENCE);
+
 async function shoot(page, name) {
   if (screenshots) await page.screenshot({ path: join(screenshots, `${name}.png`), fullPage: true });
 }
@@ -147,6 +154,30 @@ step("a trap's stack and what was written are seen, as soon as debug is on", asy
   await see(page, 'p99', '.facts');
   await isAccessible(page, 'evaluator');
   await shoot(page, 'evaluator-light');
+});
+
+step('a slow or failed call leads to its trace, which learns nothing of the page', async ({ page, server, traces }) => {
+  const [sent, unsent] = ['0af7651916cd43dd8448eb211c80319c', '1bf7651916cd43dd8448eb211c80319d'];
+  await server.put('other/traced', CRASH, '?entry_point=crash');
+  for (const [id, flags] of [[unsent, '00'], [sent, '01']]) {
+    // Failures of one kind within a second are told of together.
+    if (id === sent) await server.put('other/traced', TEXT, '?entry_point=upper');
+    await server.post('other/traced', HOSTILE, { traceparent: `00-${id}-b7ad6b7169203331-${flags}` });
+  }
+  await go(page, server, '#/evaluator/other%2Ftraced');
+  await page.locator('.failures:not(.slowest) .trace', { hasText: unsent }).waitFor();
+  await page.locator('.slowest .trace', { hasText: unsent }).waitFor();
+  assert.equal(await page.locator('main a', { hasText: unsent }).count(), 0);
+  const link = page.locator('.slowest').getByRole('link', { name: sent });
+  assert.equal(await link.getAttribute('href'), `${traces}/trace/${sent}`);
+  await see(page, 'ran', '.slowest');
+  await isAccessible(page, 'slowest');
+  await shoot(page, 'slowest-light');
+  const [opened] = await Promise.all([page.context().waitForEvent('page'), link.click()]);
+  await opened.waitForURL(`${traces}/trace/${sent}`);
+  assert.deepEqual(await opened.evaluate(() => [document.referrer, window.opener]), ['', null]);
+  await opened.close();
+  await server.remove('other/traced');
 });
 
 step('what a plugin says is seen as it says it, as text', async ({ page, server }) => {
@@ -333,7 +364,11 @@ step('where a token is wanted it is asked for, and kept in the tab', async () =>
   await guarded.stop();
 });
 
-const settings = { POOL_CAPACITY: '24', LOG_LEVEL: 'warn' };
+// Where traces are looked at.
+const traced = createServer((_, response) => response.end('<!doctype html><title>a trace</title>')).listen(0, '127.0.0.1');
+await once(traced, 'listening');
+const traces = `http://127.0.0.1:${traced.address().port}`;
+const settings = { POOL_CAPACITY: '24', LOG_LEVEL: 'warn', TELEMETRY_TRACE_URL: `${traces}/trace/{trace_id}` };
 let server;
 try {
   server = await Server.start(program, folder, settings);
@@ -349,7 +384,7 @@ try {
         await Promise.all([server.post(`many-1/number-${10 * ((second * 30 + call) % 60) + 1}`, 'x'), server.post('greet', '{"name":"Ada"}')]);
         if (call % 10 === 0) await server.post('shop/crash', String(call));
       }
-      await at.waitForTimeout(700);
+      await redrawn(at);
     }
   };
   const again = async () => {
@@ -358,7 +393,7 @@ try {
   };
   for (const [title, run] of steps) {
     const began = Date.now();
-    await run({ page, server, load, again });
+    await run({ page, server, load, again, traces });
     assert.deepEqual(wrong, [], title);
     console.log(`ok ${title} (${Date.now() - began} ms)`);
   }
@@ -368,5 +403,6 @@ try {
 } finally {
   await browser.close();
   server?.child.kill('SIGKILL');
+  traced.close();
   await rm(folder, { recursive: true, force: true });
 }

@@ -7,6 +7,7 @@
 //! | [`exchange`] | requests and responses as JSON documents, for plugins that want them |
 //! | [`form`] | uploads in parts |
 //! | [`lines`] | a line of the log for each request |
+//! | [`noted`] | what the page keeps of a call |
 //! | [`operations`] | health, readiness, metrics |
 //! | [`origin`] | which web pages may use the service |
 //! | [`request`] | names, parameters and conditions, parsed |
@@ -27,6 +28,7 @@ mod exchange;
 mod form;
 mod lines;
 mod linger;
+mod noted;
 mod operations;
 mod origin;
 mod problem;
@@ -89,7 +91,7 @@ impl App {
         guests: Guests,
     ) -> Self {
         let limits = &settings.limits;
-        let ui = settings.service.has_ui().then(|| Arc::new(Ui::new(settings.service.max_connections)));
+        let ui = settings.service.has_ui().then(|| Arc::new(Ui::new(settings)));
         if let Some(ui) = ui.clone() {
             pool.keep_logs(move |evaluator, tenant, level, text| ui.lines.note(evaluator, tenant, level, text));
         }

@@ -8,7 +8,7 @@ use super::{
     kept::{self, Kept, Most},
     now,
 };
-use crate::{Error, ErrorKind, EvaluatorId, LastWords};
+use crate::{Error, ErrorKind, EvaluatorId, LastWords, service::telemetry::requests::Trace};
 
 /// A few of each, and 2 MiB in all.
 const MOST: Most = Most { of_one: 8, bytes_of_one: 8 * 6 * TEXT, bytes: 2 << 20 };
@@ -33,6 +33,8 @@ pub(in crate::service) struct Failure {
     stdout: String,
     /// It has left words that only an evaluator with `debug` shows.
     hides: bool,
+    /// Of the first.
+    trace: Option<Trace>,
 }
 
 /// Those of all evaluators.
@@ -52,7 +54,7 @@ impl Failures {
 
     /// Keeps why an evaluation of this tenant's evaluator failed. What a guest left behind is kept only if its clients may see
     /// it.
-    pub(in crate::service) fn note(&self, evaluator: EvaluatorId, tenant: &str, error: &Error) {
+    pub(in crate::service) fn note(&self, evaluator: EvaluatorId, tenant: &str, error: &Error, trace: Option<Trace>) {
         let kind = error.kind();
         if matches!(kind, ErrorKind::Cancelled | ErrorKind::Closed | ErrorKind::ShuttingDown) {
             return;
@@ -78,6 +80,7 @@ impl Failures {
             stderr: shown.map_or_else(String::new, |words| cut(words.stderr())),
             stdout: shown.map_or_else(String::new, |words| cut(words.stdout())),
             hides,
+            trace,
         };
         let texts = failure.texts();
         kept.add(evaluator, tenant, failure, texts);
@@ -122,14 +125,14 @@ mod tests {
     #[test]
     fn each_evaluator_keeps_its_last_few_however_often_another_fails() {
         let (failures, quiet, loud) = (Failures::default(), EvaluatorId(1), EvaluatorId(2));
-        failures.note(quiet, "a", &Error::guest_error("once"));
+        failures.note(quiet, "a", &Error::guest_error("once"), None);
         for at in 0..100 {
             let mut error = Error::guest_error("x".repeat(at * 100));
             if at % 2 == 0 {
                 error = Error::invalid_request("x".repeat(at * 100));
             }
-            failures.note(loud, "a", &error);
-            failures.note(loud, "a", &error);
+            failures.note(loud, "a", &error, None);
+            failures.note(loud, "a", &error, None);
         }
         let kept = failures.of(loud, true);
         assert_eq!((kept.len(), kept[0].kind, kept[0].times), (MOST.of_one, "guest_error", 2));
