@@ -7,6 +7,7 @@ import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as pause } from 'node:timers/promises';
 
 import { chromium } from 'playwright-core';
 
@@ -92,6 +93,11 @@ const redrawn = (page) => page.evaluate((patience) => new Promise((resolve, reje
 async function shoot(page, name) {
   if (screenshots) await page.screenshot({ path: join(screenshots, `${name}.png`), fullPage: true });
 }
+
+const LOOKS = [
+  ['light', {}], ['dark', { colorScheme: 'dark' }],
+  ['phone', { viewport: { width: 360, height: 740 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true }],
+];
 
 const steps = [];
 const step = (title, run) => steps.push([title, run]);
@@ -283,10 +289,7 @@ step('it is used by keyboard alone', async ({ page, server }) => {
 });
 
 step('in the dark and on a phone nothing is cut off or unreadable', async ({ server, load }) => {
-  for (const [name, options] of [
-    ['dark', { colorScheme: 'dark' }],
-    ['phone', { viewport: { width: 360, height: 740 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true }],
-  ]) {
+  for (const [name, options] of LOOKS.slice(1)) {
     const page = await open(server, options);
     for (const [view, hash] of [['overview', '#/'], ['evaluators', '#/evaluators?sort=evaluations&descending=true'], ['evaluator', '#/evaluator/shop%2Fcrash'], ['lines', '#/evaluator/shop%2Fsays'], ['tenants', '#/tenants'], ['pool', '#/pool'], ['upload', '#/upload']]) {
       await go(page, server, hash);
@@ -301,6 +304,46 @@ step('in the dark and on a phone nothing is cut off or unreadable', async ({ ser
     }
     await page.context().close();
   }
+});
+
+// Called without pause: more evaluators of one tenant than there are places, one that always fails, and one that fails since
+// its last upload.
+step("a newcomer's questions are answered where the README says", async () => {
+  const small = await Server.start(program, join(folder, 'small'), { POOL_CAPACITY: '8', LOG_LEVEL: 'error' });
+  const jobs = Array.from({ length: 12 }, (_, at) => `acme/job-${at}`);
+  for (const name of [...jobs, 'calm/price']) await small.put(name, TEXT, '?entry_point=upper');
+  await small.put('shop/orders', CRASH, '?entry_point=crash');
+  let isOver = false;
+  const calls = (async () => {
+    for (let call = 0; !isOver; call += 1) {
+      await Promise.all([small.post(jobs[call % jobs.length], 'hi'), small.post('shop/orders', String(call)), call % 4 === 0 && small.post('calm/price', 'hi'), pause(20)]);
+    }
+  })();
+  for (let call = 0; call < 20; call += 1) await small.post('calm/price', 'hi');
+  await small.put('calm/price', CRASH, '?entry_point=crash');
+  for (const [name, options] of LOOKS) {
+    const page = await open(small, options);
+    await go(page, small, '#/');
+    await page.getByRole('table', { name: 'New runtimes by tenant' }).locator('tbody tr').first().getByText('acme').waitFor();
+    if (screenshots) for (let second = 0; second < 10; second += 1) await redrawn(page);
+    await shoot(page, `question-thrash-${name}`);
+    await page.locator('nav').getByRole('link', { name: 'Evaluators' }).click();
+    await page.getByRole('button', { name: 'Errors' }).click();
+    await page.locator('tbody tr').first().getByRole('link', { name: 'shop/orders' }).click();
+    await see(page, 'guest_trap', '.failures');
+    if (name === 'light') await page.getByRole('button', { name: 'Turn debug on' }).click();
+    await see(page, 'give_up', '.failures');
+    await shoot(page, `question-fails-${name}`);
+    await page.locator('nav').getByRole('link', { name: 'Overview' }).click();
+    const change = page.locator('.changes li', { hasText: 'calm/price replaced' });
+    await change.getByRole('link').click();
+    await see(page, 'guest_trap', '.failures');
+    await shoot(page, `question-upload-${name}`);
+    await page.context().close();
+  }
+  isOver = true;
+  await calls;
+  await small.stop();
 });
 
 step('a server that starts again is found again', async ({ page, server, again }) => {

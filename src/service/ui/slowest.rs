@@ -122,8 +122,8 @@ mod tests {
         Slow::new(Duration::from_millis(millis), None, "ok", None)
     }
 
-    fn millis(slowest: &Slowest, evaluator: EvaluatorId) -> Vec<u64> {
-        slowest.of(evaluator).iter().map(|slow| (slow.seconds * 1000.0).round() as u64).collect()
+    fn millis(slowest: &Slowest, evaluator: EvaluatorId) -> Vec<u128> {
+        slowest.of(evaluator).iter().map(|slow| Duration::from_secs_f64(slow.seconds).as_millis()).collect()
     }
 
     #[test]

@@ -131,7 +131,8 @@ export function evaluator({ name }) {
   const unload = () => change({ method: 'DELETE' }, `${evaluatorPath(name)}/runtime`, 'Its runtime is closed. The next call builds it again.');
 
   function failure(it, url) {
-    return el('li', {}, el('p', {}, el('time', {}, clock(it.at)), ' ', el('code', { class: 'bad' }, it.kind), it.times > 1 && ` × ${number(it.times)}`),
+    const [first, last] = [clock(it.at), clock(it.last)];
+    return el('li', {}, el('p', {}, el('time', {}, first === last ? last : `${first} to ${last}`), ' ', el('code', { class: 'bad' }, it.kind), it.times > 1 && ` × ${number(it.times)}`),
       el('p', { class: 'detail' }, it.detail), lastWords(it), it.hides && el('p', { class: 'help' }, 'It left more behind, which is not kept: its debug is off.'), trace(it.trace, url));
   }
 
