@@ -81,6 +81,8 @@ async function draw(dashboards) {
     for (const mode of ['dark', 'light']) {
       const page = await browser.newPage({ viewport: { width: 1500, height: 900 } });
       page.on('pageerror', (error) => console.error(`${name}: ${error}`));
+      // However busy the machine is.
+      page.setDefaultTimeout(300_000);
       await page.goto(`file://${folder}/index.html?dashboard=${at}&mode=${mode}`);
       await page.locator('.panel').first().waitFor();
       // Charts are drawn in frames of their own.
