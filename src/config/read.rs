@@ -376,6 +376,11 @@ mod tests {
             ("[telemetry]\nsample = 1.5", "telemetry.sample is 1.5; it must be from 0 to 1"),
             ("[telemetry]\nsample = nan", "telemetry.sample is NaN; it must be from 0 to 1"),
             ("[telemetry]\notlp_endpoint = 'collector:4317'", "telemetry.otlp_endpoint must begin with http://"),
+            (
+                "[telemetry]\ntrace_url = 'javascript:alert({trace_id})'",
+                r#"telemetry.trace_url is "javascript:alert({trace_id})"; it must begin with http://"#,
+            ),
+            ("[telemetry]\ntrace_url = 'https://jaeger/trace/'", "and have {trace_id} where the trace's id comes"),
             ("[pool]\ncapacity = 0", "pool.capacity is 0; it must be at least 1"),
             ("[pool]\nmax_instances = 1", "pool.max_instances is 1"),
             (

@@ -12,11 +12,14 @@ pub struct TelemetrySettings {
     /// Which part of traces is sent, from 0 to 1. A client that sends `traceparent` decides for its own request. Default 1:
     /// all.
     pub sample: f64,
+    /// Where a trace is looked at, with `{trace_id}` in its place, such as `https://jaeger.example.com/trace/{trace_id}`: the
+    /// status page links its traces there. None by default: it shows their ids.
+    pub trace_url: Option<String>,
 }
 
 impl Default for TelemetrySettings {
     fn default() -> Self {
-        Self { otlp_endpoint: None, sample: 1.0 }
+        Self { otlp_endpoint: None, sample: 1.0, trace_url: None }
     }
 }
 
@@ -29,7 +32,16 @@ impl TelemetrySettings {
         let is_url = |url: &str| ["http://", "https://"].iter().any(|scheme| url.starts_with(scheme));
         match self.otlp_endpoint.as_deref() {
             // Not shown: it may hold credentials.
-            Some(url) if !is_url(url) => Err("telemetry.otlp_endpoint must begin with http:// or https://".to_owned()),
+            Some(url) if !is_url(url) => {
+                return Err("telemetry.otlp_endpoint must begin with http:// or https://".to_owned());
+            }
+            _ => {}
+        }
+        match self.trace_url.as_deref() {
+            Some(url) if !is_url(url) || !url.contains("{trace_id}") => Err(format!(
+                "telemetry.trace_url is {url:?}; it must begin with http:// or https:// and have {{trace_id}} where the \
+                 trace's id comes"
+            )),
             _ => Ok(()),
         }
     }

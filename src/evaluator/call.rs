@@ -29,18 +29,25 @@ pub(crate) struct Call<'a> {
     pub(super) invocation: Invocation<'a>,
     /// Whether a host function makes it, which must not wait for what may be waiting for it.
     pub(super) inside: bool,
+    /// Where its times are wanted, also if it fails.
+    pub(super) timings: Option<&'a mut Timings>,
 }
 
 impl<'a> Call<'a> {
     /// From this thread, without a context.
     pub(crate) fn by(entry_point: Option<&'a str>) -> Self {
         let invocation = Invocation { entry_point, input: Bytes::new(), context: None };
-        Self { invocation, inside: inside_host_function() }
+        Self { invocation, inside: inside_host_function(), timings: None }
     }
 
     pub(crate) fn with(self, context: impl Send + Sync + 'static) -> Self {
         let context: Option<CallContext> = Some(Arc::new(context));
         Self { invocation: Invocation { context, ..self.invocation }, ..self }
+    }
+
+    #[cfg(feature = "service")]
+    pub(crate) fn timed(self, timings: &'a mut Timings) -> Self {
+        Self { timings: Some(timings), ..self }
     }
 }
 

@@ -39,6 +39,9 @@ impl Evaluator {
         let mut counted = Counted::new(&self.inner.pool.metrics, &self.inner.meter, span.as_deref());
         let result = within!(span.as_deref(), Span::clone, self.evaluate_inner(data, &mut call, &mut counted));
         counted.end(result.as_ref().map(drop));
+        if let Some(timings) = call.timings {
+            *timings = counted.timings;
+        }
         let Answer { digest, output, written } = result?;
         let Counted { timings, usage, .. } = &counted;
         Ok(Response { evaluator: self.inner.id, digest, output, written, timings: *timings, usage: *usage })

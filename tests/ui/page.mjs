@@ -7,6 +7,7 @@ import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as pause } from 'node:timers/promises';
 
 import { chromium } from 'playwright-core';
 
@@ -82,9 +83,21 @@ async function fits(page, where) {
   assert.ok(width <= window, `${where}: ${width} px in a window of ${window}`);
 }
 
+// The overview shows what came: each second it draws its charts anew.
+const redrawn = (page) => page.evaluate((patience) => new Promise((resolve, reject) => {
+  const seen = new MutationObserver(() => resolve(seen.disconnect()));
+  seen.observe(document.querySelector('main'), { subtree: true, childList: true, attributes: true });
+  setTimeout(() => reject(new Error('the overview is not live')), patience);
+}), PATIENCE);
+
 async function shoot(page, name) {
   if (screenshots) await page.screenshot({ path: join(screenshots, `${name}.png`), fullPage: true });
 }
+
+const LOOKS = [
+  ['light', {}], ['dark', { colorScheme: 'dark' }],
+  ['phone', { viewport: { width: 360, height: 740 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true }],
+];
 
 const steps = [];
 const step = (title, run) => steps.push([title, run]);
@@ -147,6 +160,30 @@ step("a trap's stack and what was written are seen, as soon as debug is on", asy
   await see(page, 'p99', '.facts');
   await isAccessible(page, 'evaluator');
   await shoot(page, 'evaluator-light');
+});
+
+step('a slow or failed call leads to its trace, which learns nothing of the page', async ({ page, server, traces }) => {
+  const [sent, unsent] = ['0af7651916cd43dd8448eb211c80319c', '1bf7651916cd43dd8448eb211c80319d'];
+  await server.put('other/traced', CRASH, '?entry_point=crash');
+  for (const [id, flags] of [[unsent, '00'], [sent, '01']]) {
+    // Failures of one kind within a second are told of together.
+    if (id === sent) await server.put('other/traced', TEXT, '?entry_point=upper');
+    await server.post('other/traced', HOSTILE, { traceparent: `00-${id}-b7ad6b7169203331-${flags}` });
+  }
+  await go(page, server, '#/evaluator/other%2Ftraced');
+  await page.locator('.failures:not(.slowest) .trace', { hasText: unsent }).waitFor();
+  await page.locator('.slowest .trace', { hasText: unsent }).waitFor();
+  assert.equal(await page.locator('main a', { hasText: unsent }).count(), 0);
+  const link = page.locator('.slowest').getByRole('link', { name: sent });
+  assert.equal(await link.getAttribute('href'), `${traces}/trace/${sent}`);
+  await see(page, 'ran', '.slowest');
+  await isAccessible(page, 'slowest');
+  await shoot(page, 'slowest-light');
+  const [opened] = await Promise.all([page.context().waitForEvent('page'), link.click()]);
+  await opened.waitForURL(`${traces}/trace/${sent}`);
+  assert.deepEqual(await opened.evaluate(() => [document.referrer, window.opener]), ['', null]);
+  await opened.close();
+  await server.remove('other/traced');
 });
 
 step('what a plugin says is seen as it says it, as text', async ({ page, server }) => {
@@ -252,10 +289,7 @@ step('it is used by keyboard alone', async ({ page, server }) => {
 });
 
 step('in the dark and on a phone nothing is cut off or unreadable', async ({ server, load }) => {
-  for (const [name, options] of [
-    ['dark', { colorScheme: 'dark' }],
-    ['phone', { viewport: { width: 360, height: 740 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true }],
-  ]) {
+  for (const [name, options] of LOOKS.slice(1)) {
     const page = await open(server, options);
     for (const [view, hash] of [['overview', '#/'], ['evaluators', '#/evaluators?sort=evaluations&descending=true'], ['evaluator', '#/evaluator/shop%2Fcrash'], ['lines', '#/evaluator/shop%2Fsays'], ['tenants', '#/tenants'], ['pool', '#/pool'], ['upload', '#/upload']]) {
       await go(page, server, hash);
@@ -270,6 +304,46 @@ step('in the dark and on a phone nothing is cut off or unreadable', async ({ ser
     }
     await page.context().close();
   }
+});
+
+// Called without pause: more evaluators of one tenant than there are places, one that always fails, and one that fails since
+// its last upload.
+step("a newcomer's questions are answered where the README says", async () => {
+  const small = await Server.start(program, join(folder, 'small'), { POOL_CAPACITY: '8', LOG_LEVEL: 'error' });
+  const jobs = Array.from({ length: 12 }, (_, at) => `acme/job-${at}`);
+  for (const name of [...jobs, 'calm/price']) await small.put(name, TEXT, '?entry_point=upper');
+  await small.put('shop/orders', CRASH, '?entry_point=crash');
+  let isOver = false;
+  const calls = (async () => {
+    for (let call = 0; !isOver; call += 1) {
+      await Promise.all([small.post(jobs[call % jobs.length], 'hi'), small.post('shop/orders', String(call)), call % 4 === 0 && small.post('calm/price', 'hi'), pause(20)]);
+    }
+  })();
+  for (let call = 0; call < 20; call += 1) await small.post('calm/price', 'hi');
+  await small.put('calm/price', CRASH, '?entry_point=crash');
+  for (const [name, options] of LOOKS) {
+    const page = await open(small, options);
+    await go(page, small, '#/');
+    await page.getByRole('table', { name: 'New runtimes by tenant' }).locator('tbody tr').first().getByText('acme').waitFor();
+    if (screenshots) for (let second = 0; second < 10; second += 1) await redrawn(page);
+    await shoot(page, `question-thrash-${name}`);
+    await page.locator('nav').getByRole('link', { name: 'Evaluators' }).click();
+    await page.getByRole('button', { name: 'Errors' }).click();
+    await page.locator('tbody tr').first().getByRole('link', { name: 'shop/orders' }).click();
+    await see(page, 'guest_trap', '.failures');
+    if (name === 'light') await page.getByRole('button', { name: 'Turn debug on' }).click();
+    await see(page, 'give_up', '.failures');
+    await shoot(page, `question-fails-${name}`);
+    await page.locator('nav').getByRole('link', { name: 'Overview' }).click();
+    const change = page.locator('.changes li', { hasText: 'calm/price replaced' });
+    await change.getByRole('link').click();
+    await see(page, 'guest_trap', '.failures');
+    await shoot(page, `question-upload-${name}`);
+    await page.context().close();
+  }
+  isOver = true;
+  await calls;
+  await small.stop();
 });
 
 step('a server that starts again is found again', async ({ page, server, again }) => {
@@ -333,7 +407,11 @@ step('where a token is wanted it is asked for, and kept in the tab', async () =>
   await guarded.stop();
 });
 
-const settings = { POOL_CAPACITY: '24', LOG_LEVEL: 'warn' };
+// Where traces are looked at.
+const traced = createServer((_, response) => response.end('<!doctype html><title>a trace</title>')).listen(0, '127.0.0.1');
+await once(traced, 'listening');
+const traces = `http://127.0.0.1:${traced.address().port}`;
+const settings = { POOL_CAPACITY: '24', LOG_LEVEL: 'warn', TELEMETRY_TRACE_URL: `${traces}/trace/{trace_id}` };
 let server;
 try {
   server = await Server.start(program, folder, settings);
@@ -349,7 +427,7 @@ try {
         await Promise.all([server.post(`many-1/number-${10 * ((second * 30 + call) % 60) + 1}`, 'x'), server.post('greet', '{"name":"Ada"}')]);
         if (call % 10 === 0) await server.post('shop/crash', String(call));
       }
-      await at.waitForTimeout(700);
+      await redrawn(at);
     }
   };
   const again = async () => {
@@ -358,7 +436,7 @@ try {
   };
   for (const [title, run] of steps) {
     const began = Date.now();
-    await run({ page, server, load, again });
+    await run({ page, server, load, again, traces });
     assert.deepEqual(wrong, [], title);
     console.log(`ok ${title} (${Date.now() - began} ms)`);
   }
@@ -368,5 +446,6 @@ try {
 } finally {
   await browser.close();
   server?.child.kill('SIGKILL');
+  traced.close();
   await rm(folder, { recursive: true, force: true });
 }

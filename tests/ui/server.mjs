@@ -40,9 +40,13 @@ export class Server {
     if (!answer.ok) throw new Error(`${name}: ${await answer.text()}`);
   }
 
-  async post(name, body) {
-    const answer = await fetch(`${this.url}/v1/evaluators/${encodeURIComponent(name)}`, { method: 'POST', body });
+  async post(name, body, headers = {}) {
+    const answer = await fetch(`${this.url}/v1/evaluators/${encodeURIComponent(name)}`, { method: 'POST', body, headers });
     await answer.arrayBuffer();
+  }
+
+  async remove(name) {
+    await fetch(`${this.url}/v1/evaluators/${encodeURIComponent(name)}`, { method: 'DELETE' });
   }
 
   async get(name) {

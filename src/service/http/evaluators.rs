@@ -1,6 +1,6 @@
 //! The requests about evaluators.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use axum::{
     Extension,
@@ -19,21 +19,20 @@ use super::{
     body::Bodies,
     exchange::{Answer, Asked},
     form::{self, Form, is_form},
+    noted::Noted,
     problem::Problem,
     request::{
         Call, Conditions, Name, Page, check_is_patch, check_is_wasm, check_not_coded, etag, no_parameters, upload,
     },
 };
 use crate::{
-    CloseReport, Data, Error, ErrorKind, Evaluator, EvaluatorId, EvaluatorInfo, Input, LastWords, Plugin, Timings,
-    Usage,
+    CloseReport, Data, Error, ErrorKind, Evaluator, EvaluatorInfo, Input, Plugin, Timings, Usage,
     data::InputSource,
     service::{
         connections::Connection,
         document::{Document, MAX_DOCUMENT},
         store::{Current, Staged},
         telemetry,
-        ui::Ui,
     },
     tenants::of_name,
     units::Size,
@@ -209,10 +208,13 @@ pub(super) async fn evaluate(
     }
     let shared = asked.clone();
     let (id, shows_usage) = (evaluator.id(), evaluator.is_debugged());
+    let noted = Noted::begin(&app, (id, name), parent.clone());
     let evaluation = async move {
-        let call = crate::evaluator::Call::by(shared.entry_point());
+        let mut timings = Timings::default();
+        let call = crate::evaluator::Call::by(shared.entry_point()).timed(&mut timings);
         let call = if let Some(parent) = parent { call.with(parent) } else { call };
-        evaluator.evaluate_from(&*shared, call).await
+        let evaluated = evaluator.evaluate_from(&*shared, call).await;
+        (evaluated, timings)
     };
     let evaluation = evaluation.in_current_span();
     // If the client leaves, its guest and the span of it end later, and a shutdown waits for them.
@@ -221,11 +223,9 @@ pub(super) async fn evaluate(
         let _part = part;
         evaluation.await
     };
-    let timed = app.ui.clone().map(|ui| Timed { ui, evaluator: id, began: Instant::now() });
-    let evaluated = app.guests.run(id, evaluation).await?;
-    drop(timed);
-    if let Some(ui) = &app.ui {
-        note(&app, ui, (id, &name), evaluated.as_ref());
+    let (evaluated, timings) = app.guests.run(id, evaluation).await?;
+    if let Some(noted) = noted {
+        noted.end(evaluated.as_ref(), timings);
     }
     let response = evaluated.map_err(|error| match error {
         Error::PayloadTooLarge { what: "input", limit } if asked.was_request() => {
@@ -262,35 +262,6 @@ pub(super) async fn evaluate(
     headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static("sandbox"));
     // Bytes would bring a type of their own.
     Ok((status, Extension(answer::Charged), used, headers, Body::from(body)).into_response())
-}
-
-/// A call whose time the page shows, however it ends: its client may leave, which drops the handler.
-struct Timed {
-    ui: Arc<Ui>,
-    evaluator: EvaluatorId,
-    began: Instant,
-}
-
-impl Drop for Timed {
-    fn drop(&mut self) {
-        self.ui.latencies.note(self.evaluator, self.began.elapsed());
-    }
-}
-
-/// Keeps for the page what an evaluation left behind.
-fn note(app: &App, ui: &Ui, (id, name): (EvaluatorId, &str), evaluated: Result<&crate::Response, &Error>) {
-    let written = evaluated.map(|response| response.written().and_then(LastWords::for_clients));
-    if matches!(written, Ok(None)) {
-        return;
-    }
-    // If it is removed meanwhile, so is what it left.
-    let Some(evaluator) = app.pool.get(name).filter(|evaluator| evaluator.id() == id) else { return };
-    match written {
-        // It may have been turned off meanwhile.
-        Ok(Some(words)) if evaluator.is_debugged() => ui.lines.written(id, &evaluator.tenant(), words),
-        Ok(_) => {}
-        Err(error) => ui.failures.note(id, &evaluator.tenant(), error),
-    }
 }
 
 /// Shows one evaluator.

@@ -7,6 +7,7 @@
 //! | [`exchange`] | requests and responses as JSON documents, for plugins that want them |
 //! | [`form`] | uploads in parts |
 //! | [`lines`] | a line of the log for each request |
+//! | [`noted`] | what the page keeps of a call |
 //! | [`openapi`] | the document of all that clients can ask |
 //! | [`operations`] | health, readiness, metrics |
 //! | [`origin`] | which web pages may use the service |
@@ -28,6 +29,7 @@ mod exchange;
 mod form;
 mod lines;
 mod linger;
+mod noted;
 mod openapi;
 mod operations;
 mod origin;
@@ -91,7 +93,7 @@ impl App {
         guests: Guests,
     ) -> Self {
         let limits = &settings.limits;
-        let ui = settings.service.has_ui().then(|| Arc::new(Ui::new(settings.service.max_connections)));
+        let ui = settings.service.has_ui().then(|| Arc::new(Ui::new(settings)));
         if let Some(ui) = ui.clone() {
             pool.keep_logs(move |evaluator, tenant, level, text| ui.lines.note(evaluator, tenant, level, text));
         }

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     Error, ErrorKind, RuntimeInfo,
     service::ui::{
-        Failure, Line, Ui, Watcher,
+        Failure, Line, Slow, Ui, Watcher,
         page::{FILES, File, POLICY},
         search,
     },
@@ -119,7 +119,8 @@ async fn search_by<T: Serialize + Send + 'static>(
     json(&blocking(search).await?)
 }
 
-/// One evaluator, with what the page alone shows: its runtime, how long its calls took of late, its last failures and lines.
+/// One evaluator, with what the page alone shows: its runtime, how long its calls took of late and which were the slowest, its
+/// last failures and lines.
 pub(super) async fn evaluator(State(app): State<Arc<App>>, Name(name): Name, uri: Uri) -> Result<Response, Problem> {
     #[derive(Serialize)]
     struct Whole {
@@ -128,7 +129,10 @@ pub(super) async fn evaluator(State(app): State<Arc<App>>, Name(name): Name, uri
         runtime: Option<RuntimeInfo>,
         p50_seconds: Option<f64>,
         p99_seconds: Option<f64>,
+        slowest: Vec<Slow>,
         failures: Vec<Failure>,
+        /// Where a trace is looked at, with `{trace_id}` in it.
+        trace_url: Option<String>,
         /// `null` if its debug is off: then none are kept.
         log: Option<Vec<Line>>,
     }
@@ -140,10 +144,11 @@ pub(super) async fn evaluator(State(app): State<Arc<App>>, Name(name): Name, uri
         let runtime = ui.history.runtime(evaluator.id());
         let (id, is_debugged) = (evaluator.id(), evaluator.is_debugged());
         let (failures, log) = (ui.failures.of(id, is_debugged), is_debugged.then(|| ui.lines.of(id)));
-        let times = ui.latencies.of(id);
+        let (times, slowest, trace_url) = (ui.latencies.of(id), ui.slowest.of(id), ui.trace_url.clone());
         let [p50_seconds, p99_seconds] = [times.map(|times| times.p50), times.map(|times| times.p99)]
             .map(|time| time.map(|time| time.as_secs_f64()));
-        Ok(Whole { shown: shown(&app, name)?, runtime, p50_seconds, p99_seconds, failures, log })
+        let shown = shown(&app, name)?;
+        Ok(Whole { shown, runtime, p50_seconds, p99_seconds, slowest, failures, trace_url, log })
     })
     .await?;
     json(&whole)

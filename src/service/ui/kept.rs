@@ -91,26 +91,26 @@ impl<T> Kept<T> {
         self.weigh(&tenant, more, 0);
         let Most { of_one, bytes_of_one, bytes } = self.most;
         while self.of.get(&evaluator).is_some_and(|own| own.entries.len() > of_one || own.bytes > bytes_of_one) {
-            self.drop_oldest(evaluator);
+            self.drop_at(evaluator, 0);
         }
         while self.bytes > bytes
             && let Some((_, tenant)) = self.largest.last()
             && let Some((_, evaluator)) = self.tenants.get(tenant).and_then(|tenant| tenant.entries.first_key_value())
         {
-            self.drop_oldest(*evaluator);
+            self.drop_at(*evaluator, 0);
         }
     }
 
     pub(super) fn forget(&mut self, evaluator: EvaluatorId) {
         while self.of.contains_key(&evaluator) {
-            self.drop_oldest(evaluator);
+            self.drop_at(evaluator, 0);
         }
     }
 
-    /// Drops an evaluator's oldest entry.
-    fn drop_oldest(&mut self, evaluator: EvaluatorId) {
+    /// Drops an evaluator's entry that has so many older ones before it.
+    pub(super) fn drop_at(&mut self, evaluator: EvaluatorId, at: usize) {
         let Some(own) = self.of.get_mut(&evaluator) else { return };
-        let (tenant, dropped) = (own.tenant.clone(), own.entries.pop_front());
+        let (tenant, dropped) = (own.tenant.clone(), own.entries.remove(at));
         let Some((number, mut bytes, _)) = dropped else { return };
         own.bytes -= bytes;
         if own.entries.is_empty() {
@@ -182,6 +182,10 @@ mod tests {
         assert!(kept.of(EvaluatorId(1)).eq(&[6, 7, 8, 9]));
         kept.add(EvaluatorId(1), "a", 10, 5 * ENTRY);
         assert!(kept.of(EvaluatorId(1)).eq(&[8, 9, 10]));
+        kept.drop_at(EvaluatorId(1), 1);
+        kept.drop_at(EvaluatorId(1), 7);
+        check(&kept);
+        assert!(kept.of(EvaluatorId(1)).eq(&[8, 10]));
         kept.add(EvaluatorId(1), "a", 11, 9 * ENTRY);
         assert_eq!(kept.of(EvaluatorId(1)).count(), 0, "one that is too large alone is not kept");
         kept.add(EvaluatorId(2), "a", 1, 0);

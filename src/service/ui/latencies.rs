@@ -3,16 +3,15 @@
 use std::{
     collections::HashMap,
     num::NonZeroUsize,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use lru::LruCache;
 
+use super::parts::Parts;
 use crate::EvaluatorId;
 
-/// Evaluators whose times are known, those that were called last: 4,096, of each at most 2 KiB.
-const PARTS: usize = 16;
+/// Evaluators of a part whose times are known, those that were called last: 4,096 in all, of each at most 2 KiB.
 const OF_A_PART: usize = 256;
 
 /// Times are forgotten once they are one to two windows old.
@@ -25,10 +24,10 @@ const STEP_BITS: u32 = 3;
 /// Up to 2^28 µs, which is 4.5 minutes; what took longer counts as that.
 const BUCKETS: usize = (28 - STEP_BITS as usize + 1) * STEPS;
 
-/// Those of all evaluators. In parts, so that calls seldom wait for each other.
+/// Those of all evaluators.
 pub(in crate::service) struct Latencies {
     began: Instant,
-    parts: [Mutex<LruCache<EvaluatorId, Recent>>; PARTS],
+    parts: Parts<LruCache<EvaluatorId, Recent>>,
 }
 
 /// Times of which half of the calls, and 99 of 100, took no more.
@@ -51,7 +50,7 @@ type Counts = [u32; BUCKETS];
 impl Default for Latencies {
     fn default() -> Self {
         let most = NonZeroUsize::new(OF_A_PART).unwrap_or(NonZeroUsize::MIN);
-        Self { began: Instant::now(), parts: std::array::from_fn(|_| Mutex::new(LruCache::new(most))) }
+        Self { began: Instant::now(), parts: Parts::new(|| LruCache::new(most)) }
     }
 }
 
@@ -60,17 +59,13 @@ impl Latencies {
         self.began.elapsed().as_secs() / WINDOW.as_secs()
     }
 
-    fn part(&self, evaluator: EvaluatorId) -> Option<MutexGuard<'_, LruCache<EvaluatorId, Recent>>> {
-        self.parts.get(part_of(evaluator)).map(lock)
-    }
-
     /// Notes a call that has ended.
     pub(in crate::service) fn note(&self, evaluator: EvaluatorId, took: Duration) {
         self.note_in(self.window(), evaluator, took);
     }
 
     fn note_in(&self, window: u64, evaluator: EvaluatorId, took: Duration) {
-        let Some(mut part) = self.part(evaluator) else { return };
+        let Some(mut part) = self.parts.of(evaluator) else { return };
         let recent = part.get_or_insert_mut(evaluator, || Recent::new(window));
         recent.turn(window);
         if let Some(count) = recent.now.get_mut(bucket(took)) {
@@ -80,35 +75,26 @@ impl Latencies {
 
     /// How long an evaluator's calls took of late; `None` if none has ended.
     pub(in crate::service) fn of(&self, evaluator: EvaluatorId) -> Option<Quantiles> {
-        self.part(evaluator)?.peek(&evaluator)?.quantiles(self.window())
+        self.parts.of(evaluator)?.peek(&evaluator)?.quantiles(self.window())
     }
 
     /// How long those of all evaluators took that were called of late.
     pub(in crate::service) fn all(&self) -> HashMap<EvaluatorId, Quantiles> {
         let window = self.window();
         let mut all = HashMap::new();
-        for part in &self.parts {
-            // Each for itself: calls wait for it.
-            all.extend(lock(part).iter().filter_map(|(evaluator, it)| Some((*evaluator, it.quantiles(window)?))));
+        // Each for itself: calls wait for it.
+        for part in self.parts.each() {
+            all.extend(part.iter().filter_map(|(evaluator, it)| Some((*evaluator, it.quantiles(window)?))));
         }
         all
     }
 
     /// Forgets those of an evaluator that is removed.
     pub(in crate::service) fn forget(&self, evaluator: EvaluatorId) {
-        if let Some(mut part) = self.part(evaluator) {
+        if let Some(mut part) = self.parts.of(evaluator) {
             part.pop(&evaluator);
         }
     }
-}
-
-fn part_of(evaluator: EvaluatorId) -> usize {
-    usize::try_from(evaluator.0 % PARTS as u64).unwrap_or_default()
-}
-
-fn lock(part: &Mutex<LruCache<EvaluatorId, Recent>>) -> MutexGuard<'_, LruCache<EvaluatorId, Recent>> {
-    // Nothing panics under it.
-    part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Recent {
@@ -168,7 +154,7 @@ fn bound(bucket: usize) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::parts::PARTS, *};
 
     #[test]
     fn a_time_is_told_at_most_an_eighth_too_long() {
@@ -193,7 +179,7 @@ mod tests {
         assert!(found.p50 < Duration::from_micros(1200) && found.p99 > Duration::from_millis(500), "{found:?}");
         assert_eq!(latencies.all(), HashMap::from([(one, found), (other, latencies.of(other).unwrap())]));
         latencies.note_in(1, one, Duration::from_millis(1));
-        let quantiles = |evaluator, window| latencies.part(evaluator).unwrap().peek(&evaluator)?.quantiles(window);
+        let quantiles = |evaluator, window| latencies.parts.of(evaluator).unwrap().peek(&evaluator)?.quantiles(window);
         assert!(quantiles(one, 1).unwrap().p99 > Duration::from_millis(500), "it is in the window before");
         assert!(quantiles(one, 2).unwrap().p99 < Duration::from_micros(1200));
         assert_eq!((quantiles(one, 3), quantiles(other, 2)), (None, None));

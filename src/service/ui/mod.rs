@@ -5,8 +5,9 @@
 //! | [`history`] | a sample a second, of the last ten minutes |
 //! | [`sample`] | one of them |
 //! | [`latencies`] | how long their calls took of late |
+//! | [`slowest`] | the slowest of them, with their traces |
 //! | [`failures`], [`lines`] | the last errors of evaluators, and what their plugins say |
-//! | [`kept`] | how much of that is kept |
+//! | [`kept`], [`parts`] | how much of that is kept, and under which locks |
 //! | [`search`] | evaluators and tenants, sorted and cut |
 //! | [`page`] | the files that a browser loads |
 //!
@@ -18,8 +19,10 @@ mod kept;
 mod latencies;
 mod lines;
 pub(super) mod page;
+mod parts;
 mod sample;
 pub(super) mod search;
+mod slowest;
 
 use std::{
     io,
@@ -38,9 +41,10 @@ pub(super) use self::{
     history::{Change, History, Watcher},
     latencies::Latencies,
     lines::{Line, Lines},
+    slowest::{Slow, Slowest},
 };
 use super::exporter::Exporter;
-use crate::{EvaluatorId, EvaluatorPool};
+use crate::{EvaluatorId, EvaluatorPool, Settings};
 
 /// Between two samples.
 const SECOND: Duration = Duration::from_secs(1);
@@ -54,15 +58,20 @@ pub(super) struct Ui {
     pub(super) failures: Failures,
     pub(super) lines: Lines,
     pub(super) latencies: Latencies,
+    pub(super) slowest: Slowest,
+    /// Where traces are looked at, with `{trace_id}` in it.
+    pub(super) trace_url: Option<String>,
     pub(super) searches: Arc<Semaphore>,
 }
 
 impl Ui {
-    /// Of a server with so many connections.
-    pub(super) fn new(connections: usize) -> Self {
+    /// Of a server with these settings.
+    pub(super) fn new(settings: &Settings) -> Self {
+        let (connections, trace_url) = (settings.service.max_connections, settings.telemetry.trace_url.clone());
         let (history, searches) = (History::new(connections), Arc::new(Semaphore::new(SEARCHES)));
-        let (failures, lines, latencies) = (Failures::default(), Lines::default(), Latencies::default());
-        Self { history, failures, lines, latencies, searches }
+        let (failures, lines) = (Failures::default(), Lines::default());
+        let (latencies, slowest) = (Latencies::default(), Slowest::default());
+        Self { history, failures, lines, latencies, slowest, trace_url, searches }
     }
 
     /// Forgets what an evaluator left that is removed. One that is registered by its name later is another.
@@ -70,6 +79,7 @@ impl Ui {
         self.failures.forget(evaluator);
         self.lines.forget(evaluator);
         self.latencies.forget(evaluator);
+        self.slowest.forget(evaluator);
     }
 }
 

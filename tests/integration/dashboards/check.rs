@@ -102,7 +102,7 @@ impl Checker<'_> {
                 }
                 Ok(labels)
             }
-            ("clamp_min" | "clamp_max", [vector, _]) => self.labels(vector),
+            ("clamp_min" | "clamp_max", [vector, _]) | ("ceil", [vector]) => self.labels(vector),
             ("abs", [difference @ Expr::Binary { operator, .. }]) if operator == "-" => {
                 self.differs = true;
                 let labels = self.labels(difference);

@@ -136,6 +136,8 @@ fn a_request_is_one_trace_from_its_client_to_the_server_that_its_guest_asks() {
     let path = "/v1/evaluators/acme%2Fasks";
     let answer = server.request("POST", path, &[("traceparent", PARENT), ("tracestate", "a=b")], input.as_bytes());
     assert_eq!(answer.status, 200);
+    let page = server.get("/ui/evaluators/acme%2Fasks").json();
+    assert_eq!(page["slowest"][0]["trace"], json!({"id": TRACE, "is_sampled": true}));
     server.signal("TERM");
     assert!(server.ended().success());
 
@@ -192,12 +194,15 @@ fn what_fails_is_an_error_and_what_its_client_got_wrong_is_not() {
     let traps = wasm(r#"(module (func (export "run") unreachable))"#);
     assert_eq!(server.put("traps", &traps).status, 201);
     assert_eq!(server.post("traps", b"").status, 422);
+    let page = server.get("/ui/evaluators/traps").json();
     server.signal("TERM");
     assert!(server.ended().success());
     let (request, evaluation) = (collector.one("POST /v1/evaluators/{name}"), collector.one("traps"));
     let code = |span: &Span| span.status.as_ref().map_or(StatusCode::Unset, Status::code);
     assert_eq!((code(&evaluation), code(&request)), (StatusCode::Error, StatusCode::Unset));
     assert_eq!(texts(&evaluation.attributes)["error.type"], "guest_trap");
+    let trace = json!({"id": hex(&request.trace_id), "is_sampled": true});
+    assert_eq!((&page["failures"][0]["trace"], &page["slowest"][0]["trace"]), (&trace, &trace), "{page}");
     assert!(server.log().contains(&format!("trace_id={}", hex(&request.trace_id))), "{}", server.log());
 }
 
@@ -248,9 +253,14 @@ fn a_client_that_leaves_has_its_line_and_its_span_as_well() {
     assert_eq!(server.put("spins", &wasm(SPIN)).status, 201);
     drop(server.begin_evaluation("spins"));
     server.has_logged("its client left method=POST path=\"/v1/evaluators/spins\" seconds=");
+    eventually("it is kept", || server.get("/ui/evaluators/spins").json()["slowest"] != json!([]));
+    let slow = server.get("/ui/evaluators/spins").json()["slowest"][0].clone();
     server.signal("TERM");
     assert!(server.ended().success());
-    assert_eq!(texts(&collector.one("spins").attributes)["evalpool.outcome"], "cancelled");
+    let span = collector.one("spins");
+    assert_eq!(texts(&span.attributes)["evalpool.outcome"], "cancelled");
+    let trace = json!({"id": hex(&span.trace_id), "is_sampled": true});
+    assert_eq!((&slow["outcome"], &slow["trace"]), (&json!("cancelled"), &trace), "{slow}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
     net::TcpStream,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
@@ -225,6 +225,38 @@ fn a_call_whose_client_gives_up_counts_among_the_slow_ones() {
     assert_eq!(server.get("/ui/evaluators/slow").json()["p99_seconds"], Value::Null);
     drop(server.begin_evaluation("slow"));
     eventually("its time is known", || server.get("/ui/evaluators/slow").json()["p99_seconds"].is_f64());
+}
+
+#[test]
+fn from_a_slow_or_failed_call_one_comes_to_its_trace() {
+    const SAMPLED: &str = "0af7651916cd43dd8448eb211c80319c";
+    const NOT: &str = "1bf7651916cd43dd8448eb211c80319d";
+    let url = "https://traces.example/{trace_id}";
+    let server = Server::start(&[("TELEMETRY_TRACE_URL", url), ("LIMITS_EXEC_TIMEOUT", "300ms")]);
+    // It never ends by itself.
+    assert_eq!(server.put("slow?entry_point=run", &wasm(SPIN)).status, 201);
+    let call = |parent: &str| server.request("POST", "/v1/evaluators/slow", &[("traceparent", parent)], b"");
+    call(&format!("00-{SAMPLED}-b7ad6b7169203331-01")).is(504, "exec_timeout");
+    let shown = server.get("/ui/evaluators/slow").json();
+    assert_eq!(shown["trace_url"], url);
+    let (slowest, trace) = (&shown["slowest"], json!({"id": SAMPLED, "is_sampled": true}));
+    assert_eq!((slowest.as_array().unwrap().len(), &slowest[0]["outcome"]), (1, &"exec_timeout".into()));
+    assert_eq!((&slowest[0]["trace"], &shown["failures"][0]["trace"]), (&trace, &trace), "{shown}");
+    let seconds = |part: &str| slowest[0][part].as_f64().unwrap();
+    let parts = ["wait_seconds", "build_seconds", "exec_seconds"].map(seconds);
+    assert!(parts[2] >= 0.3 && parts.iter().sum::<f64>() <= seconds("seconds") + 1e-6, "{shown}");
+    server.has_logged(&format!("trace_id=\"{SAMPLED}\""));
+
+    call(&format!("00-{NOT}-b7ad6b7169203331-00")).is(504, "exec_timeout");
+    drop(server.begin_evaluation("slow"));
+    eventually("all are kept", || {
+        let slowest = server.get("/ui/evaluators/slow").json()["slowest"].clone();
+        let traces: Vec<_> = slowest.as_array().unwrap().iter().map(|slow| slow["trace"].to_string()).collect();
+        traces.len() == 3 && traces.contains(&json!({"id": NOT, "is_sampled": false}).to_string())
+    });
+    assert_eq!(server.request("DELETE", "/v1/evaluators/slow", &[], b"").status, 204);
+    assert_eq!(server.put("slow?entry_point=run", &wasm(SPIN)).status, 201);
+    assert_eq!(server.get("/ui/evaluators/slow").json()["slowest"], json!([]), "another by the same name");
 }
 
 #[test]

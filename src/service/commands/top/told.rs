@@ -214,7 +214,9 @@ pub(super) struct Runtime {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Failure {
+    /// When the first failed, and when the last one did.
     pub(super) at: u64,
+    pub(super) last: u64,
     pub(super) times: f64,
     pub(super) kind: Text,
     pub(super) detail: Text,

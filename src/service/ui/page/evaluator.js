@@ -15,6 +15,14 @@ export function lastWords(words) {
   return el('div', { class: 'words' }, part('Stack', (words.stack ?? []).join('\n')), part('Standard error', words.stderr), part('Standard output', words.stdout));
 }
 
+// A trace: a link to where it is looked at if it is sent and that is known, and otherwise its id, which the log has too.
+function trace(it, url) {
+  if (!it) return null;
+  const id = el('code', { class: 'trace' }, it.id);
+  const link = url && it.is_sampled && el('a', { href: url.replaceAll('{trace_id}', it.id), target: '_blank', rel: 'noopener noreferrer' }, id);
+  return el('p', { class: 'help' }, 'Trace ', link || id);
+}
+
 export function problem(error) {
   return el('div', { class: 'problem' }, el('p', {}, el('code', { class: 'bad' }, error.kind ?? 'error'), ` ${error.message}`), lastWords(error.words));
 }
@@ -88,12 +96,13 @@ function caller(name, done) {
 
 export function evaluator({ name }) {
   const error = el('div', { role: 'alert' });
-  const [what, failures, spec] = [el('div'), el('div'), el('pre', { tabindex: 0, 'aria-label': 'Spec' })];
+  const [what, failures, slowest, spec] = [el('div'), el('div'), el('div'), el('pre', { tabindex: 0, 'aria-label': 'Spec' })];
   const lines = el('ol', { class: 'lines', tabindex: 0, 'aria-label': 'Lines' });
   const log = el('div');
   const done = el('p', { role: 'status' });
   const link = new URLSearchParams({ name });
   let known = null;
+  let knownSlow = null;
   let knownLines = null;
   let again = AGAIN;
   let timer = null;
@@ -121,9 +130,17 @@ export function evaluator({ name }) {
   } });
   const unload = () => change({ method: 'DELETE' }, `${evaluatorPath(name)}/runtime`, 'Its runtime is closed. The next call builds it again.');
 
-  function failure(it) {
-    return el('li', {}, el('p', {}, el('time', {}, clock(it.at)), ' ', el('code', { class: 'bad' }, it.kind), it.times > 1 && ` × ${number(it.times)}`),
-      el('p', { class: 'detail' }, it.detail), lastWords(it), it.hides && el('p', { class: 'help' }, 'It left more behind, which is not kept: its debug is off.'));
+  function failure(it, url) {
+    const [first, last] = [clock(it.at), clock(it.last)];
+    return el('li', {}, el('p', {}, el('time', {}, first === last ? last : `${first} to ${last}`), ' ', el('code', { class: 'bad' }, it.kind), it.times > 1 && ` × ${number(it.times)}`),
+      el('p', { class: 'detail' }, it.detail), lastWords(it), it.hides && el('p', { class: 'help' }, 'It left more behind, which is not kept: its debug is off.'), trace(it.trace, url));
+  }
+
+  function slow(it, url) {
+    const parts = it.exec_seconds === null ? 'Its client left.'
+      : `Waited ${seconds(it.wait_seconds)}, ${it.build_seconds > 0 ? `built ${seconds(it.build_seconds)}, ` : ''}ran ${seconds(it.exec_seconds)}.`;
+    return el('li', {}, el('p', {}, el('time', {}, clock(it.at)), ' ', el('b', {}, seconds(it.seconds)), ' ', el('code', { class: it.outcome === 'ok' ? 'good' : 'bad' }, it.outcome)),
+      el('p', { class: 'detail' }, parts), trace(it.trace, url));
   }
 
   function line(it) {
@@ -161,7 +178,12 @@ export function evaluator({ name }) {
     const text = JSON.stringify(it.failures);
     if (known !== text) {
       known = text;
-      failures.replaceChildren(it.failures.length === 0 ? el('p', { class: 'empty' }, 'None since the server started.') : el('ol', { class: 'failures' }, it.failures.map(failure)));
+      failures.replaceChildren(it.failures.length === 0 ? el('p', { class: 'empty' }, 'None since the server started.') : el('ol', { class: 'failures' }, it.failures.map((one) => failure(one, it.trace_url))));
+    }
+    const slowText = JSON.stringify(it.slowest);
+    if (knownSlow !== slowText) {
+      knownSlow = slowText;
+      slowest.replaceChildren(it.slowest.length === 0 ? el('p', { class: 'empty' }, 'No calls in that time.') : el('ol', { class: 'failures slowest' }, it.slowest.map((one) => slow(one, it.trace_url))));
     }
     isDebugged = it.debug;
     debug.hidden = false;
@@ -191,6 +213,7 @@ export function evaluator({ name }) {
       caller(name, load)),
       el('div', { class: 'column' }, el('section', { class: 'card', 'aria-labelledby': 'log-title' }, el('h2', { id: 'log-title' }, 'Log'), log),
       el('section', { class: 'card', 'aria-labelledby': 'failures-title' }, el('h2', { id: 'failures-title' }, 'Last failures'), failures),
+      el('section', { class: 'card', 'aria-labelledby': 'slowest-title' }, el('h2', { id: 'slowest-title' }, 'Slowest of the last ten minutes'), slowest),
       el('section', { class: 'card', 'aria-labelledby': 'spec-title' }, el('h2', { id: 'spec-title' }, 'Spec'), el('p', { class: 'help' }, 'Without the values of config.'), spec))));
   load();
   return { element, title: name, leave: () => { isLeft = true; clearTimeout(timer); } };

@@ -51,7 +51,7 @@ pub(super) fn dashboard() -> Dashboard {
     let enough = |part: f64| {
         let buckets = sum_by("within", &rate_of_range(REUSE, ""));
         let buckets = format!("label_replace({buckets}, \"le\", \"$1\", \"within\", \"(.*)\")");
-        format!("histogram_quantile({part}, {})", sum_by("le", &buckets))
+        format!("ceil(histogram_quantile({part}, {}))", sum_by("le", &buckets))
     };
     let sizes = vec![
         bars("Hit ratio over capacity", "percentunit", "within", "Which share of the lookups in the time that is shown would have found a runtime, at each `pool.capacity`, if it evicted by last use alone. From the distances between lookups of the same evaluator: exact up to 1,024 evaluators, then from a sample. First calls of an evaluator hit at no capacity.", "Where the bars stop rising, more capacity brings nothing. If your capacity is left of the rise, the pool thrashes: take the first bar that is as high as you want, and see 'Memory of a runtime' for what it costs. With several instances of the server, it is the capacity of each.")

@@ -113,7 +113,7 @@ impl Panel {
         if matches!(self.kind, Kind::Stat | Kind::Gauge) { 4 } else { 8 }
     }
 
-    fn to_json(&self, id: u64, x: u64, y: u64) -> Value {
+    fn to_json(&self, id: u64, [x, y, height]: [u64; 3]) -> Value {
         let first = [json!({"color": "green", "value": null})];
         let more = self.steps.iter().map(|(value, colour)| json!({"color": colour, "value": value}));
         let steps: Vec<_> = first.into_iter().chain(more).collect();
@@ -150,7 +150,7 @@ impl Panel {
             "description": self.description,
             "datasource": source(),
             "fieldConfig": {"defaults": defaults, "overrides": overrides},
-            "gridPos": {"h": self.height(), "w": self.width, "x": x, "y": y},
+            "gridPos": {"h": height, "w": self.width, "x": x, "y": y},
             "options": self.options(),
             "targets": self.queries.iter().enumerate().map(|(at, query)| self.target(at, query)).collect::<Vec<_>>(),
         });
@@ -249,10 +249,16 @@ impl Panel {
                 "minVizHeight": 75,
                 "minVizWidth": 75,
             }),
-            Kind::Lines => json!({
-                "legend": {"calcs": ["lastNotNull", "max"], "displayMode": "table", "placement": "bottom", "showLegend": true},
-                "tooltip": {"mode": "multi", "sort": "desc", "hideZeros": false},
-            }),
+            Kind::Lines => {
+                // Three rows of a table are seen; more names are seen at once in a list.
+                let are_many = self.queries.len() > 3 || self.queries.iter().any(|(_, legend)| legend.contains("{{"));
+                let (form, values) =
+                    if are_many { ("list", vec!["lastNotNull"]) } else { ("table", vec!["lastNotNull", "max"]) };
+                json!({
+                    "legend": {"calcs": values, "displayMode": form, "placement": "bottom", "showLegend": true},
+                    "tooltip": {"mode": "multi", "sort": "desc", "hideZeros": false},
+                })
+            }
             Kind::Bars => json!({
                 "xField": self.category,
                 "orientation": "auto",
@@ -295,16 +301,24 @@ pub(super) fn lay_out(rows: &[(&str, Vec<Panel>)]) -> Vec<Value> {
         laid.push(json!({
             "id": laid.len() + 1, "type": "row", "collapsed": false, "panels": [], "title": title, "gridPos": place,
         }));
-        let (mut x, mut height) = (0, 0);
         y += 1;
-        for panel in panels {
-            if x + panel.width > 24 {
-                (x, y, height) = (0, y + height, 0);
+        let mut left = &panels[..];
+        while !left.is_empty() {
+            let mut end = 0;
+            let fits = left.iter().take_while(|panel| {
+                end += panel.width;
+                end <= 24
+            });
+            let (line, rest) = left.split_at(fits.count());
+            // All of a line are as high as the highest, so that it has no hole.
+            let height = line.iter().map(Panel::height).max().unwrap();
+            let mut x = 0;
+            for panel in line {
+                laid.push(panel.to_json(laid.len() as u64 + 1, [x, y, height]));
+                x += panel.width;
             }
-            laid.push(panel.to_json(laid.len() as u64 + 1, x, y));
-            (x, height) = (x + panel.width, height.max(panel.height()));
+            (left, y) = (rest, y + height);
         }
-        y += height;
     }
     laid
 }

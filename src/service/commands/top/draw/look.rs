@@ -156,7 +156,7 @@ impl Page {
 
     fn failure(&mut self, it: &Failure, now: u64) {
         let times = if it.times > 1.0 { format!(", {} times", number(it.times)) } else { String::new() };
-        self.text(2, &format!("{}: {}{times}", ago(now, it.at), it.kind), Style::new().red());
+        self.text(2, &format!("{}: {}{times}", ago(now, it.last.max(it.at)), it.kind), Style::new().red());
         self.text(4, &it.detail.to_string(), Style::new());
         let stack = it.stack.iter().map(Text::to_string).collect::<Vec<_>>();
         for (label, lines) in [
