@@ -20,7 +20,7 @@ use super::{
     slots::{BuildSlots, Renounce},
 };
 use crate::{
-    engine::{BoxFuture, InitState, NO_INITIALISERS},
+    engine::{BoxFuture, InitState, MOST_SNAPSHOT_FAILURES, NO_INITIALISERS},
     error::ErrorKind,
     runtime::{Runtime, WeakRuntime},
 };
@@ -30,9 +30,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest pause.
 const MOST_PAUSE: Duration = Duration::from_mins(1);
-
-/// So often it may fail by itself, and not since somebody else wanted the slot or the room.
-const MOST_FAILURES: u32 = 3;
 
 impl Compiler {
     /// Has the snapshot of a runtime made that was just published, if its plugin is to have one.
@@ -96,7 +93,7 @@ impl Making {
                 Attempt::Later => {}
                 Attempt::Failed => failures += 1,
             }
-            if failures >= MOST_FAILURES {
+            if failures >= MOST_SNAPSHOT_FAILURES {
                 return true;
             }
             tokio::time::sleep(pause).await;

@@ -179,6 +179,9 @@ pub struct LinkedModule {
 /// Why the initialisers of a plugin without any are not run once: nothing that anybody need know.
 pub(crate) const NO_INITIALISERS: &str = "it has no initialisers";
 
+/// So often a snapshot may fail by itself, and not since somebody else wanted the slot or the room. Then there is none.
+pub(crate) const MOST_SNAPSHOT_FAILURES: u32 = 3;
+
 /// How the instances of a compiled plugin are initialised.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]

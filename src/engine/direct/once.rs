@@ -35,6 +35,7 @@
 //! that were made of it may be in use); a timer that makes snapshots anew (it would have to know who was called since).
 
 mod attempt;
+mod reading;
 #[cfg(test)]
 mod tests;
 
@@ -52,6 +53,7 @@ use tokio::{sync::Notify, time::Instant};
 use wasmtime::{InstancePre, Linker, ModuleExport};
 
 use self::attempt::Attempt;
+pub(super) use self::reading::Reading;
 use super::{
     classify,
     code::{InUse, Room},
@@ -117,16 +119,6 @@ pub(super) struct Plain {
     wasm: Bytes,
     /// Once its build has ended, this is why it is in memory.
     charge: OnceLock<Granted>,
-}
-
-/// The right to read the next instance. If it is dropped without, another is read later.
-pub(super) struct Reading<'a> {
-    once: &'a Once,
-    plain: Arc<Plain>,
-    /// That it is read anew, and since when.
-    anew: Option<(Turn, Instant)>,
-    /// When it is tried again, if not as after others ended it.
-    pause: Option<Duration>,
 }
 
 /// What was read of an instance.
@@ -349,66 +341,5 @@ impl Once {
 impl Drop for Once {
     fn drop(&mut self) {
         self.read_anew.notify_one();
-    }
-}
-
-impl Reading<'_> {
-    /// Whether there is a snapshot, in place of which another is to be made.
-    pub(super) fn is_anew(&self) -> bool {
-        self.anew.is_some()
-    }
-
-    pub(super) fn of(&self) -> Arc<Plain> {
-        self.plain.clone()
-    }
-
-    /// An instance that initialised itself was read.
-    pub(super) fn done(mut self, read: Result<(State, Initialised), String>, context: &PluginContext) {
-        let once = self.once;
-        let (left, host) = match read {
-            Ok(read) => read,
-            Err(_) if self.is_anew() => return self.failed(),
-            Err(why) => {
-                once.awaits.store(false, Ordering::Relaxed);
-                *once.stage() = Stage::Refused(why.into());
-                return;
-            }
-        };
-        let turn = self.anew.take().map(|(turn, since)| {
-            turn.charge(since.elapsed(), Instant::now());
-            turn
-        });
-        let (plain, is_anew) = (self.plain.clone(), turn.is_some());
-        plain.charge.get_or_init(|| context.memory.waiting(plain.wasm.len() as u64));
-        let charge = context.memory.waiting(left.bytes().len() as u64);
-        let recorded =
-            Recorded { plain, state: left, host: Arc::new(host), read: Instant::now(), turn, _charge: charge };
-        {
-            let mut stage = once.stage();
-            // Of two that were made at once, the first counts.
-            if matches!((&*stage, is_anew), (Stage::Awaited(_), false) | (Stage::Made(Some(_)), true)) {
-                *stage = Stage::Read(Arc::new(recorded));
-            }
-        }
-        once.awaits.store(false, Ordering::Relaxed);
-        if is_anew {
-            once.read_anew.notify_one();
-        }
-    }
-
-    /// The instance could not be made, or cannot be read: what is wrong with it may be so again.
-    pub(super) fn failed(mut self) {
-        self.pause = self.once.every;
-    }
-}
-
-impl Drop for Reading<'_> {
-    fn drop(&mut self) {
-        if let Some((turn, since)) = self.anew.take() {
-            let now = Instant::now();
-            turn.charge(now.saturating_duration_since(since), now);
-            let pause = self.pause.unwrap_or_else(|| self.once.again());
-            self.once.due_after(now, pause.max(turn.pause()));
-        }
     }
 }

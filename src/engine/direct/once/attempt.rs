@@ -5,10 +5,10 @@ use std::sync::{Arc, atomic::Ordering};
 use tokio::time::Instant;
 
 use super::{Once, Recorded, Stage};
-use crate::error::{Error, ErrorKind};
-
-/// So often the first snapshot may fail by itself. Then initialisers run in each instance.
-const MOST_FAILURES: u32 = 3;
+use crate::{
+    engine::MOST_SNAPSHOT_FAILURES,
+    error::{Error, ErrorKind},
+};
 
 /// One attempt to compile what was read. Dropping it ends the attempt: one for what was read anew is not made twice.
 pub(in super::super) struct Attempt<'a> {
@@ -40,7 +40,7 @@ impl Attempt<'_> {
                 Ok(())
             }
             Err(error) if error.kind() != ErrorKind::Overloaded => {
-                if once.failures.fetch_add(1, Ordering::Relaxed) + 1 >= MOST_FAILURES {
+                if once.failures.fetch_add(1, Ordering::Relaxed) + 1 >= MOST_SNAPSHOT_FAILURES {
                     self.refuse(format!("it could not be compiled: {error}"));
                 }
                 Err(error)
