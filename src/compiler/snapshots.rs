@@ -72,9 +72,12 @@ enum Attempt {
 impl Making {
     async fn run(self) {
         let mut goes_on = self.make().await;
-        while goes_on && let Some(read) = self.read_anew() {
-            read.await;
+        let mut read = self.read_anew();
+        while goes_on && let Some(waits) = &mut read {
+            waits.await;
             goes_on = self.make().await;
+            // Only then the one before it goes: whatever ends this task in between, what was read is given up.
+            read = self.read_anew();
         }
     }
 

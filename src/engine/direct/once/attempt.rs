@@ -31,7 +31,7 @@ impl Attempt<'_> {
             Err(error) if recorded.turn.is_some() => {
                 tracing::debug!(error = %error.chain(), "a snapshot is not made anew yet");
                 if error.kind() != ErrorKind::Overloaded {
-                    once.give_up(recorded, once.every);
+                    once.anew.give_up(recorded, once.anew.every);
                 }
                 Ok(())
             }
@@ -63,8 +63,8 @@ impl Drop for Attempt<'_> {
         if let Some(turn) = &self.recorded.turn {
             let now = Instant::now();
             turn.charge(now.saturating_duration_since(self.began).saturating_mul(self.width), now);
-            self.once.give_up(&self.recorded, None);
-            self.once.not_before(now, turn.pause());
+            self.once.anew.give_up(&self.recorded, None);
+            self.once.anew.not_before(now, turn.pause());
         }
     }
 }

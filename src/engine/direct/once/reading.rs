@@ -50,22 +50,23 @@ impl Reading<'_> {
         let charge = context.memory.waiting(left.bytes().len() as u64);
         let recorded =
             Recorded { plain, state: left, host: Arc::new(host), read: Instant::now(), turn, _charge: charge };
+        let recorded = Arc::new(recorded);
+        if is_anew {
+            return once.anew.hand_on(recorded);
+        }
         {
             let mut stage = once.stage();
             // Of two that were made at once, the first counts.
-            if matches!((&*stage, is_anew), (Stage::Awaited(_), false) | (Stage::Made(Some(_)), true)) {
-                *stage = Stage::Read(Arc::new(recorded));
+            if matches!(&*stage, Stage::Awaited(_)) {
+                *stage = Stage::Read(recorded);
             }
         }
         once.awaits.store(false, Ordering::Relaxed);
-        if is_anew {
-            once.read_anew.notify_one();
-        }
     }
 
     /// The instance could not be made, or cannot be read: what is wrong with it may be so again.
     pub(in super::super) fn failed(mut self) {
-        self.pause = self.once.every;
+        self.pause = self.once.anew.every;
     }
 }
 
@@ -74,8 +75,8 @@ impl Drop for Reading<'_> {
         if let Some((turn, since)) = self.anew.take() {
             let now = Instant::now();
             turn.charge(now.saturating_duration_since(since), now);
-            let pause = self.pause.unwrap_or_else(|| self.once.again());
-            self.once.due_after(now, pause.max(turn.pause()));
+            let pause = self.pause.unwrap_or_else(|| self.once.anew.again());
+            self.once.anew.due_after(now, pause.max(turn.pause()));
         }
     }
 }
