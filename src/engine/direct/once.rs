@@ -25,7 +25,7 @@
 //! **Made anew.** Instances are made for evaluations alone. So a plugin that nobody calls is not read again, and nothing has to
 //! count calls. The evaluation whose instance is read pays for initialisers as with `each`. Those that run keep the snapshot
 //! with which they began, which is gone with the last of them. There is one attempt at a time for all plugins, within a
-//! [budget](super::refresh), whose turn goes from the instance that is read to the end of its compile; if anything goes
+//! [budget](super::refresh) and in turns by tenant. A turn goes from the instance that is read to the end of its compile; if anything goes
 //! wrong, the old snapshot stays, and another is tried later. Each plugin pauses for twice as long as what it took is paid for, so
 //! that one that is always due leaves others their turns.
 //!
@@ -53,8 +53,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use wasmtime::{InstancePre, Linker, ModuleExport};
 
-use self::{anew::Anew, attempt::Attempt};
 pub(super) use self::reading::Reading;
+use self::{anew::Anew, attempt::Attempt};
 use super::{
     classify,
     code::{InUse, Room},
@@ -70,6 +70,7 @@ use crate::{
     error::Error,
     memory::Granted,
     source::Digest,
+    turns::TenantId,
 };
 
 /// How far a plugin that is to be initialised once has come.
@@ -150,12 +151,13 @@ impl Recorded {
 }
 
 impl Once {
-    /// Of the plugin with these bytes. If its initialisers draw of time or chance, a snapshot that is older than `every` is made
+    /// Of the plugin with these bytes, and whose it is. If its initialisers draw of time or chance, a snapshot that is older than `every` is made
     /// anew.
     pub(super) fn new(
         recorder: Result<Recorder, String>,
         wasm: &Bytes,
         every: Option<Duration>,
+        tenant: TenantId,
         refreshes: Arc<Refreshes>,
     ) -> Self {
         let stage = match recorder {
@@ -166,7 +168,7 @@ impl Once {
             made: ArcSwapOption::empty(),
             awaits: AtomicBool::new(matches!(stage, Stage::Awaited(_))),
             stage: Mutex::new(stage),
-            anew: Anew::new(every, refreshes),
+            anew: Anew::new(every, tenant, refreshes),
             refreshed: AtomicU64::new(0),
             failures: AtomicU32::new(0),
         }

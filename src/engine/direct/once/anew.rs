@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::{Recorded, Refreshes, Turn, nanos};
+use crate::turns::TenantId;
 
 /// When nothing is to be read anew.
 const NEVER: u64 = u64::MAX;
@@ -28,10 +29,14 @@ const NEVER: u64 = u64::MAX;
 /// longer than a snapshot may get old.
 const AGAIN: Duration = Duration::from_mins(1);
 
+/// How long a plugin does not ask for a turn after it did in vain: each of its instances would ask.
+const ASKS_AGAIN: Duration = Duration::from_millis(100);
+
 /// When the next is read anew, and what was.
 pub(super) struct Anew {
     /// How old a snapshot gets before it is made anew, if it is.
     pub(super) every: Option<Duration>,
+    tenant: TenantId,
     pub(super) refreshes: Arc<Refreshes>,
     pub(super) began: Instant,
     /// From when on an instance is to be read anew, in nanoseconds since `began`; [`NEVER`] where none is, or while it is.
@@ -52,9 +57,10 @@ struct Handed {
 }
 
 impl Anew {
-    pub(super) fn new(every: Option<Duration>, refreshes: Arc<Refreshes>) -> Arc<Self> {
+    pub(super) fn new(every: Option<Duration>, tenant: TenantId, refreshes: Arc<Refreshes>) -> Arc<Self> {
         Arc::new(Self {
             every,
+            tenant,
             refreshes,
             began: Instant::now(),
             due: AtomicU64::new(NEVER),
@@ -80,10 +86,11 @@ impl Anew {
         if due > self.nanos(now) || self.state().waiting == 0 || !may() {
             return None;
         }
-        let turn = self.refreshes.turn(now)?;
+        let turn = self.refreshes.turn(self.tenant, now);
+        let then = if turn.is_some() { NEVER } else { self.nanos(now).saturating_add(nanos(ASKS_AGAIN)) };
         // Another may have been faster.
-        self.due.compare_exchange(due, NEVER, Ordering::Relaxed, Ordering::Relaxed).ok()?;
-        Some((turn, now))
+        self.due.compare_exchange(due, then, Ordering::Relaxed, Ordering::Relaxed).ok()?;
+        turn.map(|turn| (turn, now))
     }
 
     fn nanos(&self, at: Instant) -> u64 {

@@ -10,7 +10,7 @@ use crate::{error::ErrorKind, memory::MemoryBudget, turns::TenantId};
 
 fn once(every: Option<Duration>) -> Once {
     let recorder = Recorder { globals: Vec::new(), memories: Vec::new() };
-    Once::new(Ok(recorder), &Bytes::from_static(b"plugin"), every, Refreshes::new())
+    Once::new(Ok(recorder), &Bytes::from_static(b"plugin"), every, TenantId(1), Refreshes::new())
 }
 
 /// It was read, and is charged here.
@@ -58,7 +58,7 @@ fn a_state_that_cannot_be_compiled_is_given_up_with_a_reason_and_given_back() {
 async fn a_plugin_that_is_always_due_leaves_others_their_turns() {
     let account = MemoryAccount::unbounded();
     let once = once(Some(Duration::from_millis(1)));
-    let turn = |at| once.anew.refreshes.turn(at);
+    let turn = |at| once.anew.refreshes.turn(TenantId(1), at);
     let _waits = once.anew.wait();
     let recorded = reads(&once, &account, turn(Instant::now()));
     let attempt = once.attempt(2).unwrap();
@@ -84,7 +84,7 @@ async fn attempts_that_others_end_again_and_again_come_ever_later() {
 async fn what_was_read_anew_is_given_up_with_its_turn_when_nobody_is_left_to_compile_it() {
     let account = MemoryAccount::unbounded();
     let once = once(Some(Duration::from_mins(10)));
-    let turn = || once.anew.refreshes.turn(Instant::now());
+    let turn = || once.anew.refreshes.turn(TenantId(1), Instant::now());
     let mut waits = once.anew.wait();
     let recorded = reads(&once, &account, turn());
     (&mut waits).await;
