@@ -8,6 +8,9 @@
 //! Where initialisers drew time or randomness, the engine has an instance run them again from time to time, within a bound of
 //! its own on what that takes of the processors; the task then compiles what came of it in the same way.
 //!
+//! If the background runtime ends, so does the task: what was read for it is given up, and the snapshot that is there stays
+//! until the plugin is built anew.
+//!
 //! Nothing waits for the task: while it waits itself, it holds nothing of the runtime, and while the engine compiles, a close
 //! ends that. An engine that cannot be interrupted keeps the runtime's place and the slot until it has ended, as with a build.
 
