@@ -121,7 +121,7 @@ impl Anew {
     }
 
     /// Hands on what was read to whoever waits; it is given up if nobody does any more.
-    pub(super) fn hand_on(&self, recorded: Arc<Recorded>) {
+    pub(super) fn hand_on(&self, recorded: &Arc<Recorded>) {
         let mut state = self.state();
         state.read = Some(recorded.clone());
         let is_waited_for = state.waiting > 0;
@@ -129,7 +129,7 @@ impl Anew {
         if is_waited_for {
             self.told.notify_one();
         } else {
-            self.give_up(&recorded, None);
+            self.give_up(recorded, None);
         }
     }
 

@@ -52,7 +52,7 @@ impl Reading<'_> {
             Recorded { plain, state: left, host: Arc::new(host), read: Instant::now(), turn, _charge: charge };
         let recorded = Arc::new(recorded);
         if is_anew {
-            return once.anew.hand_on(recorded);
+            return once.anew.hand_on(&recorded);
         }
         {
             let mut stage = once.stage();

@@ -24,7 +24,7 @@ fn reads(once: &Once, account: &MemoryAccount, turn: Option<Turn>) -> Weak<Recor
     let recorded = Arc::new(recorded);
     let weak = Arc::downgrade(&recorded);
     if recorded.turn.is_some() {
-        once.anew.hand_on(recorded);
+        once.anew.hand_on(&recorded);
     } else {
         *once.stage() = Stage::Read(recorded);
     }
