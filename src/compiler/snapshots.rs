@@ -8,6 +8,9 @@
 //! Where initialisers drew time or randomness, the engine has an instance run them again from time to time, within a bound of
 //! its own on what that takes of the processors; the task then compiles what came of it in the same way.
 //!
+//! If the background runtime ends, so does the task: what was read for it is given up, and the snapshot that is there stays
+//! until the plugin is built anew.
+//!
 //! Nothing waits for the task: while it waits itself, it holds nothing of the runtime, and while the engine compiles, a close
 //! ends that. An engine that cannot be interrupted keeps the runtime's place and the slot until it has ended, as with a build.
 
@@ -20,7 +23,7 @@ use super::{
     slots::{BuildSlots, Renounce},
 };
 use crate::{
-    engine::{BoxFuture, InitState, NO_INITIALISERS},
+    engine::{BoxFuture, InitState, MOST_SNAPSHOT_FAILURES, NO_INITIALISERS},
     error::ErrorKind,
     runtime::{Runtime, WeakRuntime},
 };
@@ -30,9 +33,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest pause.
 const MOST_PAUSE: Duration = Duration::from_mins(1);
-
-/// So often it may fail by itself, and not since somebody else wanted the slot or the room.
-const MOST_FAILURES: u32 = 3;
 
 impl Compiler {
     /// Has the snapshot of a runtime made that was just published, if its plugin is to have one.
@@ -75,9 +75,12 @@ enum Attempt {
 impl Making {
     async fn run(self) {
         let mut goes_on = self.make().await;
-        while goes_on && let Some(read) = self.read_anew() {
-            read.await;
+        let mut read = self.read_anew();
+        while goes_on && let Some(waits) = &mut read {
+            waits.await;
             goes_on = self.make().await;
+            // Only then the one before it goes: whatever ends this task in between, what was read is given up.
+            read = self.read_anew();
         }
     }
 
@@ -96,7 +99,7 @@ impl Making {
                 Attempt::Later => {}
                 Attempt::Failed => failures += 1,
             }
-            if failures >= MOST_FAILURES {
+            if failures >= MOST_SNAPSHOT_FAILURES {
                 return true;
             }
             tokio::time::sleep(pause).await;

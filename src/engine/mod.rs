@@ -179,6 +179,9 @@ pub struct LinkedModule {
 /// Why the initialisers of a plugin without any are not run once: nothing that anybody need know.
 pub(crate) const NO_INITIALISERS: &str = "it has no initialisers";
 
+/// So often a snapshot may fail by itself, and not since somebody else wanted the slot or the room. Then there is none.
+pub(crate) const MOST_SNAPSHOT_FAILURES: u32 = 3;
+
 /// How the instances of a compiled plugin are initialised.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -395,7 +398,8 @@ pub trait CompiledPlugin: Send + Sync + 'static {
 
     /// For a plugin whose [snapshot](Self::snapshot) is made anew from time to time: ends once an instance was made that runs the
     /// initialisers again and whose state is now to be compiled, by another call of `snapshot`; or once the plugin is gone. It
-    /// holds nothing of the plugin. `None`, as by default, if no other snapshot will be made.
+    /// holds nothing of the plugin. Keep it until that is made and another was asked for: dropping the last one gives up what
+    /// was read. `None`, as by default, if no other snapshot will be made.
     ///
     /// An engine makes one anew only for instances that are asked for, only if initialisers drew time or randomness, and only
     /// within a bound on what all of that takes of the processors.

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 
 seconds=${1:?usage: tests/fuzz/run.sh SECONDS [TARGET…]}
 shift
-[ $# -gt 0 ] || set -- upload evaluate alike kernel http settings
+[ $# -gt 0 ] || set -- upload evaluate alike once kernel http settings
 
 # What is found on the way is of this run alone: the corpus that is committed is written by hand.
 work=$(mktemp -d)

@@ -1,13 +1,22 @@
 //! What initialisers drew of time and chance that ran once: shared until they run once more, and by whom they do.
 
-use std::{future::Future, pin::pin, task::Context, time::Duration};
+use std::{
+    future::{Future, pending},
+    pin::pin,
+    task::Context,
+    time::Duration,
+};
 
 use evalpool::{
     Error, Evaluator, EvaluatorPool, Init, Source, Spec,
     config::EngineKind,
     engine::{CallRequest, CompileRequest, CompiledPlugin, Drawn, InitState, Instance, Permit, SnapshotInfo},
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    runtime::Runtime,
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 
 use crate::{
     conformance::IMPORTS,
@@ -119,7 +128,7 @@ async fn a_plugin_of_which_no_instance_is_made_is_not_read_again() {
     plugin.snapshot().await.unwrap();
     assert_eq!(plugin.snapshot_info().unwrap().refreshes, 0, "there is nothing to compile");
     let mut second = instance(&*plugin).await.unwrap();
-    read.await;
+    read.as_mut().await;
     let mut third = instance(&*plugin).await.unwrap();
     assert_eq!(run(&mut *third).await, drew, "until it is compiled, the old one serves");
     plugin.snapshot().await.unwrap();
@@ -156,6 +165,46 @@ async fn nothing_is_read_anew_that_nobody_would_compile_and_what_is_not_compiled
     let mut later = instance(&*plugin).await.unwrap();
     assert_eq!(run(&mut *later).await, drew);
     assert_eq!(plugin.init_state(), InitState::Once);
+}
+
+#[tokio::test]
+async fn a_runtime_that_ends_between_reading_and_compiling_leaves_others_their_turn() {
+    let engine = engine(EngineKind::Direct);
+    let mut plugins = Vec::new();
+    for _ in 0..2 {
+        let request = CompileRequest { wasi: true, init: Init::Once, init_refresh: Some(SOON), ..request(DRAWS) };
+        let plugin = engine.compile(request).await.unwrap();
+        let _probe = instance(&*plugin).await.unwrap();
+        plugin.snapshot().await.unwrap();
+        plugins.push(plugin);
+    }
+    let [ends, goes_on] = plugins.try_into().unwrap_or_else(|_| unreachable!("there are two"));
+    let runtime = Runtime::new().unwrap();
+    let (tells, told) = oneshot::channel();
+    let mut waits = ends.read_anew().unwrap();
+    runtime.spawn(async move {
+        waits.as_mut().await;
+        tells.send(()).unwrap();
+        // As one that waits for a compile slot.
+        pending::<()>().await;
+    });
+    sleep(2 * SOON).await;
+    let _read = instance(&*ends).await.unwrap();
+    told.await.unwrap();
+    let mut waits = goes_on.read_anew().unwrap();
+    let _unread = instance(&*goes_on).await.unwrap();
+    assert!(!has_ended(&mut waits), "another has the turn");
+    runtime.shutdown_background();
+    // Once what was read is paid for.
+    let began = Instant::now();
+    while !has_ended(&mut waits) {
+        assert!(began.elapsed() < Duration::from_mins(1), "the turn is held");
+        drop(instance(&*goes_on).await.unwrap());
+    }
+    goes_on.snapshot().await.unwrap();
+    assert_eq!(goes_on.snapshot_info().unwrap().refreshes, 1);
+    ends.snapshot().await.unwrap();
+    assert_eq!(ends.snapshot_info().unwrap().refreshes, 0, "it was given up");
 }
 
 #[tokio::test]

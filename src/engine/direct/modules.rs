@@ -115,7 +115,7 @@ impl Modules {
             if is_main && once {
                 let recorder = this.recorder(&module, &initialisers, request);
                 let (every, refreshes) = (request.init_refresh, this.variant.refreshes.clone());
-                this.once = Some(Once::new(recorder, wasm, every, refreshes));
+                this.once = Some(Once::new(recorder, wasm, every, request.tenant, refreshes));
             }
             this.linked.push(Linked { module, imports, initialisers });
         }

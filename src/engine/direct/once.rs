@@ -25,7 +25,7 @@
 //! **Made anew.** Instances are made for evaluations alone. So a plugin that nobody calls is not read again, and nothing has to
 //! count calls. The evaluation whose instance is read pays for initialisers as with `each`. Those that run keep the snapshot
 //! with which they began, which is gone with the last of them. There is one attempt at a time for all plugins, within a
-//! [budget](super::refresh), whose turn goes from the instance that is read to the end of its compile; if anything goes
+//! [budget](super::refresh) and in turns by tenant. A turn goes from the instance that is read to the end of its compile; if anything goes
 //! wrong, the old snapshot stays, and another is tried later. Each plugin pauses for twice as long as what it took is paid for, so
 //! that one that is always due leaves others their turns.
 //!
@@ -34,7 +34,9 @@
 //! processes); giving back the plain code once the snapshot is there (the runtime's charge is for its life, and instances
 //! that were made of it may be in use); a timer that makes snapshots anew (it would have to know who was called since).
 
+mod anew;
 mod attempt;
+mod reading;
 #[cfg(test)]
 mod tests;
 
@@ -48,10 +50,11 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 use wasmtime::{InstancePre, Linker, ModuleExport};
 
-use self::attempt::Attempt;
+pub(super) use self::reading::Reading;
+use self::{anew::Anew, attempt::Attempt};
 use super::{
     classify,
     code::{InUse, Room},
@@ -67,14 +70,8 @@ use crate::{
     error::Error,
     memory::Granted,
     source::Digest,
+    turns::TenantId,
 };
-
-/// When nothing is to be read anew.
-const NEVER: u64 = u64::MAX;
-
-/// How long the pause is after an attempt to make one anew that others ended. Twice as long after each more of them, but no
-/// longer than a snapshot may get old.
-const AGAIN: Duration = Duration::from_mins(1);
 
 /// How far a plugin that is to be initialised once has come.
 pub(super) struct Once {
@@ -83,20 +80,11 @@ pub(super) struct Once {
     stage: Mutex<Stage>,
     /// Whether the first instance is to be read. Asked for each instance, without the lock.
     awaits: AtomicBool,
-    /// How old a snapshot gets before it is made anew, if it is.
-    every: Option<Duration>,
-    /// From when on an instance is to be read anew, in nanoseconds since `began`; [`NEVER`] where none is, or while it is.
-    due: AtomicU64,
-    began: Instant,
-    refreshes: Arc<Refreshes>,
+    anew: Arc<Anew>,
     /// How many were made anew.
     refreshed: AtomicU64,
-    /// How often others ended an attempt since one was.
-    ended: AtomicU32,
     /// How often the first could not be compiled.
     failures: AtomicU32,
-    /// Told when something was read anew, and at the end.
-    read_anew: Arc<Notify>,
 }
 
 #[derive(Clone)]
@@ -105,7 +93,7 @@ enum Stage {
     Awaited(Arc<Plain>),
     /// To be compiled.
     Read(Arc<Recorded>),
-    /// With what it takes to make another, if there is to be one.
+    /// Also while [another](Anew) is made. With what it takes to make another, if there is to be one.
     Made(Option<Arc<Plain>>),
     /// Initialisers run in each instance.
     Refused(Arc<str>),
@@ -117,16 +105,6 @@ pub(super) struct Plain {
     wasm: Bytes,
     /// Once its build has ended, this is why it is in memory.
     charge: OnceLock<Granted>,
-}
-
-/// The right to read the next instance. If it is dropped without, another is read later.
-pub(super) struct Reading<'a> {
-    once: &'a Once,
-    plain: Arc<Plain>,
-    /// That it is read anew, and since when.
-    anew: Option<(Turn, Instant)>,
-    /// When it is tried again, if not as after others ended it.
-    pause: Option<Duration>,
 }
 
 /// What was read of an instance.
@@ -173,12 +151,13 @@ impl Recorded {
 }
 
 impl Once {
-    /// Of the plugin with these bytes. If its initialisers draw of time or chance, a snapshot that is older than `every` is made
+    /// Of the plugin with these bytes, and whose it is. If its initialisers draw of time or chance, a snapshot that is older than `every` is made
     /// anew.
     pub(super) fn new(
         recorder: Result<Recorder, String>,
         wasm: &Bytes,
         every: Option<Duration>,
+        tenant: TenantId,
         refreshes: Arc<Refreshes>,
     ) -> Self {
         let stage = match recorder {
@@ -189,14 +168,9 @@ impl Once {
             made: ArcSwapOption::empty(),
             awaits: AtomicBool::new(matches!(stage, Stage::Awaited(_))),
             stage: Mutex::new(stage),
-            every,
-            due: AtomicU64::new(NEVER),
-            began: Instant::now(),
-            refreshes,
+            anew: Anew::new(every, tenant, refreshes),
             refreshed: AtomicU64::new(0),
-            ended: AtomicU32::new(0),
             failures: AtomicU32::new(0),
-            read_anew: Arc::default(),
         }
     }
 
@@ -216,53 +190,18 @@ impl Once {
             let Stage::Awaited(plain) = &*self.stage() else { return None };
             return Some(Reading { once: self, plain: plain.clone(), anew: None, pause: None });
         }
-        if self.due.load(Ordering::Relaxed) == NEVER {
-            return None;
-        }
-        let now = Instant::now();
-        let is_due = || self.due.load(Ordering::Relaxed) <= nanos(now.saturating_duration_since(self.began));
-        // Nobody reads what nobody would compile, nor what there is no room for: about as much as what there is.
-        let may =
-            || Arc::strong_count(&self.read_anew) > 1 && self.made().is_some_and(|made| made.has_room_for_another());
-        // Again once it is this one's turn: another may have been faster.
-        let turn = if is_due() && may() { self.refreshes.turn(now).filter(|_| is_due())? } else { return None };
+        // Nobody reads what there is no room for: about as much as what there is.
+        let may = || self.made().is_some_and(|made| made.has_room_for_another());
+        let anew = self.anew.turn(may)?;
         let Stage::Made(Some(plain)) = &*self.stage() else { return None };
-        self.due.store(NEVER, Ordering::Relaxed);
-        Some(Reading { once: self, plain: plain.clone(), anew: Some((turn, now)), pause: None })
-    }
-
-    /// Another may be read from then on.
-    fn due_after(&self, from: Instant, pause: Duration) {
-        let due = nanos(from.saturating_duration_since(self.began)).saturating_add(nanos(pause));
-        self.due.store(due.min(NEVER - 1), Ordering::Relaxed);
-    }
-
-    /// Not before that, whatever was said. To be called before the turn is given up.
-    fn not_before(&self, from: Instant, pause: Duration) {
-        let due = nanos(from.saturating_duration_since(self.began)).saturating_add(nanos(pause));
-        self.due.fetch_max(due.min(NEVER - 1), Ordering::Relaxed);
-    }
-
-    /// The pause after an attempt that others ended.
-    fn again(&self) -> Duration {
-        let times = self.ended.fetch_add(1, Ordering::Relaxed).min(16);
-        AGAIN.saturating_mul(1 << times).min(self.every.unwrap_or(AGAIN))
+        Some(Reading { once: self, plain: plain.clone(), anew: Some(anew), pause: None })
     }
 
     /// What is to be compiled, if anything is, by a compiler that uses so many processors.
     pub(super) fn attempt(&self, width: u32) -> Option<Attempt<'_>> {
-        let Stage::Read(recorded) = &*self.stage() else { return None };
-        Some(Attempt { once: self, recorded: recorded.clone(), began: Instant::now(), width })
-    }
-
-    /// What was read anew is not compiled, unless it was already. Another is read after a while: that of an attempt that
-    /// others ended, if none is given.
-    fn give_up(&self, recorded: &Arc<Recorded>, pause: Option<Duration>) {
-        let mut stage = self.stage();
-        if matches!(&*stage, Stage::Read(current) if Arc::ptr_eq(current, recorded)) {
-            *stage = Stage::Made(Some(recorded.plain.clone()));
-            self.due_after(Instant::now(), pause.unwrap_or_else(|| self.again()));
-        }
+        let first = if let Stage::Read(recorded) = &*self.stage() { Some(recorded.clone()) } else { None };
+        let recorded = first.or_else(|| self.anew.read())?;
+        Some(Attempt { once: self, recorded, began: Instant::now(), width })
     }
 
     /// Compiles what was read, or takes what was compiled before. From then on instances begin with it. Blocks; `stop` ends a
@@ -297,27 +236,30 @@ impl Once {
         let ready = linker.instantiate_pre(&code).map_err(|error| classify::invalid(&error, &context.limits))?;
         let account = context.memory.clone();
         let snapshot = Snapshot { ready, memory, host: host.clone(), read: *read, code, account };
-        let every = self.every.filter(|_| host.drew != Drawn::default());
+        let every = self.anew.every.filter(|_| host.drew != Drawn::default());
         let mut stage = self.stage();
         // If another was faster, its one stays.
-        if !matches!(&*stage, Stage::Read(current) if std::ptr::eq(&raw const **current, recorded)) {
+        let is_current = match &*stage {
+            Stage::Read(current) => std::ptr::eq(&raw const **current, recorded),
+            _ => self.anew.take(recorded),
+        };
+        if !is_current {
             return Ok(());
         }
         // The state itself is in the code now.
         *stage = Stage::Made(every.map(|_| plain.clone()));
         let old = self.made.swap(Some(Arc::new(snapshot)));
         if let Some(every) = every {
-            self.due_after(*read, every);
+            self.anew.due_after(*read, every);
         }
         drop(stage);
         self.refreshed.fetch_add(u64::from(old.is_some()), Ordering::Relaxed);
-        self.ended.store(0, Ordering::Relaxed);
+        self.anew.ended.store(0, Ordering::Relaxed);
         Ok(())
     }
 
     pub(super) fn told(&self) -> InitState {
         match &*self.stage() {
-            Stage::Read(recorded) if recorded.turn.is_some() => InitState::Once,
             Stage::Made(_) => InitState::Once,
             Stage::Awaited(_) | Stage::Read(_) => InitState::Pending,
             Stage::Refused(why) => InitState::Refused(why.clone()),
@@ -335,80 +277,15 @@ impl Once {
         Some(SnapshotInfo { age: read.elapsed(), drew, refreshes })
     }
 
-    /// Ends when an instance was read anew, or there will be none; `None` if there will be none.
+    /// For whoever compiles what is read anew: see [`Anew::wait`]. `None` if nothing will be.
     pub(super) fn read_anew(&self) -> Option<BoxFuture<'static, ()>> {
-        let goes_on = match &*self.stage() {
-            Stage::Made(plain) => plain.is_some(),
-            Stage::Read(recorded) => recorded.turn.is_some(),
-            Stage::Awaited(_) | Stage::Refused(_) => false,
-        };
-        goes_on.then(|| Box::pin(self.read_anew.clone().notified_owned()) as _)
+        let goes_on = matches!(&*self.stage(), Stage::Made(Some(_)));
+        goes_on.then(|| Box::pin(self.anew.wait()) as _)
     }
 }
 
 impl Drop for Once {
     fn drop(&mut self) {
-        self.read_anew.notify_one();
-    }
-}
-
-impl Reading<'_> {
-    /// Whether there is a snapshot, in place of which another is to be made.
-    pub(super) fn is_anew(&self) -> bool {
-        self.anew.is_some()
-    }
-
-    pub(super) fn of(&self) -> Arc<Plain> {
-        self.plain.clone()
-    }
-
-    /// An instance that initialised itself was read.
-    pub(super) fn done(mut self, read: Result<(State, Initialised), String>, context: &PluginContext) {
-        let once = self.once;
-        let (left, host) = match read {
-            Ok(read) => read,
-            Err(_) if self.is_anew() => return self.failed(),
-            Err(why) => {
-                once.awaits.store(false, Ordering::Relaxed);
-                *once.stage() = Stage::Refused(why.into());
-                return;
-            }
-        };
-        let turn = self.anew.take().map(|(turn, since)| {
-            turn.charge(since.elapsed(), Instant::now());
-            turn
-        });
-        let (plain, is_anew) = (self.plain.clone(), turn.is_some());
-        plain.charge.get_or_init(|| context.memory.waiting(plain.wasm.len() as u64));
-        let charge = context.memory.waiting(left.bytes().len() as u64);
-        let recorded =
-            Recorded { plain, state: left, host: Arc::new(host), read: Instant::now(), turn, _charge: charge };
-        {
-            let mut stage = once.stage();
-            // Of two that were made at once, the first counts.
-            if matches!((&*stage, is_anew), (Stage::Awaited(_), false) | (Stage::Made(Some(_)), true)) {
-                *stage = Stage::Read(Arc::new(recorded));
-            }
-        }
-        once.awaits.store(false, Ordering::Relaxed);
-        if is_anew {
-            once.read_anew.notify_one();
-        }
-    }
-
-    /// The instance could not be made, or cannot be read: what is wrong with it may be so again.
-    pub(super) fn failed(mut self) {
-        self.pause = self.once.every;
-    }
-}
-
-impl Drop for Reading<'_> {
-    fn drop(&mut self) {
-        if let Some((turn, since)) = self.anew.take() {
-            let now = Instant::now();
-            turn.charge(now.saturating_duration_since(since), now);
-            let pause = self.pause.unwrap_or_else(|| self.once.again());
-            self.once.due_after(now, pause.max(turn.pause()));
-        }
+        self.anew.end();
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 pub use self::{
     peak::Peak,
-    plugins::{Shape, repeat, split},
+    plugins::{Shape, draws, repeat, split},
     stage::{Stage, TICK, TICKS, assert_plugins_fault, settings},
 };
 

@@ -54,6 +54,8 @@ pub enum Shape {
     Any,
     /// What the host provides is imported, if anything is; entry points and initialisers are exported.
     Plugin,
+    /// The same with initialisers, mostly such as can run once, and with nothing that tells time or chance.
+    Initialised,
 }
 
 /// What an Extism plugin may import, and some of WASI.
@@ -97,6 +99,12 @@ const IMPORTS: &str = r#"(module
     (import "wasi_snapshot_preview1" "poll_oneoff" (func (param i32 i32 i32 i32) (result i32)))
 )"#;
 
+/// Whether a function with this name tells a plugin of time or chance.
+#[must_use]
+pub fn draws(name: &str) -> bool {
+    ["random_get", "clock_time_get", "clock_res_get", "poll_oneoff"].contains(&name)
+}
+
 /// Exports of plugins as toolchains make them.
 const EXPORTS: [&str; 4] = [
     r#"(module (func (export "run") (result i32) unreachable))"#,
@@ -117,6 +125,7 @@ impl Shape {
         let config = match self {
             Shape::Any => any(&mut choices),
             Shape::Plugin => plugin(&mut choices),
+            Shape::Initialised => initialised(&mut choices),
         };
         Some(Module::new(config.ok()?, &mut choices).ok()?.to_bytes())
     }
@@ -155,6 +164,24 @@ fn plugin(choices: &mut Unstructured) -> arbitrary::Result<Config> {
         exceptions_enabled: choices.arbitrary()?,
         wide_arithmetic_enabled: choices.arbitrary()?,
         ..Config::default()
+    })
+}
+
+fn initialised(choices: &mut Unstructured) -> arbitrary::Result<Config> {
+    // Each is in a line of its own, whose second text is its name.
+    let tells = |line: &&str| line.split('"').nth(3).is_some_and(draws);
+    let imports = IMPORTS.lines().filter(|line| !tells(line)).collect::<Vec<_>>().join("\n");
+    let plain = plugin(choices)?;
+    Ok(Config {
+        exports: Some(binary(choices.choose(&EXPORTS[2..])?)),
+        available_imports: plain.available_imports.is_some().then(|| binary(&imports)),
+        // What writes to tables, has several memories or a collected heap has no snapshot.
+        reference_types_enabled: choices.ratio(1, 8)?,
+        bulk_memory_enabled: choices.ratio(1, 4)?,
+        max_memories: 1,
+        gc_enabled: false,
+        exceptions_enabled: false,
+        ..plain
     })
 }
 

@@ -5,10 +5,10 @@ use std::sync::{Arc, atomic::Ordering};
 use tokio::time::Instant;
 
 use super::{Once, Recorded, Stage};
-use crate::error::{Error, ErrorKind};
-
-/// So often the first snapshot may fail by itself. Then initialisers run in each instance.
-const MOST_FAILURES: u32 = 3;
+use crate::{
+    engine::MOST_SNAPSHOT_FAILURES,
+    error::{Error, ErrorKind},
+};
 
 /// One attempt to compile what was read. Dropping it ends the attempt: one for what was read anew is not made twice.
 pub(in super::super) struct Attempt<'a> {
@@ -31,7 +31,7 @@ impl Attempt<'_> {
             Err(error) if recorded.turn.is_some() => {
                 tracing::debug!(error = %error.chain(), "a snapshot is not made anew yet");
                 if error.kind() != ErrorKind::Overloaded {
-                    once.give_up(recorded, once.every);
+                    once.anew.give_up(recorded, once.anew.every);
                 }
                 Ok(())
             }
@@ -40,7 +40,7 @@ impl Attempt<'_> {
                 Ok(())
             }
             Err(error) if error.kind() != ErrorKind::Overloaded => {
-                if once.failures.fetch_add(1, Ordering::Relaxed) + 1 >= MOST_FAILURES {
+                if once.failures.fetch_add(1, Ordering::Relaxed) + 1 >= MOST_SNAPSHOT_FAILURES {
                     self.refuse(format!("it could not be compiled: {error}"));
                 }
                 Err(error)
@@ -63,8 +63,8 @@ impl Drop for Attempt<'_> {
         if let Some(turn) = &self.recorded.turn {
             let now = Instant::now();
             turn.charge(now.saturating_duration_since(self.began).saturating_mul(self.width), now);
-            self.once.give_up(&self.recorded, None);
-            self.once.not_before(now, turn.pause());
+            self.once.anew.give_up(&self.recorded, None);
+            self.once.anew.not_before(now, turn.pause());
         }
     }
 }

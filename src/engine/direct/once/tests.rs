@@ -10,7 +10,7 @@ use crate::{error::ErrorKind, memory::MemoryBudget, turns::TenantId};
 
 fn once(every: Option<Duration>) -> Once {
     let recorder = Recorder { globals: Vec::new(), memories: Vec::new() };
-    Once::new(Ok(recorder), &Bytes::from_static(b"plugin"), every, Refreshes::new())
+    Once::new(Ok(recorder), &Bytes::from_static(b"plugin"), every, TenantId(1), Refreshes::new())
 }
 
 /// It was read, and is charged here.
@@ -23,7 +23,11 @@ fn reads(once: &Once, account: &MemoryAccount, turn: Option<Turn>) -> Weak<Recor
     let recorded = Recorded { plain, state, host: Arc::default(), read: Instant::now(), turn, _charge: charge };
     let recorded = Arc::new(recorded);
     let weak = Arc::downgrade(&recorded);
-    *once.stage() = Stage::Read(recorded);
+    if recorded.turn.is_some() {
+        once.anew.hand_on(&recorded);
+    } else {
+        *once.stage() = Stage::Read(recorded);
+    }
     weak
 }
 
@@ -54,15 +58,16 @@ fn a_state_that_cannot_be_compiled_is_given_up_with_a_reason_and_given_back() {
 async fn a_plugin_that_is_always_due_leaves_others_their_turns() {
     let account = MemoryAccount::unbounded();
     let once = once(Some(Duration::from_millis(1)));
-    let turn = |at| once.refreshes.turn(at);
+    let turn = |at| once.anew.refreshes.turn(TenantId(1), at);
+    let _waits = once.anew.wait();
     let recorded = reads(&once, &account, turn(Instant::now()));
     let attempt = once.attempt(2).unwrap();
     advance(Duration::from_secs(1)).await;
     assert!(turn(Instant::now()).is_none());
     drop(attempt);
     assert!(recorded.upgrade().is_none(), "it is not compiled twice");
-    let (due, now) = (once.due.load(Ordering::Relaxed), Instant::now());
-    assert_eq!(due, nanos(now.duration_since(once.began) + Duration::from_secs(80)));
+    let (due, now) = (once.anew.due.load(Ordering::Relaxed), Instant::now());
+    assert_eq!(due, nanos(now.duration_since(once.anew.began) + Duration::from_secs(80)));
     assert!(turn(now).is_none(), "it is not paid for");
     advance(Duration::from_secs(39)).await;
     assert!(turn(Instant::now()).is_some(), "long before it is due itself");
@@ -71,6 +76,25 @@ async fn a_plugin_that_is_always_due_leaves_others_their_turns() {
 #[tokio::test(start_paused = true)]
 async fn attempts_that_others_end_again_and_again_come_ever_later() {
     let once = once(Some(Duration::from_mins(10)));
-    let pauses: Vec<_> = (0..6).map(|_| once.again().as_secs() / 60).collect();
+    let pauses: Vec<_> = (0..6).map(|_| once.anew.again().as_secs() / 60).collect();
     assert_eq!(pauses, [1, 2, 4, 8, 10, 10]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_read_anew_is_given_up_with_its_turn_when_nobody_is_left_to_compile_it() {
+    let account = MemoryAccount::unbounded();
+    let once = once(Some(Duration::from_mins(10)));
+    let turn = || once.anew.refreshes.turn(TenantId(1), Instant::now());
+    let mut waits = once.anew.wait();
+    let recorded = reads(&once, &account, turn());
+    (&mut waits).await;
+    let next = once.anew.wait();
+    drop(waits);
+    assert!(turn().is_none() && recorded.upgrade().is_some(), "it waits for a compile slot");
+    drop(next);
+    assert!(recorded.upgrade().is_none() && once.attempt(1).is_none());
+    assert_ne!(once.anew.due.load(Ordering::Relaxed), u64::MAX, "another is read later");
+    let recorded = reads(&once, &account, turn());
+    assert!(recorded.upgrade().is_none(), "nobody waits any more by the time that it is read");
+    assert!(turn().is_some());
 }
