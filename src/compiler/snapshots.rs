@@ -74,8 +74,12 @@ enum Attempt {
 
 impl Making {
     async fn run(self) {
-        let mut goes_on = self.make().await;
+        // Before there is anything to compile, if no instance could be read in time yet.
         let mut read = self.read_anew();
+        let mut goes_on = self.make().await;
+        if read.is_none() {
+            read = self.read_anew();
+        }
         while goes_on && let Some(waits) = &mut read {
             waits.await;
             goes_on = self.make().await;
@@ -84,7 +88,7 @@ impl Making {
         }
     }
 
-    /// What to wait for, if there is a runtime whose snapshot is made anew from time to time.
+    /// What to wait for, if there is a runtime whose first snapshot, or another, is to be made later.
     fn read_anew(&self) -> Option<BoxFuture<'static, ()>> {
         self.runtime.upgrade()?.program().compiled.read_anew()
     }

@@ -399,7 +399,7 @@ pub trait CompiledPlugin: Send + Sync + 'static {
     /// For a plugin whose [snapshot](Self::snapshot) is made anew from time to time: ends once an instance was made that runs the
     /// initialisers again and whose state is now to be compiled, by another call of `snapshot`; or once the plugin is gone. It
     /// holds nothing of the plugin. Keep it until that is made and another was asked for: dropping the last one gives up what
-    /// was read. `None`, as by default, if no other snapshot will be made.
+    /// was read. `None`, as by default, if no other snapshot will be made. The same where no instance was read for the first yet.
     ///
     /// An engine makes one anew only for instances that are asked for, only if initialisers drew time or randomness, and only
     /// within a bound on what all of that takes of the processors.

@@ -168,6 +168,21 @@ async fn nothing_is_read_anew_that_nobody_would_compile_and_what_is_not_compiled
 }
 
 #[tokio::test]
+async fn whoever_would_compile_the_first_snapshot_before_an_instance_was_read_is_told_when_one_was() {
+    let begins = format!("(module {IMPORTS} (func (export \"_initialize\") (i32.store (i32.const 8) (i32.const 1))))");
+    let plugin = compiled(&begins).await;
+    // As where the probe could not be read in time.
+    let mut read = plugin.read_anew().unwrap();
+    plugin.snapshot().await.unwrap();
+    assert!(!has_ended(&mut read));
+    assert_eq!(plugin.init_state(), InitState::Pending);
+    let _late = instance(&*plugin).await.unwrap();
+    read.as_mut().await;
+    plugin.snapshot().await.unwrap();
+    assert_eq!(plugin.init_state(), InitState::Once);
+}
+
+#[tokio::test]
 async fn a_runtime_that_ends_between_reading_and_compiling_leaves_others_their_turn() {
     let engine = engine(EngineKind::Direct);
     let mut plugins = Vec::new();

@@ -277,9 +277,9 @@ impl Once {
         Some(SnapshotInfo { age: read.elapsed(), drew, refreshes })
     }
 
-    /// For whoever compiles what is read anew: see [`Anew::wait`]. `None` if nothing will be.
+    /// For whoever compiles what is read next: see [`Anew::wait`]. `None` if nothing will be, or if it was read already.
     pub(super) fn read_anew(&self) -> Option<BoxFuture<'static, ()>> {
-        let goes_on = matches!(&*self.stage(), Stage::Made(Some(_)));
+        let goes_on = matches!(&*self.stage(), Stage::Awaited(_) | Stage::Made(Some(_)));
         goes_on.then(|| Box::pin(self.anew.wait()) as _)
     }
 }

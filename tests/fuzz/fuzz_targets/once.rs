@@ -45,6 +45,9 @@ const MOST_CALLS: usize = 8;
 /// Steps of one function at most.
 const MOST_STEPS: usize = 64;
 
+/// A snapshot is waited for so many milliseconds.
+const PATIENCE: u32 = 5_000;
+
 /// Both may take so much memory of this process. In bytes: what a worker may have for the code, a few times over.
 const MOST_MEMORY: u64 = 256 << 20;
 
@@ -93,8 +96,12 @@ async fn evaluate(pool: EvaluatorPool, spec: Spec, calls: Vec<Call>) -> Vec<Ende
     // Otherwise its build failed.
     if pool.runtimes() > 0 {
         let init = || pool.info("once").expect("it is registered").init;
-        while init().mode == Init::Once && !init().in_use && init().refused.is_none() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        let is_open = || init().mode == Init::Once && !init().in_use && init().refused.is_none();
+        // Not for ever: on a busy machine an instance may be read later, if another is made.
+        for _ in 0..PATIENCE {
+            if is_open() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
         }
         // Instances that were made before are used first.
         for called in calls.iter().cycle().take(4 + calls.len()) {

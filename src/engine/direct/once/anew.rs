@@ -133,6 +133,13 @@ impl Anew {
         }
     }
 
+    /// The first instance was read, later than whoever compiles expected.
+    pub(super) fn tell(&self) {
+        if self.state().waiting > 0 {
+            self.told.notify_one();
+        }
+    }
+
     /// Whether this is still to be compiled. From now on it is not.
     pub(super) fn take(&self, recorded: &Recorded) -> bool {
         let taken = self.state().read.take_if(|read| std::ptr::eq(&raw const **read, recorded));

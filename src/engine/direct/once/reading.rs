@@ -38,7 +38,7 @@ impl Reading<'_> {
             Err(why) => {
                 once.awaits.store(false, Ordering::Relaxed);
                 *once.stage() = Stage::Refused(why.into());
-                return;
+                return once.anew.tell();
             }
         };
         let turn = self.anew.take().map(|(turn, since)| {
@@ -62,6 +62,7 @@ impl Reading<'_> {
             }
         }
         once.awaits.store(false, Ordering::Relaxed);
+        once.anew.tell();
     }
 
     /// The instance could not be made, or cannot be read: what is wrong with it may be so again.
