@@ -104,7 +104,7 @@ impl Anew {
     }
 
     /// Not before that, whatever was said. To be called before the turn is given up.
-    pub(super) fn not_before(&self, from: Instant, pause: Duration) {
+    fn not_before(&self, from: Instant, pause: Duration) {
         let due = self.nanos(from).saturating_add(nanos(pause));
         self.due.fetch_max(due.min(NEVER - 1), Ordering::Relaxed);
     }
@@ -129,7 +129,7 @@ impl Anew {
         if is_waited_for {
             self.told.notify_one();
         } else {
-            self.give_up(recorded, None);
+            self.leave(recorded);
         }
     }
 
@@ -161,6 +161,14 @@ impl Anew {
         Wait { told: Box::pin(self.told.clone().notified_owned()), anew: self.clone() }
     }
 
+    /// Whoever would compile it has left. It is given up unless it was compiled, and the next turns are left to other plugins.
+    pub(super) fn leave(&self, recorded: &Recorded) {
+        self.give_up(recorded, None);
+        if let Some(turn) = &recorded.turn {
+            self.not_before(Instant::now(), turn.pause());
+        }
+    }
+
     /// Nothing is compiled any more.
     pub(super) fn end(&self) {
         let read = self.state().read.take();
@@ -190,10 +198,7 @@ impl Drop for Wait {
         let left = state.read.clone().filter(|_| state.waiting == 0);
         drop(state);
         if let Some(recorded) = left {
-            self.anew.give_up(&recorded, None);
-            if let Some(turn) = &recorded.turn {
-                self.anew.not_before(Instant::now(), turn.pause());
-            }
+            self.anew.leave(&recorded);
         }
     }
 }

@@ -63,8 +63,7 @@ impl Drop for Attempt<'_> {
         if let Some(turn) = &self.recorded.turn {
             let now = Instant::now();
             turn.charge(now.saturating_duration_since(self.began).saturating_mul(self.width), now);
-            self.once.anew.give_up(&self.recorded, None);
-            self.once.anew.not_before(now, turn.pause());
+            self.once.anew.leave(&self.recorded);
         }
     }
 }
