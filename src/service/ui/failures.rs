@@ -1,12 +1,13 @@
 //! The last errors of each evaluator, for who wants to know why it fails: a few of each, and so many bytes in all.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use serde::Serialize;
 
 use super::{
     kept::{self, Kept, Most},
     now,
+    parts::lock,
 };
 use crate::{Error, ErrorKind, EvaluatorId, LastWords, service::telemetry::requests::Trace};
 
@@ -54,8 +55,7 @@ impl Default for Failures {
 
 impl Failures {
     fn lock(&self) -> MutexGuard<'_, Kept<Failure>> {
-        // Nothing panics under it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Keeps why an evaluation of this tenant's evaluator failed. What a guest left behind is kept only if its clients may see

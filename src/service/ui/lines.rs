@@ -2,13 +2,14 @@
 //!
 //! Only of evaluators with `debug`, whose clients may see what a guest leaves behind. Of others nobody keeps a line.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use serde::Serialize;
 
 use super::{
     kept::{Kept, Most},
     now,
+    parts::lock,
 };
 use crate::{EvaluatorId, LastWords, service::log::write_harmless};
 
@@ -43,8 +44,7 @@ impl Default for Lines {
 
 impl Lines {
     fn lock(&self) -> MutexGuard<'_, Kept<Line>> {
-        // Nothing panics under it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Keeps a line that a plugin logged.

@@ -25,7 +25,7 @@ impl<T> Parts<T> {
     }
 }
 
-fn lock<T>(part: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(part: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing panics under it.
     part.lock().unwrap_or_else(PoisonError::into_inner)
 }
