@@ -98,10 +98,9 @@ async fn evaluate(pool: EvaluatorPool, spec: Spec, calls: Vec<Call>) -> Vec<Ende
         let init = || pool.info("once").expect("it is registered").init;
         let is_open = || init().mode == Init::Once && !init().in_use && init().refused.is_none();
         // Not for ever: on a busy machine an instance may be read later, if another is made.
-        for _ in 0..PATIENCE {
-            if is_open() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+        let mut patience = 0..PATIENCE;
+        while is_open() && patience.next().is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         // Instances that were made before are used first.
         for called in calls.iter().cycle().take(4 + calls.len()) {
