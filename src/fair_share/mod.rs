@@ -73,8 +73,8 @@ struct State {
     weights: Weights,
     /// When a permit was last handed on.
     handed_on: Instant,
-    /// When a tenant last asked that has had no more than others.
-    modest: Option<Instant>,
+    /// Who last asked of those who have had no more than others, and who did last but it, and when.
+    modest: [Option<(TenantId, Instant)>; 2],
     /// When it was last seen to that somebody looks again whether who is held back may run.
     asked_again: Option<Instant>,
 }
@@ -83,7 +83,19 @@ impl State {
     /// Whether a tenant must not run, though there is a permit: it has had more than others, who have just asked and will
     /// again. In the moment in which none of them waits it would have a tick, in which they could have had fifty turns.
     fn is_held_back(&self, tenant: TenantId, now: Instant) -> bool {
-        self.waiting.behind(tenant) > BEHIND && self.modest.is_some_and(|modest| now < modest + AGAIN)
+        let mut others = self.modest.iter().flatten().filter(|(modest, _)| *modest != tenant);
+        self.waiting.behind(tenant) > BEHIND && others.any(|(_, asked)| now < *asked + AGAIN)
+    }
+
+    /// A tenant asks for a permit.
+    fn asks(&mut self, tenant: TenantId, now: Instant) {
+        if self.waiting.behind(tenant) > BEHIND {
+            return;
+        }
+        if self.modest[0].is_none_or(|(last, _)| last != tenant) {
+            self.modest[1] = self.modest[0];
+        }
+        self.modest[0] = Some((tenant, now));
     }
 
     /// The last turn of a tenant took so long: the heavier it is, the less that counts.
@@ -138,7 +150,7 @@ impl FairShare {
             waiting: Queue::default(),
             weights: Weights::default(),
             handed_on: now,
-            modest: None,
+            modest: [None; 2],
             asked_again: None,
         };
         let (seen, pace, builds) = (Seen::default(), Pace::new(at_once), Builds::new(at_once));
@@ -203,9 +215,7 @@ impl FairShare {
     async fn acquire(&self, tenant: TenantId) -> Permit {
         let (_waiting, mut permit) = {
             let (now, mut state) = (Instant::now(), self.state());
-            if state.waiting.behind(tenant) <= BEHIND {
-                state.modest = Some(now);
-            }
+            state.asks(tenant, now);
             if state.free > 0 && !state.is_held_back(tenant, now) {
                 state.free -= 1;
                 state.waiting.pass(tenant);

@@ -59,6 +59,24 @@ async fn who_waits_beside_nobody_has_all_of_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_has_had_more_waits_for_those_who_will_ask_again_and_never_for_itself() {
+    let share = FairShare::new(1);
+    let began = Instant::now();
+    let takes = async |tenant, micros| {
+        share.acquire(TenantId(tenant)).await.hand_on(Some(Duration::from_micros(micros)));
+        began.elapsed()
+    };
+    for _ in 0..10 {
+        assert_eq!(takes(1, 1000).await, Duration::ZERO, "there is nobody else");
+    }
+    for tenant in [2, 3, 3] {
+        assert_eq!(takes(tenant, 1).await, Duration::ZERO, "it has had less");
+    }
+    assert_eq!(takes(3, 1000).await, Duration::ZERO);
+    assert!(takes(3, 1).await >= AGAIN, "the second may ask again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_permit_that_is_kept_is_replaced_after_a_while_and_then_is_one_no_more() {
     let share = FairShare::new(1);
     let began = Instant::now();
