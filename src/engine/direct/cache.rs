@@ -320,6 +320,25 @@ mod tests {
     }
 
     #[test]
+    fn no_more_files_go_than_must_and_none_that_is_not_ours() {
+        let temporary = tempfile::tempdir().unwrap();
+        let names = ["1", "2", "3", "4"].map(|name| format!("{OURS}{name}"));
+        for (age, name) in (0..4).zip(&names).chain([(9, &"not-ours".to_owned())]) {
+            let path = temporary.path().join(name);
+            fs::write(&path, [0; 100]).unwrap();
+            let modified = std::time::SystemTime::now() - std::time::Duration::from_secs(100 - age);
+            fs::File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+        }
+        fs::create_dir(temporary.path().join(format!("{OURS}folder"))).unwrap();
+        for (limit, left) in [(400, 4), (399, 3), (101, 1), (0, 0)] {
+            make_room(temporary.path(), limit).unwrap();
+            let kept: Vec<_> = names.iter().filter(|name| temporary.path().join(name).exists()).collect();
+            assert_eq!(kept, names[4 - left..].iter().collect::<Vec<_>>(), "the oldest go first, to {limit} bytes");
+        }
+        assert!(temporary.path().join("not-ours").exists());
+    }
+
+    #[test]
     fn large_code_is_charged_once_and_kept_when_nobody_runs_it() {
         let (engine, account) = (Engine::default(), MemoryBudget::new(u64::MAX));
         let [a, b, c] = ["a", "b", "c"].map(|name| module(&engine, name, 1 << 20));

@@ -197,4 +197,16 @@ mod tests {
         let other: wasmtime::Error = Errno::INVAL.into();
         assert_eq!(invalid(&other, &limits).kind(), "invalid_plugin");
     }
+
+    #[test]
+    fn a_message_that_is_read_in_part_is_shown_to_its_last_whole_character_and_one_that_is_no_text_is_not() {
+        let long = "é".repeat(40_000);
+        let (beginning, cut) = (&long.as_bytes()[..65_537], format!("{}… (cut; 80000 bytes in all)", &long[..65_536]));
+        assert_eq!(message((beginning, long.len())), cut);
+        assert_eq!(message(("é".as_bytes(), 2)), "é");
+        let ends_early = message((&"é".as_bytes()[..1], 1));
+        assert!(ends_early.starts_with("unable to load error message from memory: incomplete"), "{ends_early}");
+        let no_text = message((b"\xff and more", 100));
+        assert!(no_text.starts_with("unable to load error message from memory: invalid"), "{no_text}");
+    }
 }

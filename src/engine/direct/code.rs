@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
     io,
+    num::NonZeroUsize,
     ops::Deref,
     sync::{Arc, Mutex},
     time::Duration,
@@ -42,7 +43,7 @@ const WORKER: u64 = 512 << 20;
 const OF_EXPORT: u64 = 400;
 
 /// How many modules that were over their budget are remembered at most.
-const MOST_REMEMBERED: usize = 4096;
+const MOST_REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// Code that a runtime runs. Others may run the same.
 pub(super) struct InUse {
@@ -112,7 +113,7 @@ impl Code {
             kept,
             workers,
             restoring: Mutex::default(),
-            over_budget: Mutex::new(LruCache::unbounded()),
+            over_budget: Mutex::new(LruCache::new(MOST_REMEMBERED)),
             remember: negative_ttl.saturating_mul(REMEMBERED),
             memory,
         }
@@ -247,11 +248,8 @@ impl Code {
         if within.is_some() && terms.priority == CompilePriority::Low {
             return;
         }
-        let mut remembered = lock(&self.over_budget);
-        remembered.put(key(terms), OverBudget { until: clock::later(Instant::now(), self.remember), within });
-        if remembered.len() > MOST_REMEMBERED {
-            remembered.pop_lru();
-        }
+        let over = OverBudget { until: clock::later(Instant::now(), self.remember), within };
+        lock(&self.over_budget).put(key(terms), over);
     }
 
     /// Refuses what has been over this budget a short time ago.

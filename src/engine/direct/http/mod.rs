@@ -324,3 +324,24 @@ impl Response {
         serde_json::to_string(&self.headers).unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_has_a_hundred_headers_at_most_and_none_that_is_the_clients() {
+        let many = |count| (0..count).map(|n| (format!("x-{n}"), "v".to_owned())).collect();
+        assert_eq!(headers(&many(MAX_HEADERS)).unwrap().len(), MAX_HEADERS);
+        assert!(headers(&many(MAX_HEADERS + 1)).unwrap_err().contains("more than 100 headers"));
+        for (name, value, why) in [
+            ("Host", "x", "a plugin may not set the header \"Host\""),
+            ("Proxy-Authorization", "x", "a plugin may not set the header \"Proxy-Authorization\""),
+            ("no name", "x", "the header \"no name\" cannot be sent"),
+            ("x-name", "two\nlines", "the header \"x-name\" cannot be sent"),
+        ] {
+            let said = headers(&[(name.to_owned(), value.to_owned())].into()).unwrap_err();
+            assert!(said.starts_with(why), "{said}");
+        }
+    }
+}

@@ -99,12 +99,15 @@ fn prepared(text: &str, calls: &[&str]) -> usize {
 fn a_module_with_nothing_to_gain_is_the_same_bytes() {
     let far =
         |count: usize| (0..count).fold(String::new(), |all, at| format!("{all}(data (i32.const {}) \"x\")", at * 8192));
+    let named = "(data $d \"x\") (func (memory.init $d (i32.const 0) (i32.const 0) (i32.const 1)))";
     for (text, gains) in [
         ("(module)".to_owned(), false),
         ("(module (memory 1) (data (i32.const 0) \"x\"))".into(), false),
         (format!("(module (memory 9) {})", far(60)), false),
         (format!("(module (memory 9) {} {})", far(60), "(data \"x\")".repeat(WORTHWHILE - 1)), false),
         (format!("(module (memory 9) {} {})", far(60), "(data \"x\")".repeat(WORTHWHILE)), true),
+        (format!("(module (memory 9) {} {} {named})", far(3), "(data \"x\")".repeat(WORTHWHILE - 1)), false),
+        (format!("(module (memory 9) {} {} {named})", far(3), "(data \"x\")".repeat(WORTHWHILE)), true),
         (format!("(module (memory 1) {})", "(data (i32.const 9) \"x\")".repeat(WORTHWHILE)), false),
         (format!("(module (memory 1) {})", "(data (i32.const 9) \"x\")".repeat(WORTHWHILE + 1)), true),
     ] {

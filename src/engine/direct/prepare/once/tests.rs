@@ -140,6 +140,29 @@ fn nothing_and_everything_is_read_and_begun_with() {
     compare(&plain.replace(kernels, "(i32.store8 (i32.const 65535) (i32.const 1))"));
 }
 
+#[test]
+fn memories_of_every_type_are_begun_with() {
+    let all: Vec<_> = (0..9).map(|what| (what, 5_000 + u32::from(what) * 4_096, i64::from(what) - 4)).collect();
+    let text = module(PASSIVE, &steps(&all), "");
+    let more = r#"(memory $large (export "large") i64 1 9) (data (memory $large) (i64.const 70) "large")
+        (memory $bounded (export "bounded") 2 300) (data (memory $bounded) (i32.const 90000) "bounded")"#;
+    let begin = "(func (export \"begin\") (drop (memory.grow $large (i64.const 2))) (i32.store $bounded (i32.const 8) (i32.const 7))";
+    compare(&text.replace("(func (export \"begin\")", &format!("{more} {begin}")));
+}
+
+#[test]
+fn pages_side_by_side_are_one_segment_and_zeros_at_its_ends_none_of_it() {
+    let mut state = State::new(&[]);
+    let mut memory = vec![0; 16 * PAGE];
+    memory[2 * PAGE + 5..5 * PAGE + 9].fill(1);
+    memory[8 * PAGE..9 * PAGE].fill(2);
+    state.add_memory(&memory).unwrap();
+    assert_eq!(state.image(), 5 * PAGE as u64, "four pages and one");
+    let read = Read::new(state.bytes()).unwrap();
+    let runs: Vec<_> = read.memories[0].runs.iter().map(|(at, data)| (*at as usize, data.len())).collect();
+    assert_eq!(runs, [(2 * PAGE + 5, 3 * PAGE + 4), (8 * PAGE, PAGE)]);
+}
+
 /// Where the code begins.
 fn code(wasm: &[u8]) -> usize {
     let mut payloads = Parser::new(0).parse_all(wasm).map(Result::unwrap);
