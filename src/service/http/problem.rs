@@ -6,7 +6,7 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::{Error, ErrorKind, LastWords};
+use crate::{Error, ErrorKind, LastWords, units::cut};
 
 /// A problem's type is this with the error's kind appended, which leads to the section about that kind.
 const TYPES: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/ERRORS.md#");
@@ -89,10 +89,7 @@ impl IntoResponse for Problem {
 
         let Self { status, kind, mut detail, retry_after, last_words } = self;
         let most = if kind == ErrorKind::GuestError { MAX_MESSAGE } else { MAX_DETAIL };
-        if detail.len() > most {
-            detail.truncate(detail.floor_char_boundary(most));
-            detail.push('…');
-        }
+        cut(&mut detail, most);
         let body = Body {
             r#type: format!("{TYPES}{kind}"),
             title: status_and_title(kind).1,
