@@ -189,8 +189,39 @@ fn every_plugin_is_linked_whatever_it_has() {
         r#"(module (import "extism:host/env" "input_length" (func (result i64))) (export "length" (func 0)))"#,
         r#"(module (type (func)) (table 1 funcref) (global i32 (i32.const 0)) (@custom "after" (after global) "text"))"#,
         r#"(module (memory (export "a") 1) (memory (export "b") 1) (func (export "f") (i32.store8 1 (i32.const 3) (i32.const 4))))"#,
+        r#"(module (table (export "t") 9000 externref)
+            (func (export "f") (table.fill 0 (i32.const 1) (ref.null extern) (i32.const 8999)))
+            (func (export "g") (table.fill 0 (i32.const 1) (ref.null extern) (i32.const 9000))))"#,
+        r#"(module (memory (export "a") i64 3) (memory (export "b") 3)
+            (func (export "f") (memory.fill 0 (i64.const 7) (i32.const 1) (i64.const 170000)) (memory.fill 1 (i32.const 9) (i32.const 2) (i32.const 180000)))
+            (func (export "g") (memory.copy 0 1 (i64.const 5) (i32.const 9) (i32.const 150000)))
+            (func (export "h") (memory.copy 1 0 (i32.const 90) (i64.const 5) (i32.const -1)))
+            (func (export "i") (memory.copy 0 0 (i64.const 5) (i64.const 9) (i64.const 150000)) (memory.copy 0 0 (i64.const 900) (i64.const 9) (i64.const 150000))))"#,
     ] {
         linked(text);
+    }
+}
+
+#[test]
+fn a_module_that_begins_with_data_has_one_more_segment_and_no_other_has_any() {
+    let data = |wasm: &[u8]| {
+        let payloads = Parser::new(0).parse_all(wasm).map(Result::unwrap);
+        let counts = payloads.filter_map(|payload| match payload {
+            Payload::DataCountSection { count, .. } => Some(("announced", count)),
+            Payload::DataSection(section) => Some(("there", section.count())),
+            _ => None,
+        });
+        counts.collect::<Vec<_>>()
+    };
+    for (text, expected) in [
+        ("(module (memory 1))", &[][..]),
+        (r#"(module (memory 1) (data (i32.const 0) "x"))"#, &[("there", 2)]),
+        (
+            r#"(module (memory 1) (data $d "x") (func (memory.init $d (i32.const 0) (i32.const 0) (i32.const 1))))"#,
+            &[("announced", 2), ("there", 2)],
+        ),
+    ] {
+        assert_eq!(data(&linked(text)), expected, "{text}");
     }
 }
 
