@@ -125,6 +125,27 @@ impl Drop for Line<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::log::tests::logged;
+
+    #[test]
+    fn a_line_says_how_many_before_it_have_none_if_any_has() {
+        let lines = Lines::new(9);
+        let logs = |path: &str, status| {
+            let request = Request::builder().uri(path).body(axum::body::Body::empty()).unwrap();
+            logged(|| {
+                let span = Span::none();
+                let mut line = lines.begin(&request, &span);
+                line.status = status;
+            })
+        };
+        let line = logs("/v1/evaluators/a?token=x", Some(StatusCode::OK));
+        assert!(line.contains("answered") && line.contains("path=\"/v1/evaluators/a\" status=200"), "{line}");
+        assert!(!line.contains("skipped") && !line.contains("token"), "{line}");
+        lines.skipped.store(3, Ordering::Relaxed);
+        let line = logs("/v1/evaluators", None);
+        assert!(line.contains("its client left") && line.contains("skipped=3"), "{line}");
+        assert!(!logs("/healthz", Some(StatusCode::OK)).contains("INFO"), "no request of a client's");
+    }
 
     #[test]
     fn of_many_requests_in_a_second_some_get_a_line_and_the_next_tells_of_the_others() {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{Isolation, Settings, Wasi, background::Background};
+use crate::{Isolation, Settings, Wasi, background::Background, service::log::tests::logged};
 
 fn plugin(export: &str) -> Plugin {
     let bytes = wat::parse_str(format!("(module (func (export {export:?})))")).unwrap();
@@ -283,6 +283,14 @@ fn what_a_tenant_may_store_counts_what_it_has_under_other_names() {
         let checked = check_stored(&stored, name, bytes, most);
         assert_eq!(checked.is_ok(), fits, "{name} of {bytes} within {most:?}: {checked:?}");
     }
+}
+
+#[test]
+fn a_file_that_cannot_be_removed_is_told_and_one_that_is_not_there_is_not() {
+    let folder = TempDir::new().unwrap();
+    assert_eq!(logged(|| files::remove(&folder.path().join("nothing"))), "");
+    let log = logged(|| files::remove(folder.path()));
+    assert!(log.contains("a file that nobody needs cannot be removed"), "{log}");
 }
 
 #[test]
