@@ -17,6 +17,16 @@ use crate::{TraceParent, service::telemetry::requests::parent};
 /// How a request ended, as it is counted: by the class of its status, or its client left.
 const ENDINGS: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "left"];
 
+fn ending(status: Option<StatusCode>) -> &'static str {
+    match status {
+        None => "left",
+        Some(status) if status.is_server_error() => "5xx",
+        Some(status) if status.is_client_error() => "4xx",
+        Some(status) if status.is_redirection() => "3xx",
+        Some(_) => "2xx",
+    }
+}
+
 /// Which requests of this second are logged, and how many there were.
 pub(super) struct Lines {
     most: u64,
@@ -59,13 +69,7 @@ impl Lines {
     }
 
     fn count(&self, status: Option<StatusCode>) {
-        let ending = match status {
-            None => "left",
-            Some(status) if status.is_server_error() => "5xx",
-            Some(status) if status.is_client_error() => "4xx",
-            Some(status) if status.is_redirection() => "3xx",
-            Some(_) => "2xx",
-        };
+        let ending = ending(status);
         for (_, ended) in ENDINGS.iter().zip(&self.ended).filter(|(word, _)| **word == ending) {
             ended.increment(1);
         }
@@ -126,6 +130,13 @@ impl Drop for Line<'_> {
 mod tests {
     use super::*;
     use crate::service::log::tests::logged;
+
+    #[test]
+    fn requests_are_counted_by_the_class_of_their_status() {
+        let endings = [200, 204, 302, 304, 400, 429, 500, 503].map(|code| ending(StatusCode::from_u16(code).ok()));
+        assert_eq!(endings, ["2xx", "2xx", "3xx", "3xx", "4xx", "4xx", "5xx", "5xx"]);
+        assert_eq!(ending(None), "left");
+    }
 
     #[test]
     fn a_line_says_how_many_before_it_have_none_if_any_has() {

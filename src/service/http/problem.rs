@@ -178,6 +178,27 @@ mod tests {
     }
 
     #[test]
+    fn a_client_is_told_how_to_go_on() {
+        let headers = |status, kind| {
+            let response = Problem::new(status, kind, "why").into_response();
+            let get = |name| response.headers().get(name).map(|value: &HeaderValue| value.to_str().unwrap().to_owned());
+            [header::WWW_AUTHENTICATE, header::CONNECTION, header::RETRY_AFTER].map(get)
+        };
+        let some = |value: &str| Some(value.to_owned());
+        let unauthorized = headers(StatusCode::UNAUTHORIZED, ErrorKind::Unauthorized);
+        assert_eq!(unauthorized, [some("Bearer"), None, None]);
+        let slow = headers(StatusCode::REQUEST_TIMEOUT, ErrorKind::InvalidRequest);
+        assert_eq!(slow, [None, some("close"), None], "what is left of the request is not read");
+        for (status, kind) in [
+            (StatusCode::TOO_MANY_REQUESTS, ErrorKind::Saturated),
+            (StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Overloaded),
+        ] {
+            assert_eq!(headers(status, kind), [None, None, some("1")]);
+        }
+        assert_eq!(headers(StatusCode::NOT_FOUND, ErrorKind::NotFound), [None, None, None]);
+    }
+
+    #[test]
     fn a_detail_of_any_length_makes_a_small_answer() {
         let problem = Problem::new(StatusCode::BAD_REQUEST, ErrorKind::InvalidRequest, "é".repeat(MAX_DETAIL));
         let length = problem.into_response().body().size_hint().exact();

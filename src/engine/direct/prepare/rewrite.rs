@@ -391,7 +391,7 @@ fn bodies(wasm: &[u8], section: &Range<usize>, patches: &[Patch], moved: bool) -
 
 /// The patches within a range. They are in order.
 fn within<'a>(patches: &'a [Patch], range: &Range<usize>) -> &'a [Patch] {
-    let begin = patches.partition_point(|patch| patch.at.start < range.start);
+    let begin = patches.partition_point(|patch| patch.at.end <= range.start);
     let end = patches.partition_point(|patch| patch.at.end <= range.end);
     patches.get(begin..end).unwrap_or_default()
 }
