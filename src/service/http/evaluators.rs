@@ -38,7 +38,7 @@ use crate::{
     units::Size,
 };
 
-/// Outputs up to this size are parsed on the async thread; a larger one takes milliseconds.
+/// What is up to this size is parsed on the async thread; a larger one takes milliseconds.
 const QUICK: usize = 64 * 1024;
 
 /// Uploads a plugin: validates, stores and publishes it. It replaces the evaluator of that name, if there is one.
@@ -198,13 +198,13 @@ pub(super) async fn evaluate(
     let inputs = Bodies::inputs(connection.clone());
     let body = inputs.read(body, "input", app.input_size).await?;
     let data = if evaluator.has_data() { mergeable(body.clone()).await? } else { body.clone().into() };
-    let is_quick = body.len() <= QUICK;
+    let size = body.len();
     let parent = telemetry::requests::parent(&headers);
     let asked = Arc::new(Asked::new(app.clone(), inputs, uri, headers, call, body, data));
-    if !is_quick && evaluator.wanted_input() == Input::Request {
+    if evaluator.wanted_input() == Input::Request {
         let shared = asked.clone();
         // A failure is kept, and comes up again below.
-        blocking(move || Ok(shared.data(Input::Request).is_ok())).await?;
+        by_size(size, move || Ok(shared.data(Input::Request).is_ok())).await?;
     }
     let shared = asked.clone();
     let (id, shows_usage) = (evaluator.id(), evaluator.is_debugged());
@@ -248,11 +248,8 @@ pub(super) async fn evaluate(
         let output = Arc::new(charge).hold(output);
         return Ok((Extension(answer::Charged), used, [(header::CONTENT_TYPE, kind)], output).into_response());
     }
-    let Answer { status, mut headers, body } = if output.len() <= QUICK {
-        Answer::read(&output, &app.allowed)?
-    } else {
-        blocking(move || Answer::read(&output, &app.allowed)).await?
-    };
+    let Answer { status, mut headers, body } =
+        by_size(output.len(), move || Answer::read(&output, &app.allowed)).await?;
     charge.shrink_to(body.len() as u64);
     let body = Arc::new(charge).hold(body);
     if !headers.contains_key(header::CONTENT_TYPE) && !body.is_empty() {
@@ -377,8 +374,7 @@ async fn mergeable(input: Bytes) -> Result<Data, Problem> {
         return Ok(if input.is_empty() { Data::Empty } else { Data::Bytes(input) });
     }
     let parse = |input: Bytes| serde_json::from_slice(&input).map_or(Data::Bytes(input), Data::Json);
-    let is_quick = input.len() <= QUICK;
-    Ok(if is_quick { parse(input) } else { blocking(move || Ok(parse(input))).await? })
+    Ok(by_size(input.len(), move || Ok(parse(input))).await?)
 }
 
 /// The header `server-timing`, in milliseconds, and for those who debug the plugin `evalpool-usage`, in JSON.
@@ -396,13 +392,17 @@ async fn guessed_type(output: &Bytes) -> Result<&'static str, Error> {
     // Check UTF-8 first: serde_json does not check strings that it skips.
     let parses =
         |bytes: &[u8]| str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
-    let is_json = if output.len() <= QUICK {
-        parses(output)
-    } else {
-        let output = output.clone();
-        blocking(move || Ok(parses(&output))).await?
-    };
+    let shared = output.clone();
+    let is_json = by_size(output.len(), move || Ok(parses(&shared))).await?;
     Ok(if is_json { "application/json" } else { "application/octet-stream" })
+}
+
+/// Does this with so many bytes: here, or on a blocking thread.
+async fn by_size<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    if bytes <= QUICK { work() } else { blocking(work).await }
 }
 
 /// Runs `work` on a blocking thread. It runs to its end even if the returned future is dropped.

@@ -196,6 +196,8 @@ mod tests {
             assert_eq!(headers(status, kind), [None, None, some("1")]);
         }
         assert_eq!(headers(StatusCode::NOT_FOUND, ErrorKind::NotFound), [None, None, None]);
+        let too_large = Problem::too_large("why");
+        assert!(too_large.is(ErrorKind::PayloadTooLarge) && !too_large.is(ErrorKind::InvalidRequest));
     }
 
     #[test]

@@ -335,7 +335,7 @@ fn not_stored(error: io::Error) -> Error {
 /// characters.
 fn file_name(name: &str) -> String {
     let capitals = name.bytes().take(128).enumerate().filter(|(_, byte)| byte.is_ascii_uppercase());
-    let capitals = capitals.fold(0_u128, |bits, (at, _)| bits | 1 << at);
+    let capitals: u128 = capitals.map(|(at, _)| 1 << at).sum();
     let plain = name.replace('/', "+").to_ascii_lowercase();
     if capitals == 0 { format!("{plain}.json") } else { format!("{plain}!{capitals:x}.json") }
 }

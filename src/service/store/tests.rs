@@ -208,6 +208,9 @@ fn a_file_of_before_is_renamed_unless_that_would_overwrite_another() {
         assert_eq!(open(&folder).1, set(["Foo"]));
         assert_eq!(files(&folder, "evaluators"), set(["foo!1.json"]));
     }
+    fs::hard_link(file("foo!1.json"), file("Foo.json")).unwrap();
+    rename_former(&file("Foo.json"), "Foo").expect("it is the same file, as where the folder does not tell case");
+    fs::remove_file(file("Foo.json")).unwrap();
     fs::copy(file("foo!1.json"), file("Foo.json")).unwrap();
     assert_eq!(open(&folder).1, set(["Foo"]));
     assert_eq!(files(&folder, "evaluators"), set(["foo!1.json", "Foo.json"]), "nobody knows which is right");

@@ -328,6 +328,10 @@ fn a_form_has_room_for_a_plugin_all_modules_and_a_spec_of_the_largest_size() {
     assert_eq!(server.put_form("large", &parts).status, 201);
     let larger = [&plugin[..], &[0, 1, 0]].concat();
     server.put_form("larger", &[("plugin", &larger)]).is(413, "payload_too_large");
+    for (length, status) in [(1024, 201), (1025, 400)] {
+        let name = format!("link.{}", "n".repeat(length - 5));
+        assert_eq!(server.put_form("named", &[("plugin", &letter('x')), (&name, &linked)]).status, status);
+    }
 }
 
 #[test]

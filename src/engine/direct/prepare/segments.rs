@@ -158,7 +158,8 @@ fn uses(wasm: &[u8], code: &Range<usize>, segments: &[Data<'_>]) -> Option<Vec<U
         let mut operators = body.ok()?.get_operators_reader().ok()?;
         while !operators.eof() {
             let (operator, mut at) = operators.read_with_offset().ok()?;
-            // How many numbers stand before the index, after the first byte.
+            // How many numbers stand before the index. The first byte says that there is more, so that it is one with the
+            // number behind it.
             let (segment, numbers) = match operator {
                 Operator::MemoryInit { data_index, .. } | Operator::DataDrop { data_index } => (data_index, 1),
                 Operator::ArrayNewData { array_data_index, .. } | Operator::ArrayInitData { array_data_index, .. } => {
@@ -166,7 +167,6 @@ fn uses(wasm: &[u8], code: &Range<usize>, segments: &[Data<'_>]) -> Option<Vec<U
                 }
                 _ => continue,
             };
-            at += 1;
             for _ in 0..numbers {
                 at += leb::length(wasm.get(at..)?)?;
             }

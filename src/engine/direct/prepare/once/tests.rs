@@ -164,6 +164,50 @@ fn pages_side_by_side_are_one_segment_and_zeros_at_its_ends_none_of_it() {
 }
 
 #[test]
+fn every_memory_has_a_segment_if_one_has_unless_there_is_none_of_it() {
+    let text = module("", "(i32.store (i32.const 9) (i32.const 1))", "").replace(
+        "(memory (export \"memory\") 1)",
+        "(memory (export \"memory\") 1) (memory (export \"zeros\") 1) (memory (export \"empty\") 0 1)",
+    );
+    compare(&text);
+    let wasm = wat::parse_str(text).unwrap();
+    let digest = Digest::of(&wasm);
+    let recorded = compiled(&wasm, Begin::Recorded);
+    let mut store = Store::new(&ENGINE, ());
+    let instance = Instance::new(&mut store, &recorded, &[]).unwrap();
+    let with_segments = |state: &State| {
+        let restored = prepare(&wasm, digest, true, Begin::Restored(state.bytes())).unwrap();
+        let data = Parser::new(0).parse_all(&restored).find_map(|payload| match payload.unwrap() {
+            Payload::DataSection(data) => Some(data.into_iter().map(Result::unwrap).collect::<Vec<_>>()),
+            _ => None,
+        });
+        let places = data.unwrap_or_default().into_iter().filter_map(|segment| match segment.kind {
+            wasmparser::DataKind::Active { memory_index, .. } => Some(memory_index),
+            wasmparser::DataKind::Passive => None,
+        });
+        places.collect::<Vec<_>>()
+    };
+    let how = Recorder::of(&recorded, digest).unwrap();
+    call(&mut store, instance, "begin").unwrap();
+    assert_eq!(with_segments(&read(&mut store, instance, &how)), [0, 1, 3], "the last is the kernel's");
+}
+
+#[test]
+fn a_state_has_a_bound_of_bytes_and_of_globals() {
+    let mut state = State::new(&[]);
+    state.add_memory(&vec![1; 32 << 20]).unwrap();
+    let said = state.add_memory(&[1]).unwrap_err();
+    assert_eq!(said, "after its initialisers its memory holds 33554433 bytes, and 32 MiB is the most");
+    for (globals, refused) in [(MOST_GLOBALS, None), (MOST_GLOBALS + 1, Some("it has more than 1000 mutable globals"))]
+    {
+        let text = format!("(module (memory 1) {})", "(global (mut i32) (i32.const 1))".repeat(globals));
+        let wasm = wat::parse_str(text).unwrap();
+        let why = Recorder::of(&compiled(&wasm, Begin::Recorded), Digest::of(&wasm)).err();
+        assert_eq!(why.as_deref(), refused, "{globals}");
+    }
+}
+
+#[test]
 fn a_module_that_has_what_is_anothers_says_why_its_state_is_not_read() {
     for import in ["(memory 1)", "(table 1 funcref)", "(global i32)"] {
         let text = module("", "", "")

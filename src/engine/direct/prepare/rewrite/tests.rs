@@ -200,9 +200,27 @@ fn every_plugin_is_linked_whatever_it_has() {
             (func (export "f") (memory.fill 0 (i64.const 7) (i32.const 1) (i64.const 170000)) (memory.fill 1 (i32.const 9) (i32.const 2) (i32.const 180000)))
             (func (export "g") (memory.copy 0 1 (i64.const 5) (i32.const 9) (i32.const 150000)))
             (func (export "h") (memory.copy 1 0 (i32.const 90) (i64.const 5) (i32.const -1)))
+            (func (export "j") (memory.fill 0 (i64.const -8) (i32.const 1) (i64.const 170000)))
+            (func (export "k") (memory.fill 0 (i64.const 9) (i32.const 1) (i64.const -8)))
             (func (export "i") (memory.copy 0 0 (i64.const 5) (i64.const 9) (i64.const 150000)) (memory.copy 0 0 (i64.const 900) (i64.const 9) (i64.const 150000))))"#,
     ] {
         linked(text);
+    }
+}
+
+#[test]
+fn what_is_known_to_be_no_more_than_a_piece_is_not_cut() {
+    for (length, is_cut) in
+        [("const 65536", false), ("const 65537", true), ("const -1", true), ("load (i32.const 9)", true)]
+    {
+        for (memory, ty) in [("", "i32"), ("i64", "i64")] {
+            let length = length.replace("(i32", &format!("({ty}"));
+            let text = format!(
+                "(module (memory {memory} 3) (func (memory.fill ({ty}.const 1) (i32.const 0) ({ty}.{length}))))"
+            );
+            let wasm = wat::parse_str(text).unwrap();
+            assert_eq!(rewrite(&wasm, Digest::of(&wasm), false).is_some(), is_cut, "{ty} {length}");
+        }
     }
 }
 
