@@ -63,11 +63,10 @@ impl Background {
         F: Future<Output = ()> + Send + 'static,
     {
         match self.handle() {
-            Ok(handle) if self.0.is_some() => {
+            Ok(handle) => {
                 let task = Some(Box::pin(task(subject)));
                 drop(handle.spawn(Movable { task, has_begun: false }));
             }
-            Ok(handle) => drop(handle.spawn(task(subject))),
             Err(error) => return Err((subject, error)),
         }
         Ok(())

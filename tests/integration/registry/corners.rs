@@ -288,3 +288,14 @@ async fn an_evaluator_that_drains_and_is_built_anew_shows_what_it_is_now() {
     running.await.unwrap().unwrap();
     unloading.await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_build_says_how_long_its_compile_and_its_first_instance_took() {
+    let spy = Spy::default();
+    let pool = spy.pool(|builder| builder.capacity(1));
+    spy.on_compile([Act::Slow(Duration::from_secs(2))]);
+    spy.on_instantiate([Act::Slow(Duration::from_secs(1))]);
+    let took = pool.prepare("slow", Spy::spec()).await.unwrap().took();
+    assert_eq!((took.compile, took.init), (Duration::from_secs(2), Duration::from_secs(1)));
+    pool.close().await;
+}

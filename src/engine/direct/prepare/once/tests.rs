@@ -181,6 +181,8 @@ fn every_memory_has_a_segment_if_one_has_unless_there_is_none_of_it() {
             Payload::DataSection(data) => Some(data.into_iter().map(Result::unwrap).collect::<Vec<_>>()),
             _ => None,
         });
+        let announces = |payload| matches!(payload, Payload::DataCountSection { .. });
+        assert!(!Parser::new(0).parse_all(&restored).any(|payload| announces(payload.unwrap())), "nor did the plugin");
         let places = data.unwrap_or_default().into_iter().filter_map(|segment| match segment.kind {
             wasmparser::DataKind::Active { memory_index, .. } => Some(memory_index),
             wasmparser::DataKind::Passive => None,
