@@ -202,8 +202,7 @@ impl<R: Resident> RegistryState<R> {
 
     /// Drops idle instances, least recently used runtimes first. Gives what is still missing.
     fn reap_for_room(&mut self, mut short: u64) -> u64 {
-        let idle = self.live.iter().rev().filter(|(_, live)| live.idle > 0);
-        let idle = idle.map(|(revision, live)| (*revision, live.idle, live.each()));
+        let idle = self.live.iter().rev().map(|(revision, live)| (*revision, live.idle, live.each()));
         let idle: Vec<_> = idle.filter(|(_, _, each)| *each > 0).collect();
         for (revision, idle, each) in idle {
             for _ in 0..idle {

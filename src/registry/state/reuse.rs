@@ -160,7 +160,8 @@ impl Reuse {
         self.newest = order.last().map(|(_, revision)| *revision);
         self.last.extend(order.into_iter().zip(1..).map(|((_, revision), moment)| (revision, moment)));
         self.marks.clear();
-        self.marks.resize(MOMENTS + 1, 0);
+        // Whatever is marked at the last moment is the newest until the next renumbering, and is never counted.
+        self.marks.resize(MOMENTS, 0);
         for moment in 1..=self.now {
             self.mark(moment, true);
         }
@@ -305,5 +306,26 @@ mod tests {
         reuse.used(1);
         reuse.looked_up(3);
         assert_eq!(reuse.take()[..3], [0, 1, 1]);
+    }
+
+    #[test]
+    fn what_is_not_sampled_leaves_no_trace_when_it_is_used_without_a_lookup() {
+        let mut reuse = Reuse::default();
+        (0..4_000).for_each(|revision| reuse.looked_up(revision));
+        assert!(reuse.rarity > 0);
+        let sampled = reuse.last.clone();
+        let newest = reuse.newest;
+        (0..4_000).filter(|revision| !sampled.contains_key(revision)).for_each(|revision| reuse.used(revision));
+        assert_eq!((reuse.last, reuse.newest), (sampled, newest));
+    }
+
+    #[test]
+    fn what_the_sample_missed_is_made_up_for_but_for_what_the_next_lookups_may_even_out() {
+        for (rarity, even) in [(0, 0), (1, 16), (2, 48)] {
+            for (lookups, more) in [(even, 0), (even + 4, 4), (-even, 0), (-even - 4, 0)] {
+                let mut reuse = Reuse { rarity, lookups, ..Reuse::default() };
+                assert_eq!(reuse.take()[0], more, "at {rarity}, with {lookups} to make up for");
+            }
+        }
     }
 }
