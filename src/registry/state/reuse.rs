@@ -309,6 +309,15 @@ mod tests {
     }
 
     #[test]
+    fn all_are_sampled_until_they_are_too_many() {
+        let mut reuse = Reuse::default();
+        (0..MOST as u64).for_each(|revision| reuse.looked_up(revision));
+        assert_eq!((reuse.rarity, reuse.last.len()), (0, MOST));
+        reuse.looked_up(MOST as u64);
+        assert_eq!(reuse.rarity, 1);
+    }
+
+    #[test]
     fn what_is_not_sampled_leaves_no_trace_when_it_is_used_without_a_lookup() {
         let mut reuse = Reuse::default();
         (0..4_000).for_each(|revision| reuse.looked_up(revision));

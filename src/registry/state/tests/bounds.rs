@@ -1,0 +1,103 @@
+//! Tenants' bounds: what each may have, and what goes for it.
+
+use super::*;
+
+#[test]
+fn a_tenant_at_its_bound_loses_one_idle_instance_for_one_caller() {
+    let mut world = World::new(LIMITS);
+    world.quotas(TenantBounds { instances: Some(3), ..bounds() });
+    let (a, b) = (revision(A), revision(B));
+    world.live(a, NOTHING, 2, 0);
+    world.live(b, NOTHING, 1, 1);
+    assert!(matches!(world.call(b), Requested::Queued(_)));
+    assert_eq!(world.asked(), [Reap(a)]);
+    world.weigh();
+    assert_eq!(world.asked(), []);
+    world.dropped(a);
+    assert_eq!(world.asked(), [Grant(b)]);
+}
+
+#[test]
+fn a_spare_that_is_ready_after_its_tenants_bound_was_lowered_goes_at_the_next_look() {
+    let mut world = World::new(LIMITS);
+    let a = revision(A);
+    world.live(a, NOTHING, 1, 1);
+    let place = world.places[&a];
+    assert!(world.step(|state, _| state.reserve_spare(a, place)));
+    world.quotas(TenantBounds { instances: Some(1), ..bounds() });
+    world.step(|state, now| state.spare_ended(a, place, true, now));
+    assert_eq!(world.asked(), []);
+    world.weigh();
+    assert_eq!(world.asked(), [Reap(a)]);
+}
+
+#[test]
+fn where_nobody_may_wait_a_tenant_within_its_bounds_is_refused_if_no_place_is_in_sight() {
+    let mut world = World::new(Limits { capacity: 1, max_waiting: 0, ..LIMITS });
+    world.quotas(TenantBounds { runtimes: Some(2), ..bounds() });
+    world.live(revision(A), NOTHING, 1, 1);
+    assert!(matches!(world.call(revision(B)), Requested::Refused(Error::Saturated { .. })));
+    world.returned(revision(A), true);
+    assert!(matches!(world.call(revision(B)), Requested::Start(..)), "its place is in sight");
+}
+
+#[test]
+fn an_instance_that_comes_back_goes_to_the_oldest_caller_of_a_tenant_at_its_bound() {
+    let mut world = World::new(LIMITS);
+    world.quotas(TenantBounds { instances: Some(2), ..bounds() });
+    let (a, b) = (revision(A), revision(B));
+    for revision in [a, b] {
+        world.live(revision, NOTHING, 1, 1);
+    }
+    for revision in [b, a] {
+        assert!(matches!(world.call(revision), Requested::Queued(_)));
+    }
+    world.returned(a, true);
+    assert_eq!(world.asked(), [Reap(a)]);
+    world.dropped(a);
+    assert_eq!(world.asked(), [Grant(b)]);
+    world.returned(b, true);
+    assert_eq!(world.asked(), [Reap(b)]);
+    world.dropped(b);
+    assert_eq!(world.asked(), [Grant(a)]);
+}
+
+#[test]
+fn an_instance_above_a_bound_that_was_lowered_goes_when_its_lease_ends() {
+    let mut world = World::new(LIMITS);
+    let a = revision(A);
+    world.live(a, NOTHING, 3, 3);
+    world.quotas(TenantBounds { instances: Some(2), ..bounds() });
+    assert_eq!(world.asked(), []);
+    world.returned(a, true);
+    assert_eq!(world.asked(), [Reap(a)]);
+    world.returned(a, true);
+    assert_eq!(world.asked(), []);
+}
+
+#[test]
+fn what_is_parked_is_reclaimed_when_a_bound_is_lowered_below_what_its_tenant_has() {
+    for (bound, reclaimed) in [(3, false), (2, false), (1, true)] {
+        let mut world = World::new(LIMITS);
+        let a = revision(A);
+        world.live(a, NOTHING, 2, 2);
+        assert!(world.may_park(a));
+        world.quotas(TenantBounds { instances: Some(bound), ..bounds() });
+        assert_eq!(world.asked().contains(&Reclaim(a)), reclaimed, "{bound}");
+    }
+}
+
+#[test]
+fn nothing_is_dropped_for_a_caller_before_what_is_parked_is_known() {
+    let mut world = World::new(LIMITS);
+    world.quotas(TenantBounds { instances: Some(3), ..bounds() });
+    let (a, b, c) = (revision(A), revision(B), revision(C));
+    world.live(a, NOTHING, 1, 0);
+    world.live(b, NOTHING, 1, 1);
+    world.live(c, NOTHING, 1, 1);
+    assert!(world.may_park(b));
+    assert!(matches!(world.call(c), Requested::Queued(_)));
+    assert_eq!(world.asked(), [Reclaim(b)]);
+    world.reclaimed(&[b]);
+    assert_eq!(world.asked(), [Reap(a)]);
+}
