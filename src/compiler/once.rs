@@ -103,3 +103,38 @@ fn lock<T>(held: &Lock<T>) -> MutexGuard<'_, T> {
     // Map and list operations only.
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contents_that_nobody_compiles_are_forgotten() {
+        let contents = Contents::default();
+        let [one, two] = [Digest::of(b"one"), Digest::of(b"two")];
+        let first = contents.try_only(one).unwrap();
+        assert!(contents.try_only(one).is_none(), "somebody compiles it");
+        let second = contents.try_only(two).unwrap();
+        assert_eq!(lock(&contents.0).len(), 2);
+        drop(first);
+        assert!(contents.try_only(two).is_none());
+        assert_eq!(lock(&contents.0).len(), 1);
+        drop(second);
+        assert!(contents.try_only(one).is_some());
+    }
+
+    #[test]
+    fn all_who_still_follow_are_asked_and_who_left_is_forgotten() {
+        let content = Content::default();
+        let follower = || Arc::new(|| true) as Arc<Renounce>;
+        let [one, two, three] = [follower(), follower(), follower()];
+        content.follow(&one);
+        content.follow(&two);
+        assert_eq!(content.followers().len(), 2);
+        drop(one);
+        content.follow(&three);
+        assert_eq!((content.followers().len(), lock(&content.followers).len()), (2, 2));
+        drop((two, three));
+        assert!(content.followers().is_empty());
+    }
+}

@@ -40,7 +40,7 @@ mod quotas;
 mod retire;
 mod reuse;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod uses;
 mod view;
 

@@ -15,7 +15,7 @@ use crate::{
 
 /// A runtime with nothing in it but its weight.
 #[derive(Clone)]
-pub(super) struct Fake(RevisionId, Arc<Mutex<Weight>>);
+pub(in crate::registry) struct Fake(RevisionId, Arc<Mutex<Weight>>);
 
 impl Resident for Fake {
     fn place(&self) -> &super::super::Place<Self> {
@@ -71,7 +71,7 @@ pub(super) struct World {
     asked: Vec<Asked>,
 }
 
-pub(super) const LIMITS: Limits = Limits {
+pub(in crate::registry) const LIMITS: Limits = Limits {
     capacity: 4,
     eviction: Eviction::Lru,
     max_instances: 8,
@@ -82,7 +82,7 @@ pub(super) const LIMITS: Limits = Limits {
 };
 
 /// Of the first tenant.
-pub(super) fn revision(number: u64) -> RevisionId {
+pub(in crate::registry) fn revision(number: u64) -> RevisionId {
     of_tenant(1, number)
 }
 

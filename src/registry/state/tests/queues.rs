@@ -11,7 +11,7 @@ fn a_failure_is_forgotten_when_its_time_is_over_and_not_before() {
     world.step(|state, now| state.build_failed(a, id, &Error::invalid_plugin("told to fail"), now));
     let failed = world.now;
     let remembered = |world: &mut World, after| world.state.remembered(a, failed + after).is_some();
-    assert!(remembered(&mut world, LIMITS.negative_ttl - Duration::from_nanos(1)));
+    assert!(remembered(&mut world, LIMITS.negative_ttl.saturating_sub(Duration::from_nanos(1))));
     assert!(!remembered(&mut world, LIMITS.negative_ttl));
 }
 
@@ -190,7 +190,7 @@ fn the_sweep_closes_what_was_unused_for_its_time_and_nothing_else() {
         world.step(|state, _| state.sweep(used + after, |_| ttl));
         world.asked()
     };
-    assert_eq!(sweep(&mut world, ttl - Duration::from_nanos(1)), []);
+    assert_eq!(sweep(&mut world, ttl.saturating_sub(Duration::from_nanos(1))), []);
     assert_eq!(sweep(&mut world, ttl), [Retire(a)]);
     assert_eq!(sweep(&mut world, 9 * ttl), [], "the other is leased");
 }
