@@ -123,6 +123,20 @@ mod tests {
         assert!(contents.try_only(one).is_some());
     }
 
+    #[tokio::test]
+    async fn one_compiles_a_content_at_a_time_and_knows_whether_those_that_wait_are_wanted() {
+        let (contents, digest) = (Contents::default(), Digest::of(b"one"));
+        let wanted = || Arc::new(|| false) as Arc<Renounce>;
+        let first = contents.only(digest, wanted()).await;
+        assert!(first.followers().renounce(), "nobody waits");
+        let mut second = Box::pin(contents.only(digest, wanted()));
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        assert!(!first.followers().renounce(), "somebody wants it");
+        drop(first);
+        let second = second.await;
+        assert!(contents.try_only(digest).is_none() && second.followers().renounce());
+    }
+
     #[test]
     fn all_who_still_follow_are_asked_and_who_left_is_forgotten() {
         let content = Content::default();

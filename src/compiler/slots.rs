@@ -179,6 +179,20 @@ mod tests {
     }
 
     #[test]
+    fn only_builds_that_have_a_slot_are_asked_to_give_way() {
+        let (slots, left) = (BuildSlots::new(2), Notify::new());
+        let context = &mut Context::from_waker(Waker::noop());
+        let [(first, first_asked), (second, second_asked)] = [unwanted(), unwanted()];
+        let ended = slots.idle(Some(first)).unwrap();
+        let _running = slots.idle(Some(second)).unwrap();
+        drop(ended);
+        let _third = slots.idle(None).unwrap();
+        let mut waits = pin!(slots.acquire(None, &left));
+        assert!(waits.as_mut().poll(context).is_pending());
+        assert!(!first_asked.load(Ordering::SeqCst) && second_asked.load(Ordering::SeqCst));
+    }
+
+    #[test]
     fn who_no_longer_wants_a_slot_ends_nobodys_build() {
         let (slots, left) = (BuildSlots::new(1), Notify::new());
         let context = &mut Context::from_waker(Waker::noop());

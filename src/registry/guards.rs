@@ -431,7 +431,11 @@ mod tests {
         let registry: Registry<Fake> = Registry::new(LIMITS, budget, Metrics::new(), Background::default());
         for _ in 0..2 {
             let (deadline, within) = (Instant::now() + Duration::from_secs(9), Duration::ZERO);
-            let leased = registry.lease(revision(1), &mut None, deadline, within, true, drop).await;
+            let start = |ticket| {
+                assert_eq!(registry.held_by(revision(1).tenant).waiting, 1);
+                drop(ticket);
+            };
+            let leased = registry.lease(revision(1), &mut None, deadline, within, true, start).await;
             assert!(matches!(leased, Err(Error::Internal { .. })), "{leased:?}");
         }
         assert_eq!(registry.counts(), crate::registry::Counts::default());

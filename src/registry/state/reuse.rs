@@ -309,6 +309,23 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_mixed_as_splitmix64_does() {
+        // Its first outputs, from 0.
+        assert_eq!(hash(0), 0xE220_A839_7B1D_CDAF);
+        assert_eq!(hash(0x9E37_79B9_7F4A_7C15), 0x6E78_9E6A_A1B9_65F4);
+    }
+
+    #[test]
+    fn forgetting_one_of_many_leaves_the_others_as_rare() {
+        let mut reuse = Reuse::default();
+        (0..=MOST as u64).for_each(|revision| reuse.looked_up(revision));
+        let sampled = *reuse.last.keys().next().unwrap();
+        assert!(reuse.last.len() > MOST / 8);
+        reuse.forget(sampled);
+        assert_eq!(reuse.rarity, 1);
+    }
+
+    #[test]
     fn all_are_sampled_until_they_are_too_many() {
         let mut reuse = Reuse::default();
         (0..MOST as u64).for_each(|revision| reuse.looked_up(revision));

@@ -101,3 +101,50 @@ fn nothing_is_dropped_for_a_caller_before_what_is_parked_is_known() {
     world.reclaimed(&[b]);
     assert_eq!(world.asked(), [Reap(a)]);
 }
+
+#[test]
+fn a_spare_is_not_made_of_the_permit_that_a_build_of_its_tenant_will_need() {
+    for (bound, may) in [(2, false), (3, true)] {
+        let mut world = World::new(Limits { compiling: 1, ..LIMITS });
+        world.quotas(TenantBounds { instances: Some(bound), ..bounds() });
+        let a = revision(A);
+        world.live(a, NOTHING, 1, 1);
+        // Another tenant has the slot in which the build could compile.
+        world.wants_place(of_tenant(2, 9));
+        world.wants_place(revision(B));
+        let place = world.places[&a];
+        assert_eq!(world.step(|state, _| state.reserve_spare(a, place)), may, "{bound}");
+    }
+}
+
+#[test]
+fn no_instance_goes_for_a_build_that_its_tenant_may_not_compile_yet() {
+    let mut world = World::new(LIMITS);
+    world.quotas(TenantBounds { instances: Some(2), build_concurrency: Some(1), ..bounds() });
+    let (a, b, c) = (revision(A), revision(B), revision(C));
+    world.live(a, NOTHING, 1, 0);
+    world.wants_place(b);
+    world.wants_place(c);
+    assert_eq!(world.asked(), [Admit(b)]);
+    world.step(|state, now| state.compiled(b.tenant, now));
+    assert_eq!(world.asked(), [Reap(a)]);
+    world.dropped(a);
+    assert_eq!(world.asked(), [Admit(c)]);
+}
+
+#[test]
+fn a_runtime_above_a_bound_that_was_lowered_goes_at_the_next_look_after_its_last_lease() {
+    let mut world = World::new(LIMITS);
+    let (a, b) = (revision(A), revision(B));
+    for revision in [a, b] {
+        world.live(revision, NOTHING, 1, 1);
+    }
+    world.quotas(TenantBounds { runtimes: Some(1), ..bounds() });
+    world.weigh();
+    assert_eq!(world.asked(), []);
+    world.returned(a, true);
+    world.weigh();
+    assert_eq!(world.asked(), [Retire(a)]);
+    world.weigh();
+    assert_eq!(world.asked(), []);
+}

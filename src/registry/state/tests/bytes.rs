@@ -31,6 +31,8 @@ fn beyond_the_bound_as_much_is_dropped_as_leads_below_it_though_it_is_too_little
     world.want_room(320);
     // A little below: a 64th of the bound.
     assert_eq!(world.asked(), [Reap(a); 3]);
+    world.weigh();
+    assert_eq!(world.asked(), [], "all three are on their way");
 }
 
 #[test]
@@ -117,4 +119,22 @@ fn why_there_is_no_room_is_the_tenants_own_bound_only_if_that_is_what_is_missing
     world.quotas(TenantBounds { memory: Some(100), ..bounds() });
     assert_eq!(world.state.no_room(tenant, 100), NoRoom::Pool);
     assert_eq!(world.state.no_room(tenant, 101), NoRoom::Tenant(100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_no_longer_waits_for_room_has_left_the_queue() {
+    use super::super::super::Registry;
+    use crate::{background::Background, memory::MakeRoom, metrics::Metrics};
+
+    let budget = MemoryBudget::new(100);
+    let registry: Registry<Fake> = Registry::new(LIMITS, budget.clone(), Metrics::new(), Background::default());
+    let waiting = || registry.inner.lock().room_queue.len();
+    let _held = budget.charge(MemoryKind::Code, 100);
+    let mut left = registry.inner.clone().make_room(TenantId(1), 1);
+    assert!(futures_util::poll!(left.as_mut()).is_pending());
+    assert_eq!(waiting(), 1);
+    drop(left);
+    assert_eq!(waiting(), 0);
+    assert!(registry.inner.clone().make_room(TenantId(1), 1).await.is_err(), "none comes within its time");
+    assert_eq!(waiting(), 0);
 }

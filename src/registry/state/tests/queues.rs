@@ -243,3 +243,76 @@ fn a_spare_is_made_only_of_what_nobody_wants() {
     assert!(world.step(|state, _| state.reserve_spare(a, place)));
     assert!(!world.step(|state, _| state.reserve_spare(a, place)), "one is being made");
 }
+
+#[test]
+fn a_builder_of_a_build_that_was_dropped_does_not_publish_in_place_of_the_next() {
+    let mut world = World::new(LIMITS);
+    let a = revision(A);
+    let fake = || Fake(a, Arc::new(Mutex::new(NOTHING)));
+    world.wants_place(a);
+    let first = world.places[&a];
+    world.retire(a, None);
+    world.wants_place(a);
+    let second = world.places[&a];
+    assert!(world.step(|state, now| state.publish(a, first, fake(), now)).is_err());
+    assert!(world.step(|state, now| state.publish(a, second, fake(), now)).is_ok());
+}
+
+#[test]
+fn nothing_is_dropped_for_a_permit_before_what_is_parked_is_known() {
+    let mut world = World::new(Limits { max_instances: 3, ..LIMITS });
+    let (a, b, c) = (revision(A), revision(B), revision(C));
+    world.live(a, NOTHING, 1, 0);
+    world.live(b, NOTHING, 1, 1);
+    world.live(c, NOTHING, 1, 1);
+    assert!(world.may_park(b));
+    assert!(matches!(world.call(c), Requested::Queued(_)));
+    assert_eq!(world.asked(), [Reclaim(b)]);
+    world.reclaimed(&[b]);
+    assert_eq!(world.asked(), [Reap(a)]);
+}
+
+#[test]
+fn a_build_for_which_there_is_no_place_takes_no_callers_instance() {
+    let mut world = World::new(Limits { capacity: 2, max_instances: 2, ..LIMITS });
+    let (a, b) = (revision(A), revision(B));
+    for revision in [a, b] {
+        world.live(revision, NOTHING, 1, 1);
+    }
+    // It is to get the first one's place.
+    world.wants_place(revision(C));
+    assert!(matches!(world.call(b), Requested::Queued(_)));
+    world.returned(b, true);
+    assert_eq!(world.asked(), [Grant(b)]);
+}
+
+#[test]
+fn who_cannot_wait_for_what_is_being_reclaimed_takes_a_free_permit() {
+    let a = revision(A);
+    let requested = |limits, may_wait| {
+        let mut world = World::new(limits);
+        world.live(a, NOTHING, 1, 1);
+        assert!(world.may_park(a));
+        world.step(|state, _| state.reclaim_all());
+        let age = world.state.looked_up(a);
+        world.step(|state, now| state.request(a, age, now, now, may_wait))
+    };
+    assert!(matches!(requested(LIMITS, false), Requested::Granted(_)), "from inside a host function");
+    assert!(matches!(requested(Limits { max_waiting: 0, ..LIMITS }, true), Requested::Granted(_)), "the queue is full");
+    assert!(matches!(requested(LIMITS, true), Requested::Queued(_)));
+}
+
+#[test]
+fn a_place_that_is_released_and_forgotten_is_waited_for_by_nobody() {
+    let mut world = World::new(LIMITS);
+    let a = revision(A);
+    world.live(a, NOTHING, 1, 0);
+    let place = world.places[&a];
+    let held = |world: &World| world.state.gone(|revision| revision == a).len();
+    assert_eq!((held(&world), world.state.gone(|revision| revision != a).len()), (1, 0));
+    world.retire(a, None);
+    world.dropped(a);
+    world.gone(a);
+    world.state.forget(place);
+    assert_eq!(held(&world), 0);
+}
