@@ -228,11 +228,7 @@ impl EvaluatorPool {
     pub(crate) fn infos(&self, evaluators: &[Evaluator]) -> Vec<EvaluatorInfo> {
         let mut all = self.inner.registry.view().runtimes;
         // An evaluator that was unloaded and built anew has two: the later in this order is shown.
-        all.sort_by_key(|runtime| match runtime.state {
-            RuntimeState::Draining => 0,
-            RuntimeState::Building => 1,
-            _ => 2,
-        });
+        all.sort_by_key(|runtime| runtime.state != RuntimeState::Draining);
         let runtimes: BTreeMap<_, _> = all.into_iter().map(|runtime| (runtime.revision, runtime)).collect();
         evaluators
             .iter()

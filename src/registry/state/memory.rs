@@ -183,9 +183,8 @@ impl<R: Resident> RegistryState<R> {
     /// What is on its way back.
     fn room_coming(&self) -> u64 {
         let closing = self.draining.values().filter(|draining| matches!(draining.coming, Coming::Soon { .. }));
-        let reaping = self.live.iter().filter(|(_, live)| live.reaping > 0);
-        let frees = closing.map(|draining| draining.frees);
-        self.giving_way + frees.chain(reaping.map(|(_, live)| live.each() * live.reaping as u64)).sum::<u64>()
+        let reaping = self.live.iter().map(|(_, live)| live.each() * live.reaping as u64);
+        self.giving_way + closing.map(|draining| draining.frees).chain(reaping).sum::<u64>()
     }
 
     /// What could be given back by dropping all that nobody uses.

@@ -237,7 +237,7 @@ impl<R: Resident> RegistryState<R> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::tests::{LIMITS, World, of_tenant},
+        super::tests::{LIMITS, NOTHING, World, of_tenant},
         *,
     };
 
@@ -286,6 +286,25 @@ mod tests {
             world.state.places.insert(PlaceId(place), if place < one { ONE } else { OTHER });
         }
         world
+    }
+
+    #[test]
+    fn what_could_go_is_counted_by_tenant_and_age() {
+        let mut world = World::new(LIMITS);
+        let (one, other) = ([of_tenant(1, 1), of_tenant(1, 2)], of_tenant(2, 3));
+        for revision in one {
+            world.live(revision, NOTHING, 1, 0);
+        }
+        world.live(other, NOTHING, 1, 1);
+        let going = world.state.going(Some(world.now));
+        assert_eq!((going.all, going.stale, going.most), (2, 0, (2, 1)));
+        assert_eq!(going.tenants, HashSet::from([ONE]));
+        world.returned(other, true);
+        let going = world.state.going(Some(world.now + STALE - Duration::from_millis(1)));
+        assert_eq!((going.all, going.stale), (3, 2));
+        let going = world.state.going(Some(world.now + STALE));
+        assert_eq!((going.all, going.stale, going.tenants.len()), (3, 3, 2));
+        assert_eq!(world.state.going(None).stale, 0);
     }
 
     #[test]

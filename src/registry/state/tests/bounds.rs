@@ -148,3 +148,47 @@ fn a_runtime_above_a_bound_that_was_lowered_goes_at_the_next_look_after_its_last
     world.weigh();
     assert_eq!(world.asked(), []);
 }
+
+#[test]
+fn an_instance_goes_straight_to_the_oldest_caller_of_its_own_runtime() {
+    let mut world = World::new(LIMITS);
+    world.quotas(TenantBounds { instances: Some(2), ..bounds() });
+    let (a, b) = (revision(A), revision(B));
+    for revision in [a, b] {
+        world.live(revision, NOTHING, 1, 1);
+    }
+    assert!(matches!(world.call(a), Requested::Queued(_)));
+    world.returned(a, true);
+    assert_eq!(world.asked(), [Grant(a)]);
+}
+
+#[test]
+fn a_tenant_with_all_its_runtimes_and_instances_gives_up_an_unused_one_for_its_build() {
+    let mut world = World::new(LIMITS);
+    world.quotas(TenantBounds { runtimes: Some(2), instances: Some(2), ..bounds() });
+    let (a, b, c) = (revision(A), revision(B), revision(C));
+    world.live(a, NOTHING, 1, 0);
+    world.live(b, NOTHING, 1, 1);
+    world.wants_place(c);
+    assert_eq!(world.asked(), [Retire(a)]);
+    world.dropped(a);
+    assert_eq!(world.asked(), []);
+    world.gone(a);
+    assert_eq!(world.asked(), [Admit(c)]);
+}
+
+#[test]
+fn a_tenant_parks_what_it_may_have_and_nothing_while_it_has_too_much() {
+    let a = revision(A);
+    let may_park = |instances, memory, held| {
+        let mut world = World::new(LIMITS);
+        world.live(a, NOTHING, 2, 2);
+        let _held = world.state.memory().give_room(a.tenant, held);
+        world.quotas(TenantBounds { instances: Some(instances), memory: Some(memory), ..bounds() });
+        world.may_park(a)
+    };
+    assert!(may_park(2, 100, 99));
+    assert!(may_park(3, 100, 99));
+    assert!(!may_park(1, 100, 99), "too many instances");
+    assert!(!may_park(2, 100, 100), "too many bytes");
+}

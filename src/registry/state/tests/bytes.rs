@@ -24,15 +24,29 @@ fn room_that_is_on_its_way_is_asked_for_once_and_nothing_is_lost_for_what_cannot
 
 #[test]
 fn beyond_the_bound_as_much_is_dropped_as_leads_below_it_though_it_is_too_little_for_who_waits() {
-    let mut world = World::with_memory(LIMITS, 640);
-    let a = revision(A);
-    world.live(a, instances(40), 4, 0);
-    let _held = world.state.memory().charge(MemoryKind::Code, 660);
-    world.want_room(320);
     // A little below: a 64th of the bound.
-    assert_eq!(world.asked(), [Reap(a); 3]);
-    world.weigh();
-    assert_eq!(world.asked(), [], "all three are on their way");
+    for (held, dropped) in [(640, 0), (660, 3)] {
+        let mut world = World::with_memory(LIMITS, 640);
+        let a = revision(A);
+        world.live(a, instances(40), 4, 0);
+        let _held = world.state.memory().charge(MemoryKind::Code, held);
+        world.want_room(320);
+        assert_eq!(world.asked(), vec![Reap(a); dropped]);
+        world.weigh();
+        assert_eq!(world.asked(), [], "all are on their way");
+    }
+}
+
+#[test]
+fn beyond_the_bound_a_runtime_goes_only_if_that_leads_below_it() {
+    for (held, goes) in [(20, true), (19, false)] {
+        let mut world = World::with_memory(LIMITS, 640);
+        let a = revision(A);
+        world.live(a, code(held), 1, 0);
+        let _held = world.state.memory().charge(MemoryKind::Code, 660);
+        world.want_room(320);
+        assert_eq!(world.asked().contains(&Retire(a)), goes, "{held}");
+    }
 }
 
 #[test]

@@ -90,7 +90,7 @@ pub(super) fn of_tenant(tenant: u64, number: u64) -> RevisionId {
     RevisionId { evaluator: number, number, tenant: TenantId(tenant) }
 }
 
-const NOTHING: Weight = Weight { instances: 0, instance: 0, code: 0, shared: 0, code_in_full: 0 };
+pub(super) const NOTHING: Weight = Weight { instances: 0, instance: 0, code: 0, shared: 0, code_in_full: 0 };
 
 fn instances(instances: u64) -> Weight {
     Weight { instances, ..NOTHING }
@@ -169,7 +169,7 @@ impl World {
     }
 
     /// A runtime with so many instances, of which so many are leased.
-    fn live(&mut self, revision: RevisionId, weight: Weight, instances: usize, leased: usize) {
+    pub(super) fn live(&mut self, revision: RevisionId, weight: Weight, instances: usize, leased: usize) {
         self.wants_place(revision);
         let (place, fake) = (self.places[&revision], Fake(revision, Arc::new(Mutex::new(weight))));
         assert!(self.step(|state, now| state.publish(revision, place, fake, now)).is_ok());
@@ -184,7 +184,7 @@ impl World {
     }
 
     /// A lease ends; its instance is `back` in the pool, or has gone before.
-    fn returned(&mut self, revision: RevisionId, back: bool) {
+    pub(super) fn returned(&mut self, revision: RevisionId, back: bool) {
         let returned = Returned { revision, place: self.places[&revision], back, used_again: 0, last_used: None };
         self.step(|state, now| state.leases_returned(&[returned], now));
     }

@@ -250,10 +250,11 @@ fn a_builder_of_a_build_that_was_dropped_does_not_publish_in_place_of_the_next()
     let a = revision(A);
     let fake = || Fake(a, Arc::new(Mutex::new(NOTHING)));
     world.wants_place(a);
-    let first = world.places[&a];
+    let (first, first_build) = (world.places[&a], world.builds[&a]);
     world.retire(a, None);
     world.wants_place(a);
     let second = world.places[&a];
+    assert!(world.step(|state, now| state.renounce(a, first_build, now)), "it is out already");
     assert!(world.step(|state, now| state.publish(a, first, fake(), now)).is_err());
     assert!(world.step(|state, now| state.publish(a, second, fake(), now)).is_ok());
 }
@@ -284,6 +285,64 @@ fn a_build_for_which_there_is_no_place_takes_no_callers_instance() {
     assert!(matches!(world.call(b), Requested::Queued(_)));
     world.returned(b, true);
     assert_eq!(world.asked(), [Grant(b)]);
+}
+
+#[test]
+fn what_is_parked_stays_so_while_a_build_needs_nothing_of_it() {
+    let mut world = World::new(LIMITS);
+    world.live(revision(A), NOTHING, 1, 1);
+    assert!(world.may_park(revision(A)));
+    world.wants_place(revision(B));
+    assert_eq!(world.asked(), [Admit(revision(B))]);
+}
+
+#[test]
+fn nothing_is_reclaimed_for_who_is_refused_for_a_failure_that_is_remembered() {
+    let mut world = World::new(Limits { capacity: 1, max_waiting: 0, ..LIMITS });
+    let (a, b) = (revision(A), revision(B));
+    world.wants_place(b);
+    let id = world.builds[&b];
+    world.step(|state, now| state.build_failed(b, id, &Error::invalid_plugin("told to fail"), now));
+    world.dropped(b);
+    world.gone(b);
+    world.step(|state, now| state.compiled(b.tenant, now));
+    world.live(a, NOTHING, 1, 1);
+    assert!(world.may_park(a));
+    assert!(matches!(world.call(b), Requested::Refused(Error::InvalidPlugin { .. })));
+    assert_eq!(world.asked(), []);
+    assert!(matches!(world.call(revision(C)), Requested::Again), "its place may be free");
+    assert_eq!(world.asked(), [Reclaim(a)]);
+}
+
+#[test]
+fn an_instance_that_comes_back_to_a_runtime_on_its_way_out_is_dropped() {
+    let mut world = World::new(LIMITS);
+    let a = revision(A);
+    world.live(a, NOTHING, 2, 2);
+    world.retire(a, None);
+    world.asked();
+    for _ in 0..2 {
+        world.returned(a, true);
+        assert_eq!(world.asked(), [Reap(a)]);
+    }
+    assert_eq!((world.state.reaping, world.state.closing), (2, 1));
+    world.dropped(a);
+    world.dropped(a);
+    world.gone(a);
+    assert_eq!((world.state.reaping, world.state.closing), (0, 0));
+}
+
+#[test]
+fn a_runtime_is_at_rest_while_it_serves_and_none_of_its_leases_is_out() {
+    let mut world = World::new(LIMITS);
+    let a = revision(A);
+    world.live(a, NOTHING, 1, 1);
+    let place = world.places[&a];
+    assert!(!world.state.is_at_rest(a, place));
+    world.returned(a, true);
+    assert!(world.state.is_at_rest(a, place) && !world.state.is_at_rest(a, PlaceId(u64::MAX)));
+    world.retire(a, None);
+    assert!(!world.state.is_at_rest(a, place));
 }
 
 #[test]
