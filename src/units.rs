@@ -12,6 +12,14 @@ pub(crate) struct Size(pub(crate) u64);
 /// A name from outside, in quotes. A longer one is cut. (A precision in `{:.100?}` cuts nothing.)
 pub(crate) struct Quoted<'a>(pub(crate) &'a str);
 
+/// Cuts what is longer than so many bytes, between characters, with a mark that says so.
+pub(crate) fn cut(text: &mut String, most: usize) {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
+        text.push('…');
+    }
+}
+
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let end = self.0.floor_char_boundary(100);
@@ -67,6 +75,16 @@ pub(crate) fn unfit_name(name: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_too_long_is_cut_between_characters_and_says_so() {
+        for (text, most, left) in [("", 0, ""), ("ab", 2, "ab"), ("abc", 2, "ab…"), ("aé", 2, "a…"), ("aé", 3, "aé")]
+        {
+            let mut cutting = text.to_owned();
+            cut(&mut cutting, most);
+            assert_eq!(cutting, left, "{text} to {most}");
+        }
+    }
 
     #[test]
     fn a_name_is_shown_in_quotes_and_a_long_one_is_cut_between_characters() {

@@ -13,6 +13,7 @@ use crate::{
     runtime::{Policy, Report},
     source::{EntryPoints, Plugin},
     spec::Spec,
+    units::cut,
 };
 
 /// Bytes of labels in a log line.
@@ -98,10 +99,7 @@ pub(super) fn blueprint(
 fn labels(spec: &Spec) -> Option<Arc<str>> {
     let pairs: Vec<_> = spec.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let mut text = pairs.join(" ");
-    if text.len() > MAX_LABELS {
-        text.truncate(text.floor_char_boundary(MAX_LABELS));
-        text.push('…');
-    }
+    cut(&mut text, MAX_LABELS);
     (!text.is_empty()).then(|| text.into())
 }
 

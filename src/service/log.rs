@@ -208,7 +208,7 @@ fn targets(log: Log<'_>) -> Targets {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
@@ -227,7 +227,8 @@ mod tests {
         }
     }
 
-    fn logged(log: impl FnOnce()) -> String {
+    /// What is logged meanwhile.
+    pub(in crate::service) fn logged(log: impl FnOnce()) -> String {
         let written = Written::default();
         let writer = written.clone();
         let layer = fmt::layer().with_writer(move || writer.clone()).with_ansi(false).without_time();

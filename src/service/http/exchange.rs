@@ -24,7 +24,12 @@ use super::{
     body::{Bodies, full},
     request::Call,
 };
-use crate::{Data, Error, Input, config::ServiceSettings, data::InputSource, units::Quoted};
+use crate::{
+    Data, Error, Input,
+    config::ServiceSettings,
+    data::InputSource,
+    units::{Quoted, cut},
+};
 
 /// Bytes of names and values that a response's headers may have; many clients take no more.
 const MOST_OF_HEADERS: usize = 16 * 1024;
@@ -186,10 +191,7 @@ impl Answer {
     /// `guest_error`, which says what is wrong with it.
     pub(super) fn read(output: &[u8], allowed: &Allowed) -> Result<Self, Error> {
         read(output, allowed).map_err(|mut why| {
-            if why.len() > MAX_REASON {
-                why.truncate(why.floor_char_boundary(MAX_REASON));
-                why.push('…');
-            }
+            cut(&mut why, MAX_REASON);
             Error::guest_error(format!("its output is no response, which input = request wants: {why}"))
         })
     }
@@ -292,5 +294,27 @@ impl<'de> Deserialize<'de> for Headers {
         }
 
         deserializer.deserialize_map(Pairs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_take_so_many_bytes_at_most_with_some_for_each() {
+        let mut service = ServiceSettings::default();
+        service.response_headers = ["x-long", "x-other"].map(str::to_owned).into();
+        let allowed = Allowed::new(&service);
+        let answer = |length: usize| {
+            let (long, other) = ("v".repeat(length), "v".repeat(10));
+            let document = serde_json::json!({ "headers": { "x-long": long, "x-other": other }, "body": "b" });
+            Answer::read(document.to_string().as_bytes(), &allowed)
+        };
+        // Each takes 32 beside its name and value.
+        let most = MOST_OF_HEADERS - (6 + 32) - (7 + 10 + 32);
+        assert_eq!(answer(most).unwrap().headers.len(), 2);
+        let refused = answer(most + 1).unwrap_err().to_string();
+        assert!(refused.contains("headers take more than 16384 bytes"), "{refused}");
     }
 }

@@ -17,6 +17,16 @@ use crate::{TraceParent, service::telemetry::requests::parent};
 /// How a request ended, as it is counted: by the class of its status, or its client left.
 const ENDINGS: [&str; 5] = ["2xx", "3xx", "4xx", "5xx", "left"];
 
+fn ending(status: Option<StatusCode>) -> &'static str {
+    match status {
+        None => "left",
+        Some(status) if status.is_server_error() => "5xx",
+        Some(status) if status.is_client_error() => "4xx",
+        Some(status) if status.is_redirection() => "3xx",
+        Some(_) => "2xx",
+    }
+}
+
 /// Which requests of this second are logged, and how many there were.
 pub(super) struct Lines {
     most: u64,
@@ -59,13 +69,7 @@ impl Lines {
     }
 
     fn count(&self, status: Option<StatusCode>) {
-        let ending = match status {
-            None => "left",
-            Some(status) if status.is_server_error() => "5xx",
-            Some(status) if status.is_client_error() => "4xx",
-            Some(status) if status.is_redirection() => "3xx",
-            Some(_) => "2xx",
-        };
+        let ending = ending(status);
         for (_, ended) in ENDINGS.iter().zip(&self.ended).filter(|(word, _)| **word == ending) {
             ended.increment(1);
         }
@@ -125,6 +129,34 @@ impl Drop for Line<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::log::tests::logged;
+
+    #[test]
+    fn requests_are_counted_by_the_class_of_their_status() {
+        let endings = [200, 204, 302, 304, 400, 429, 500, 503].map(|code| ending(StatusCode::from_u16(code).ok()));
+        assert_eq!(endings, ["2xx", "2xx", "3xx", "3xx", "4xx", "4xx", "5xx", "5xx"]);
+        assert_eq!(ending(None), "left");
+    }
+
+    #[test]
+    fn a_line_says_how_many_before_it_have_none_if_any_has() {
+        let lines = Lines::new(9);
+        let logs = |path: &str, status| {
+            let request = Request::builder().uri(path).body(axum::body::Body::empty()).unwrap();
+            logged(|| {
+                let span = Span::none();
+                let mut line = lines.begin(&request, &span);
+                line.status = status;
+            })
+        };
+        let line = logs("/v1/evaluators/a?token=x", Some(StatusCode::OK));
+        assert!(line.contains("answered") && line.contains("path=\"/v1/evaluators/a\" status=200"), "{line}");
+        assert!(!line.contains("skipped") && !line.contains("token"), "{line}");
+        lines.skipped.store(3, Ordering::Relaxed);
+        let line = logs("/v1/evaluators", None);
+        assert!(line.contains("its client left") && line.contains("skipped=3"), "{line}");
+        assert!(!logs("/healthz", Some(StatusCode::OK)).contains("INFO"), "no request of a client's");
+    }
 
     #[test]
     fn of_many_requests_in_a_second_some_get_a_line_and_the_next_tells_of_the_others() {

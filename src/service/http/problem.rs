@@ -6,7 +6,7 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::{Error, ErrorKind, LastWords};
+use crate::{Error, ErrorKind, LastWords, units::cut};
 
 /// A problem's type is this with the error's kind appended, which leads to the section about that kind.
 const TYPES: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/ERRORS.md#");
@@ -89,10 +89,7 @@ impl IntoResponse for Problem {
 
         let Self { status, kind, mut detail, retry_after, last_words } = self;
         let most = if kind == ErrorKind::GuestError { MAX_MESSAGE } else { MAX_DETAIL };
-        if detail.len() > most {
-            detail.truncate(detail.floor_char_boundary(most));
-            detail.push('…');
-        }
+        cut(&mut detail, most);
         let body = Body {
             r#type: format!("{TYPES}{kind}"),
             title: status_and_title(kind).1,
@@ -178,6 +175,27 @@ mod tests {
         }
         assert_eq!(described.matches("\n### ").count(), ErrorKind::ALL.len());
         assert!(described.contains(&format!("\"{TYPES}not_found\"")));
+    }
+
+    #[test]
+    fn a_client_is_told_how_to_go_on() {
+        let headers = |status, kind| {
+            let response = Problem::new(status, kind, "why").into_response();
+            let get = |name| response.headers().get(name).map(|value: &HeaderValue| value.to_str().unwrap().to_owned());
+            [header::WWW_AUTHENTICATE, header::CONNECTION, header::RETRY_AFTER].map(get)
+        };
+        let some = |value: &str| Some(value.to_owned());
+        let unauthorized = headers(StatusCode::UNAUTHORIZED, ErrorKind::Unauthorized);
+        assert_eq!(unauthorized, [some("Bearer"), None, None]);
+        let slow = headers(StatusCode::REQUEST_TIMEOUT, ErrorKind::InvalidRequest);
+        assert_eq!(slow, [None, some("close"), None], "what is left of the request is not read");
+        for (status, kind) in [
+            (StatusCode::TOO_MANY_REQUESTS, ErrorKind::Saturated),
+            (StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Overloaded),
+        ] {
+            assert_eq!(headers(status, kind), [None, None, some("1")]);
+        }
+        assert_eq!(headers(StatusCode::NOT_FOUND, ErrorKind::NotFound), [None, None, None]);
     }
 
     #[test]

@@ -66,3 +66,28 @@ impl Drop for InFlight {
         self.0.send_modify(|state| state.in_flight = state.in_flight.saturating_sub(1));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn a_server_is_idle_once_every_request_and_every_part_of_one_has_ended() {
+        let work = Work::default();
+        let is_idle = || work.idle().now_or_never().is_some();
+        assert!(is_idle());
+        let request = work.begin().unwrap();
+        let parts = [work.part(), work.part()];
+        drop(request);
+        assert!(!is_idle(), "its guest runs on");
+        work.drain();
+        assert!(work.is_draining() && work.begin().is_none());
+        let late = work.part();
+        drop(parts);
+        assert!(!is_idle(), "what was begun before may have parts yet");
+        drop(late);
+        assert!(is_idle(), "and nothing is counted that was refused");
+    }
+}

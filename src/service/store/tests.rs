@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{Isolation, Settings, Wasi, background::Background};
+use crate::{Isolation, Settings, Wasi, background::Background, service::log::tests::logged};
 
 fn plugin(export: &str) -> Plugin {
     let bytes = wat::parse_str(format!("(module (func (export {export:?})))")).unwrap();
@@ -264,4 +264,48 @@ fn a_record_larger_than_any_is_not_read() {
     assert!(reason(record::MAX_RECORD + 1).contains("not a small regular file"));
     // It is read, and is no record.
     assert!(reason(record::MAX_RECORD).contains("expected value"));
+}
+
+#[test]
+fn what_a_tenant_may_store_counts_what_it_has_under_other_names() {
+    let named = |bytes| Named { blobs: Vec::new(), bytes, revision: Some(1) };
+    let stored: BTreeMap<String, Named> =
+        [("a/1", 10), ("a/2", 20), ("a", 5), ("b/1", 1000)].map(|(name, bytes)| (name.to_owned(), named(bytes))).into();
+    for (name, bytes, most, fits) in [
+        ("a/1", 25, Some(50), true),
+        ("a/1", 26, Some(50), false),
+        ("a/3", 15, Some(50), true),
+        ("a/3", 16, Some(50), false),
+        ("b/1", 1000, Some(1000), true),
+        ("c/1", 1001, Some(1000), false),
+        ("c/1", u64::MAX, None, true),
+    ] {
+        let checked = check_stored(&stored, name, bytes, most);
+        assert_eq!(checked.is_ok(), fits, "{name} of {bytes} within {most:?}: {checked:?}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_removed_is_told_and_one_that_is_not_there_is_not() {
+    let folder = TempDir::new().unwrap();
+    assert_eq!(logged(|| files::remove(&folder.path().join("nothing"))), "");
+    let log = logged(|| files::remove(folder.path()));
+    assert!(log.contains("a file that nobody needs cannot be removed"), "{log}");
+}
+
+#[test]
+fn an_evaluator_whose_file_is_gone_can_be_forgotten() {
+    let folder = TempDir::new().unwrap();
+    let (store, _) = open(&folder);
+    for name in ["gone", "refuses"] {
+        put(&store, name, name);
+    }
+    fs::remove_file(folder.path().join("evaluators/gone.json")).unwrap();
+    store.forget("gone", anything, || ()).unwrap();
+    let file = folder.path().join("evaluators/refuses.json");
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    let mut is_forgotten = false;
+    store.forget("refuses", anything, || is_forgotten = true).unwrap_err();
+    assert!(!is_forgotten);
 }

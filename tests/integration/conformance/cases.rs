@@ -99,6 +99,9 @@ fn ending_cases() -> Vec<Case> {
         case("a clock that only goes on", wasi("clock_time_get", "(param i32 i64 i32) (result i32)",
             "(drop (call $f (i32.const 1) (i64.const 1) (i32.const 64))) (drop (call $f (i32.const 1) (i64.const 1) (i32.const 72)))
              (if (i64.lt_u (i64.load (i32.const 72)) (i64.load (i32.const 64))) (then unreachable)) i32.const 0"), "", Output(b"")),
+        case("how fine clocks are", wasi("clock_res_get", "(param i32 i32) (result i32)",
+            "(drop (call $f (i32.const 0) (i32.const 64))) (drop (call $f (i32.const 1) (i32.const 72)))
+             (if (i32.or (i64.eqz (i64.load (i32.const 64))) (i64.eqz (i64.load (i32.const 72)))) (then unreachable)) i32.const 0"), "", Output(b"")),
         case("randomness", wasi("random_get", "(param i32 i32) (result i32)",
             "(if (call $f (i32.const 64) (i32.const 16)) (then unreachable))
              (if (i64.eq (i64.load (i32.const 64)) (i64.load (i32.const 72))) (then unreachable)) i32.const 0"), "", Output(b"")),

@@ -305,6 +305,31 @@ fn a_plugin_is_linked_with_the_modules_that_come_with_it() {
     eventually("both modules are gone", || server.files("plugins").is_empty());
 }
 
+/// A module of so many bytes.
+fn of_size(size: usize, text: &str) -> Vec<u8> {
+    let mut module = wasm(text);
+    // A custom section's id, three bytes of its size, and the length of its name, which is empty.
+    let rest = size - module.len() - 4;
+    module.extend([0, rest as u8 | 0x80, (rest >> 7) as u8 | 0x80, (rest >> 14) as u8]);
+    module.extend(vec![0; rest]);
+    module
+}
+
+#[test]
+fn a_form_has_room_for_a_plugin_all_modules_and_a_spec_of_the_largest_size() {
+    let server = Server::start(&[("LIMITS_PLUGIN_SIZE", "1MiB")]);
+    let links: Vec<_> = (0..8).map(|n| format!("link.l{n}")).collect();
+    let imports: String = (0..8).fold(String::new(), |all, n| all + &format!(r#"(import "l{n}" "f" (func))"#));
+    let plugin = of_size(1 << 20, &format!(r#"(module {imports} (func (export "run")))"#));
+    let linked = of_size(1 << 20, r#"(module (func (export "f")))"#);
+    let document = format!("{}{{}}", " ".repeat(256 * 1024 - 2));
+    let mut parts = vec![("spec", document.as_bytes()), ("plugin", &plugin)];
+    parts.extend(links.iter().map(|name| (name.as_str(), &linked[..])));
+    assert_eq!(server.put_form("large", &parts).status, 201);
+    let larger = [&plugin[..], &[0, 1, 0]].concat();
+    server.put_form("larger", &[("plugin", &larger)]).is(413, "payload_too_large");
+}
+
 #[test]
 fn static_data_is_what_each_call_is_merged_into_and_labels_are_logged() {
     let server = Server::start(&[]);

@@ -116,4 +116,5 @@ fn a_folder_that_refuses_is_an_internal_error_and_publishes_nothing() {
     assert_eq!(server.delete("kept/runtime").status, 204);
     fs::remove_dir_all(server.data.join("plugins")).unwrap();
     server.post("kept", b"").is(503, "source_unavailable");
+    server.has_logged("a stored plugin cannot be read");
 }

@@ -391,8 +391,8 @@ fn bodies(wasm: &[u8], section: &Range<usize>, patches: &[Patch], moved: bool) -
 
 /// The patches within a range. They are in order.
 fn within<'a>(patches: &'a [Patch], range: &Range<usize>) -> &'a [Patch] {
-    let begin = patches.partition_point(|patch| patch.at.start < range.start);
-    let end = patches.partition_point(|patch| patch.at.start < range.end);
+    let begin = patches.partition_point(|patch| patch.at.end <= range.start);
+    let end = patches.partition_point(|patch| patch.at.end <= range.end);
     patches.get(begin..end).unwrap_or_default()
 }
 
@@ -431,10 +431,8 @@ fn call(at: Range<usize>, function: u32) -> Patch {
 
 fn padded(number: u32, length: usize) -> Vec<u8> {
     let mut bytes = encoded(number);
-    if bytes.len() < length {
-        bytes.resize(length, 0);
-        leb::overwrite(&mut bytes, number);
-    }
+    bytes.resize(bytes.len().max(length), 0);
+    leb::overwrite(&mut bytes, number);
     bytes
 }
 

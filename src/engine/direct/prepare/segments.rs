@@ -39,10 +39,6 @@ const PASSIVE: u8 = 1;
 pub(super) fn join(wasm: &[u8], worthwhile: usize) -> Option<Vec<u8>> {
     let sections = Sections::read(wasm)?;
     let count = sections.data.count() as usize;
-    // What most modules have: no more is read of them than the headers of their sections.
-    if count < worthwhile || sections.announced.as_ref().is_some_and(|(announced, _)| *announced as usize != count) {
-        return None;
-    }
     let segments: Vec<Data<'_>> = sections.data.clone().into_iter().collect::<Result<_, _>>().ok()?;
     let active = active(&segments, &sections.memories, wasm)?;
     // If none of the others is read, which takes a look at all code.
@@ -105,8 +101,8 @@ impl Memory {
     fn place<'a>(&self, offset: &ConstExpr<'_>, data: &'a [u8]) -> Option<Placed<'a>> {
         let mut operators = offset.get_operators_reader();
         let at = match operators.read().ok()? {
-            Operator::I32Const { value } if !self.is_64 => value.cast_unsigned().into(),
-            Operator::I64Const { value } if self.is_64 => value.cast_unsigned(),
+            Operator::I32Const { value } => value.cast_unsigned().into(),
+            Operator::I64Const { value } => value.cast_unsigned(),
             _ => return None,
         };
         let fits = self.size? >= at.checked_add(data.len() as u64)?;

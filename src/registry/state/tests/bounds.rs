@@ -192,3 +192,30 @@ fn a_tenant_parks_what_it_may_have_and_nothing_while_it_has_too_much() {
     assert!(!may_park(1, 100, 99), "too many instances");
     assert!(!may_park(2, 100, 100), "too many bytes");
 }
+
+#[test]
+fn what_a_closing_runtime_gives_back_is_counted_on_by_its_own_tenant() {
+    let mut world = World::new(LIMITS);
+    world.quotas(TenantBounds { instances: Some(3), ..bounds() });
+    let (a, b, c) = (revision(A), revision(B), revision(C));
+    world.live(a, NOTHING, 1, 0);
+    world.live(b, NOTHING, 1, 0);
+    world.live(c, NOTHING, 1, 1);
+    world.retire(a, None);
+    assert_eq!(world.asked(), [Retire(a)]);
+    assert!(matches!(world.call(c), Requested::Queued(_)));
+    assert_eq!(world.asked(), []);
+    world.dropped(a);
+    assert_eq!(world.asked(), [Grant(c)]);
+}
+
+#[test]
+fn a_tenant_none_of_whose_callers_may_wait_is_refused_if_no_place_is_in_sight() {
+    let mut world = World::new(Limits { capacity: 1, ..LIMITS });
+    world.quotas(TenantBounds { max_waiting: Some(0), ..bounds() });
+    assert!(matches!(world.call(revision(A)), Requested::Start(..)));
+    let mut world = World::new(Limits { capacity: 1, ..LIMITS });
+    world.live(of_tenant(2, 9), NOTHING, 1, 1);
+    world.quotas(TenantBounds { max_waiting: Some(0), ..bounds() });
+    assert!(matches!(world.call(revision(A)), Requested::Refused(Error::QuotaExceeded { .. })));
+}

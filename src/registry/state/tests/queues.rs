@@ -124,6 +124,9 @@ fn a_lease_is_not_parked_while_callers_of_its_runtime_wait() {
     world.live(a, NOTHING, 4, 4);
     assert!(matches!(world.call(a), Requested::Queued(_)), "it has all that it may");
     assert!(!world.may_park(a));
+    world.retire(a, None);
+    assert_eq!(world.asked(), [Retire(a), Asked::Refuse]);
+    assert_eq!(world.state.counts().waiting_instance, 0);
 }
 
 #[test]

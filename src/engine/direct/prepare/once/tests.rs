@@ -163,6 +163,18 @@ fn pages_side_by_side_are_one_segment_and_zeros_at_its_ends_none_of_it() {
     assert_eq!(runs, [(2 * PAGE + 5, 3 * PAGE + 4), (8 * PAGE, PAGE)]);
 }
 
+#[test]
+fn a_module_that_has_what_is_anothers_says_why_its_state_is_not_read() {
+    for import in ["(memory 1)", "(table 1 funcref)", "(global i32)"] {
+        let text = module("", "", "")
+            .replace("(import \"extism", &format!("(import \"host\" \"it\" {import}) (import \"extism"));
+        let text = if import == "(memory 1)" { text.replace("(memory (export \"memory\") 1)", "") } else { text };
+        let wasm = wat::parse_str(text).unwrap();
+        let why = Recorder::of(&compiled(&wasm, Begin::Recorded), Digest::of(&wasm)).err();
+        assert_eq!(why.as_deref(), Some("it imports a memory, a table or a global"), "{import}");
+    }
+}
+
 /// Where the code begins.
 fn code(wasm: &[u8]) -> usize {
     let mut payloads = Parser::new(0).parse_all(wasm).map(Result::unwrap);

@@ -7,7 +7,7 @@ use wasmtime::{Extern, ExternType, Func, FuncType, Instance, Linker, Memory, Mod
 
 use super::{
     super::{
-        KERNEL, Map, kernel_memory, start,
+        KERNEL, Map, is_ours, kernel_memory, start,
         tests::{ENGINE, each_fixture},
     },
     *,
@@ -169,6 +169,10 @@ fn functions_keep_their_names_and_their_places_however_they_are_named() {
             (func $own (param i64) (result i64) (call $between1 (local.get 0)))
             (func (export "by_table") (result i64) (call_indirect (param i64) (result i64) (i64.const 4096) (i32.const 1)))
             (func (export "by_host") (result i64) (call_indirect (param i64) (result i64) (i64.const 2) (i32.const 3)))
+            (func (export "by_expression") (result i64) (call_indirect (result i64) (i32.const 4)))
+            (func (export "by_expression_of_its_own") (result i64) (call_indirect (param i64) (result i64) (i64.const 5) (i32.const 6)))
+            (func (export "by_global") (result i64) (table.set (i32.const 5) (global.get $reference))
+                (call_indirect (result i64) (i32.const 5)))
             (func (export "own") (result i64) (return_call $own (i64.const 7)))
             (func (export "ends") (result i64) (return_call $memory_bytes))
             (func (export "stores") (call $store_u64 (i64.const 4096) (i64.const 77)) (call $store_u8 (i64.const 4104) (i32.const 8))
@@ -189,8 +193,44 @@ fn every_plugin_is_linked_whatever_it_has() {
         r#"(module (import "extism:host/env" "input_length" (func (result i64))) (export "length" (func 0)))"#,
         r#"(module (type (func)) (table 1 funcref) (global i32 (i32.const 0)) (@custom "after" (after global) "text"))"#,
         r#"(module (memory (export "a") 1) (memory (export "b") 1) (func (export "f") (i32.store8 1 (i32.const 3) (i32.const 4))))"#,
+        r#"(module (table (export "t") 9000 externref)
+            (func (export "f") (table.fill 0 (i32.const 1) (ref.null extern) (i32.const 8999)))
+            (func (export "g") (table.fill 0 (i32.const 1) (ref.null extern) (i32.const 9000))))"#,
+        r#"(module (memory (export "a") i64 3) (memory (export "b") 3)
+            (func (export "f") (memory.fill 0 (i64.const 7) (i32.const 1) (i64.const 170000)) (memory.fill 1 (i32.const 9) (i32.const 2) (i32.const 180000)))
+            (func (export "g") (memory.copy 0 1 (i64.const 5) (i32.const 9) (i32.const 150000)))
+            (func (export "h") (memory.copy 1 0 (i32.const 90) (i64.const 5) (i32.const -1)))
+            (func (export "i") (memory.copy 0 0 (i64.const 5) (i64.const 9) (i64.const 150000)) (memory.copy 0 0 (i64.const 900) (i64.const 9) (i64.const 150000))))"#,
     ] {
         linked(text);
+    }
+}
+
+#[test]
+fn a_module_that_begins_with_data_has_one_more_segment_and_no_other_has_any() {
+    let data = |wasm: &[u8]| {
+        let payloads = Parser::new(0).parse_all(wasm).map(Result::unwrap);
+        let counts = payloads.filter_map(|payload| match payload {
+            Payload::DataCountSection { count, .. } => Some(("announced", count)),
+            Payload::DataSection(section) => Some(("there", section.count())),
+            _ => None,
+        });
+        counts.collect::<Vec<_>>()
+    };
+    for (text, expected) in [
+        ("(module (memory 1))", &[][..]),
+        (r#"(module (memory 1) (data (i32.const 0) "x"))"#, &[("there", 2)]),
+        (
+            r#"(module (memory 1) (data $d "x") (func (memory.init $d (i32.const 0) (i32.const 0) (i32.const 1))))"#,
+            &[("announced", 2), ("there", 2)],
+        ),
+        (
+            r#"(module (memory 3) (data (i32.const 0) "x")
+                (func (export "f") (memory.fill (i32.const 0) (i32.const 1) (i32.const 170000))))"#,
+            &[("there", 2)],
+        ),
+    ] {
+        assert_eq!(data(&linked(text)), expected, "{text}");
     }
 }
 
@@ -202,6 +242,9 @@ fn what_is_imported_by_another_type_stays_for_the_linker_to_refuse() {
         let wasm = wat::parse_str(format!(r#"(module (import "extism:host/env" "load_u8" {ty}))"#)).unwrap();
         assert_eq!(rewrite(&wasm, Digest::of(&wasm), true).is_some(), is_linked, "{ty}");
     }
+    let text = r#"(module (type $open (sub (func (param i64) (result i32)))) (import "extism:host/env" "load_u8" (func (type $open))))"#;
+    let wasm = wat::parse_str(text).unwrap();
+    assert!(rewrite(&wasm, Digest::of(&wasm), true).is_none(), "a type that may have others below it is another");
 }
 
 #[test]
@@ -216,6 +259,7 @@ fn a_plugin_cannot_have_the_kernels_export() {
     let broken = format!("{}x", &name[..name.len() - 3]);
     let wasm = wat::parse_str(format!(r#"(module (memory (export "{broken}") 1))"#)).unwrap();
     assert_eq!(Map::of(&Module::new(&ENGINE, &wasm).unwrap()), None);
+    assert!(is_ours(&name) && !is_ours("memory"));
 }
 
 #[test]
