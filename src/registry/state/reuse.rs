@@ -329,7 +329,9 @@ mod tests {
     fn where_no_more_can_be_left_out_the_eighth_that_was_not_used_for_longest_leaves() {
         let mut reuse = Reuse { rarity: RAREST, ..Reuse::default() };
         let sampled: Vec<u64> = (0..).filter(|revision| reuse.samples(*revision)).take(MOST + 1).collect();
-        sampled.iter().for_each(|revision| reuse.looked_up(*revision));
+        for revision in &sampled {
+            reuse.looked_up(*revision);
+        }
         let (left, stay) = sampled.split_at(MOST / 8 + 1);
         assert!(left.iter().all(|revision| !reuse.last.contains_key(revision)));
         assert!(stay.iter().all(|revision| reuse.last.contains_key(revision)));
