@@ -118,6 +118,20 @@ fn a_caller_has_parked_instances_reclaimed_only_if_its_runtime_has_no_idle_one()
 }
 
 #[test]
+fn a_runtime_is_hot_once_a_call_comes_within_ten_milliseconds_of_the_one_before() {
+    let mut world = World::new(LIMITS);
+    let a = revision(A);
+    world.live(a, NOTHING, 1, 0);
+    for (pause, hot) in [(10, false), (9, true), (1, true), (10, false)] {
+        // The call itself is a step.
+        world.now += Duration::from_millis(pause - 1);
+        let Requested::Granted(grant) = world.call(a) else { panic!("it has an idle instance") };
+        assert_eq!(grant.hot, hot, "{pause}");
+        world.returned(a, true);
+    }
+}
+
+#[test]
 fn a_lease_is_not_parked_while_callers_of_its_runtime_wait() {
     let mut world = World::new(LIMITS);
     let a = revision(A);
