@@ -415,6 +415,8 @@ mod tests {
         assert_eq!(b.weight(), Weight { code: 30, code_in_full: 30, instance: 7, ..Weight::default() });
         drop((b, code));
         assert_eq!(budget.used(), 0);
+        budget.set_slots(3);
+        assert_eq!((budget.uses().instances, budget.used()), (3, 3));
     }
 
     struct Gives(Arc<MemoryBudget>);

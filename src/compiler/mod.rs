@@ -409,3 +409,21 @@ impl Drop for Guard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_ends_when_nobody_waits_for_it_any_more() {
+        let (held, gone) = oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            let _held = held;
+            std::future::pending::<()>().await;
+        });
+        drop(AbortOnDrop(task));
+        assert!(gone.await.is_err());
+    }
+}

@@ -103,3 +103,52 @@ fn lock<T>(held: &Lock<T>) -> MutexGuard<'_, T> {
     // Map and list operations only.
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contents_that_nobody_compiles_are_forgotten() {
+        let contents = Contents::default();
+        let [one, two] = [Digest::of(b"one"), Digest::of(b"two")];
+        let first = contents.try_only(one).unwrap();
+        assert!(contents.try_only(one).is_none(), "somebody compiles it");
+        let second = contents.try_only(two).unwrap();
+        assert_eq!(lock(&contents.0).len(), 2);
+        drop(first);
+        assert!(contents.try_only(two).is_none());
+        assert_eq!(lock(&contents.0).len(), 1);
+        drop(second);
+        assert!(contents.try_only(one).is_some());
+    }
+
+    #[tokio::test]
+    async fn one_compiles_a_content_at_a_time_and_knows_whether_those_that_wait_are_wanted() {
+        let (contents, digest) = (Contents::default(), Digest::of(b"one"));
+        let wanted = || Arc::new(|| false) as Arc<Renounce>;
+        let first = contents.only(digest, wanted()).await;
+        assert!(first.followers().renounce(), "nobody waits");
+        let mut second = Box::pin(contents.only(digest, wanted()));
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        assert!(!first.followers().renounce(), "somebody wants it");
+        drop(first);
+        let second = second.await;
+        assert!(contents.try_only(digest).is_none() && second.followers().renounce());
+    }
+
+    #[test]
+    fn all_who_still_follow_are_asked_and_who_left_is_forgotten() {
+        let content = Content::default();
+        let follower = || Arc::new(|| true) as Arc<Renounce>;
+        let [one, two, three] = [follower(), follower(), follower()];
+        content.follow(&one);
+        content.follow(&two);
+        assert_eq!(content.followers().len(), 2);
+        drop(one);
+        content.follow(&three);
+        assert_eq!((content.followers().len(), lock(&content.followers).len()), (2, 2));
+        drop((two, three));
+        assert!(content.followers().is_empty());
+    }
+}

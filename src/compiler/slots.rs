@@ -144,3 +144,66 @@ impl Drop for Wanting<'_> {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        sync::atomic::AtomicBool,
+        task::{Context, Poll, Waker},
+    };
+
+    use super::*;
+
+    /// A build that nobody wants, and whether it was asked.
+    fn unwanted() -> (Arc<Renounce>, Arc<AtomicBool>) {
+        let asked = Arc::new(AtomicBool::new(false));
+        let told = asked.clone();
+        (Arc::new(move || !told.swap(true, Ordering::SeqCst)), asked)
+    }
+
+    #[test]
+    fn a_build_that_nobody_wants_any_more_when_it_gets_its_slot_gives_way_to_the_next() {
+        let (slots, left) = (BuildSlots::new(1), Notify::new());
+        let context = &mut Context::from_waker(Waker::noop());
+        let running = slots.idle(None).unwrap();
+        let (renounce, asked) = unwanted();
+        let mut first = pin!(slots.acquire(Some(renounce), &left));
+        let mut second = pin!(slots.acquire(None, &left));
+        assert!(first.as_mut().poll(context).is_pending() && second.as_mut().poll(context).is_pending());
+        drop(running);
+        let Poll::Ready(given_up) = first.as_mut().poll(context) else { panic!("it is the first in line") };
+        assert!(asked.load(Ordering::SeqCst));
+        drop(given_up);
+        assert!(second.as_mut().poll(context).is_ready());
+    }
+
+    #[test]
+    fn only_builds_that_have_a_slot_are_asked_to_give_way() {
+        let (slots, left) = (BuildSlots::new(2), Notify::new());
+        let context = &mut Context::from_waker(Waker::noop());
+        let [(first, first_asked), (second, second_asked)] = [unwanted(), unwanted()];
+        let ended = slots.idle(Some(first)).unwrap();
+        let _running = slots.idle(Some(second)).unwrap();
+        drop(ended);
+        let _third = slots.idle(None).unwrap();
+        let mut waits = pin!(slots.acquire(None, &left));
+        assert!(waits.as_mut().poll(context).is_pending());
+        assert!(!first_asked.load(Ordering::SeqCst) && second_asked.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn who_no_longer_wants_a_slot_ends_nobodys_build() {
+        let (slots, left) = (BuildSlots::new(1), Notify::new());
+        let context = &mut Context::from_waker(Waker::noop());
+        let running = slots.idle(None).unwrap();
+        {
+            let mut waits = pin!(slots.acquire(None, &left));
+            assert!(waits.as_mut().poll(context).is_pending());
+        }
+        drop(running);
+        let (renounce, asked) = unwanted();
+        let _running = slots.idle(Some(renounce)).unwrap();
+        assert!(!asked.load(Ordering::SeqCst));
+    }
+}

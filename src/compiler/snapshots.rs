@@ -72,6 +72,28 @@ enum Attempt {
     Failed,
 }
 
+/// When it is tried again.
+struct Again {
+    pause: Duration,
+    failures: u32,
+}
+
+impl Default for Again {
+    fn default() -> Self {
+        Self { pause: PAUSE, failures: 0 }
+    }
+}
+
+impl Again {
+    /// How long after this attempt; `None` once so many have failed.
+    fn after(&mut self, failed: bool) -> Option<Duration> {
+        let pause = self.pause;
+        self.pause = (pause * 2).min(MOST_PAUSE);
+        self.failures += u32::from(failed);
+        (self.failures < MOST_SNAPSHOT_FAILURES).then_some(pause)
+    }
+}
+
 impl Making {
     async fn run(self) {
         // Before there is anything to compile, if no instance could be read in time yet.
@@ -95,19 +117,16 @@ impl Making {
 
     /// Whether another may be made for this runtime later.
     async fn make(&self) -> bool {
-        let (mut pause, mut failures) = (PAUSE, 0);
+        let mut again = Again::default();
         loop {
-            match self.attempt().await {
+            let failed = match self.attempt().await {
                 Attempt::Done => return true,
                 Attempt::Retired => return false,
-                Attempt::Later => {}
-                Attempt::Failed => failures += 1,
-            }
-            if failures >= MOST_SNAPSHOT_FAILURES {
-                return true;
-            }
+                Attempt::Later => false,
+                Attempt::Failed => true,
+            };
+            let Some(pause) = again.after(failed) else { return true };
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(MOST_PAUSE);
         }
     }
 
@@ -144,5 +163,29 @@ impl Making {
             refused(&runtime, &why);
         }
         done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_pause_is_twice_the_one_before_up_to_the_longest() {
+        let mut again = Again::default();
+        let mut pauses: Vec<Duration> = (0..12).map(|_| again.after(false).unwrap()).collect();
+        assert_eq!((pauses.pop(), pauses.pop()), (Some(MOST_PAUSE), Some(MOST_PAUSE)));
+        let twice: Vec<Duration> = (0..10).map(|at| PAUSE * 2_u32.pow(at)).collect();
+        assert_eq!(pauses, twice);
+    }
+
+    #[test]
+    fn it_is_given_up_after_so_many_failures_whatever_came_between() {
+        let mut again = Again::default();
+        for _ in 1..MOST_SNAPSHOT_FAILURES {
+            assert!(again.after(true).is_some());
+            assert!(again.after(false).is_some());
+        }
+        assert_eq!(again.after(true), None);
     }
 }

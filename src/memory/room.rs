@@ -42,3 +42,18 @@ impl fmt::Debug for Room {
         f.write_str("Room")
     }
 }
+
+#[cfg(all(test, feature = "direct"))]
+mod tests {
+    use super::{super::MemoryKind, *};
+
+    #[test]
+    fn there_is_room_up_to_the_bound_and_what_nobody_uses_is_not_in_the_way() {
+        let budget = MemoryBudget::new(100);
+        let account = MemoryAccount::of_tenant(&budget, TenantId(1));
+        let _used = (budget.charge(MemoryKind::Code, 30), account.instance(20), account.unloaded(10));
+        let _unused = budget.charge(MemoryKind::Unused, 35);
+        assert!(account.has_room(40));
+        assert!(!account.has_room(41));
+    }
+}

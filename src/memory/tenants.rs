@@ -100,3 +100,23 @@ impl Drop for OwnCharge {
         self.held.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_is_known_for_as_long_as_it_holds_something_and_then_forgotten() {
+        let budget = MemoryBudget::new(100);
+        let held = budget.give_room(TenantId(0), 30);
+        for tenant in 1..1_000 {
+            drop(budget.tenant(TenantId(tenant)));
+        }
+        assert_eq!(budget.held_by(TenantId(0)), 30);
+        assert!(budget.tenants.lock().len() < 100);
+        let more = budget.give_room(TenantId(0), 20);
+        assert_eq!(budget.held_by(TenantId(0)), 50);
+        drop((held, more));
+        assert_eq!(budget.held_by(TenantId(0)), 0);
+    }
+}

@@ -413,3 +413,6 @@ impl<R: Resident> Drop for BuildTicket<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -102,3 +102,22 @@ fn labels(spec: &Spec) -> Option<Arc<str>> {
     cut(&mut text, MAX_LABELS);
     (!text.is_empty()).then(|| text.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Source;
+
+    #[test]
+    fn labels_are_one_text_that_is_cut_where_it_is_too_long() {
+        let spec = || Spec::new(Source::bytes(Vec::new()));
+        assert_eq!(labels(&spec()), None);
+        assert_eq!(labels(&spec().label("b", "2").label("a", "1")).as_deref(), Some("a=1 b=2"));
+        let fits = "x".repeat(MAX_LABELS - 2);
+        assert_eq!(labels(&spec().label("a", &fits)), Some(format!("a={fits}").into()));
+        assert_eq!(labels(&spec().label("a", format!("{fits}x"))), Some(format!("a={fits}…").into()));
+        // Never within a character.
+        let cut = labels(&spec().label("a", "é".repeat(MAX_LABELS))).unwrap();
+        assert_eq!(*cut, format!("a={}…", "é".repeat(MAX_LABELS / 2 - 1)));
+    }
+}

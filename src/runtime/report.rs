@@ -113,3 +113,70 @@ fn fields(words: &LastWords) -> [Option<String>; 3] {
     [words.stack().join(" < "), words.stderr().to_owned(), words.stdout().to_owned()]
         .map(|text| (!text.is_empty()).then_some(text))
 }
+
+#[cfg(all(test, feature = "service"))]
+mod tests {
+    use std::{
+        io::{self, Write},
+        sync::{Mutex, MutexGuard},
+    };
+
+    use tracing_subscriber::{filter::LevelFilter, fmt, layer::SubscriberExt};
+
+    use super::{super::identity::Directory, *};
+    use crate::{registry::RevisionId, turns::TenantId};
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.lock().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Written {
+        fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
+            self.0.lock().unwrap()
+        }
+    }
+
+    fn logged(log: impl FnOnce(&Report)) -> Vec<String> {
+        let written = Written::default();
+        let writer = written.clone();
+        let layer = fmt::layer().with_writer(move || writer.clone()).with_ansi(false).without_time().with_target(false);
+        let revision = RevisionId { evaluator: 1, number: 1, tenant: TenantId(1) };
+        let identity = Arc::<Directory>::default().list(revision, "one".into(), "tenant");
+        let report = Report::new(identity, Some("team=a".into()), true);
+        let subscriber = tracing_subscriber::registry().with(LevelFilter::DEBUG).with(layer);
+        tracing::subscriber::with_default(subscriber, || log(&report));
+        let text = String::from_utf8(written.lock().clone()).unwrap();
+        text.lines().map(|line| line.trim().to_owned()).collect()
+    }
+
+    #[test]
+    fn what_a_guest_wrote_that_did_not_fail_is_a_line_at_debug_and_nothing_if_it_wrote_nothing() {
+        let lines = logged(|report| {
+            report.written(&LastWords::none());
+            report.written(&LastWords::new(Vec::new(), "err".into(), "out".into()));
+        });
+        let line = r#"DEBUG the plugin has written evaluator="one" labels="team=a" stderr="err" stdout="out""#;
+        assert_eq!(lines, [line]);
+    }
+
+    #[test]
+    fn why_initialisers_run_in_each_instance_is_said_once_unless_it_is_plain() {
+        let lines = logged(|report| {
+            report.refused("plain", true);
+            for _ in 0..2 {
+                report.refused("why", false);
+            }
+        });
+        let levels: Vec<_> = lines.iter().map(|line| line.split(' ').next().unwrap()).collect();
+        assert_eq!(levels, ["DEBUG", "INFO", "DEBUG"], "{lines:?}");
+    }
+}

@@ -391,3 +391,14 @@ async fn who_was_taken_out_of_its_name_has_nothing_in_common_with_who_comes_afte
     assert!(closed.is_ok(), "it waits for its own runtime, and not for that of its successor");
     second.evaluate("").await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_prepared_tells_how_long_its_build_took() {
+    let spy = Spy::default();
+    let pool = spy.pool(|builder| builder);
+    let [compile, init] = [2, 1].map(Duration::from_secs);
+    spy.on_compile([Act::Slow(compile)]);
+    spy.on_instantiate([Act::Slow(init)]);
+    let took = pool.prepare("name", Spy::spec()).await.unwrap().took();
+    assert_eq!((took.compile, took.init), (compile, init));
+}

@@ -39,6 +39,8 @@ mod places;
 mod quotas;
 mod retire;
 mod reuse;
+#[cfg(test)]
+pub(super) mod tests;
 mod uses;
 mod view;
 

@@ -65,7 +65,7 @@ impl<R: Resident> RegistryState<R> {
             return;
         }
         let mut idle = Vec::new();
-        for (revision, live) in self.live.iter().rev().filter(|(_, live)| live.idle > 0) {
+        for (revision, live) in self.live.iter().rev() {
             if let Some(short) = short.get_mut(&revision.tenant) {
                 let reaped = live.idle.min(*short);
                 *short -= reaped;
@@ -213,8 +213,7 @@ impl<R: Resident> RegistryState<R> {
             let Some(victim) = self.own_victim(tenant) else { break };
             self.retire_live(victim, CloseReason::Capacity, None, &Refused::Retry, now);
         }
-        let instances = self.own_instances_over(tenant);
-        self.reap_of((instances > 0).then_some((tenant, instances)).into_iter().collect());
+        self.reap_of(HashMap::from([(tenant, self.own_instances_over(tenant))]));
         let held = self.memory.held_by(tenant).saturating_sub(self.own_room_coming(tenant));
         let mut short = held.saturating_add(bytes).saturating_sub(quota.memory);
         if short == 0 {
@@ -282,8 +281,8 @@ impl<R: Resident> RegistryState<R> {
     fn own_room_coming(&self, tenant: TenantId) -> u64 {
         let closing = self.draining.values().filter(|draining| draining.revision.tenant == tenant);
         let closing = closing.filter(|draining| draining.is_closing()).map(|draining| draining.frees_in_full);
-        let reaping = self.own(tenant).filter(|(_, live)| live.reaping > 0);
-        closing.chain(reaping.map(|(_, live)| live.each() * live.reaping as u64)).sum()
+        let reaping = self.own(tenant).map(|(_, live)| live.each() * live.reaping as u64);
+        closing.chain(reaping).sum()
     }
 
     /// A tenant gets no more than it may, and waits for nothing that its own idle runtimes and instances could give.

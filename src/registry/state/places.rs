@@ -233,3 +233,109 @@ impl<R: Resident> RegistryState<R> {
         first.or_else(|| self.uses.victim(all().map(often)).filter(|_| has_less()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::tests::{LIMITS, NOTHING, World, of_tenant},
+        *,
+    };
+
+    const ONE: TenantId = TenantId(1);
+    const OTHER: TenantId = TenantId(2);
+
+    #[test]
+    fn a_place_that_is_given_up_is_nobodys_and_stays_taken_until_it_is_released() {
+        let mut places = Places::default();
+        let [first, second] = [PlaceId(1), PlaceId(2)];
+        places.insert(first, ONE);
+        places.insert(second, ONE);
+        assert!(!places.is_given_up(first));
+        places.give_up(first);
+        places.give_up(first);
+        assert!(places.is_given_up(first) && places.contains(first) && !places.is_given_up(second));
+        assert_eq!((places.len(), places.held(ONE), places.tenants()), (2, 1, vec![ONE]));
+        places.remove(first);
+        assert!(!places.is_given_up(first) && !places.contains(first));
+        places.remove(second);
+        assert_eq!((places.len(), places.held(ONE), places.tenants()), (0, 0, Vec::new()));
+    }
+
+    #[test]
+    fn who_has_most_for_its_weight_is_told_by_places_and_weight() {
+        for (tenants, most) in [
+            (vec![(2, 1), (3, 2)], (2, 1)),
+            (vec![(3, 2), (2, 1)], (2, 1)),
+            (vec![(2, 2), (3, 2)], (3, 2)),
+            (vec![(4, 2), (2, 1)], (4, 2)),
+            (vec![(2, 1), (4, 2)], (2, 1)),
+            (vec![(1, 3), (1, 2), (1, 4)], (1, 2)),
+        ] {
+            let mut going = Going::default();
+            for (held, weight) in &tenants {
+                going.add(*held, *weight);
+            }
+            assert_eq!(going.most, most, "{tenants:?}");
+        }
+    }
+
+    /// Two tenants that have so many of four places.
+    fn state(one: u64, other: u64) -> World {
+        let mut world = World::new(LIMITS);
+        for place in 0..one + other {
+            world.state.places.insert(PlaceId(place), if place < one { ONE } else { OTHER });
+        }
+        world
+    }
+
+    #[test]
+    fn what_could_go_is_counted_by_tenant_and_age() {
+        let mut world = World::new(LIMITS);
+        let (one, other) = ([of_tenant(1, 1), of_tenant(1, 2)], of_tenant(2, 3));
+        for revision in one {
+            world.live(revision, NOTHING, 1, 0);
+        }
+        world.live(other, NOTHING, 1, 1);
+        let going = world.state.going(Some(world.now));
+        assert_eq!((going.all, going.stale, going.most), (2, 0, (2, 1)));
+        assert_eq!(going.tenants, HashSet::from([ONE]));
+        world.returned(other, true);
+        let going = world.state.going(Some(world.now + STALE - Duration::from_millis(1)));
+        assert_eq!((going.all, going.stale), (3, 2));
+        let going = world.state.going(Some(world.now + STALE));
+        assert_eq!((going.all, going.stale, going.tenants.len()), (3, 3, 2));
+        assert_eq!(world.state.going(None).stale, 0);
+    }
+
+    #[test]
+    fn a_tenant_with_its_share_finds_its_own_runtime_or_what_is_too_much_or_too_old_elsewhere() {
+        let world = state(2, 2);
+        let going = |tenant, most, stale| Going {
+            all: 1,
+            stale,
+            tenants: HashSet::from([tenant]),
+            most: (most, 1),
+            without: 0,
+        };
+        let finds = |going| world.state.finds(ONE, &going);
+        assert!(finds(going(ONE, 2, 0)), "its own");
+        assert!(finds(going(OTHER, 3, 0)), "one of who has more than its share");
+        assert!(finds(going(OTHER, 2, 1)), "one that is stale");
+        assert!(!finds(going(OTHER, 2, 0)));
+        let world = state(1, 3);
+        assert!(world.state.finds(ONE, &going(OTHER, 2, 0)), "any, as it has less than its share");
+        assert!(!world.state.finds(ONE, &Going::default()), "there is none");
+    }
+
+    #[test]
+    fn a_tenant_with_its_share_may_have_its_own_runtimes_place_or_that_of_who_has_more() {
+        let may = |held: (u64, u64), coming: &[TenantId], of: TenantId| {
+            state(held.0, held.1).state.may_go_for(ONE, coming, of_tenant(of.0, 9))
+        };
+        assert!(may((2, 2), &[], ONE));
+        assert!(!may((2, 2), &[], OTHER), "both have their share");
+        assert!(may((2, 3), &[], OTHER), "the other has more");
+        assert!(may((1, 2), &[], OTHER), "it has less");
+        assert!(!may((1, 2), &[ONE], OTHER), "and its share with the one that is coming");
+    }
+}

@@ -291,3 +291,23 @@ impl<R: Resident> RegistryState<R> {
         self.weigh(now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::hash::BuildHasher;
+
+    use super::*;
+
+    #[test]
+    fn a_tenants_number_is_its_hash_and_of_other_keys_each_byte_counts() {
+        let hasher = BuildHasherDefault::<AsItIs>::default();
+        assert_eq!(hasher.hash_one(TenantId(7)), 7);
+        let written = |bytes: &[u8]| {
+            let mut hasher = AsItIs::default();
+            hasher.write(bytes);
+            hasher.finish()
+        };
+        assert_eq!(written(&[1, 2]), 0x102);
+        assert_eq!(written(&[1, 0, 0, 0, 0, 0, 0, 0, 3]), 2);
+    }
+}

@@ -160,7 +160,8 @@ impl Reuse {
         self.newest = order.last().map(|(_, revision)| *revision);
         self.last.extend(order.into_iter().zip(1..).map(|((_, revision), moment)| (revision, moment)));
         self.marks.clear();
-        self.marks.resize(MOMENTS + 1, 0);
+        // Whatever is marked at the last moment is the newest until the next renumbering, and is never counted.
+        self.marks.resize(MOMENTS, 0);
         for moment in 1..=self.now {
             self.mark(moment, true);
         }
@@ -305,5 +306,64 @@ mod tests {
         reuse.used(1);
         reuse.looked_up(3);
         assert_eq!(reuse.take()[..3], [0, 1, 1]);
+    }
+
+    #[test]
+    fn numbers_are_mixed_as_splitmix64_does() {
+        // Its first outputs, from 0.
+        assert_eq!(hash(0), 0xE220_A839_7B1D_CDAF);
+        assert_eq!(hash(0x9E37_79B9_7F4A_7C15), 0x6E78_9E6A_A1B9_65F4);
+    }
+
+    #[test]
+    fn forgetting_one_of_many_leaves_the_others_as_rare() {
+        let mut reuse = Reuse::default();
+        (0..=MOST as u64).for_each(|revision| reuse.looked_up(revision));
+        let sampled = *reuse.last.keys().next().unwrap();
+        assert!(reuse.last.len() > MOST / 8);
+        reuse.forget(sampled);
+        assert_eq!(reuse.rarity, 1);
+    }
+
+    #[test]
+    fn where_no_more_can_be_left_out_the_eighth_that_was_not_used_for_longest_leaves() {
+        let mut reuse = Reuse { rarity: RAREST, ..Reuse::default() };
+        let sampled: Vec<u64> = (0..).filter(|revision| reuse.samples(*revision)).take(MOST + 1).collect();
+        for revision in &sampled {
+            reuse.looked_up(*revision);
+        }
+        let (left, stay) = sampled.split_at(MOST / 8 + 1);
+        assert!(left.iter().all(|revision| !reuse.last.contains_key(revision)));
+        assert!(stay.iter().all(|revision| reuse.last.contains_key(revision)));
+    }
+
+    #[test]
+    fn all_are_sampled_until_they_are_too_many() {
+        let mut reuse = Reuse::default();
+        (0..MOST as u64).for_each(|revision| reuse.looked_up(revision));
+        assert_eq!((reuse.rarity, reuse.last.len()), (0, MOST));
+        reuse.looked_up(MOST as u64);
+        assert_eq!(reuse.rarity, 1);
+    }
+
+    #[test]
+    fn what_is_not_sampled_leaves_no_trace_when_it_is_used_without_a_lookup() {
+        let mut reuse = Reuse::default();
+        (0..4_000).for_each(|revision| reuse.looked_up(revision));
+        assert!(reuse.rarity > 0);
+        let sampled = reuse.last.clone();
+        let newest = reuse.newest;
+        (0..4_000).filter(|revision| !sampled.contains_key(revision)).for_each(|revision| reuse.used(revision));
+        assert_eq!((reuse.last, reuse.newest), (sampled, newest));
+    }
+
+    #[test]
+    fn what_the_sample_missed_is_made_up_for_but_for_what_the_next_lookups_may_even_out() {
+        for (rarity, even) in [(0, 0), (1, 16), (2, 48)] {
+            for (lookups, more) in [(even, 0), (even + 4, 4), (-even, 0), (-even - 4, 0)] {
+                let mut reuse = Reuse { rarity, lookups, ..Reuse::default() };
+                assert_eq!(reuse.take()[0], more, "at {rarity}, with {lookups} to make up for");
+            }
+        }
     }
 }

@@ -8,11 +8,15 @@ mod real;
 
 use std::time::Duration;
 
-use evalpool::{Error, Evaluator, EvaluatorPool, Isolation, PoolBuilder, RuntimeState, Settings};
+use evalpool::{Error, Evaluator, EvaluatorPool, Isolation, PoolBuilder, RuntimeState, Settings, Source, Spec};
 use tokio::{runtime::Handle, task::JoinHandle};
 
 use self::heavy::Heavy;
-use crate::support::{eventually, spy::Spy};
+use crate::support::{
+    eventually,
+    spy::{Act, Spy},
+    wasm,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -242,4 +246,25 @@ async fn a_build_that_finds_no_room_does_not_hold_up_one_that_does() {
     call.await.unwrap().unwrap();
     pool.close().await;
     heavy.spy.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_plugin_that_is_read_is_held_until_it_is_built_and_one_that_was_in_memory_costs_nothing_more() {
+    let module = wasm(r#"(module (func (export "run")))"#);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plugin.wasm");
+    std::fs::write(&path, &module).unwrap();
+    for (source, held) in [(Source::file(path), module.len() as u64), (Source::bytes(module), 0)] {
+        let spy = Spy::default();
+        spy.on_compile([Act::Held]);
+        let pool = spy.pool(|builder| builder);
+        let evaluator = pool.register("one", Spec::new(source)).unwrap();
+        let call = tokio::spawn(async move { evaluator.evaluate("").await });
+        eventually("it compiles", || spy.working() == 1).await;
+        assert_eq!(pool.memory().code, held);
+        spy.release();
+        call.await.unwrap().unwrap();
+        assert_eq!(pool.memory().code, 0);
+        pool.close().await;
+    }
 }

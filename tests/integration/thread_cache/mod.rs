@@ -19,6 +19,7 @@ use evalpool::{
     data::{PerCall, Static},
 };
 use futures_util::FutureExt;
+use serde_json::json;
 use tokio::time::sleep;
 
 use crate::support::{
@@ -252,4 +253,19 @@ fn without_tokio_a_guest_that_waits_is_an_error_and_no_panic() {
     // Parked on another thread, or on this one, by chance: an error either way.
     assert_eq!(calls.join().unwrap().unwrap_err().kind(), "invalid_request");
     on_threads(async { pool.close().await });
+}
+
+#[tokio::test]
+async fn what_an_evaluators_own_data_takes_is_time_that_its_caller_waits_also_where_an_instance_is_at_hand() {
+    let (_spy, pool) = spied(1);
+    let takes = Duration::from_millis(2);
+    let data = PerCall(move || {
+        std::thread::sleep(takes);
+        Ok(Data::from(json!({})))
+    });
+    let evaluator = pool.register("one", Spy::spec().data(data)).unwrap();
+    for _ in 0..4 {
+        let timings = evaluator.evaluate(json!({})).await.unwrap().timings();
+        assert!(timings.wait >= takes, "{timings:?}");
+    }
 }
