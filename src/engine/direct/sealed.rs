@@ -240,7 +240,8 @@ mod tests {
         for (size, mapped) in [(0, true), (large - 1, true), (large, true), (large + 1, true), (large, false)] {
             let code: Vec<u8> = (0..=250).cycle().take(size).collect();
             let first = sealed(&code, mapped);
-            assert_eq!(first.is_mapped(), mapped && size >= large);
+            let is_mapped = mapped && size >= large;
+            assert_eq!([first.is_mapped(), Destination::new(size as u64, mapped).is_mapped()], [is_mapped; 2]);
             let mut written = Vec::new();
             first.write(&mut written).unwrap();
             assert_eq!((written.len() as u64, &written[32..]), (first.len(), &code[..]));
@@ -251,5 +252,12 @@ mod tests {
             written.pop();
             assert_eq!(read(&written).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         }
+    }
+
+    #[test]
+    fn code_is_mapped_where_the_system_lets_it() {
+        let engine = Engine::default();
+        let module = Module::new(&engine, b"\0asm\x01\0\0\0").unwrap();
+        assert!(can_be_mapped(&engine, &module));
     }
 }

@@ -16,7 +16,7 @@ use self::rust::{code_of, crate_names, words};
 const MOST_LINES: usize = 450;
 
 /// Lines that all of `src` may have.
-const MOST_LINES_OF_SOURCE: usize = 48_600;
+const MOST_LINES_OF_SOURCE: usize = 49_700;
 
 /// One file of Rust.
 struct File {
