@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn what_is_no_text_is_kept_as_far_as_any() {
-        let text = written(&[b"\xff", &[b'x'; 1 << 20]]);
+        let text = written(&[b"\xff", &vec![b'x'; 1 << 20]]);
         assert!(text.starts_with(&format!("\u{fffd}{}\n", "x".repeat(FIRST - 1))));
     }
 
