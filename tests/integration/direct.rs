@@ -28,10 +28,11 @@ async fn instance(plugin: &dyn CompiledPlugin) -> Result<Box<dyn Instance>, Erro
     plugin.instantiate(Permit::new(())).await
 }
 
-async fn run(instance: &mut dyn Instance) {
+/// Calls it, and gives how long its output is.
+async fn call(instance: &mut dyn Instance) -> Result<usize, Error> {
     let deadline = Instant::now() + Duration::from_mins(1);
     let call = CallRequest { entry_point: "run", input: (&b""[..]).into(), context: None, deadline };
-    instance.call(call).await.unwrap();
+    instance.call(call).await.map(|output| output.len())
 }
 
 #[tokio::test]
@@ -86,7 +87,7 @@ async fn slots_are_counted_while_an_instance_has_them_and_while_they_are_kept() 
         let instances = if has_kernel { 3 } else { 6 };
         let live = SlotCounts { instances, memories: 6, tables: 3, stacks: 0 };
         assert_eq!(engine.slots().unwrap().live, live);
-        run(&mut *made[0]).await;
+        call(&mut *made[0]).await.unwrap();
         assert_eq!(seen.lock().unwrap().live, SlotCounts { stacks: 1, ..live });
         drop(made);
         let Slots { live, warm, kept, .. } = engine.slots().unwrap();
@@ -122,6 +123,22 @@ async fn initialisers_that_fail_at_first_run_once_and_end_the_build() {
 }
 
 #[tokio::test]
+async fn an_output_may_have_as_many_bytes_as_are_allowed() {
+    let engine = engine(EngineKind::Direct);
+    for (length, fits) in [(7, true), (8, true), (9, false)] {
+        let text = format!(
+            r#"(module {IMPORTS} (func (export "run") (call $output_set (call $alloc (i64.const 16)) (i64.const {length}))))"#
+        );
+        let mut request = request(&text);
+        request.limits.output_size = 8;
+        let plugin = engine.compile(request).await.unwrap();
+        let ended = call(&mut *instance(&*plugin).await.unwrap()).await;
+        assert_eq!(ended.as_ref().ok().copied(), fits.then_some(length));
+        assert!(fits || matches!(ended, Err(Error::OutputTooLarge { .. })), "{ended:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_name_may_have_64_kib() {
     let engine = engine(EngineKind::Direct);
     for (length, fits) in [(65_536, true), (65_537, false)] {
@@ -131,10 +148,7 @@ async fn a_name_may_have_64_kib() {
                 (call $var_set (call $text (i32.const 0) (i32.const {length})) (call $alloc (i64.const 1)))))"#
         );
         let plugin = engine.compile(request(&text)).await.unwrap();
-        let mut instance = instance(&*plugin).await.unwrap();
-        let deadline = Instant::now() + Duration::from_mins(1);
-        let call = CallRequest { entry_point: "run", input: (&b""[..]).into(), context: None, deadline };
-        let failed = instance.call(call).await.err().map(|error| error.to_string());
+        let failed = call(&mut *instance(&*plugin).await.unwrap()).await.err().map(|error| error.to_string());
         assert_eq!(failed.is_none(), fits, "{failed:?}");
     }
 }

@@ -68,6 +68,18 @@ impl InUse {
     }
 }
 
+#[cfg(test)]
+impl InUse {
+    /// Of a module that nobody else runs.
+    pub(super) fn alone(module: Module, charge: Charge) -> Self {
+        let code =
+            Arc::new(Code::new(Cache::open(&crate::config::CodeCache::Off, 0).unwrap(), None, Duration::ZERO, 0));
+        let loaded = Arc::new(Loaded { module, is_mapped: false, charge: Arc::new(charge) });
+        let key = Key { plugin: crate::source::Digest::of(b"plugin"), engine: 1 };
+        code.in_use(key, Keeps::Nowhere, Some(&loaded)).unwrap()
+    }
+}
+
 impl Drop for InUse {
     fn drop(&mut self) {
         let mut live = lock(&self.code.live);
@@ -388,14 +400,10 @@ mod tests {
 
     #[test]
     fn code_that_somebody_runs_is_there_for_others_until_the_last_lets_it_go() {
-        let code = Arc::new(Code::new(Cache::open(&CodeCache::Off, 0).unwrap(), None, Duration::ZERO, 0));
-        let key = Key { plugin: Digest::of(b"plugin"), engine: 1 };
-        let charge = Arc::new(MemoryBudget::new(u64::MAX).charge(MemoryKind::Code, 1));
         let module = Module::new(&Engine::default(), b"\0asm\x01\0\0\0").unwrap();
-        let loaded = Arc::new(Loaded { module, is_mapped: false, charge });
-        let running = || code.in_use(key, Keeps::Anywhere, None);
-        assert!(running().is_none());
-        let first = code.in_use(key, Keeps::Anywhere, Some(&loaded)).unwrap();
+        let first = InUse::alone(module, MemoryBudget::new(u64::MAX).charge(MemoryKind::Code, 1));
+        let (code, key) = (first.code.clone(), first.key);
+        let running = || code.in_use(key, Keeps::Nowhere, None);
         let second = running().unwrap();
         drop(first);
         assert!(running().is_some());

@@ -7,7 +7,11 @@ use futures_util::FutureExt;
 use tokio::time::advance;
 
 use super::{anew::ASKS_AGAIN, *};
-use crate::{error::ErrorKind, memory::MemoryBudget, turns::TenantId};
+use crate::{
+    error::ErrorKind,
+    memory::{MemoryBudget, MemoryKind},
+    turns::TenantId,
+};
 
 fn once(every: Option<Duration>) -> Once {
     let recorder = Recorder { globals: Vec::new(), memories: Vec::new() };
@@ -221,4 +225,30 @@ async fn what_cannot_be_read_is_refused_if_it_is_the_first_and_else_tried_again(
     assert!(well.attempt(1).is_none());
     well.next_is_read().unwrap().done(Ok((State::new(&[]), Initialised::default())), &account);
     assert!(well.attempt(1).is_some() && [first, well].iter().all(|once| once.next_is_read().is_none()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_old_is_read_anew_if_there_is_room_for_another_as_large() {
+    let engine = wasmtime::Engine::default();
+    let module = wat::parse_str(r#"(module (memory (export "memory") 1))"#).unwrap();
+    let module = wasmtime::Module::new(&engine, module).unwrap();
+    for (limit, is_read) in [(199, false), (200, true)] {
+        let budget = MemoryBudget::new(limit);
+        let once = once(Some(Duration::from_mins(1)));
+        let Stage::Awaited(plain) = once.stage().clone() else { unreachable!() };
+        *once.stage() = Stage::Made(Some(plain));
+        once.awaits.store(false, Ordering::Relaxed);
+        once.made.store(Some(Arc::new(Snapshot {
+            ready: Linker::new(&engine).instantiate_pre(&module).unwrap(),
+            memory: module.get_export_index("memory").unwrap(),
+            host: Arc::default(),
+            read: Instant::now(),
+            code: InUse::alone(module.clone(), budget.charge(MemoryKind::Code, 100)),
+            account: MemoryAccount::of_tenant(&budget, TenantId(1)),
+        })));
+        let _waits = once.read_anew().unwrap();
+        assert!(once.next_is_read().is_none() && once.told() == InitState::Once, "it is not old");
+        once.anew.due_after(Instant::now(), Duration::ZERO);
+        assert_eq!(once.next_is_read().is_some_and(|reading| reading.is_anew()), is_read, "{limit}");
+    }
 }

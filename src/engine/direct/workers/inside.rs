@@ -178,7 +178,7 @@ fn listen() -> io::Result<mpsc::Receiver<Heard>> {
             send(Heard::Order(order, wasm, state))?;
         }
     };
-    thread::Builder::new().stack_size(256 << 10).spawn(move || {
+    thread::Builder::new().spawn(move || {
         if read().is_err_and(|error| error.kind() == io::ErrorKind::OutOfMemory) {
             // As where an allocation cannot fail otherwise.
             eprintln!("{NO_MEMORY}a module failed");
