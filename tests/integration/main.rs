@@ -22,6 +22,8 @@ mod counted;
 #[cfg(feature = "service")]
 mod dashboards;
 #[cfg(feature = "service")]
+mod direct;
+#[cfg(feature = "service")]
 mod engine;
 #[cfg(feature = "service")]
 mod entry_points;

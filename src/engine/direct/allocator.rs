@@ -234,4 +234,15 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_block_costs_what_the_host_keeps_for_it_from_the_first_on_that_is_charged() {
+        let mut blocks = Allocator::default();
+        for _ in 0..UNCHARGED {
+            alloc(&mut blocks, 1);
+        }
+        assert_eq!([0, 1, 3].map(|more| blocks.cost(more)), [0, BOOKKEEPING, 3 * BOOKKEEPING]);
+        alloc(&mut blocks, 1);
+        assert_eq!([0, 1, 3].map(|more| blocks.cost(more)), [BOOKKEEPING, 2 * BOOKKEEPING, 4 * BOOKKEEPING]);
+    }
 }

@@ -12,6 +12,7 @@ use crate::{
         text::{first_line, message_from, message_of, shorten},
     },
     error::Error,
+    host_limits::is_shortage,
     last_words::LastWords,
 };
 
@@ -54,13 +55,8 @@ pub(super) fn by_system(error: &wasmtime::Error) -> impl Iterator<Item = Errno> 
 
 /// What the host lacks, if that is why: files, mappings, address space, memory or threads. No plugin can help it.
 pub(super) fn shortage(error: &wasmtime::Error) -> Option<Error> {
-    let short = [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN];
-    let lack = by_system(error).find(|cause| short.contains(cause))?;
-    Some(Error::overloaded(
-        "the engine got no memory or files from the system",
-        format_args!("{error:#}"),
-        &lack.into(),
-    ))
+    let lack = by_system(error).map(io::Error::from).find(is_shortage)?;
+    Some(Error::overloaded("the engine got no memory or files from the system", format_args!("{error:#}"), &lack))
 }
 
 /// Whether an object did not fit into the collected heap, or would fit into none.
@@ -80,17 +76,13 @@ pub(super) fn invalid(error: &wasmtime::Error, limits: &InstanceLimits) -> Error
         (Some(HostTrap::Deadline), _) => return Error::build_timeout(limits.build_timeout),
         (Some(HostTrap::Broken(text)), _) => return Error::internal("initialising failed", text.clone()),
         (Some(HostTrap::Saturated(reason)), _) => return Error::Saturated { reason },
-        (Some(HostTrap::Lacks(errno)), _) => {
-            return Error::overloaded("no HTTP request can be made", errno, &(*errno).into());
-        }
-        (Some(HostTrap::Failed(text) | HostTrap::Request(text)), _) => text.clone(),
         (None, Some(Trap::OutOfFuel)) => return out_of_fuel(limits, true),
         (None, Some(trap)) => format!("its initialisation trapped: {trap}"),
         (None, None) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
             return Error::Saturated { reason: "every slot for instances is in use" };
         }
         (None, None) if error.is::<ThrownException>() => format!("its initialisation threw {UNCAUGHT}"),
-        (None, None) => root,
+        _ => root,
     };
     refused(&reason, &format!("{error:#}"))
 }
@@ -153,18 +145,14 @@ fn why(error: &wasmtime::Error, limits: &InstanceLimits) -> (Error, bool) {
             (Error::internal("a host function broke its declaration", text.clone()), true)
         }
         (Some(HostTrap::Saturated(reason)), ..) => (Error::Saturated { reason }, true),
-        (Some(HostTrap::Lacks(errno)), ..) => {
-            (Error::overloaded("no HTTP request can be made", errno, &(*errno).into()), true)
-        }
         (_, Some(Trap::OutOfFuel), _) => (out_of_fuel(limits, false), true),
         (Some(HostTrap::OutOfMemory), ..) => (Error::out_of_memory(limits.memory), false),
         _ if is_heap_full(error) => (Error::out_of_memory(limits.memory), false),
         (Some(HostTrap::Failed(text)), ..) => (said(text), false),
-        (Some(HostTrap::Request(text)), ..) => (Error::guest_trap(shorten(text)), false),
         (_, Some(trap), _) => (Error::guest_trap(trap.to_string()), false),
         _ if error.is::<ThrownException>() => (Error::guest_trap(format!("it threw {UNCAUGHT}")), false),
         (.., Some(exit)) => (Error::guest_exit(exit.0), false),
-        // WASI ends a guest that calls it with what no guest may.
+        // An HTTP request failed, or WASI ends a guest that calls it with what no guest may.
         _ => (Error::guest_trap(shorten(&error.root_cause().to_string())), false),
     }
 }
@@ -173,29 +161,77 @@ fn why(error: &wasmtime::Error, limits: &InstanceLimits) -> (Error, bool) {
 mod tests {
     use super::*;
 
+    const LIMITS: InstanceLimits = InstanceLimits {
+        memory: 1,
+        table_elements: 1,
+        output_size: 1,
+        exec_timeout: std::time::Duration::from_secs(1),
+        build_timeout: std::time::Duration::from_secs(1),
+        fuel: None,
+    };
+
+    #[test]
+    fn what_ends_a_guest_has_its_kind_before_its_first_call_and_in_one_whatever_it_has_said() {
+        let trap = |trap: HostTrap| move || wasmtime::Error::from(trap.clone());
+        let own = |trap: Trap| move || wasmtime::Error::from(trap);
+        let text = || "text".to_owned();
+        // What the host decides counts for more than what the guest has said.
+        for (error, before, in_call, decided) in [
+            (&trap(HostTrap::Deadline) as &dyn Fn() -> wasmtime::Error, "build_timeout", "exec_timeout", true),
+            (&trap(HostTrap::Saturated("full")), "saturated", "saturated", true),
+            (&trap(HostTrap::Broken(text())), "internal", "internal", true),
+            (&own(Trap::OutOfFuel), "out_of_fuel", "out_of_fuel", true),
+            (&trap(HostTrap::OutOfMemory), "out_of_memory", "out_of_memory", false),
+            (&own(Trap::AllocationTooLarge), "out_of_memory", "out_of_memory", false),
+            (&trap(HostTrap::Failed(text())), "invalid_plugin", "guest_error", false),
+            (&trap(HostTrap::Request(text())), "invalid_plugin", "guest_trap", false),
+            (&own(Trap::UnreachableCodeReached), "invalid_plugin", "guest_trap", false),
+            (&|| ThrownException.into(), "invalid_plugin", "guest_trap", false),
+            (&|| I32Exit(3).into(), "invalid_plugin", "guest_exit", false),
+            (&|| wasmtime::Error::msg("other"), "invalid_plugin", "guest_trap", false),
+        ] {
+            let shown = format!("{:#}", error());
+            assert_eq!(invalid(&error(), &LIMITS).kind(), before, "{shown}");
+            let ends = |said| call(Err(error()), said, &LIMITS).0.unwrap_err().kind();
+            assert_eq!(ends(None), in_call, "{shown}");
+            assert_eq!(ends(Some((b"said", 4))), if decided { in_call } else { "guest_error" }, "{shown}");
+        }
+        assert!(matches!(call(Err(I32Exit(0).into()), None, &LIMITS), (Ok(()), false)));
+        assert!(matches!(call(Ok(0), None, &LIMITS), (Ok(()), true)));
+        let text = call(Ok(7), None, &LIMITS).0.unwrap_err().to_string();
+        assert!(text.contains("it returned 7"), "{text}");
+    }
+
     #[test]
     fn what_the_host_lacks_is_nobodys_fault_but_the_hosts() {
         use wasmtime::error::Context;
 
-        let limits = InstanceLimits {
-            memory: 1,
-            table_elements: 1,
-            output_size: 1,
-            exec_timeout: std::time::Duration::from_secs(1),
-            build_timeout: std::time::Duration::from_secs(1),
-            fuel: None,
-        };
         for errno in [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN] {
-            let below: [wasmtime::Error; 2] = [errno.into(), io::Error::from_raw_os_error(errno.raw_os_error()).into()];
+            let of_io = io::Error::from_raw_os_error(errno.raw_os_error());
+            let below: [wasmtime::Error; 3] = [errno.into(), of_io.into(), HostTrap::Lacks(errno).into()];
             for below in below {
                 let error = Err::<(), _>(below).context("failed to map").unwrap_err();
-                assert_eq!(invalid(&error, &limits).kind(), "overloaded", "{error:#}");
-                let (ended, is_sound) = call(Err(error), Some((b"no", 2)), &limits);
+                assert_eq!(invalid(&error, &LIMITS).kind(), "overloaded", "{error:#}");
+                let (ended, is_sound) = call(Err(error), Some((b"no", 2)), &LIMITS);
                 assert_eq!((ended.unwrap_err().kind().as_str(), is_sound), ("overloaded", false));
             }
         }
         let other: wasmtime::Error = Errno::INVAL.into();
-        assert_eq!(invalid(&other, &limits).kind(), "invalid_plugin");
+        assert_eq!(invalid(&other, &LIMITS).kind(), "invalid_plugin");
+    }
+
+    #[test]
+    fn a_plugin_that_finds_every_slot_taken_is_not_at_fault() {
+        use wasmtime::{Config, Engine, Instance, Module, PoolingAllocationConfig, Store};
+
+        let mut one = PoolingAllocationConfig::new();
+        one.total_core_instances(1);
+        let engine = Engine::new(Config::new().allocation_strategy(one)).unwrap();
+        let module = Module::new(&engine, b"\0asm\x01\0\0\0").unwrap();
+        let mut store = Store::new(&engine, ());
+        Instance::new(&mut store, &module, &[]).unwrap();
+        let full = Instance::new(&mut store, &module, &[]).unwrap_err();
+        assert_eq!(invalid(&full, &LIMITS).kind(), "saturated");
     }
 
     #[test]

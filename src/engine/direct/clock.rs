@@ -40,3 +40,19 @@ impl HostMonotonicClock for Monotonic {
         self.clock.now().saturating_add(u64::try_from(self.before.as_nanos()).unwrap_or(u64::MAX))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_goes_on_where_the_one_before_it_was_and_is_as_fine_as_wasis() {
+        let mut clock = Clock { before: Duration::from_hours(1), begun: None };
+        let first = clock.start();
+        let (began, hour) = (first.now(), 3_600_000_000_000);
+        assert!(began >= hour && began < 2 * hour);
+        let next = clock.after().start();
+        assert!(next.now() >= hour && Clock::default().start().now() < hour);
+        assert_eq!(first.resolution(), MonotonicClock::new().resolution());
+    }
+}

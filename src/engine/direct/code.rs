@@ -68,6 +68,18 @@ impl InUse {
     }
 }
 
+#[cfg(test)]
+impl InUse {
+    /// Of a module that nobody else runs.
+    pub(super) fn alone(module: Module, charge: Charge) -> Self {
+        let code =
+            Arc::new(Code::new(Cache::open(&crate::config::CodeCache::Off, 0).unwrap(), None, Duration::ZERO, 0));
+        let loaded = Arc::new(Loaded { module, is_mapped: false, charge: Arc::new(charge) });
+        let key = Key { plugin: crate::source::Digest::of(b"plugin"), engine: 1 };
+        code.in_use(key, Keeps::Nowhere, Some(&loaded)).unwrap()
+    }
+}
+
 impl Drop for InUse {
     fn drop(&mut self) {
         let mut live = lock(&self.code.live);
@@ -331,8 +343,10 @@ fn key(terms: Terms) -> Key {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::advance;
+
     use super::*;
-    use crate::{config::CodeCache, error::ErrorKind, source::Digest};
+    use crate::{config::CodeCache, error::ErrorKind, memory::MemoryKind, source::Digest};
 
     #[test]
     fn of_those_that_want_a_snapshot_of_one_state_one_makes_it() {
@@ -343,5 +357,57 @@ mod tests {
         assert!(code.alone(other).is_ok());
         drop(first);
         assert!(code.alone(one).is_ok());
+    }
+
+    #[test]
+    fn code_of_each_kind_is_kept_apart() {
+        let terms = Terms::within(Duration::ZERO);
+        let keys: HashSet<_> = (0..16)
+            .map(|bits| {
+                let [wide, links, recorded, restored] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
+                let restored = restored.then_some(terms.digest);
+                let mut terms = Terms { links, recorded, restored, ..terms };
+                terms.kind.wide = wide;
+                key(terms)
+            })
+            .collect();
+        assert_eq!(keys.len(), 16);
+        let state = Digest::of(b"a state");
+        assert_eq!(key(Terms { restored: Some(state), ..terms }).plugin, state);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_took_too_much_is_refused_for_twelve_times_the_negative_ttl_unless_it_has_more_time() {
+        let code = Code::new(Cache::open(&CodeCache::Off, 0).unwrap(), None, Duration::from_secs(1), 1 << 30);
+        let terms = Terms::within(Duration::from_secs(10));
+        let longer = Terms { within: Duration::from_millis(10_001), ..terms };
+        let others_first = Terms { priority: CompilePriority::Low, ..terms };
+        let refused = |terms| code.check(terms).err().map(|error| error.kind());
+        code.over_time(others_first);
+        assert_eq!(refused(terms), None, "it had what others left");
+        for (within, answers) in [
+            (Some(terms.within), [Some(ErrorKind::BuildTimeout), None]),
+            (None, [Some(ErrorKind::InvalidPlugin), Some(ErrorKind::InvalidPlugin)]),
+        ] {
+            code.remember(if within.is_some() { terms } else { others_first }, within);
+            assert_eq!([terms, longer].map(refused), answers);
+            advance(Duration::from_millis(11_999)).await;
+            assert_eq!([terms, longer].map(refused), answers);
+            advance(Duration::from_millis(1)).await;
+            assert_eq!([terms, longer].map(refused), [None, None]);
+        }
+    }
+
+    #[test]
+    fn code_that_somebody_runs_is_there_for_others_until_the_last_lets_it_go() {
+        let module = Module::new(&Engine::default(), b"\0asm\x01\0\0\0").unwrap();
+        let first = InUse::alone(module, MemoryBudget::new(u64::MAX).charge(MemoryKind::Code, 1));
+        let (code, key) = (first.code.clone(), first.key);
+        let running = || code.in_use(key, Keeps::Nowhere, None);
+        let second = running().unwrap();
+        drop(first);
+        assert!(running().is_some());
+        drop(second);
+        assert!(running().is_none());
     }
 }

@@ -218,7 +218,7 @@ impl Inner {
         let gone = |why: String| Error::internal("an instance could not be read", why);
         let ended = ended.map_err(|error| gone(error.to_string()))?;
         let ((instance, _), read) = ended.ok_or_else(|| gone("it is gone".into()))?;
-        reading.done(read, &self.context);
+        reading.done(read, &self.context.memory);
         Ok(instance)
     }
 }

@@ -99,3 +99,61 @@ impl TryRng for Noted<Box<dyn Rng + Send>> {
         self.randomness().try_fill_bytes(buffer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use wasmtime_wasi::clocks::MonotonicClock;
+
+    use super::*;
+
+    /// Gives 1, 2, 3 and so on.
+    struct Counts(u8);
+
+    impl TryRng for Counts {
+        type Error = Infallible;
+
+        fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+            self.0 += 1;
+            Ok(self.0.into())
+        }
+
+        fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+            self.0 += 1;
+            Ok(self.0.into())
+        }
+
+        fn try_fill_bytes(&mut self, buffer: &mut [u8]) -> Result<(), Infallible> {
+            self.0 += 1;
+            buffer.fill(self.0);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_guest_gets_what_there_is_to_draw_and_it_is_noted() {
+        let (time, randomness) = (Drawn { time: true, randomness: false }, Drawn { time: false, randomness: true });
+        let draws: Arc<Draws> = Arc::default();
+        let clock = wall_clock(&draws);
+        let monotonic = Noted::new(MonotonicClock::new(), &draws);
+        assert_eq!(monotonic.resolution(), MonotonicClock::new().resolution());
+        assert_eq!((clock.resolution(), draws.drawn()), (WallClock::new().resolution(), Drawn::default()));
+        let before = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        assert!(clock.now() >= before);
+        assert_eq!(draws.drawn(), time);
+        for (number, draw) in (1..).zip([
+            |rng: &mut dyn Rng| u64::from(rng.next_u32()),
+            |rng: &mut dyn Rng| rng.next_u64(),
+            |rng: &mut dyn Rng| {
+                let mut bytes = [0; 2];
+                rng.fill_bytes(&mut bytes);
+                u64::from(bytes[1])
+            },
+        ]) {
+            let draws: Arc<Draws> = Arc::default();
+            let from: Box<dyn Rng + Send> = Box::new(Counts(number - 1));
+            assert_eq!((draw(&mut Noted::new(from, &draws)), draws.drawn()), (number.into(), randomness));
+        }
+    }
+}

@@ -229,4 +229,32 @@ mod tests {
         runs_long().await;
         assert!(began.elapsed() >= LONGEST_WAIT);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_has_returned_has_given_its_permit_back_and_its_next_call_begins_at_the_first_tick() {
+        let share = FairShare::new(1);
+        let began = Instant::now();
+        let mut first = runs_long(&share).await;
+        first.rest();
+        let second = runs_long(&share).await;
+        first.tick().await;
+        assert_eq!(began.elapsed(), Duration::ZERO, "nobody has waited");
+        first.tick().await;
+        assert!(began.elapsed() >= LONGEST_WAIT, "the second holds the only permit");
+        drop(second);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_gives_way_at_its_ticks_waits_for_nobody_where_nobody_else_runs_and_keeps_its_permit() {
+        let share = FairShare::new(1);
+        let began = Instant::now();
+        let mut guest = runs_long(&share).await;
+        for _ in 0..3 {
+            let tick = guest.tick();
+            guest.slot().run(|| tick).await;
+        }
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        runs_long(&share).await;
+        assert!(began.elapsed() >= LONGEST_WAIT, "another waits for it");
+    }
 }

@@ -171,3 +171,58 @@ impl InMemory {
         gone
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::sealed::Destination, *};
+
+    fn key(name: &str) -> Key {
+        Key { plugin: Digest::of(name.as_bytes()), engine: 1 }
+    }
+
+    /// Small code that is charged with so many bytes.
+    fn small(account: &Arc<MemoryBudget>, bytes: u64) -> Unused {
+        let code = Sealed::new(b"code", Destination::new(4, false)).unwrap();
+        Unused::Plain(code, Arc::new(account.charge(MemoryKind::Cache, bytes)))
+    }
+
+    #[test]
+    fn code_is_kept_up_to_the_limit_and_beyond_it_the_oldest_goes() {
+        let account = MemoryBudget::new(u64::MAX);
+        let mut kept = InMemory::new(100);
+        for (name, bytes, goes, unused) in [
+            ("large", 101, vec![101], 0),
+            ("a", 100, vec![], 100),
+            ("b", 60, vec![100], 60),
+            ("c", 40, vec![], 100),
+            ("b", 50, vec![60], 90),
+            ("d", 20, vec![40], 70),
+        ] {
+            let gone = kept.put(key(name), small(&account, bytes));
+            assert_eq!(gone.iter().map(|gone| gone.charge().bytes()).collect::<Vec<_>>(), goes, "{name}");
+            drop(gone);
+            assert_eq!((account.unused(), account.used()), (unused, unused), "{name}");
+        }
+        assert!(["large", "a", "c"].iter().all(|name| kept.plain(key(name)).is_none()));
+    }
+
+    #[test]
+    fn code_gives_way_but_while_somebody_loads_it_the_oldest_first_and_no_more_than_must() {
+        let (account, other) = (MemoryBudget::new(u64::MAX), MemoryBudget::new(u64::MAX));
+        let mut kept = InMemory::new(u64::MAX);
+        for name in ["a", "b", "c", "d", "e"] {
+            assert!(kept.put(key(name), small(&account, 10)).is_empty());
+        }
+        assert!(kept.oldest(&other, u64::MAX).is_empty() && kept.oldest(&account, 0).is_empty());
+        assert_eq!((kept.oldest(&account, 10).len(), kept.oldest(&account, 11).len()), (1, 2));
+        assert!(kept.plain(key("c")).is_none());
+        let [first, second] = [(); 2].map(|()| kept.plain(key("d")).unwrap().1);
+        assert_eq!(account.unused(), 10, "one of the two that are left is being loaded");
+        kept.loaded(key("d"), first);
+        assert_eq!(kept.oldest(&account, u64::MAX).len(), 1, "by another as well");
+        kept.loaded(key("d"), second);
+        assert_eq!(account.unused(), 10);
+        assert_eq!(kept.oldest(&account, u64::MAX).len(), 1);
+        assert_eq!(account.used(), 0);
+    }
+}

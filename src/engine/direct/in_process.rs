@@ -34,3 +34,18 @@ pub(super) fn panicked(text: String) -> Error {
         last_words: LastWords::none(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_is_compiled_so_that_its_state_can_be_read_or_as_it_is_and_with_no_other_state_than_was_read() {
+        let wasm = wat::parse_str(r#"(module (global (mut i32) (i32.const 0)) (func (export "run")))"#).unwrap();
+        let (engine, digest) = (Engine::default(), Digest::of(&wasm));
+        let code = |state: &[u8], recorded| compile(&engine, Subject { wasm: &wasm, state }, digest, true, recorded);
+        assert_ne!(code(b"", true).unwrap(), code(b"", false).unwrap());
+        let error = code(b"of another module", false).unwrap_err().to_string();
+        assert!(error.contains("it has another state"), "{error}");
+    }
+}

@@ -151,9 +151,7 @@ impl Kernel {
     pub(super) fn reset(&self, store: &mut impl AsContextMut<Data = GuestState>) {
         let (memory, state) = self.memory.data_and_store_mut(&mut *store);
         state.budget.give_back(state.allocator.cost(0));
-        let used = state.allocator.clear();
-        let used = range(used.start, used.end - used.start, memory.len());
-        if let Some(used) = used.and_then(|used| memory.get_mut(used)) {
+        if let Some(used) = indices(state.allocator.clear()).and_then(|used| memory.get_mut(used)) {
             used.fill(0);
         }
         if let Some(root) = memory.get_mut(root::ALL) {
@@ -226,20 +224,37 @@ impl Kernel {
     }
 }
 
-fn range(offset: u64, len: u64, size: usize) -> Option<std::ops::Range<usize>> {
-    let end = offset.checked_add(len).filter(|end| *end <= size as u64)?;
-    Some(usize::try_from(offset).ok()?..usize::try_from(end).ok()?)
+fn indices(bytes: std::ops::Range<u64>) -> Option<std::ops::Range<usize>> {
+    Some(usize::try_from(bytes.start).ok()?..usize::try_from(bytes.end).ok()?)
+}
+
+fn range(offset: u64, len: u64) -> Option<std::ops::Range<usize>> {
+    indices(offset..offset.checked_add(len)?)
 }
 
 fn slice(memory: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
-    memory.get(range(offset, len, memory.len())?)
+    memory.get(range(offset, len)?)
 }
 
 /// Copies bytes into the block at `offset`, which has room for them.
 fn fill(memory: &mut [u8], offset: u64, bytes: &[u8]) -> wasmtime::Result<u64> {
     if !bytes.is_empty() {
-        let target = range(offset, bytes.len() as u64, memory.len()).and_then(|range| memory.get_mut(range));
+        let target = range(offset, bytes.len() as u64).and_then(|range| memory.get_mut(range));
         target.ok_or(HostTrap::OutOfMemory)?.copy_from_slice(bytes);
     }
     Ok(offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_has_its_accessors_and_its_code_can_be_mapped() {
+        let engine = Engine::default();
+        let kernel = KernelModule::compile(&engine).unwrap();
+        assert!(kernel.accessor("load_u8").is_some());
+        assert!(kernel.accessor("memory").is_none() && kernel.accessor("alloc").is_none(), "that is the host's");
+        assert!(kernel.can_be_mapped(&engine));
+    }
 }

@@ -312,3 +312,41 @@ impl Initialisers {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use wasmtime::Engine;
+
+    use super::*;
+
+    #[test]
+    fn haskells_initialiser_goes_before_cs_and_those_two_run_in_the_plugin_itself_alone() {
+        const HASKELL: &str = r#"(func (export "hs_init") (param i32 i32))"#;
+        const C: &str = r#"(func (export "__wasm_call_ctors"))"#;
+        const REACTOR: &str = r#"(func (export "_initialize"))"#;
+        const WRONG: &str = r#"(func (export "_initialize") (param i32))"#;
+        let no_function = r#"(global (export "hs_init") i32 (i32.const 0))"#;
+        let gives = r#"(func (export "__wasm_call_ctors") (result i32) i32.const 0)"#;
+        let command = format!(r#"{WRONG} (func (export "_start"))"#);
+        // Haskell's, the first, and whether the plugin is wrong.
+        for (exports, of_plugin, of_linked) in [
+            (HASKELL, (true, false, false), (false, false, false)),
+            (no_function, (false, false, false), (false, false, false)),
+            (C, (false, true, false), (false, false, false)),
+            (gives, (false, false, false), (false, false, false)),
+            (REACTOR, (false, true, false), (false, true, false)),
+            (WRONG, (false, false, true), (false, false, true)),
+            (&command, (false, false, false), (false, false, false)),
+            (&format!("{HASKELL} {C}"), (true, false, false), (false, false, false)),
+            (&format!("{HASKELL} {C} {REACTOR}"), (true, true, false), (false, true, false)),
+        ] {
+            let module = wat::parse_str(format!("(module {exports})")).unwrap();
+            let module = Module::new(&Engine::default(), module).unwrap();
+            for (is_main, wanted) in [(true, of_plugin), (false, of_linked)] {
+                let found = Initialisers::of(&module, is_main, Digest::of(b"plugin"));
+                let found = (found.haskell.is_some(), found.first.is_some(), found.wrong);
+                assert_eq!(found, wanted, "{exports} {is_main}");
+            }
+        }
+    }
+}

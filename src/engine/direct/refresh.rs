@@ -132,7 +132,7 @@ impl Turn {
     /// So much time of one processor was used until now.
     pub(super) fn charge(&self, took: Duration, now: Instant) {
         let (since, pays) = (self.all.at(now).saturating_sub(nanos(took)), nanos(took.saturating_mul(PAID_IN)));
-        let paid = |paid: u64| Some(paid.max(since).saturating_add(pays).min(BUSY - 1));
+        let paid = |paid: u64| Some(paid.max(since).saturating_add(pays));
         // Nobody else writes them.
         self.took.fetch_add(nanos(took), Ordering::Relaxed);
         let _ = self.free_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, paid);
@@ -257,5 +257,29 @@ mod tests {
         takes(ask(OTHER)).await;
         assert_eq!(all.tenants.lock().unwrap().asked.len(), 1);
         assert!(ask(OTHER).is_some(), "nobody else came of late");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn so_many_tenants_are_remembered_and_one_more_has_to_come_when_the_turn_is_free() {
+        let all = Refreshes::new();
+        let ask = |tenant| all.turn(TenantId(tenant), Instant::now());
+        let turn = ask(0).unwrap();
+        for tenant in 1..=MOST_TENANTS as u64 {
+            assert!(ask(tenant).is_none());
+        }
+        let in_vain = |tenant| all.tenants.lock().unwrap().asked.get(&TenantId(tenant)).map(|asked| asked.in_vain);
+        assert_eq!([0, 1, 4095, 4096].map(in_vain), [Some(false), Some(true), Some(true), None]);
+        assert!(ask(0).is_none());
+        assert_eq!(in_vain(0), Some(true), "who is known stays so");
+        drop(turn);
+        assert!(ask(4096).is_some() && in_vain(4096).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_came_in_vain_is_reckoned_with_for_ten_minutes() {
+        let now = Instant::now();
+        let asked = Asked { last: 0, at: now, in_vain: true };
+        assert!(asked.is_of_late(now + OF_LATE.saturating_sub(Duration::from_nanos(1))));
+        assert!(!asked.is_of_late(now + OF_LATE));
     }
 }

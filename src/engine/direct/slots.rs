@@ -314,4 +314,50 @@ mod tests {
         let error = layout(1_000_000, 4 << 30, 1 << 45).unwrap_err();
         assert!(error.contains("pool.max_instances = 1000000") && error.contains("limits.memory"), "{error}");
     }
+
+    #[test]
+    fn there_are_as_many_slots_as_the_instances_take_and_a_few_that_they_share() {
+        let (memory, guard, table_elements) = (3 * 65_536, 65_536, 1000);
+        for (instances, wide, linked, heaps, memories, tables) in [
+            (1000, false, 0, 125, 2125, 4000),
+            (1000, true, 500, 1000, 1000 * (MOST_MEMORIES + 2) + 500, 6000),
+            (100, false, 0, 16, 216, 400),
+            (20, true, 16, 20, 20 * (MOST_MEMORIES + 2) + 16, 144),
+        ] {
+            let layout = SlotLayout { instances, wide, memory, guard, table_elements, resident: 0 };
+            let slots = (layout.linked(), layout.heaps(), layout.memories(), layout.tables());
+            assert_eq!(slots, (linked, heaps, memories, tables), "{instances} {wide}");
+            let bytes = memories * (4 * 65_536) + tables * 8000 + instances * (2 << 20);
+            assert_eq!(layout.bytes(), u128::from(bytes));
+            assert_eq!(layout.check(bytes), Ok(layout));
+            assert!(layout.check(bytes - 1).unwrap_err().contains(&format!("needs {} MiB", bytes >> 20)));
+            let promised = tables * 8000 + instances * (2 << 20);
+            assert_eq!(layout.check_promise(promised), Ok(()));
+            assert!(layout.check_promise(promised - 1).is_err());
+        }
+    }
+
+    #[test]
+    fn a_memory_takes_whole_pages_and_a_table_at_least_one_element() {
+        let layout = |memory, table_elements| {
+            let limits = LimitSettings { memory, table_elements, ..LimitSettings::default() };
+            let layout = SlotLayout::new(&PoolSettings::default(), &limits, 1 << 45).unwrap();
+            (layout.memory().reservation, layout.table_elements)
+        };
+        assert_eq!(layout(65_536, 0), (65_536, 1));
+        assert_eq!(layout(65_537, u64::MAX), (2 * 65_536, 10_000_000));
+    }
+
+    #[test]
+    fn settings_may_take_all_mappings_that_there_are_and_not_one_more() {
+        let pool = PoolSettings { capacity: 10, max_instances: 20, ..PoolSettings::default() };
+        let (stacks, all) = (20 * 2 + 1000, 20 * 2 + 1000 + 10 * 14 + 5 * 4);
+        let check = |most| check_mappings(&pool, 5, most).map(|warning| warning.is_some()).map_err(drop);
+        assert_eq!([all, all - 1, stacks, stacks - 1].map(check), [Ok(false), Ok(true), Ok(true), Err(())]);
+    }
+
+    #[test]
+    fn an_engine_may_reserve_a_quarter_of_the_address_space() {
+        assert_eq!(available(), (32 << 40).min(soft_limit(Resource::As) / 4));
+    }
 }

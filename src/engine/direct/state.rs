@@ -373,4 +373,55 @@ mod tests {
         assert!(fill(&mut variables, "rest") >= with_all + 6000 - 8);
         assert!(variables.set("more".into(), vec![0; 8]).is_err());
     }
+
+    fn budget(memory_left: u64) -> Budget {
+        let charge = MemoryAccount::unbounded().instance(0);
+        Budget { memory_left, table_elements: 10, lacks: None, element: ELEMENT, used: 0, peak: 0, charge }
+    }
+
+    #[test]
+    fn a_guest_can_take_again_what_it_gave_back_and_is_charged_in_steps_for_the_most_that_it_had() {
+        let mut budget = budget(100_000);
+        budget.take(60_000).unwrap();
+        assert_eq!(budget.charge.bytes(), STEP);
+        assert_eq!(budget.take(40_001), Err(HostTrap::OutOfMemory));
+        budget.take(40_000).unwrap();
+        budget.give_back(50_000);
+        assert_eq!((budget.used, budget.peak, budget.charge.bytes()), (50_000, 100_000, 2 * STEP));
+        budget.take(50_000).unwrap();
+        assert_eq!((budget.used, budget.peak, budget.charge.bytes()), (100_000, 100_000, 2 * STEP));
+        assert!(budget.take(1).is_err());
+        budget.uses(2 * STEP - 100_000);
+        assert_eq!(budget.charge.bytes(), 2 * STEP);
+        budget.uses(1);
+        assert_eq!(budget.charge.bytes(), 3 * STEP);
+    }
+
+    #[test]
+    fn what_a_module_does_not_allow_is_no_and_more_memory_than_the_limit_ends_the_call() {
+        let mut budget = budget(100);
+        assert!(budget.memory_growing(0, 60, Some(60)).unwrap());
+        assert!(!budget.memory_growing(60, 61, Some(60)).unwrap());
+        assert!(budget.memory_growing(60, 100, None).unwrap(), "what was not allowed took nothing");
+        let error = budget.memory_growing(100, 101, None).unwrap_err();
+        assert_eq!(error.downcast_ref(), Some(&HostTrap::OutOfMemory));
+        for (current, desired, maximum, may) in
+            [(0, 10, Some(10), true), (0, 5, Some(4), false), (0, 11, None, false), (9, 10, None, true)]
+        {
+            let before = budget.used;
+            assert_eq!(budget.table_growing(current, desired, maximum).unwrap(), may);
+            let took = if may { (desired - current) as u64 * ELEMENT } else { 0 };
+            assert_eq!(budget.used - before, took);
+        }
+        assert!(budget.memory_grow_failed(wasmtime::Error::msg("too large")).is_ok());
+        assert!(budget.memory_grow_failed(Errno::NOMEM.into()).is_err(), "that is no answer for a guest");
+    }
+
+    #[test]
+    fn variables_may_take_all_that_there_is_for_them() {
+        let mut variables = Variables::default();
+        let most = VariableSet::MOST - VariableSet::size("name", &[]);
+        assert!(variables.set("name".into(), vec![0; most + 1]).is_err());
+        assert!(variables.set("name".into(), vec![0; most]).is_ok());
+    }
 }

@@ -217,4 +217,16 @@ mod tests {
         assert_eq!(mark, format!("… {} bytes are left out …", (2 << 14) + 2 - first.len() - last.len()));
         assert!(!text.contains('\u{fffd}'));
     }
+
+    #[test]
+    fn what_is_no_text_is_kept_as_far_as_any() {
+        let text = written(&[b"\xff", &vec![b'x'; 1 << 20]]);
+        assert!(text.starts_with(&format!("\u{fffd}{}\n", "x".repeat(FIRST - 1))));
+    }
+
+    #[test]
+    fn no_stream_is_a_terminal() {
+        let streams = Streams::default();
+        assert!(!streams.stdin().is_terminal() && !streams.stdout.is_terminal());
+    }
 }

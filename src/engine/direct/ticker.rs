@@ -59,12 +59,6 @@ impl Ticker {
     }
 }
 
-impl Drop for Ticker {
-    fn drop(&mut self) {
-        self.thread.unpark();
-    }
-}
-
 fn tick(ticker: &Weak<TickerState>) {
     loop {
         for _ in 0..IDLE_TICKS {
@@ -100,4 +94,30 @@ fn is_idle(ticker: &Weak<TickerState>) -> bool {
         state.asleep.store(false, SeqCst);
     }
     idle
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_saw_no_guest_is_woken_by_the_next_one_and_ends_with_its_ticker() {
+        let engine = wasmtime::Engine::default().weak();
+        let state = Arc::new(TickerState { engine, seen: AtomicBool::new(true), asleep: AtomicBool::new(false) });
+        let weak = Arc::downgrade(&state);
+        // This thread is the one that is woken.
+        let ticker = Ticker { state, thread: thread::current() };
+        assert!(!is_idle(&weak) && is_idle(&weak), "a guest has begun, and no other since");
+        ticker.wake();
+        let began = Instant::now();
+        thread::park_timeout(Duration::from_secs(30));
+        assert!(began.elapsed() < Duration::from_secs(30));
+        assert!(!is_idle(&weak) && !ticker.state.asleep.load(SeqCst));
+        assert!(is_idle(&weak) && ticker.state.asleep.load(SeqCst));
+        assert!(advance(&weak));
+        drop(ticker);
+        assert!(!is_idle(&weak) && !advance(&weak));
+    }
 }

@@ -191,3 +191,21 @@ impl EngineVariant {
         self.code.module(&self.engine, terms, subject, limits, room)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_is_kept_in_a_quarter_of_the_memory_at_most_or_in_a_folder_of_any_size() {
+        let pool = PoolSettings { memory: 4 << 20, ..PoolSettings::default() };
+        let kept = |code_cache: CodeCache, code_cache_size| {
+            let engine = EngineSettings { code_cache, code_cache_size, ..EngineSettings::default() };
+            (most_kept(&pool, &engine), most_mapped(&pool, &engine))
+        };
+        assert_eq!(kept(CodeCache::Memory, 1 << 30), (1 << 20, 4));
+        assert_eq!(kept(CodeCache::Memory, 512 << 10), (512 << 10, 2));
+        assert_eq!(kept(CodeCache::Folder("x".into()), 1 << 30), (1 << 30, 0));
+        assert_eq!(kept(CodeCache::Off, 1 << 30), (0, 0));
+    }
+}

@@ -265,8 +265,11 @@ async fn http_requests_have_a_bounded_size_and_a_bounded_number_of_headers() {
     let headers: Vec<_> = (0..101).map(|at| format!(r#""x-{at}":"1""#)).collect();
     let pool = pool(EngineKind::Direct);
     let (long, many) = ("x".repeat(65_536), headers.join(","));
+    let largest = r#"{"url":"http://not.org/"}"#.replace("/\"", &format!("/{}\"", &long[25..]));
+    assert_eq!(largest.len(), 65_536);
     for (request, ends_as, said) in [
         (format!(r#"{{"url":"http://example.org/{long}"}}"#), "guest_error", "is over 65536 bytes"),
+        (largest, "guest_trap", "is not allowed"),
         (format!(r#"{{"url":"http://example.org/","headers":{{{many}}}}}"#), "guest_trap", "more than 100 headers"),
     ] {
         let (kind, text) = answers(&pool, asks.clone(), &[request.as_bytes()]).await.remove(0).unwrap_err();

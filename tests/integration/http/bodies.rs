@@ -122,7 +122,10 @@ async fn a_body_may_grow_to_limits_output_size_and_no_further() {
     let mib = 1 << 20;
     let server = serve("gzip", GZIP_BOMB);
     assert_eq!(ask_with(requester(false, false), url(&server), limit(mib)).await, Ok(vec![0; 1 << 20]));
+    let server = serve("identity", GZIP);
+    assert_eq!(ask_with(requester(false, false), url(&server), limit(55)).await, Ok(GZIP.to_vec()));
     for (coding, body, most) in [
+        ("identity", GZIP.to_vec(), 54),
         ("gzip", GZIP_BOMB.to_vec(), mib - 1),
         ("gzip", GZIP_BOMB.repeat(64), 16 * mib),
         ("br", BROTLI_BOMB.to_vec(), 16 * mib),

@@ -65,6 +65,21 @@ async fn a_redirect_keeps_an_empty_body_as_it_keeps_the_method() {
 }
 
 #[tokio::test]
+async fn ten_redirects_are_followed_and_no_more() {
+    let server = Recorder::start(|request| {
+        let left = request.split(' ').nth(1).and_then(|path| path[1..].parse::<u32>().ok());
+        match left.and_then(|left| left.checked_sub(1)) {
+            Some(left) => answer("307 Temporary Redirect", &[&format!("location: /{left}")], b""),
+            None => answer("200 OK", &[], b"ok"),
+        }
+    });
+    let after = |redirects: u32| ask(requester(false, false), json!({"url": server.url(&format!("/{redirects}"))}));
+    assert_eq!(after(10).await.unwrap(), b"ok");
+    let (kind, text) = after(11).await.unwrap_err();
+    assert!(kind == "guest_trap" && text.contains("too many redirects"), "{kind} {text}");
+}
+
+#[tokio::test]
 async fn a_redirect_to_another_host_tells_it_no_secret_and_not_where_the_plugin_comes_from() {
     let other = Recorder::ok();
     let to = format!("http://localhost:{}/", other.port);

@@ -1,4 +1,4 @@
-//! Code that is kept comes back, within its bound.
+//! What is kept, in memory and in a folder, and what goes.
 
 use super::*;
 use crate::{memory::MemoryKind, source::Digest};
@@ -191,4 +191,22 @@ fn a_folder_that_others_can_enter_is_refused() {
     fs::DirBuilder::new().mode(0o755).create(&root).unwrap();
     let error = Cache::open(&CodeCache::Folder(root), 1).err().unwrap().to_string();
     assert!(error.contains("chmod 700"), "{error}");
+}
+
+#[test]
+fn what_may_hold_secrets_is_kept_in_memory_alone_and_what_nobody_would_find_again_nowhere() {
+    let (engine, account) = (Engine::default(), MemoryBudget::new(u64::MAX));
+    let temporary = tempfile::tempdir().unwrap();
+    let (key, code) = module(&engine, "a", 10);
+    for (keeps, in_memory, in_folder) in
+        [(Keeps::Nowhere, false, false), (Keeps::InMemory, true, false), (Keeps::Anywhere, true, true)]
+    {
+        let memory = Cache::open(&CodeCache::Memory, 1 << 20).unwrap();
+        for (cache, is_kept) in [(memory, in_memory), (folder(temporary.path(), 1 << 20), in_folder)] {
+            let sealed = Sealed::new(&code, Destination::new(code.len() as u64, true)).unwrap();
+            let wanted = Wanted::to_load(sealed.len(), sealed.is_mapped());
+            cache.take(&engine, key, sealed, charges(&account, wanted), keeps).unwrap();
+            assert_eq!(load(&cache, &engine, key).is_some(), is_kept, "{keeps:?}");
+        }
+    }
 }

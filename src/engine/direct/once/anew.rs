@@ -30,7 +30,7 @@ const NEVER: u64 = u64::MAX;
 const AGAIN: Duration = Duration::from_mins(1);
 
 /// How long a plugin does not ask for a turn after it did in vain: each of its instances would ask.
-const ASKS_AGAIN: Duration = Duration::from_millis(100);
+pub(super) const ASKS_AGAIN: Duration = Duration::from_millis(100);
 
 /// When the next is read anew, and what was.
 pub(super) struct Anew {
@@ -100,13 +100,13 @@ impl Anew {
     /// Another may be read from then on.
     pub(super) fn due_after(&self, from: Instant, pause: Duration) {
         let due = self.nanos(from).saturating_add(nanos(pause));
-        self.due.store(due.min(NEVER - 1), Ordering::Relaxed);
+        self.due.store(due, Ordering::Relaxed);
     }
 
     /// Not before that, whatever was said. To be called before the turn is given up.
     fn not_before(&self, from: Instant, pause: Duration) {
         let due = self.nanos(from).saturating_add(nanos(pause));
-        self.due.fetch_max(due.min(NEVER - 1), Ordering::Relaxed);
+        self.due.fetch_max(due, Ordering::Relaxed);
     }
 
     /// The pause after an attempt that others ended.

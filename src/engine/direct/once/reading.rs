@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Initialised, Once, Plain, PluginContext, Recorded, Stage, State, Turn};
+use super::{Initialised, MemoryAccount, Once, Plain, Recorded, Stage, State, Turn};
 
 /// The right to read the next instance. If it is dropped without, another is read later.
 pub(in super::super) struct Reading<'a> {
@@ -30,7 +30,7 @@ impl Reading<'_> {
     }
 
     /// An instance that initialised itself was read.
-    pub(in super::super) fn done(mut self, read: Result<(State, Initialised), String>, context: &PluginContext) {
+    pub(in super::super) fn done(mut self, read: Result<(State, Initialised), String>, memory: &MemoryAccount) {
         let once = self.once;
         let (left, host) = match read {
             Ok(read) => read,
@@ -46,8 +46,8 @@ impl Reading<'_> {
             turn
         });
         let (plain, is_anew) = (self.plain.clone(), turn.is_some());
-        plain.charge.get_or_init(|| context.memory.waiting(plain.wasm.len() as u64));
-        let charge = context.memory.waiting(left.bytes().len() as u64);
+        plain.charge.get_or_init(|| memory.waiting(plain.wasm.len() as u64));
+        let charge = memory.waiting(left.bytes().len() as u64);
         let recorded =
             Recorded { plain, state: left, host: Arc::new(host), read: Instant::now(), turn, _charge: charge };
         let recorded = Arc::new(recorded);

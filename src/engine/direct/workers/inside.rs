@@ -129,19 +129,21 @@ fn work(memory: u64) -> io::Result<()> {
                 stdout.write_all(&code)?;
                 stdout.flush()?;
             }
-            Ok(Err(error)) if by_system(&error).any(|cause| cause == Errno::NOMEM) => {
-                return say(&mut stdout, &Reply::Memory);
-            }
-            Ok(Err(error)) => {
-                // A plugin may have chosen some of it.
-                let (reason, chain) = (shorten(&error.root_cause().to_string()), shorten(&format!("{error:#}")));
-                say(&mut stdout, &Reply::Invalid { reason, chain })?;
-            }
+            Ok(Err(error)) => say(&mut stdout, &refusal(&error))?,
             // Nobody knows what state it has left behind.
             Err(panic) => return say(&mut stdout, &Reply::Panicked(shorten(&panic_text(&*panic)))),
         }
     }
     Ok(())
+}
+
+/// Why there is no code.
+fn refusal(error: &wasmtime::Error) -> Reply {
+    if by_system(error).any(|cause| cause == Errno::NOMEM) {
+        return Reply::Memory;
+    }
+    // A plugin may have chosen some of it.
+    Reply::Invalid { reason: shorten(&error.root_cause().to_string()), chain: shorten(&format!("{error:#}")) }
 }
 
 /// Does this on a thread of its own, which leaves the processors to others, and to other builds: nothing makes a thread less
@@ -176,7 +178,7 @@ fn listen() -> io::Result<mpsc::Receiver<Heard>> {
             send(Heard::Order(order, wasm, state))?;
         }
     };
-    thread::Builder::new().stack_size(256 << 10).spawn(move || {
+    thread::Builder::new().spawn(move || {
         if read().is_err_and(|error| error.kind() == io::ErrorKind::OutOfMemory) {
             // As where an allocation cannot fail otherwise.
             eprintln!("{NO_MEMORY}a module failed");
@@ -204,4 +206,27 @@ fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
     pages.unwrap_or(0).saturating_mul(rustix::param::page_size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_for_which_the_system_has_no_memory_is_not_refused_as_invalid() {
+        assert!(matches!(refusal(&Errno::NOMEM.into()), Reply::Memory));
+        for error in [Errno::INVAL.into(), wasmtime::Error::msg("bad section")] {
+            let Reply::Invalid { reason, chain } = refusal(&error.context("line 1")) else {
+                panic!("it is no shortage")
+            };
+            assert_eq!(chain, format!("line 1: {reason}"));
+        }
+    }
+
+    #[test]
+    fn what_a_process_holds_is_at_least_what_it_has_written() {
+        let held = vec![1_u8; 16 << 20];
+        assert!(resident() >= 16 << 20);
+        drop(held);
+    }
 }

@@ -23,6 +23,8 @@
 pub(super) mod inside;
 mod protocol;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::{
@@ -86,6 +88,25 @@ pub(super) struct Terms {
     pub(super) priority: CompilePriority,
     /// Where its code is kept for the next build.
     pub(super) keeps: Keeps,
+}
+
+#[cfg(test)]
+impl Terms {
+    /// Of some module, which is compiled within this time.
+    pub(super) fn within(within: Duration) -> Self {
+        Self {
+            digest: Digest::of(b"plugin"),
+            kind: Kind { fueled: false, wide: false },
+            links: true,
+            recorded: false,
+            restored: None,
+            engine: 7,
+            maps: false,
+            within,
+            priority: CompilePriority::Normal,
+            keeps: Keeps::Anywhere,
+        }
+    }
 }
 
 /// The workers of one engine.

@@ -82,7 +82,7 @@ pub(super) enum Reply {
     Invalid { reason: String, chain: String },
     /// The compiler panicked. The worker ends.
     Panicked(String),
-    /// The system refused memory. The worker ends.
+    /// The system refused memory. Its owner ends it.
     Memory,
 }
 

@@ -153,4 +153,40 @@ mod tests {
             process.lock().unwrap().wait().unwrap();
         }
     }
+
+    #[test]
+    fn a_module_that_a_worker_was_busy_with_is_named_once_it_is_stopped_and_no_other() {
+        let works = "at=0; while [ $at -lt 10000000 ]; do at=$((at + 1)); done";
+        let child = Command::new("sh").args(["-c", works]).spawn().unwrap();
+        let process = Arc::new(Mutex::new(child));
+        let until = |time| {
+            while used(&process).unwrap() < time {
+                std::thread::yield_now();
+            }
+        };
+        let watched = || {
+            let stop = Stop::default();
+            assert!(stop.watch(&process));
+            stop
+        };
+        let (short, long) = (Terms::within(Duration::from_millis(200)), Terms::within(Duration::from_hours(1)));
+        let (idle, compiled, forgotten, free, busy) = (watched(), watched(), watched(), watched(), watched());
+        for stop in [&compiled, &forgotten] {
+            stop.begun(short);
+        }
+        free.begun(long);
+        busy.begun(short);
+        until(used(&process).unwrap() + Duration::from_millis(20));
+        compiled.compiled();
+        forgotten.forget();
+        assert!(forgotten.stop(Why::Timeout).is_none() && process.lock().unwrap().try_wait().unwrap().is_none());
+        assert_eq!(busy.stop(Why::Timeout).unwrap().within, short.within);
+        for (stop, why) in [(idle, Why::Unwanted), (compiled, Why::Timeout), (free, Why::Timeout), (busy, Why::Timeout)]
+        {
+            assert!(stop.stop(why).is_none());
+            assert!(stop.stop(Why::Unwanted).is_none() && stop.why() == Some(why), "the first reason counts");
+            assert!(!stop.watch(&process));
+        }
+        process.lock().unwrap().wait().unwrap();
+    }
 }

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// More code than this is not taken. In bytes.
-const MOST_CODE: u64 = 256 << 20;
+pub(super) const MOST_CODE: u64 = 256 << 20;
 
 /// How much of what a worker wrote before it died is looked at.
 const MOST_LAST_WORDS: u64 = 4096;
@@ -69,17 +69,14 @@ impl Worker {
     /// Starts a process. By `posix_spawn`, so that a large process takes no longer than a small one. In a group of its own:
     /// what is typed at a terminal to end its owner is not sent to it, and its owner may still need it.
     pub(super) fn start(program: &Path, memory: u64) -> Result<Self, Failed> {
-        let spawned = Command::new(program)
-            .arg(ARGUMENT)
-            .arg(memory.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn();
-        let mut child = spawned.map_err(|error| match error.kind() {
+        Self::spawn(Command::new(program).arg(ARGUMENT).arg(memory.to_string()))
+    }
+
+    pub(super) fn spawn(command: &mut Command) -> Result<Self, Failed> {
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.process_group(0).spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
-                Failed::Unfit(format!("{} cannot be started: {error}", program.display()))
+                Failed::Unfit(format!("{} cannot be started: {error}", command.get_program().display()))
             }
             _ => Failed::Host(error),
         })?;
@@ -259,5 +256,25 @@ mod tests {
         let killed = Some(ExitStatus::from_raw(9));
         assert!(matches!(how(killed, "", true, true), (Ended::Memory, Failed::Host(_))));
         assert!(matches!(how(killed, "", true, false), (Ended::Crashed, Failed::Gone { begun: true })));
+    }
+
+    #[test]
+    fn a_worker_that_died_says_by_how_it_did_what_that_means_for_its_module() {
+        use rustix::process::Signal;
+
+        let by = |signal: Signal| Some(ExitStatus::from_raw(signal.as_raw()));
+        let no_memory = format!("{NO_MEMORY}64 bytes failed");
+        assert!(matches!(how(by(Signal::XCPU), "", true, true), (Ended::Timeout, Failed::Time)));
+        assert!(matches!(how(by(Signal::ABORT), &no_memory, true, false), (Ended::Memory, Failed::Memory)));
+        assert!(matches!(how(Some(ExitStatus::from_raw(UNABLE << 8)), "", false, false), (_, Failed::Host(_))));
+        for (status, written) in [
+            (by(Signal::ABORT), "other"),
+            (by(Signal::SEGV), &no_memory),
+            (by(Signal::TERM), ""),
+            (Some(ExitStatus::from_raw(1 << 8)), ""),
+            (None, ""),
+        ] {
+            assert!(matches!(how(status, written, false, true), (Ended::Crashed, Failed::Gone { begun: false })));
+        }
     }
 }

@@ -159,7 +159,8 @@ fn pages_side_by_side_are_one_segment_and_zeros_at_its_ends_none_of_it() {
     state.add_memory(&memory).unwrap();
     assert_eq!(state.image(), 5 * PAGE as u64, "four pages and one");
     let read = Read::new(state.bytes()).unwrap();
-    let runs: Vec<_> = read.memories[0].runs.iter().map(|(at, data)| (*at as usize, data.len())).collect();
+    let runs: Vec<_> =
+        read.memories[0].runs.iter().map(|(at, data)| (usize::try_from(*at).unwrap(), data.len())).collect();
     assert_eq!(runs, [(2 * PAGE + 5, 3 * PAGE + 4), (8 * PAGE, PAGE)]);
 }
 
