@@ -16,7 +16,7 @@ use self::rust::{code_of, crate_names, words};
 const MOST_LINES: usize = 450;
 
 /// Lines that all of `src` may have.
-const MOST_LINES_OF_SOURCE: usize = 51_000;
+const MOST_LINES_OF_SOURCE: usize = 52_500;
 
 /// One file of Rust.
 struct File {
