@@ -303,8 +303,8 @@ mod tests {
 
     #[test]
     fn headers_take_so_many_bytes_at_most_with_some_for_each() {
-        let mut service = ServiceSettings::default();
-        service.response_headers = ["x-long", "x-other"].map(str::to_owned).into();
+        let response_headers = ["x-long", "x-other"].map(str::to_owned).into();
+        let service = ServiceSettings { response_headers, ..ServiceSettings::default() };
         let allowed = Allowed::new(&service);
         let answer = |length: usize| {
             let (long, other) = ("v".repeat(length), "v".repeat(10));

@@ -310,7 +310,8 @@ fn of_size(size: usize, text: &str) -> Vec<u8> {
     let mut module = wasm(text);
     // A custom section's id, three bytes of its size, and the length of its name, which is empty.
     let rest = size - module.len() - 4;
-    module.extend([0, rest as u8 | 0x80, (rest >> 7) as u8 | 0x80, (rest >> 14) as u8]);
+    let seven = |bits: usize| u8::try_from(rest >> bits & 0x7f).unwrap();
+    module.extend([0, seven(0) | 0x80, seven(7) | 0x80, seven(14)]);
     module.extend(vec![0; rest]);
     module
 }
