@@ -38,6 +38,7 @@ async fn in_reuse_entry_points_share_what_an_instance_remembers_and_in_fresh_not
     let pool = pool(engine);
     for (isolation, remembered) in [(Isolation::Reuse, "7"), (Isolation::Fresh, "-")] {
         let evaluator = pool.register("kept", remembers(isolation)).unwrap();
+        assert_eq!(evaluator.entry_point("get").name(), "get");
         let (set, get) = (evaluator.entry_point("set"), evaluator.entry_point("get"));
         for _ in 0..3 {
             set.evaluate("7").await.unwrap();

@@ -289,6 +289,21 @@ fn what_a_tenant_may_store_counts_what_it_has_under_other_names() {
 }
 
 #[test]
+fn what_an_evaluator_stores_is_its_plugin_and_all_modules_it_is_linked_with() {
+    let folder = TempDir::new().unwrap();
+    let (store, _) = open(&folder);
+    let modules = ["run", "a", "bb"].map(plugin);
+    let linked = [("a".to_owned(), modules[1].clone()), ("b".to_owned(), modules[2].clone())];
+    let bytes: u64 = modules.iter().map(|plugin| plugin.bytes().len() as u64).sum();
+    for (most, fits) in [(bytes - 1, false), (bytes, true)] {
+        let stored = store
+            .stage("t/one", &modules[0], &linked, Some(most))
+            .and_then(|staged| store.commit("t/one", "run", &document("run"), staged, anything, || ()).map(drop));
+        assert_eq!(stored.is_ok(), fits, "{stored:?}");
+    }
+}
+
+#[test]
 fn a_file_that_cannot_be_removed_is_told_and_one_that_is_not_there_is_not() {
     let folder = TempDir::new().unwrap();
     assert_eq!(logged(|| files::remove(&folder.path().join("nothing"))), "");

@@ -346,6 +346,8 @@ fn static_data_is_what_each_call_is_merged_into_and_labels_are_logged() {
     assert_eq!(server.post("x", br#"{"a": {"d": 3}}"#).json(), json!({"a": {"b": 1, "d": 3}, "c": 2}));
     let large = json!({"a": "x".repeat(256 * 1024)}).to_string();
     server.post("x", large.as_bytes()).is(413, "payload_too_large");
+    assert_eq!(server.put("without", &echo).status, 201);
+    assert_eq!(server.post("without", large.as_bytes()).body.len(), large.len(), "there is nothing to merge it into");
     assert_eq!(server.post("x", format!("[{large}]").as_bytes()).body.len(), large.len() + 2);
     assert_eq!(server.post("x", b"{1}").text(), "{1}");
     assert_eq!(server.post("x", b"[1]").text(), "[1]", "what is no object replaces it");

@@ -108,11 +108,14 @@ fn a_module_with_nothing_to_gain_is_the_same_bytes() {
         (format!("(module (memory 9) {} {})", far(60), "(data \"x\")".repeat(WORTHWHILE)), true),
         (format!("(module (memory 9) {} {} {named})", far(3), "(data \"x\")".repeat(WORTHWHILE - 1)), false),
         (format!("(module (memory 9) {} {} {named})", far(3), "(data \"x\")".repeat(WORTHWHILE)), true),
+        (format!("(module {})", "(data \"x\")".repeat(WORTHWHILE)), true),
         (format!("(module (memory 1) {})", "(data (i32.const 9) \"x\")".repeat(WORTHWHILE)), false),
         (format!("(module (memory 1) {})", "(data (i32.const 9) \"x\")".repeat(WORTHWHILE + 1)), true),
     ] {
         let wasm = wat::parse_str(&text).unwrap();
-        assert_eq!(matches!(joined(&wasm), Cow::Owned(_)), gains, "{text}");
+        let new = joined(&wasm);
+        assert_eq!(matches!(new, Cow::Owned(_)), gains, "{text}");
+        Module::new(&ENGINE, &new).unwrap();
     }
     for bytes in [&b""[..], b"\0asm\x01\0\0", b"\0asm\x01\0\0\0\x0b\xff", &[0; 100]] {
         assert!(matches!(joined(bytes), Cow::Borrowed(_)));

@@ -209,7 +209,25 @@ fn every_plugin_is_linked_whatever_it_has() {
 }
 
 #[test]
+fn what_is_copied_within_a_memory_comes_through_whole_in_pieces_too() {
+    let text: String = (0..9000).fold(String::new(), |all, n| all + &format!("{n:04} "));
+    for (to, from) in [(900, 9), (9, 900), (70_000, 9), (9, 9)] {
+        linked(&format!(
+            r#"(module (memory (export "memory") 4) (data (i32.const 0) "{text}") (data (i32.const 80000) "{text}")
+                (func (export "copy") (memory.copy (i32.const {to}) (i32.const {from}) (i32.const 150000))))"#
+        ));
+    }
+}
+
+#[test]
 fn what_is_known_to_be_no_more_than_a_piece_is_not_cut() {
+    for references in ["funcref", "externref"] {
+        let null = format!("(ref.null {})", references.trim_end_matches("ref"));
+        let text =
+            format!("(module (table 9000 {references}) (func (table.fill (i32.const 1) {null} (i32.const 8999))))");
+        let wasm = wat::parse_str(text).unwrap();
+        assert!(rewrite(&wasm, Digest::of(&wasm), false).is_some(), "{references}");
+    }
     for (length, is_cut) in
         [("const 65536", false), ("const 65537", true), ("const -1", true), ("load (i32.const 9)", true)]
     {
