@@ -83,8 +83,9 @@ impl State {
     /// Whether a tenant must not run, though there is a permit: it has had more than others, who have just asked and will
     /// again. In the moment in which none of them waits it would have a tick, in which they could have had fifty turns.
     fn is_held_back(&self, tenant: TenantId, now: Instant) -> bool {
-        let mut others = self.modest.iter().flatten().filter(|(modest, _)| *modest != tenant);
-        self.waiting.behind(tenant) > BEHIND && others.any(|(_, asked)| now < *asked + AGAIN)
+        let behind = self.waiting.behind(tenant);
+        let mut less = self.modest.iter().flatten().filter(|(modest, _)| self.waiting.behind(*modest) < behind);
+        behind > BEHIND && less.any(|(_, asked)| now < *asked + AGAIN)
     }
 
     /// A tenant asks for a permit.

@@ -16,7 +16,7 @@ use evalpool::{
         direct::{Compiled, DirectEngine},
     },
 };
-use tokio::time::{Instant, advance, pause};
+use tokio::time::{Instant, advance, pause, resume};
 
 use crate::{
     conformance::IMPORTS,
@@ -171,20 +171,25 @@ async fn what_is_read_anew_has_half_the_time_and_the_rest_is_for_an_instance_of_
     let mut request = CompileRequest { wasi: true, init: Init::Once, init_refresh: soon, ..request(SLEEPS) };
     request.limits.build_timeout = Duration::from_secs(4);
     let half = Duration::from_secs(2);
-    let plugin = engine(EngineKind::Direct).compile(request).await.unwrap();
-    while plugin.init_state() != InitState::Once {
-        // If it sleeps, there is no instance.
-        let _ = instance(&*plugin).await;
-        plugin.snapshot().await.unwrap();
-    }
-    let _waits = plugin.read_anew().unwrap();
-    pause();
-    let mut longest = Duration::ZERO;
-    for _ in 0..40 {
+    let mut took = Duration::ZERO;
+    // Until it sleeps when it is read anew.
+    for _ in 0..60 {
+        let plugin = engine(EngineKind::Direct).compile(request.clone()).await.unwrap();
+        while plugin.init_state() != InitState::Once {
+            // If it sleeps, there is no instance.
+            let _ = instance(&*plugin).await;
+            plugin.snapshot().await.unwrap();
+        }
+        let _waits = plugin.read_anew().unwrap();
+        pause();
         advance(Duration::from_hours(1)).await;
         let began = Instant::now();
         instance(&*plugin).await.unwrap();
-        longest = longest.max(began.elapsed());
+        took = began.elapsed();
+        resume();
+        if !took.is_zero() {
+            break;
+        }
     }
-    assert!(longest >= half && longest < half + Duration::from_millis(10), "{longest:?}");
+    assert!(took >= half && took < half + Duration::from_millis(10), "{took:?}");
 }

@@ -125,7 +125,7 @@ impl Code {
             kept,
             workers,
             restoring: Mutex::default(),
-            over_budget: Mutex::new(LruCache::new(MOST_REMEMBERED)),
+            over_budget: Mutex::new(LruCache::sparse(MOST_REMEMBERED)),
             remember: negative_ttl.saturating_mul(REMEMBERED),
             memory,
         }

@@ -1,6 +1,6 @@
 //! A thread that advances an engine's epoch: at each tick, running guests return to their executor.
 //!
-//! The thread lives as long as the engine, and ticks slowly while no guest runs.
+//! The thread ticks slowly while no guest runs, and ends some ticks after the engine.
 
 use std::{
     sync::{

@@ -183,8 +183,9 @@ impl<R: Resident> RegistryState<R> {
     /// What is on its way back.
     fn room_coming(&self) -> u64 {
         let closing = self.draining.values().filter(|draining| matches!(draining.coming, Coming::Soon { .. }));
-        let reaping = self.live.iter().map(|(_, live)| live.each() * live.reaping as u64);
-        self.giving_way + closing.map(|draining| draining.frees).chain(reaping).sum::<u64>()
+        let reaping = self.live.iter().filter(|(_, live)| live.reaping != 0);
+        let frees = closing.map(|draining| draining.frees);
+        self.giving_way + frees.chain(reaping.map(|(_, live)| live.each() * live.reaping as u64)).sum::<u64>()
     }
 
     /// What could be given back by dropping all that nobody uses.
@@ -201,7 +202,8 @@ impl<R: Resident> RegistryState<R> {
 
     /// Drops idle instances, least recently used runtimes first. Gives what is still missing.
     fn reap_for_room(&mut self, mut short: u64) -> u64 {
-        let idle = self.live.iter().rev().map(|(revision, live)| (*revision, live.idle, live.each()));
+        let idle = self.live.iter().rev().filter(|(_, live)| live.idle != 0);
+        let idle = idle.map(|(revision, live)| (*revision, live.idle, live.each()));
         let idle: Vec<_> = idle.filter(|(_, _, each)| *each > 0).collect();
         for (revision, idle, each) in idle {
             for _ in 0..idle {

@@ -55,12 +55,12 @@ impl<R: Resident> RegistryState<R> {
             return;
         }
         let held_up = self.held_up().into_iter();
-        let short = held_up.map(|tenant| (tenant, self.own_permits_short(tenant))).filter(|(_, short)| *short > 0);
-        self.reap_of(short.collect());
+        self.reap_of(held_up.map(|tenant| (tenant, self.own_permits_short(tenant))).collect());
     }
 
     /// Drops so many idle instances of each of these tenants, in one look at all runtimes.
     fn reap_of(&mut self, mut short: HashMap<TenantId, usize>) {
+        short.retain(|_, short| *short != 0);
         if short.is_empty() {
             return;
         }
@@ -281,8 +281,8 @@ impl<R: Resident> RegistryState<R> {
     fn own_room_coming(&self, tenant: TenantId) -> u64 {
         let closing = self.draining.values().filter(|draining| draining.revision.tenant == tenant);
         let closing = closing.filter(|draining| draining.is_closing()).map(|draining| draining.frees_in_full);
-        let reaping = self.own(tenant).map(|(_, live)| live.each() * live.reaping as u64);
-        closing.chain(reaping).sum()
+        let reaping = self.own(tenant).filter(|(_, live)| live.reaping != 0);
+        closing.chain(reaping.map(|(_, live)| live.each() * live.reaping as u64)).sum()
     }
 
     /// A tenant gets no more than it may, and waits for nothing that its own idle runtimes and instances could give.

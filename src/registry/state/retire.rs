@@ -143,8 +143,10 @@ impl<R: Resident> RegistryState<R> {
             .values_mut()
             .map(|draining| usize::from(draining.is_overdue(now, CLOSES_WITHIN)))
             .sum::<usize>();
-        self.closing -= overdue;
-        self.dispatch(now);
+        if overdue != 0 {
+            self.closing -= overdue;
+            self.dispatch(now);
+        }
     }
 
     /// Evicts what has not been used for longer than `ttl(revision)`.

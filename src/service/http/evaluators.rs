@@ -198,13 +198,13 @@ pub(super) async fn evaluate(
     let inputs = Bodies::inputs(connection.clone());
     let body = inputs.read(body, "input", app.input_size).await?;
     let data = if evaluator.has_data() { mergeable(body.clone()).await? } else { body.clone().into() };
-    let size = body.len();
+    let is_quick = is_quick(body.len());
     let parent = telemetry::requests::parent(&headers);
     let asked = Arc::new(Asked::new(app.clone(), inputs, uri, headers, call, body, data));
-    if evaluator.wanted_input() == Input::Request {
+    if (is_quick, evaluator.wanted_input()) == (false, Input::Request) {
         let shared = asked.clone();
         // A failure is kept, and comes up again below.
-        by_size(size, move || Ok(shared.data(Input::Request).is_ok())).await?;
+        blocking(move || Ok(shared.data(Input::Request).is_ok())).await?;
     }
     let shared = asked.clone();
     let (id, shows_usage) = (evaluator.id(), evaluator.is_debugged());
@@ -402,7 +402,11 @@ async fn by_size<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    if bytes <= QUICK { work() } else { blocking(work).await }
+    if is_quick(bytes) { work() } else { blocking(work).await }
+}
+
+fn is_quick(bytes: usize) -> bool {
+    bytes <= QUICK
 }
 
 /// Runs `work` on a blocking thread. It runs to its end even if the returned future is dropped.

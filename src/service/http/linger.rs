@@ -26,7 +26,7 @@ const MOST: u64 = 256 * 1024 * 1024;
 /// Has the rest of a request's body read when its handler drops it.
 pub(super) fn wrap(request: Request) -> Request {
     // A client that asks before it sends (`expect: 100-continue`) takes the refusal for its answer.
-    if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
+    if request.headers().contains_key(header::EXPECT) {
         return request;
     }
     request.map(|body| Body::new(Lingering(body)))

@@ -88,7 +88,7 @@ impl State {
             return Err(format!("after its initialisers its memory holds {holds} bytes, and {most} is the most"));
         }
         // With their places, of which each takes ten bytes at most.
-        self.bytes.reserve_exact(holds.saturating_add((runs.len() + 1).saturating_mul(20)));
+        self.bytes.reserve_exact(holds.saturating_add(runs.len().saturating_add(1).saturating_mul(20)));
         leb::unsigned(&mut self.bytes, data.len() as u64);
         leb::unsigned(&mut self.bytes, runs.len() as u64);
         for run in runs {

@@ -40,6 +40,9 @@ const TRIAL: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x03\x02\0\0\x0a\x
 /// more, or a busy service would compile nothing.
 const NICER: i32 = 5;
 
+/// The stack of the thread that reads orders. It counts as the process's data, which is bounded. In bytes.
+const LISTENS: usize = 256 << 10;
+
 /// As the main thread has by default. In bytes.
 const STACK: usize = 8 << 20;
 
@@ -178,7 +181,7 @@ fn listen() -> io::Result<mpsc::Receiver<Heard>> {
             send(Heard::Order(order, wasm, state))?;
         }
     };
-    thread::Builder::new().spawn(move || {
+    thread::Builder::new().stack_size(LISTENS).spawn(move || {
         if read().is_err_and(|error| error.kind() == io::ErrorKind::OutOfMemory) {
             // As where an allocation cannot fail otherwise.
             eprintln!("{NO_MEMORY}a module failed");
