@@ -201,7 +201,7 @@ pub(super) async fn evaluate(
     let is_quick = is_quick(body.len());
     let parent = telemetry::requests::parent(&headers);
     let asked = Arc::new(Asked::new(app.clone(), inputs, uri, headers, call, body, data));
-    if (is_quick, evaluator.wanted_input()) == (false, Input::Request) {
+    if !is_quick && evaluator.wanted_input() == Input::Request {
         let shared = asked.clone();
         // A failure is kept, and comes up again below.
         blocking(move || Ok(shared.data(Input::Request).is_ok())).await?;

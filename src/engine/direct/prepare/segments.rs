@@ -40,7 +40,9 @@ pub(super) fn join(wasm: &[u8], worthwhile: usize) -> Option<Vec<u8>> {
     let sections = Sections::read(wasm)?;
     let count = sections.data.count() as usize;
     // What most modules have: no more is read of them than the headers of their sections.
-    count.checked_sub(worthwhile)?;
+    if count < worthwhile {
+        return None;
+    }
     let segments: Vec<Data<'_>> = sections.data.clone().into_iter().collect::<Result<_, _>>().ok()?;
     let active = active(&segments, &sections.memories, wasm)?;
     // If none of the others is read, which takes a look at all code.
