@@ -23,7 +23,7 @@ fn a_spare_that_is_ready_after_its_tenants_bound_was_lowered_goes_at_the_next_lo
     let a = revision(A);
     world.live(a, NOTHING, 1, 1);
     let place = world.places[&a];
-    assert!(world.step(|state, _| state.reserve_spare(a, place)));
+    assert!(world.may_have_spare(a));
     world.quotas(TenantBounds { instances: Some(1), ..bounds() });
     world.step(|state, now| state.spare_ended(a, place, true, now));
     assert_eq!(world.asked(), []);
@@ -46,9 +46,7 @@ fn an_instance_that_comes_back_goes_to_the_oldest_caller_of_a_tenant_at_its_boun
     let mut world = World::new(LIMITS);
     world.quotas(TenantBounds { instances: Some(2), ..bounds() });
     let (a, b) = (revision(A), revision(B));
-    for revision in [a, b] {
-        world.live(revision, NOTHING, 1, 1);
-    }
+    world.leased([a, b]);
     for revision in [b, a] {
         assert!(matches!(world.call(revision), Requested::Queued(_)));
     }
@@ -88,21 +86,6 @@ fn what_is_parked_is_reclaimed_when_a_bound_is_lowered_below_what_its_tenant_has
 }
 
 #[test]
-fn nothing_is_dropped_for_a_caller_before_what_is_parked_is_known() {
-    let mut world = World::new(LIMITS);
-    world.quotas(TenantBounds { instances: Some(3), ..bounds() });
-    let (a, b, c) = (revision(A), revision(B), revision(C));
-    world.live(a, NOTHING, 1, 0);
-    world.live(b, NOTHING, 1, 1);
-    world.live(c, NOTHING, 1, 1);
-    assert!(world.may_park(b));
-    assert!(matches!(world.call(c), Requested::Queued(_)));
-    assert_eq!(world.asked(), [Reclaim(b)]);
-    world.reclaimed(&[b]);
-    assert_eq!(world.asked(), [Reap(a)]);
-}
-
-#[test]
 fn a_spare_is_not_made_of_the_permit_that_a_build_of_its_tenant_will_need() {
     for (bound, may) in [(2, false), (3, true)] {
         let mut world = World::new(Limits { compiling: 1, ..LIMITS });
@@ -112,8 +95,7 @@ fn a_spare_is_not_made_of_the_permit_that_a_build_of_its_tenant_will_need() {
         // Another tenant has the slot in which the build could compile.
         world.wants_place(of_tenant(2, 9));
         world.wants_place(revision(B));
-        let place = world.places[&a];
-        assert_eq!(world.step(|state, _| state.reserve_spare(a, place)), may, "{bound}");
+        assert_eq!(world.may_have_spare(a), may, "{bound}");
     }
 }
 
@@ -136,9 +118,7 @@ fn no_instance_goes_for_a_build_that_its_tenant_may_not_compile_yet() {
 fn a_runtime_above_a_bound_that_was_lowered_goes_at_the_next_look_after_its_last_lease() {
     let mut world = World::new(LIMITS);
     let (a, b) = (revision(A), revision(B));
-    for revision in [a, b] {
-        world.live(revision, NOTHING, 1, 1);
-    }
+    world.leased([a, b]);
     world.quotas(TenantBounds { runtimes: Some(1), ..bounds() });
     world.weigh();
     assert_eq!(world.asked(), []);
@@ -154,9 +134,7 @@ fn an_instance_goes_straight_to_the_oldest_caller_of_its_own_runtime() {
     let mut world = World::new(LIMITS);
     world.quotas(TenantBounds { instances: Some(2), ..bounds() });
     let (a, b) = (revision(A), revision(B));
-    for revision in [a, b] {
-        world.live(revision, NOTHING, 1, 1);
-    }
+    world.leased([a, b]);
     assert!(matches!(world.call(a), Requested::Queued(_)));
     world.returned(a, true);
     assert_eq!(world.asked(), [Grant(a)]);

@@ -183,6 +183,13 @@ impl World {
         self.asked();
     }
 
+    /// Runtimes with one instance each, which is leased.
+    fn leased(&mut self, revisions: [RevisionId; 2]) {
+        for revision in revisions {
+            self.live(revision, NOTHING, 1, 1);
+        }
+    }
+
     /// A lease ends; its instance is `back` in the pool, or has gone before.
     pub(super) fn returned(&mut self, revision: RevisionId, back: bool) {
         let returned = Returned { revision, place: self.places[&revision], back, used_again: 0, last_used: None };
@@ -205,6 +212,12 @@ impl World {
     fn may_park(&mut self, revision: RevisionId) -> bool {
         let place = self.places[&revision];
         self.step(|state, _| state.may_park(revision, place))
+    }
+
+    /// Whether one more instance of it may be made that nobody has asked for. From then on it counts as being made.
+    fn may_have_spare(&mut self, revision: RevisionId) -> bool {
+        let place = self.places[&revision];
+        self.step(|state, _| state.reserve_spare(revision, place))
     }
 
     /// What was parked is back, and these leases end.

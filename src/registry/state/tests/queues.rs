@@ -95,9 +95,7 @@ fn a_caller_gets_a_free_permit_at_once_unless_parked_instances_are_coming_back()
 fn a_grace_is_shortened_for_those_that_drain_under_the_same_revision() {
     let mut world = World::new(LIMITS);
     let (a, b) = (revision(A), revision(B));
-    for revision in [a, b] {
-        world.live(revision, NOTHING, 1, 1);
-    }
+    world.leased([a, b]);
     world.retire(a, None);
     world.retire(b, None);
     assert_eq!(world.asked(), [Retire(a), Retire(b)]);
@@ -170,9 +168,7 @@ fn a_caller_whose_build_could_compile_is_counted_as_one_that_waits_for_a_place()
 fn a_reservation_ends_with_its_runtime_and_no_other_does() {
     let mut world = World::new(Limits { capacity: 2, ..LIMITS });
     let (a, b) = (revision(A), revision(B));
-    for revision in [a, b] {
-        world.live(revision, NOTHING, 1, 1);
-    }
+    world.leased([a, b]);
     world.wants_place(revision(C));
     world.wants_place(revision(4));
     let reserved = |world: &World| world.state.reserved.iter().map(|(revision, _)| *revision).collect::<Vec<_>>();
@@ -217,9 +213,7 @@ fn the_end_of_a_lease_is_a_use_for_the_reuse_distances_only_if_it_was_parked_in_
     for (used_again, within_one) in [(0, 1), (1, 0)] {
         let mut world = World::new(LIMITS);
         let (a, b) = (revision(A), revision(B));
-        for revision in [a, b] {
-            world.live(revision, NOTHING, 1, 1);
-        }
+        world.leased([a, b]);
         world.state.take_reuse();
         let place = world.places[&a];
         let returned = Returned { revision: a, place, back: true, used_again, last_used: None };
@@ -236,8 +230,7 @@ fn a_spare_is_made_only_of_what_nobody_wants() {
         let mut world = World::with_memory(limits, memory);
         world.live(a, Weight { instance: 10, ..NOTHING }, 1, 1);
         change(&mut world);
-        let place = world.places[&a];
-        world.step(|state, _| state.reserve_spare(a, place))
+        world.may_have_spare(a)
     };
     assert!(may(LIMITS, u64::MAX, &|_| {}));
     assert!(!may(Limits { max_instances: 1, ..LIMITS }, u64::MAX, &|_| {}), "there is no permit");
@@ -247,18 +240,14 @@ fn a_spare_is_made_only_of_what_nobody_wants() {
     assert!(may(LIMITS, 10, &|_| {}));
     assert!(!may(LIMITS, 9, &|_| {}), "there is no room for it");
     let mut world = World::new(Limits { capacity: 2, ..LIMITS });
-    for revision in [b, a] {
-        world.live(revision, NOTHING, 1, 1);
-    }
+    world.leased([b, a]);
     // The other is reserved for it.
     world.wants_place(c);
-    let place = world.places[&a];
-    assert!(!world.step(|state, _| state.reserve_spare(a, place)), "a build waits for a place");
+    assert!(!world.may_have_spare(a), "a build waits for a place");
     let mut world = World::new(LIMITS);
     world.live(a, NOTHING, 1, 1);
-    let place = world.places[&a];
-    assert!(world.step(|state, _| state.reserve_spare(a, place)));
-    assert!(!world.step(|state, _| state.reserve_spare(a, place)), "one is being made");
+    assert!(world.may_have_spare(a));
+    assert!(!world.may_have_spare(a), "one is being made");
 }
 
 #[test]
@@ -278,25 +267,26 @@ fn a_builder_of_a_build_that_was_dropped_does_not_publish_in_place_of_the_next()
 
 #[test]
 fn nothing_is_dropped_for_a_permit_before_what_is_parked_is_known() {
-    let mut world = World::new(Limits { max_instances: 3, ..LIMITS });
-    let (a, b, c) = (revision(A), revision(B), revision(C));
-    world.live(a, NOTHING, 1, 0);
-    world.live(b, NOTHING, 1, 1);
-    world.live(c, NOTHING, 1, 1);
-    assert!(world.may_park(b));
-    assert!(matches!(world.call(c), Requested::Queued(_)));
-    assert_eq!(world.asked(), [Reclaim(b)]);
-    world.reclaimed(&[b]);
-    assert_eq!(world.asked(), [Reap(a)]);
+    // All that the pool may have, or all that the tenant may.
+    for (max_instances, instances) in [(3, None), (LIMITS.max_instances, Some(3))] {
+        let mut world = World::new(Limits { max_instances, ..LIMITS });
+        world.quotas(TenantBounds { instances, ..bounds() });
+        let (a, b, c) = (revision(A), revision(B), revision(C));
+        world.live(a, NOTHING, 1, 0);
+        world.leased([b, c]);
+        assert!(world.may_park(b));
+        assert!(matches!(world.call(c), Requested::Queued(_)));
+        assert_eq!(world.asked(), [Reclaim(b)]);
+        world.reclaimed(&[b]);
+        assert_eq!(world.asked(), [Reap(a)]);
+    }
 }
 
 #[test]
 fn a_build_for_which_there_is_no_place_takes_no_callers_instance() {
     let mut world = World::new(Limits { capacity: 2, max_instances: 2, ..LIMITS });
     let (a, b) = (revision(A), revision(B));
-    for revision in [a, b] {
-        world.live(revision, NOTHING, 1, 1);
-    }
+    world.leased([a, b]);
     // It is to get the first one's place.
     world.wants_place(revision(C));
     assert!(matches!(world.call(b), Requested::Queued(_)));
